@@ -1,0 +1,237 @@
+"""The experiment file: TOML in, one frozen and closed `Experiment` out.
+
+Reading is two passes. The first checks each section by itself (unknown keys, wrong types); the second applies the rules
+that look across sections. A section with mistakes takes part in the second pass without its bad keys, so that all
+mistakes of a file are listed at once.
+"""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from forge_sweep.errors import ExperimentError, InputError, Mistake
+from forge_sweep.experiment.rules import RULES, Sections, as_toml, nearest
+from forge_sweep.experiment.space import HYPERPARAMETERS, Dimension, Hyperparameter, Params, Scalar
+from forge_sweep.experiment.spec import (
+    BUDGET_FIELDS,
+    BaselineKind,
+    BaselinesSpec,
+    ConfirmSpec,
+    DataSpec,
+    Experiment,
+    ModelSpec,
+    ObjectiveSpec,
+    PreprocessingSpec,
+    Pruner,
+    Sampler,
+    Scaler,
+    SplitSpec,
+    StudySpec,
+    TrackingSpec,
+    WorkersSpec,
+    flatten,
+    is_budget,
+)
+from forge_sweep.task import direction
+
+__all__ = [
+    "BUDGET_FIELDS",
+    "HYPERPARAMETERS",
+    "BaselineKind",
+    "BaselinesSpec",
+    "ConfirmSpec",
+    "DataSpec",
+    "Dimension",
+    "Experiment",
+    "Hyperparameter",
+    "ModelSpec",
+    "ObjectiveSpec",
+    "Params",
+    "PreprocessingSpec",
+    "Pruner",
+    "Sampler",
+    "Scalar",
+    "Scaler",
+    "SplitSpec",
+    "StudySpec",
+    "TrackingSpec",
+    "WorkersSpec",
+    "flatten",
+    "is_budget",
+    "json_schema",
+    "load",
+    "parse",
+]
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "data": DataSpec,
+    "preprocessing": PreprocessingSpec,
+    "model": ModelSpec,
+    "objective": ObjectiveSpec,
+    "study": StudySpec,
+    "baselines": BaselinesSpec,
+    "confirm": ConfirmSpec,
+    "workers": WorkersSpec,
+    "tracking": TrackingSpec,
+}
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file.
+
+    Args:
+        path: a TOML file.
+        overrides: words such as ``study.n_trials=4``, applied in order; the value is TOML, or else text.
+
+    Raises:
+        InputError: the file cannot be read or is not TOML.
+        ExperimentError: the experiment has mistakes; all of them are listed.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"experiment file {path} does not exist", hint="give the path of a TOML file under experiments/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"experiment file {path} cannot be read: {error}", hint="give a UTF-8 text file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"experiment file {path} is not TOML: {error}", hint="mend the line named above") from None
+    return parse(raw, root=path.resolve().parent, overrides=overrides, source=str(path))
+
+
+def parse(raw: Mapping[str, Any], *, root: Path, overrides: Sequence[str] = (), source: str = "experiment") -> Experiment:
+    """Check a table as `tomllib` gives it and return the experiment; see `load`.
+
+    Args:
+        raw: the tables of the file.
+        root: folder that relative paths start from.
+        overrides: words such as ``study.n_trials=4``.
+        source: what error messages call the experiment.
+    """
+    raw = copy.deepcopy(dict(raw))
+    mistakes = [mistake for word in overrides if (mistake := apply_override(raw, word))]
+    imply_files(raw)
+    mistakes += list(field_mistakes(raw))
+    sections = Sections(**{name: lenient(SECTIONS[name], raw.get(name, {})) for name in Sections.__dataclass_fields__})
+    mistakes += [mistake for rule in RULES for mistake in rule(sections)]
+    if mistakes:
+        raise ExperimentError(source, list(dict.fromkeys(mistakes)))
+    experiment = Experiment.model_validate({**raw, "root": root, "overrides": tuple(overrides)})
+    objective = experiment.objective.model_copy(update={"direction": direction(experiment.data.task, experiment.objective.metric)})
+    return experiment.model_copy(update={"objective": objective})
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of the experiment file, for editors."""
+    schema = Experiment.model_json_schema()
+    for internal in ("root", "overrides"):
+        schema["properties"].pop(internal)
+    return schema
+
+
+def apply_override(raw: dict[str, Any], word: str) -> Mistake | None:
+    """Set one ``key=value`` in ``raw``, or say what is wrong with it."""
+    path, equals, text = word.partition("=")
+    if not equals or not path.strip():
+        return Mistake(word, "", "an override of the form key=value, such as study.n_trials=4")
+    *parents, last = (part.strip() for part in path.strip().split("."))
+    table = raw
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            return Mistake(path, text, f"a table at {parent}, which has a value")
+    table[last] = toml_value(text.strip())
+    return None
+
+
+def toml_value(text: str) -> Any:
+    """The TOML value that ``text`` spells, or the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def imply_files(raw: dict[str, Any]) -> None:
+    """One path per split says already how the rows are split."""
+    data = raw.get("data")
+    if isinstance(data, dict) and isinstance(data.get("path"), dict):
+        split = data.setdefault("split", {})
+        if isinstance(split, dict):
+            split.setdefault("kind", "files")
+
+
+def field_mistakes(raw: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Unknown keys, missing keys and wrong types, section by section."""
+    try:
+        Experiment.model_validate(raw)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            yield as_mistake(raw, detail)
+    for internal in ("root", "overrides"):
+        if internal in raw:
+            yield Mistake(internal, as_toml(raw[internal]), "nothing: unknown key")
+
+
+def as_mistake(raw: Mapping[str, Any], detail: Any) -> Mistake:
+    """One of pydantic's errors as a mistake with its TOML path."""
+    location = [part for part in map(str, detail["loc"]) if part not in ("table", "value", "[key]")]
+    path, kind = ".".join(location), detail["type"]
+    if kind == "extra_forbidden":
+        siblings = fields_at(raw, location[:-1])
+        return Mistake(path, as_toml(detail["input"]), f"a known key, one of {', '.join(siblings)}", nearest(location[-1], siblings))
+    if kind == "missing":
+        return Mistake(path, "", "a value: this key is required")
+    if kind == "literal_error":
+        choices = [word.strip("'") for word in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+        return Mistake(path, as_toml(detail["input"]), f"one of {', '.join(choices)}", nearest(str(detail["input"]), choices))
+    if kind == "string_pattern_mismatch":
+        return Mistake(path, as_toml(detail["input"]), "letters, digits, _ . and -, beginning with a letter or a digit")
+    expected = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ").strip()
+    return Mistake(path, as_toml(detail["input"]), expected)
+
+
+def fields_at(raw: Mapping[str, Any], location: Sequence[str]) -> list[str]:
+    """The keys that a table at ``location`` may have."""
+    model: type[BaseModel] = Experiment
+    for part in location:
+        if part == "search":
+            return list(Dimension.model_fields)
+        annotation = model.model_fields[part].annotation
+        model = typing.cast(type[BaseModel], annotation)
+    return [name for name in model.model_fields if name not in ("root", "overrides")]
+
+
+def lenient(section: type[BaseModel], raw: Any) -> Any:
+    """The section without its bad keys, or None where too little is left."""
+    if not isinstance(raw, dict):
+        return None
+    raw = copy.deepcopy(raw)
+    for _ in range(2):
+        try:
+            return section.model_validate(raw)
+        except ValidationError as error:
+            for detail in error.errors():
+                remove(raw, [part for part in map(str, detail["loc"]) if part not in ("table", "value", "[key]")])
+    return None
+
+
+def remove(raw: dict[str, Any], location: Sequence[str]) -> None:
+    """Delete the key at ``location``; of a search range that is the whole hyperparameter."""
+    depth = 2 if location and location[0] == "search" else len(location)
+    table: Any = raw
+    for part in location[: depth - 1]:
+        if not isinstance(table, dict) or not isinstance(table.get(part), dict):
+            break
+        table = table[part]
+    else:
+        table.pop(location[depth - 1] if depth <= len(location) else location[-1], None)
+        return
+    raw.pop(location[0], None)

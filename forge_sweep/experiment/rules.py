@@ -1,0 +1,305 @@
+"""Contradictions that no single field shows: one small function per rule, each yielding its mistakes."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from forge_sweep.errors import Mistake
+from forge_sweep.experiment.space import HYPERPARAMETERS, Dimension, Hyperparameter, Scalar
+from forge_sweep.experiment.spec import (
+    DataSpec,
+    ModelSpec,
+    ObjectiveSpec,
+    PreprocessingSpec,
+    StudySpec,
+)
+from forge_sweep.task import METRICS, check_pairing, direction, pairings
+
+
+@dataclass(frozen=True)
+class Sections:
+    """The sections that could be read; None where one could not."""
+
+    data: DataSpec | None
+    preprocessing: PreprocessingSpec | None
+    model: ModelSpec | None
+    objective: ObjectiveSpec | None
+    study: StudySpec | None
+
+
+Rule = Callable[[Sections], Iterator[Mistake]]
+
+
+def as_toml(value: Any) -> str:
+    """A value as it would stand in the file."""
+    return json.dumps(value, default=str) if not isinstance(value, dict) else f"{{ {', '.join(value)} }}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``did you mean "width"?`` or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f'did you mean "{close[0]}"?' if close else ""
+
+
+def source_fits(sections: Sections) -> Iterator[Mistake]:
+    """A file has a path, a sample has a name, and neither has the other's."""
+    data = sections.data
+    if data is None:
+        return
+    needed, other = ("path", "name") if data.source == "file" else ("name", "path")
+    if getattr(data, needed) is None:
+        yield Mistake(f"data.{needed}", "", f'a value, since data.source = "{data.source}"')
+    if getattr(data, other) is not None:
+        hint = f"remove it, or set data.source = {as_toml('sample' if other == 'name' else 'file')}"
+        yield Mistake(f"data.{other}", as_toml(getattr(data, other)), f'nothing beside data.source = "{data.source}"', hint)
+
+
+def split_fits(sections: Sections) -> Iterator[Mistake]:
+    """Shares sum to 1, the named column stands beside its kind, and one path per split means kind `files`."""
+    if sections.data is None:
+        return
+    split, paths = sections.data.split, sections.data.path
+    total = split.train + split.valid + split.test
+    if split.kind in ("random", "group", "time") and not math.isclose(total, 1.0, abs_tol=1e-6):
+        yield Mistake("data.split", f"train + valid + test = {total:g}", "shares that sum to 1")
+    for kind in ("column", "group", "time"):
+        named = getattr(split, kind)
+        if split.kind == kind and named is None:
+            yield Mistake(f"data.split.{kind}", "", f'a column name, since data.split.kind = "{kind}"')
+        if split.kind != kind and named is not None:
+            yield Mistake(f"data.split.{kind}", as_toml(named), "nothing", f'set data.split.kind = "{kind}" or remove it')
+    if isinstance(paths, dict) and set(paths) != {"train", "valid", "test"}:
+        yield Mistake("data.path", as_toml(paths), "train, valid and test, each with a path")
+    if isinstance(paths, dict) != (split.kind == "files"):
+        expected = '"files", since data.path has one path per split' if isinstance(paths, dict) else "one path per split in data.path"
+        yield Mistake("data.split.kind", as_toml(split.kind), expected)
+
+
+def columns_have_one_role(sections: Sections) -> Iterator[Mistake]:
+    """A target is not dropped, a key is not the target, and so on."""
+    data = sections.data
+    if data is None:
+        return
+    roles: dict[str, str] = {}
+    named = [("data.key", data.key), *((f"data.split.{k}", getattr(data.split, k)) for k in ("column", "group", "time"))]
+    for path, columns in [("data.target", data.target), *((p, (c,) if c else ()) for p, c in named), ("data.drop", data.drop)]:
+        for column in columns:
+            if column in roles:
+                yield Mistake(path, as_toml(column), f"a column that is not {roles[column]} already")
+            roles.setdefault(column, path)
+    for column in data.categorical:
+        if column in roles:
+            yield Mistake("data.categorical", as_toml(column), f"a feature, not {roles[column]}")
+
+
+def target_fits_task(sections: Sections) -> Iterator[Mistake]:
+    """One column for binary and regression, several for multilabel; a positive label only for binary."""
+    data = sections.data
+    if data is None:
+        return
+    if data.task in ("binary", "regression") and len(data.target) > 1:
+        hint = 'task = "multilabel", or "multiclass" for one-hot columns' if data.task == "binary" else ""
+        yield Mistake("data.target", as_toml(data.target), f"one column for {data.task}", hint)
+    if data.task == "multilabel" and len(data.target) < 2:
+        yield Mistake("data.target", as_toml(data.target), "two or more columns of 0 and 1 for multilabel")
+    if data.positive is not None and data.task != "binary":
+        yield Mistake("data.positive", as_toml(data.positive), f"nothing for {data.task}: only binary has a positive label")
+
+
+def objective_fits_task(sections: Sections) -> Iterator[Mistake]:
+    """The metric exists for the task, on the validation split, in its own direction."""
+    data, objective = sections.data, sections.objective
+    if objective is None:
+        return
+    metric = objective.metric
+    if metric.startswith("test_"):
+        yield Mistake("objective.metric", as_toml(metric), "a validation metric", "the test split is looked at once, at the end")
+        return
+    if not metric.startswith("val_"):
+        yield Mistake("objective.metric", as_toml(metric), "a metric of the validation split", f'did you mean "val_{metric}"?')
+        return
+    if data is None:
+        return
+    valid = [f"val_{name}" for name in (*METRICS[data.task], "loss")]
+    if metric not in dict.fromkeys(valid):
+        yield Mistake("objective.metric", as_toml(metric), f"a metric of {data.task}: {', '.join(dict.fromkeys(valid))}", nearest(metric, valid))
+    elif objective.direction not in (None, direction(data.task, metric)):
+        expected = f'"{direction(data.task, metric)}", the direction of {metric}'
+        yield Mistake("objective.direction", as_toml(objective.direction), expected, "leave it out: it follows from the metric")
+
+
+def head_fits_task(sections: Sections) -> Iterator[Mistake]:
+    """Output activation and loss are a pair that fits the task."""
+    data, model = sections.data, sections.model
+    if data is None or model is None:
+        return
+    default = pairings(data.task, data.one_hot)[0]
+    activation = model.activation or ("linear" if model.from_logits else default.activation)
+    problem = check_pairing(data.task, data.one_hot, activation, model.loss or default.loss, model.from_logits)
+    if problem:
+        given = {key: getattr(model, key) for key in ("activation", "loss", "from_logits") if getattr(model, key)}
+        seen = ", ".join(f"{key} = {as_toml(value)}" for key, value in given.items())
+        yield Mistake("model", seen, f"an output layer and a loss that fit {data.task}", problem)
+    if model.class_weight and data.task not in ("binary", "multiclass"):
+        yield Mistake("model.class_weight", as_toml(model.class_weight), f"nothing for {data.task}", "class weights need one class per row")
+
+
+def search_values_are_known(sections: Sections) -> Iterator[Mistake]:
+    """Every name under [model.search] is a hyperparameter and every value lies in its range."""
+    for name, value in (sections.model.search if sections.model else {}).items():
+        path = f"model.search.{name}"
+        known = HYPERPARAMETERS.get(name)
+        if known is None:
+            yield Mistake(path, "", f"a hyperparameter of mlp: {', '.join(HYPERPARAMETERS)}", nearest(name, HYPERPARAMETERS))
+        elif isinstance(value, Dimension):
+            yield from dimension_mistakes(path, value, known)
+        elif not known.accepts(value):
+            yield Mistake(path, as_toml(value), known.expected)
+
+
+def dimension_mistakes(path: str, dimension: Dimension, known: Hyperparameter) -> Iterator[Mistake]:
+    """What is wrong with one search range."""
+    if dimension.type == "categorical":
+        yield from categorical_mistakes(path, dimension, known)
+        return
+    if known.type in ("choice", "bool"):
+        yield Mistake(f"{path}.type", as_toml(dimension.type), '"categorical"', f"{path} takes {known.expected}")
+        return
+    if known.type == "int" and dimension.type == "float":
+        yield Mistake(f"{path}.type", '"float"', '"int"', f"{path} takes {known.expected}")
+    if dimension.choices:
+        yield Mistake(f"{path}.choices", as_toml(dimension.choices), f'nothing beside type = "{dimension.type}"', 'type = "categorical"')
+    bounds = {"low": dimension.low, "high": dimension.high}
+    for key, value in bounds.items():
+        if value is None:
+            yield Mistake(f"{path}.{key}", "", "a number")
+        elif dimension.type == "int" and not isinstance(value, int):
+            yield Mistake(f"{path}.{key}", as_toml(value), "a whole number")
+        elif not known.accepts(value):
+            yield Mistake(f"{path}.{key}", as_toml(value), known.expected)
+    if dimension.low is not None and dimension.high is not None:
+        yield from range_mistakes(path, dimension, dimension.low, dimension.high)
+
+
+def range_mistakes(path: str, dimension: Dimension, low: float, high: float) -> Iterator[Mistake]:
+    """What is wrong between the two ends of a range."""
+    if low >= high:
+        yield Mistake(path, f"low = {low:g}, high = {high:g}", "low below high", "a fixed value is written without a table")
+    if dimension.log and low <= 0:
+        yield Mistake(f"{path}.low", as_toml(low), "a number above 0, since log = true")
+    if dimension.step is not None and (dimension.step <= 0 or dimension.step > high - low):
+        yield Mistake(f"{path}.step", as_toml(dimension.step), f"a number above 0 and at most high - low = {high - low:g}")
+    if dimension.step is not None and dimension.type == "int" and not isinstance(dimension.step, int):
+        yield Mistake(f"{path}.step", as_toml(dimension.step), "a whole number")
+    if dimension.step is not None and dimension.log:
+        yield Mistake(f"{path}.step", as_toml(dimension.step), "nothing beside log = true")
+
+
+def categorical_mistakes(path: str, dimension: Dimension, known: Hyperparameter) -> Iterator[Mistake]:
+    """What is wrong with a list of choices."""
+    for key in ("low", "high", "step"):
+        if getattr(dimension, key) is not None:
+            yield Mistake(f"{path}.{key}", as_toml(getattr(dimension, key)), 'nothing beside type = "categorical"')
+    if dimension.log:
+        yield Mistake(f"{path}.log", "true", 'nothing beside type = "categorical"')
+    if not dimension.choices:
+        yield Mistake(f"{path}.choices", "", "a list of values")
+    if len(set(map(repr, dimension.choices))) < len(dimension.choices):
+        yield Mistake(f"{path}.choices", as_toml(dimension.choices), "each value once")
+    for choice in dimension.choices:
+        if not known.accepts(choice):
+            yield Mistake(f"{path}.choices", as_toml(choice), known.expected, nearest(str(choice), known.choices))
+
+
+def conditions_can_hold(sections: Sections) -> Iterator[Mistake]:
+    """`when` names another, unconditional hyperparameter and values that it can take."""
+    search = sections.model.search if sections.model else {}
+    for name, value in search.items():
+        for other, wanted in (value.when if isinstance(value, Dimension) else {}).items():
+            path, target = f"model.search.{name}.when.{other}", search.get(other)
+            if target is None or other == name:
+                yield Mistake(path, "", f"another hyperparameter under [model.search]: {', '.join(n for n in search if n != name)}", nearest(other, search))
+            elif isinstance(target, Dimension) and target.when:
+                yield Mistake(path, "", "a hyperparameter that has no condition of its own")
+            else:
+                yield from (Mistake(path, as_toml(w), f"a value that {other} can take") for w in wanted if not can_be(target, w))
+
+
+def can_be(value: Dimension | Scalar, wanted: Scalar) -> bool:
+    """Whether a fixed or searched hyperparameter can have the value ``wanted``."""
+    if not isinstance(value, Dimension):
+        return value == wanted
+    if value.type == "categorical":
+        return wanted in value.choices
+    low, high = value.low, value.high
+    return not isinstance(wanted, str) and low is not None and high is not None and low <= wanted <= high
+
+
+def momentum_has_a_user(sections: Sections) -> Iterator[Mistake]:
+    """Momentum under an optimizer that ignores it would be searched in vain."""
+    search = sections.model.search if sections.model else {}
+    momentum, optimizer = search.get("momentum"), search.get("optimizer", "adam")
+    if momentum is None or (isinstance(momentum, Dimension) and "optimizer" in momentum.when):
+        return
+    possible = optimizer.choices if isinstance(optimizer, Dimension) else (optimizer,)
+    ignoring = [str(name) for name in possible if name not in ("sgd", "rmsprop")]
+    if ignoring and (isinstance(momentum, Dimension) or len(ignoring) == len(possible)):
+        hint = 'add when = { optimizer = "sgd" }'
+        yield Mistake("model.search.momentum", "", f"an optimizer that has momentum (sgd, rmsprop); {', '.join(ignoring)} ignores it", hint)
+
+
+def sampler_fits_space(sections: Sections) -> Iterator[Mistake]:
+    """A grid needs an end, and something must be searched."""
+    model, study = sections.model, sections.study
+    if model is None or study is None:
+        return
+    searched = {name: value for name, value in model.search.items() if isinstance(value, Dimension)}
+    if not searched and study.n_trials > 1:
+        yield Mistake("model.search", "", "at least one searched hyperparameter", "or set study.n_trials = 1")
+    if study.sampler != "grid":
+        return
+    for name, value in searched.items():
+        if value.when:
+            yield Mistake(f"model.search.{name}.when", "", 'nothing under sampler = "grid": every point of a grid has every coordinate')
+        if value.type == "float" and value.step is None:
+            yield Mistake(f"model.search.{name}.step", "", 'a step, since study.sampler = "grid"', 'or type = "categorical" with choices')
+    if all(dimension_is_whole(value) for value in searched.values()):
+        size = math.prod(len(value.grid() or ()) for value in searched.values())
+        if searched and study.n_trials > size:
+            yield Mistake("study.n_trials", str(study.n_trials), f"at most {size}, the number of points in the grid")
+
+
+def dimension_is_whole(value: Dimension) -> bool:
+    """Whether a range has all that its grid needs."""
+    if value.type == "categorical":
+        return bool(value.choices)
+    ends = value.low is not None and value.high is not None and value.low < value.high
+    return ends and (value.type == "int" or value.step is not None) and (value.step is None or value.step > 0)
+
+
+def scaler_is_named_once(sections: Sections) -> Iterator[Mistake]:
+    """A scaler in [model.search] overrides [preprocessing]; two different fixed ones contradict each other."""
+    search = sections.model.search if sections.model else {}
+    stated = sections.preprocessing.scaler if sections.preprocessing and "scaler" in sections.preprocessing.model_fields_set else None
+    if stated is not None and "scaler" in search:
+        yield Mistake("model.search.scaler", as_toml(search["scaler"]) if not isinstance(search["scaler"], Dimension) else "", f"one place for the scaler; preprocessing.scaler = {as_toml(stated)} too", "remove one of them")
+
+
+RULES: tuple[Rule, ...] = (
+    source_fits,
+    split_fits,
+    columns_have_one_role,
+    target_fits_task,
+    objective_fits_task,
+    head_fits_task,
+    search_values_are_known,
+    conditions_can_hold,
+    momentum_has_a_user,
+    sampler_fits_space,
+    scaler_is_named_once,
+)

@@ -1,0 +1,228 @@
+"""The sections of an experiment file as frozen, closed models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+
+from forge_sweep.experiment.space import HYPERPARAMETERS, Dimension, Scalar, SearchValue, as_tuple, by_shape
+from forge_sweep.task import TaskKind
+
+Backend = Literal["tensorflow", "jax", "torch"]
+Direction = Literal["maximize", "minimize"]
+Scaler = Literal["standard", "minmax", "robust", "quantile", "none"]
+BaselineKind = Literal["constant", "random_forest", "hist_gradient_boosting", "xgboost"]
+Sampler = Literal["tpe", "random", "gp", "cmaes", "qmc", "grid"]
+Pruner = Literal["none", "median", "percentile", "hyperband", "successive_halving", "wilcoxon"]
+Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
+BUDGET_FIELDS = ("description", "study.n_trials", "study.timeout_s", "confirm", "tracking", "workers")
+"""What may change between two runs of one sweep: how much of it is run and where it is shown, not what a trial is."""
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, no conversion between types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class SplitSpec(Section):
+    """``[data.split]``: which rows train, validate and test."""
+
+    kind: Literal["random", "column", "group", "time", "files"] = Field(
+        "random", description="How rows are assigned; `files` follows from one path per split."
+    )
+    train: float = Field(0.70, gt=0, lt=1, description="Share of the training rows.")
+    valid: float = Field(0.15, gt=0, lt=1, description="Share of the validation rows.")
+    test: float = Field(0.15, gt=0, lt=1, description="Share of the test rows.")
+    stratify: bool = Field(True, description="Keep class shares alike (kind `random`, one target of classes).")
+    column: str | None = Field(None, description="Column that holds train, valid or test (kind `column`).")
+    group: str | None = Field(None, description="Column whose values never stand in two splits (kind `group`).")
+    time: str | None = Field(None, description="Column to sort by: the oldest rows train (kind `time`).")
+
+
+class DataSpec(Section):
+    """``[data]``: where the rows come from and what is predicted."""
+
+    source: Literal["file", "sample"] = Field("file", description="A file, or a sample set of scikit-learn.")
+    path: (
+        Annotated[
+            Annotated[dict[Literal["train", "valid", "test"], str], Tag("table")] | Annotated[str, Tag("value")],
+            Discriminator(by_shape),
+        ]
+        | None
+    ) = Field(
+        None, description="CSV or Parquet, relative to the experiment file; or one path each for train, valid and test."
+    )
+    name: str | None = Field(None, description="Name of the sample set: breast_cancer, digits, diabetes, iris, wine.")
+    target: Names = Field(description="Target column, or a list (multilabel, one-hot).", min_length=1)
+    task: TaskKind = Field(description="What is predicted.")
+    version: str | None = Field(None, description="Your name for this content; the digest is recorded in any case.")
+    key: str | None = Field(None, description="Unique column that fixes the order of rows; not a feature.")
+    drop: Names = Field((), description="Columns to leave out.")
+    categorical: Names = Field((), description="Columns of numeric codes to treat as categories.")
+    positive: Scalar | None = Field(None, description="The positive label of a binary target.")
+    separator: str = Field(",", description="Field separator of a CSV file.")
+    split: SplitSpec = Field(default_factory=SplitSpec)
+
+    @property
+    def one_hot(self) -> bool:
+        """Whether the classes of a multiclass target stand in one column each."""
+        return self.task == "multiclass" and len(self.target) > 1
+
+
+class PreprocessingSpec(Section):
+    """``[preprocessing]``: learned on the training rows only."""
+
+    scaler: Scaler = Field("standard", description="Scaling of numeric columns; also searchable under [model.search].")
+    impute: Literal["median", "mean", "constant"] = Field(
+        "median", description="What missing numbers become; an indicator column is added."
+    )
+    fill: float = Field(0.0, description='The value of `impute = "constant"`.')
+    max_categories: int = Field(50, ge=1, le=10_000, description="Most frequent categories kept per column.")
+
+
+class ModelSpec(Section):
+    """``[model]``: the network and its search space."""
+
+    builder: Literal["mlp"] = Field("mlp", description="Which network is built.")
+    class_weight: Literal["balanced"] | None = Field(None, description="Weigh classes by the inverse of their frequency.")
+    activation: str | None = Field(None, description="Activation of the output layer; follows from the task.")
+    loss: str | None = Field(None, description="Loss; follows from the task. For regression `mse` or `mae`.")
+    from_logits: bool = Field(False, description="The output layer is linear and the loss applies the activation.")
+    search: dict[str, SearchValue] = Field(
+        default_factory=dict, description="Hyperparameters: a value is fixed, a table is searched."
+    )
+
+
+class ObjectiveSpec(Section):
+    """``[objective]``: what the sweep optimises."""
+
+    metric: str = Field(description="A validation metric, such as val_auc.")
+    direction: Direction | None = Field(None, description="Follows from the metric; stating another one is refused.")
+
+
+class StudySpec(Section):
+    """``[study]``: the Optuna study and the budget."""
+
+    sampler: Sampler = Field("tpe", description="Which sampler suggests the parameters.")
+    pruner: Pruner = Field("median", description="Which pruner stops hopeless trials.")
+    n_trials: int = Field(40, ge=1, description="Trials in total, over interruptions.")
+    epochs: int = Field(60, ge=1, description="Most epochs of one trial.")
+    patience: int = Field(8, ge=1, description="Epochs without improvement of the objective before a trial stops.")
+    timeout_s: float | None = Field(None, gt=0, description="Seconds after which no new trial is started.")
+    trial_timeout_s: float | None = Field(None, gt=0, description="Seconds after which a trial fails as `time-out`.")
+    startup_trials: int = Field(5, ge=0, description="Trials before median and percentile pruning begins.")
+    warmup_epochs: int = Field(5, ge=0, description="Epochs of a trial before it may be pruned.")
+    percentile: float = Field(25.0, gt=0, lt=100, description="The share kept by the percentile pruner, in percent.")
+
+
+class BaselinesSpec(Section):
+    """``[baselines]``: untuned models that a network has to beat."""
+
+    kinds: Annotated[tuple[BaselineKind, ...], BeforeValidator(as_tuple)] = Field(
+        ("constant", "random_forest", "hist_gradient_boosting", "xgboost"), description="Which baselines are fitted."
+    )
+
+
+class ConfirmSpec(Section):
+    """``[confirm]``: the best configurations again, over several seeds."""
+
+    top: int = Field(3, ge=1, description="How many configurations.")
+    seeds: int = Field(3, ge=1, description="How many seeds each.")
+
+
+class WorkersSpec(Section):
+    """``[workers]``: where trials run."""
+
+    kind: Literal["serial"] = Field("serial", description="One trial at a time, in this process.")
+    n: Literal[1] = Field(1, description="Number of workers.")
+
+
+class TrackingSpec(Section):
+    """``[tracking]``: names in MLflow; the store comes from MLFLOW_TRACKING_URI or is mlruns/mlflow.db."""
+
+    model_name: str | None = Field(None, pattern=NAME_PATTERN, description="Registered model; default: the name above.")
+
+
+class Experiment(Section):
+    """One experiment, complete and consistent. Made by `load`, which is the place that checks it.
+
+    Attributes:
+        root: folder of the experiment file; relative paths start there. Not part of the experiment's identity.
+        overrides: the ``key=value`` words of the command line, already applied.
+    """
+
+    name: str = Field(pattern=NAME_PATTERN, description="Optuna study and MLflow experiment.")
+    description: str = Field("", description="One line for people.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Every random number follows from it.")
+    backend: Backend = Field("tensorflow", description="Backend of Keras.")
+    data: DataSpec
+    preprocessing: PreprocessingSpec = Field(default_factory=PreprocessingSpec)
+    model: ModelSpec = Field(default_factory=ModelSpec)
+    objective: ObjectiveSpec
+    study: StudySpec = Field(default_factory=StudySpec)
+    baselines: BaselinesSpec = Field(default_factory=BaselinesSpec)
+    confirm: ConfirmSpec = Field(default_factory=ConfirmSpec)
+    workers: WorkersSpec = Field(default_factory=WorkersSpec)
+    tracking: TrackingSpec = Field(default_factory=TrackingSpec)
+    root: Path = Field(Path(), exclude=True)
+    overrides: tuple[str, ...] = Field((), exclude=True)
+
+    @property
+    def direction(self) -> Direction:
+        """Whether the objective is maximised or minimised."""
+        assert self.objective.direction is not None  # resolved by load
+        return self.objective.direction
+
+    @property
+    def model_name(self) -> str:
+        """Name of the registered model."""
+        return self.tracking.model_name or self.name
+
+    @property
+    def space(self) -> dict[str, Dimension | Scalar]:
+        """The search space with its defaults, in one fixed order, conditional hyperparameters after their conditions."""
+        space: dict[str, Dimension | Scalar] = {}
+        for name, known in HYPERPARAMETERS.items():
+            value = self.model.search.get(name, known.default)
+            if value is not None:
+                space[name] = value
+        conditional = [name for name, value in space.items() if isinstance(value, Dimension) and value.when]
+        return {name: space[name] for name in [*(n for n in space if n not in conditional), *conditional]}
+
+    @property
+    def scalers(self) -> tuple[str, ...]:
+        """Every scaler that a trial may use."""
+        value = self.space.get("scaler", self.preprocessing.scaler)
+        return tuple(map(str, value.choices)) if isinstance(value, Dimension) else (str(value),)
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole experiment with its defaults, as JSON values."""
+        return self.model_dump(mode="json")
+
+    def contract(self) -> str:
+        """SHA-256 (hex) of everything that decides what a trial is, that is all but `BUDGET_FIELDS`."""
+        fields = {path: value for path, value in flatten(self.resolved()).items() if not is_budget(path)}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested table as ``{"study.n_trials": 40, ...}``; an empty table is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        flat |= flatten(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
+    return flat
+
+
+def is_budget(path: str) -> bool:
+    """Whether a TOML path belongs to `BUDGET_FIELDS`."""
+    return any(path == field or path.startswith(f"{field}.") for field in BUDGET_FIELDS)
