@@ -1,0 +1,21 @@
+"""From raw feature columns to the float32 matrix of a model. Everything here is learned on the training rows only.
+
+The matrix has these blocks of columns, each in the order of the schema:
+
+1. numeric columns: imputed, then scaled;
+2. boolean columns as 0 and 1: imputed with the more frequent value, never scaled;
+3. one indicator ``<column>=(missing)`` per numeric or boolean column that was missing somewhere in train;
+4. per categorical column one output ``<column>=<category>`` for each of the ``max_categories`` most frequent categories
+   of train (ties by name), ``<column>=(other)`` where train had more of them, and ``<column>=(missing)`` where it was
+   missing somewhere in train.
+
+What train did not have: a missing number or boolean takes the imputed value, an unseen category is (other) where that
+output exists, and else all zeros; so is a missing category.
+"""
+
+from __future__ import annotations
+
+from forge_sweep.preprocessing.preprocessor import Preprocessor
+from forge_sweep.preprocessing.schema import Column, Kind, Schema
+
+__all__ = ["Column", "Kind", "Preprocessor", "Schema"]

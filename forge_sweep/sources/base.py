@@ -1,0 +1,181 @@
+"""The contract of a source, and the dataset that every source gives."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from forge_sweep.experiment import DataSpec
+
+Role = Literal["train", "valid", "test"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+SHOWN = 10
+"""How many rows, columns or labels a message lists."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The rows of one role, in canonical order. Do not change the frames.
+
+    Attributes:
+        features: (n, features); numbers are int64 or float64 with NaN where missing, booleans are bool (nullable
+            ``boolean`` where some are missing), all else is text with NaN where missing. The index is ``rows``.
+        targets: (n, targets), values as they were read. The index is ``rows``.
+        rows: (n,) int64, position of each row in its source, from 0; what messages call a row.
+    """
+
+    features: pd.DataFrame
+    targets: pd.DataFrame
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class TestLook:
+    """One look at the test split.
+
+    Attributes:
+        dataset_digest: digest of the dataset looked at.
+        purpose: what for, such as ``final score of fraud``.
+        who: user@host.
+        when: UTC, ISO 8601.
+        pid: process.
+    """
+
+    __test__: ClassVar[bool] = False  # not a test case, whatever pytest makes of the name
+
+    dataset_digest: str
+    purpose: str
+    who: str
+    when: str
+    pid: int
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """One version of the data, split. The test rows are out of reach but for `look_at_test`.
+
+    Attributes:
+        name: the declared version name, or what the source calls itself.
+        version: ``<name>@<first 12 digits of the digest>``.
+        digest: SHA-256 (hex) over the content of all rows, see `forge_sweep.sources.digest`.
+        split_digest: SHA-256 (hex) over the role of every row in canonical order.
+        train: rows to learn from.
+        valid: rows to choose by.
+        sizes: number of rows per role.
+        source: file path or name of the sample set.
+        categorical: columns of numeric codes that were declared to be categories; they hold text.
+        fingerprints: per role (n,) uint64, equal for rows of equal features. The test split is included, so that
+            duplicates across splits are found without a look at it.
+    """
+
+    name: str
+    version: str
+    digest: str
+    split_digest: str
+    train: Split
+    valid: Split
+    sizes: dict[Role, int]
+    source: str
+    categorical: tuple[str, ...]
+    fingerprints: dict[Role, np.ndarray]
+    _test: Split = field(repr=False)
+
+    def look_at_test(self, purpose: str, ledger: Path) -> Split:
+        """The test rows. The look is on disk before this returns.
+
+        Args:
+            purpose: what the rows are for.
+            ledger: JSON-lines file that counts the looks; made where it does not exist.
+
+        Raises:
+            OSError: the ledger cannot be written; nothing is returned.
+        """
+        who, when = f"{_user()}@{socket.gethostname()}", datetime.now(UTC).isoformat()
+        look = TestLook(self.digest, purpose, who, when, os.getpid())
+        _append_line(ledger, json.dumps(asdict(look)))
+        return self._test
+
+
+class Source(Protocol):
+    """Reads rows from one kind of place. `forge_sweep.testing.SourceContract` checks this contract.
+
+    An implementation reads every row into one frame and hands it to `forge_sweep.sources.assemble.assemble`, which
+    gives the canonical order, the splits and the digests. It keeps no state between loads and changes nothing in the
+    place it reads from, so one instance serves any number of threads and processes.
+    """
+
+    def load(self, spec: DataSpec, *, root: Path, seed: int) -> Dataset:
+        """Read, check, order and split the rows.
+
+        The same content gives the same digest from any source, and with a ``key`` in any order of rows. The same
+        content, split section and seed give the same splits.
+
+        Args:
+            spec: the section ``[data]``.
+            root: folder that relative paths start from.
+            seed: decides random and group splits.
+
+        Raises:
+            DataError: the data cannot be read, or is not what ``spec`` says; names the TOML key or the column.
+        """
+        ...
+
+
+def test_looks(ledger: Path, digest: str) -> list[TestLook]:
+    """Every recorded look at the test split of the dataset with this digest, oldest first."""
+    if not ledger.exists():
+        return []
+    looks = [look for line in ledger.read_text(encoding="utf-8").splitlines() if (look := _parse_look(line))]
+    return [look for look in looks if look.dataset_digest == digest]
+
+
+test_looks.__test__ = False  # type: ignore[attr-defined]  # not a test case, whatever pytest makes of the name
+
+
+def shown(values: Sequence[Any] | np.ndarray | pd.Index) -> str:
+    """The first values for a message."""
+    return ", ".join(map(str, values[:SHOWN])) + (", ..." if len(values) > SHOWN else "")
+
+
+def _parse_look(line: str) -> TestLook | None:
+    """A line of the ledger; None for one that a dying process left half written: it got no rows for it."""
+    try:
+        return TestLook(**json.loads(line))
+    except (json.JSONDecodeError, TypeError):
+        return None
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Append one line durably. The line begins on its own even after a half-written one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        torn = file.tell() > 0 and _last_byte(path) != b"\n"
+        file.write(b"\n" * torn + line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1)
+
+
+def _user() -> str:
+    """The login name; in a container without one, the user's number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

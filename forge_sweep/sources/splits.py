@@ -1,0 +1,239 @@
+"""Which rows train, validate and test: at random, by a column, by group, or by time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from pandas.api.types import is_datetime64_any_dtype, is_numeric_dtype
+
+from forge_sweep.errors import DataError
+from forge_sweep.sources.base import ROLES, shown
+
+if TYPE_CHECKING:
+    from forge_sweep.experiment import DataSpec, SplitSpec
+
+TRAIN, VALID, TEST = range(3)
+ROLE_WORDS = {"train": TRAIN, "valid": VALID, "val": VALID, "validation": VALID, "test": TEST}
+"""What a split column may say, in any case."""
+
+
+def assign(frame: pd.DataFrame, spec: DataSpec, seed: int) -> np.ndarray:
+    """The role of every row, (n,) int8: 0 train, 1 valid, 2 test.
+
+    Args:
+        frame: all rows in canonical order; the index is what messages call a row.
+        spec: the section ``[data]``; its split is of any kind but ``files``.
+        seed: decides random and group splits.
+
+    Raises:
+        DataError: a split would be empty, or the rows cannot be split as asked.
+    """
+    split = spec.split
+    if split.kind == "column":
+        return by_column(frame[_named(split.column)])
+    if split.kind == "group":
+        return by_group(frame[_named(split.group)], _shares(split), seed)
+    if split.kind == "time":
+        return by_time(frame[_named(split.time)], _shares(split))
+    targets = frame[list(spec.target)]
+    if split.stratify and spec.task in ("binary", "multiclass"):
+        roles = at_random_by_class(targets, _shares(split), seed)
+    else:
+        roles = at_random(len(frame), _shares(split), seed)
+    # Where the audit sees them: it stops the sweep and names them.
+    roles[without_target(targets)] = TRAIN
+    return roles
+
+
+def without_target(targets: pd.DataFrame) -> np.ndarray:
+    """Which rows (n,) have a missing or infinite target value."""
+    bad = targets.isna().to_numpy(bool).any(axis=1)
+    for name in targets.select_dtypes("float64"):
+        bad |= np.isinf(targets[name].to_numpy())
+    return np.asarray(bad)
+
+
+def refuse_empty(roles: np.ndarray, spec: DataSpec) -> None:
+    """Raise DataError for a split without rows."""
+    empty = [role for code, role in enumerate(ROLES) if not (roles == code).any()]
+    if empty:
+        raise DataError(
+            f"data.split: no rows for {' and '.join(empty)} among {len(roles)} rows; "
+            "expected at least one row in each split",
+            hint="each of train, valid and test needs rows; mend the split column, the files or the shares",
+        )
+
+
+def at_random(n: int, shares: np.ndarray, seed: int) -> np.ndarray:
+    """Random roles for ``n`` rows; shares hold to within a row."""
+    totals = _totals(n, shares)
+    roles = np.empty(n, np.int8)
+    roles[np.random.default_rng(seed).permutation(n)] = np.repeat(np.arange(3, dtype=np.int8), totals)
+    return roles
+
+
+def at_random_by_class(targets: pd.DataFrame, shares: np.ndarray, seed: int) -> np.ndarray:
+    """Random roles that keep the shares of classes alike; shares hold to within a row, per class to about one.
+
+    A class is one value of the target, or one combination of one-hot columns.
+    """
+    codes, labels = _classes(targets)
+    counts = np.bincount(codes)
+    per_class = _per_class(counts, _totals(len(codes), shares), labels)
+    shuffled = np.random.default_rng(seed).permutation(len(codes))
+    order = shuffled[np.argsort(codes[shuffled], kind="stable")]
+    roles = np.empty(len(codes), np.int8)
+    roles[order] = np.repeat(np.tile(np.arange(3, dtype=np.int8), len(counts)), per_class.ravel())
+    return roles
+
+
+def by_column(values: pd.Series) -> np.ndarray:
+    """Roles as a column names them: train, valid (val, validation) or test, in any case."""
+    roles = values.astype("string").str.strip().str.lower().map(ROLE_WORDS)
+    wrong = roles.isna().to_numpy(bool)
+    if wrong.any():
+        found = [str(value) for value in values[wrong].unique()]
+        raise DataError(
+            f"data.split.column: column {values.name!r} holds {shown(found)} (rows {shown(values.index[wrong])}); "
+            f"expected {', '.join(ROLE_WORDS)}",
+            hint="write the role of every row, or choose another data.split.kind",
+        )
+    return roles.to_numpy(np.int8)
+
+
+def by_group(values: pd.Series, shares: np.ndarray, seed: int) -> np.ndarray:
+    """Random roles for whole groups; shares of rows hold as far as the sizes of groups allow.
+
+    Groups come in random order; each goes where it leaves the lowest filling relative to the share (the D'Hondt rule),
+    so that a large group lands in a large split; the last groups go to splits that have none. The order of rows plays
+    no part.
+    """
+    _refuse_missing(values, "data.split.group")
+    codes, groups = pd.factorize(values, sort=True)
+    if len(groups) < 3:
+        raise DataError(
+            f"data.split.group: column {values.name!r} holds {len(groups)} groups; expected at least 3, one per split",
+            hint="name a column with more groups, or choose another data.split.kind",
+        )
+    sizes, filled = np.bincount(codes), np.zeros(3)
+    role_of = np.empty(len(groups), np.int8)
+    for done, group in enumerate(np.random.default_rng(seed).permutation(len(groups))):
+        empty = np.flatnonzero(filled == 0)
+        last_call = len(groups) - done <= len(empty)
+        role = empty[0] if last_call else np.argmin((filled + sizes[group]) / shares)
+        filled[role] += sizes[group]
+        role_of[group] = role
+    return role_of[codes]
+
+
+def by_time(values: pd.Series, shares: np.ndarray) -> np.ndarray:
+    """The oldest rows train, the newest test; rows of one moment stay together, shares hold as they allow."""
+    _refuse_missing(values, "data.split.time")
+    codes, moments = pd.factorize(_as_times(values), sort=True)
+    if len(moments) < 3:
+        raise DataError(
+            f"data.split.time: column {values.name!r} holds {len(moments)} different times; "
+            "expected at least 3, one per split",
+            hint="name a column with finer times, or choose another data.split.kind",
+        )
+    ends = np.cumsum(np.bincount(codes))  # rows up to and with each moment
+    first = np.argmin(abs(ends[:-2] - shares[TRAIN] * len(codes)))
+    second = first + 1 + np.argmin(abs(ends[first + 1 : -1] - (shares[TRAIN] + shares[VALID]) * len(codes)))
+    return np.add(codes > first, codes > second, dtype=np.int8)
+
+
+def _shares(split: SplitSpec) -> np.ndarray:
+    """Shares of train, valid and test (3,)."""
+    return np.array([split.train, split.valid, split.test])
+
+
+def _named(column: str | None) -> str:
+    assert column is not None  # the experiment file was checked for it
+    return column
+
+
+def _totals(n: int, shares: np.ndarray) -> np.ndarray:
+    """Rows per split (3,)."""
+    if n < 3:
+        raise DataError(f"data.split: {n} rows; expected at least 3, one per split", hint="give more rows")
+    return apportion(n, shares)
+
+
+def apportion(total: int, weights: np.ndarray) -> np.ndarray:
+    """Divide ``total`` into whole parts in proportion to ``weights``, each at least 1, by largest remainders.
+
+    Args:
+        total: at least the number of weights.
+        weights: (k,) not negative.
+
+    Returns:
+        (k,) int64 that sums to ``total``.
+    """
+    small = np.zeros(len(weights), bool)
+    while True:
+        quota = np.where(small, 1.0, weights * ((total - small.sum()) / max(weights[~small].sum(), 1e-300)))
+        if not (below := ~small & (quota < 1)).any():
+            break
+        small |= below
+    parts = np.floor(quota).astype(np.int64)
+    # Rounding guards against quotas such as 2.9999999999999996; ties go to the first.
+    remainders = np.where(small, -1.0, np.round(quota - parts, 9))
+    parts[np.argsort(-remainders, kind="stable")[: total - parts.sum()]] += 1
+    return parts
+
+
+def _per_class(counts: np.ndarray, totals: np.ndarray, labels: list[str]) -> np.ndarray:
+    """Rows per class and split (classes, 3), at least 1 in each."""
+    rarest = int(counts.argmin())
+    if counts[rarest] >= 3 and totals.min() >= len(counts):
+        test = apportion(int(totals[TEST]), counts)
+        valid = apportion(int(totals[VALID]), counts - test)
+        parts = np.stack([counts - test - valid, valid, test], axis=1)
+        if parts.min() >= 1:
+            return parts
+    raise DataError(
+        f"data.target: class {labels[rarest]} has {counts[rarest]} of {counts.sum()} rows, and there are {len(counts)} "
+        f"classes for splits of {totals[TRAIN]}, {totals[VALID]} and {totals[TEST]} rows: too few to stratify; "
+        "expected at least one row of every class in every split",
+        hint="give more rows of the class, leave it out, or set stratify = false under [data.split]; "
+        'where the target is a quantity, set task = "regression" under [data]',
+    )
+
+
+def _classes(targets: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+    """Class number of every row (n,) and the name of every class, in the order of labels."""
+    groups = targets.groupby(list(targets.columns), sort=True, dropna=True)
+    codes = groups.ngroup().fillna(-1).to_numpy(np.int64, copy=True)
+    if (codes < 0).all():
+        raise DataError(f"data.target: {shown(targets.columns)} has no values", hint="name the column of labels")
+    first_rows = groups.head(1).sort_values(list(targets.columns))
+    labels = [", ".join(map(repr, row)) for row in first_rows.to_numpy().tolist()]
+    # The audit refuses rows without a target, with their numbers; here they only must not count as a class.
+    codes[codes < 0] = np.bincount(codes[codes >= 0]).argmax()
+    return codes, labels
+
+
+def _refuse_missing(values: pd.Series, key: str) -> None:
+    missing = values.isna().to_numpy(bool)
+    if missing.any():
+        raise DataError(
+            f"{key}: column {values.name!r} is missing in {missing.sum()} rows ({shown(values.index[missing])})",
+            hint="every row needs a value there: fill it in, or remove the rows",
+        )
+
+
+def _as_times(values: pd.Series) -> pd.Series:
+    """Numbers and times as they are, text read as ISO 8601."""
+    if is_numeric_dtype(values.dtype) or is_datetime64_any_dtype(values.dtype):
+        return values
+    times = pd.to_datetime(values, format="ISO8601", utc=True, errors="coerce")
+    wrong = times.isna().to_numpy(bool)
+    if wrong.any():
+        raise DataError(
+            f"data.split.time: column {values.name!r} holds {shown(values[wrong].unique())} "
+            f"(rows {shown(values.index[wrong])}); expected numbers, timestamps, or text such as 2026-01-31 12:00:00",
+            hint="write the times as ISO 8601, or as numbers",
+        )
+    return times

@@ -1,0 +1,275 @@
+"""Conformance suites for the interfaces of this package, to be subclassed once per implementation.
+
+Each suite is a pytest class that says in its tests what the interface promises. Needs pytest.
+
+Example::
+
+    class TestCsv(StoredSourceContract):
+        def store(self, frame, folder):
+            frame.to_csv(folder / "table.csv", index=False)
+            return {"path": "table.csv"}
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from forge_sweep import sources
+from forge_sweep.errors import DataError
+from forge_sweep.experiment import DataSpec
+from forge_sweep.sources import Dataset, Split
+
+ROWS = 120
+
+
+class SourceContract:
+    """What every `forge_sweep.sources.Source` promises. A subclass gives `declare`."""
+
+    def declare(self, folder: Path) -> dict[str, Any]:
+        """Prepare data with one target column of classes; return its ``[data]`` section, without a split.
+
+        Args:
+            folder: an empty folder, the root of relative paths.
+        """
+        raise NotImplementedError
+
+    def load(self, folder: Path, seed: int = 1, **changes: Any) -> Dataset:
+        """The dataset of `declare` with changes to its section."""
+        return sources.load(DataSpec(**{**self.declare(folder), **changes}), root=folder, seed=seed)
+
+    def test_every_row_has_one_role(self, tmp_path: Path) -> None:
+        """Train, valid and test are disjoint, and together they are all rows."""
+        dataset = self.load(tmp_path)
+        splits = [dataset.train, dataset.valid, look(dataset, tmp_path)]
+        positions = np.concatenate([split.rows for split in splits])
+        assert [len(split.features) for split in splits] == [dataset.sizes[role] for role in sources.ROLES]
+        assert sorted(positions) == list(range(len(positions)))
+
+    def test_shares_hold_to_within_a_row(self, tmp_path: Path) -> None:
+        """70 / 15 / 15 by default."""
+        sizes = self.load(tmp_path).sizes
+        n = sum(sizes.values())
+        assert [abs(sizes[role] - share * n) < 1 for role, share in zip(sources.ROLES, (0.7, 0.15, 0.15), strict=True)]
+
+    def test_classes_have_the_same_shares_in_every_split(self, tmp_path: Path) -> None:
+        """A random split is stratified by default; rounding moves a class by less than two rows."""
+        dataset = self.load(tmp_path)
+        counts = [s.targets.iloc[:, 0].value_counts() for s in (dataset.train, dataset.valid, look(dataset, tmp_path))]
+        total = sum(counts)
+        for part, share in zip(counts, (0.7, 0.15, 0.15), strict=True):
+            assert ((part - share * total).abs() < 2).all()
+
+    def test_loading_twice_gives_the_same(self, tmp_path: Path) -> None:
+        """Digests, frames and fingerprints are functions of content, section and seed."""
+        first, second = self.load(tmp_path), self.load(tmp_path)
+        assert (first.digest, first.split_digest, first.version) == (second.digest, second.split_digest, second.version)
+        pd.testing.assert_frame_equal(first.train.features, second.train.features)
+        assert all((first.fingerprints[role] == second.fingerprints[role]).all() for role in sources.ROLES)
+
+    def test_the_seed_moves_rows_and_not_the_content(self, tmp_path: Path) -> None:
+        """Another seed is another split of the same dataset."""
+        first, second = self.load(tmp_path, seed=1), self.load(tmp_path, seed=2)
+        assert first.digest == second.digest
+        assert first.split_digest != second.split_digest
+
+    def test_the_version_is_a_name_and_the_digest(self, tmp_path: Path) -> None:
+        """The declared name stands in front of the first 12 digits."""
+        dataset = self.load(tmp_path, version="v3_2026q1")
+        assert len(dataset.digest) == 64
+        assert (dataset.name, dataset.version) == ("v3_2026q1", f"v3_2026q1@{dataset.digest[:12]}")
+
+    def test_frames_hold_numbers_booleans_and_text_by_row(self, tmp_path: Path) -> None:
+        """Features and targets have the index of their rows; the target is no feature."""
+        dataset = self.load(tmp_path)
+        for split in (dataset.train, dataset.valid, look(dataset, tmp_path)):
+            assert split.rows.dtype == np.int64
+            assert list(split.features.index) == list(split.targets.index) == list(split.rows)
+            assert not set(split.features) & set(split.targets)
+            assert all(
+                dtype in (np.int64, np.float64, bool, "boolean", object, "str") for dtype in split.features.dtypes
+            )
+
+    def test_fingerprints_tell_rows_apart(self, tmp_path: Path) -> None:
+        """One uint64 per row and role, equal just where the features are."""
+        dataset = self.load(tmp_path)
+        for role, split in (("train", dataset.train), ("valid", dataset.valid)):
+            prints = dataset.fingerprints[role]  # type: ignore[index]  # a str that is a Role
+            assert prints.dtype == np.uint64
+            assert (pd.Series(prints).duplicated().to_numpy() == split.features.duplicated().to_numpy()).all()
+
+    def test_only_a_recorded_look_shows_test_rows(self, tmp_path: Path) -> None:
+        """No public attribute holds a test row, and every look leaves a line in the ledger."""
+        dataset, ledger = self.load(tmp_path), tmp_path / "deep" / "looks.jsonl"
+        assert sources.test_looks(ledger, dataset.digest) == []
+        public = [getattr(dataset, field.name) for field in fields(dataset) if not field.name.startswith("_")]
+        assert [value for value in public if isinstance(value, Split | pd.DataFrame)] == [dataset.train, dataset.valid]
+        dataset.look_at_test("a first look", ledger)
+        dataset.look_at_test("a second look", ledger)
+        looks = sources.test_looks(ledger, dataset.digest)
+        assert [look.purpose for look in looks] == ["a first look", "a second look"]
+        assert sources.test_looks(ledger, "another digest") == []
+
+    def test_an_absent_target_is_named_with_its_key(self, tmp_path: Path) -> None:
+        """The TOML key, the name that was given, and the nearest one there is."""
+        target = self.declare(tmp_path)["target"]
+        with pytest.raises(DataError, match=rf"data\.target = '{target}x'.*did you mean \"{target}\""):
+            self.load(tmp_path, target=f"{target}x")
+
+
+class StoredSourceContract(SourceContract):
+    """What a source promises that holds any table. A subclass gives `store`."""
+
+    def store(self, frame: pd.DataFrame, folder: Path) -> dict[str, Any]:
+        """Put a frame where the source reads it; return what ``[data]`` says about the place.
+
+        Args:
+            frame: columns of numbers, booleans, text and times, some with missing values; see `table`.
+            folder: the root of relative paths; may hold an earlier frame, to be replaced.
+        """
+        raise NotImplementedError
+
+    def declare(self, folder: Path) -> dict[str, Any]:
+        """The section of `table`."""
+        return self.declare_frame(table(), folder)
+
+    def declare_frame(self, frame: pd.DataFrame, folder: Path) -> dict[str, Any]:
+        """The section of a frame with the columns of `table`."""
+        roles = [name for name in ("booked", "part") if name in frame]
+        common = {"target": "label", "task": "binary", "key": "id", "categorical": ["code"], "drop": roles}
+        return {**self.store(frame, folder), **common}
+
+    def load_frame(self, frame: pd.DataFrame, folder: Path, **changes: Any) -> Dataset:
+        """The dataset of a frame with the columns of `table`."""
+        return sources.load(DataSpec(**{**self.declare_frame(frame, folder), **changes}), root=folder, seed=1)
+
+    def test_equal_content_has_the_digest_that_every_source_gives(self, tmp_path: Path) -> None:
+        """The digest is over values; how they are stored plays no part."""
+        assert self.load(tmp_path).digest == TABLE_DIGEST
+
+    def test_with_a_key_the_order_of_rows_plays_no_part(self, tmp_path: Path) -> None:
+        """Shuffled rows give the same digest, the same splits and the same frames."""
+        first = self.load_frame(table(), tmp_path)
+        second = self.load_frame(table().sample(frac=1.0, random_state=3), tmp_path)
+        assert (first.digest, first.split_digest) == (second.digest, second.split_digest)
+        pd.testing.assert_frame_equal(
+            first.valid.features.reset_index(drop=True), second.valid.features.reset_index(drop=True)
+        )
+
+    def test_rows_are_positions_in_the_source(self, tmp_path: Path) -> None:
+        """A message about row 7 means the eighth stored row, whatever the key order."""
+        frame = table().sample(frac=1.0, random_state=3).reset_index(drop=True)
+        train = self.load_frame(frame, tmp_path).train
+        assert list(train.features["age"]) == list(frame["age"].iloc[train.rows])
+
+    def test_without_a_key_the_order_of_rows_counts(self, tmp_path: Path) -> None:
+        """Order is content where nothing fixes it."""
+        first = self.load_frame(table(), tmp_path, key=None)
+        assert first.digest != self.load_frame(table().iloc[::-1], tmp_path, key=None).digest
+
+    def test_the_order_of_columns_plays_no_part_in_the_digest(self, tmp_path: Path) -> None:
+        """Columns are digested by name."""
+        first, second = (self.load_frame(frame, tmp_path) for frame in (table(), table().iloc[:, ::-1]))
+        assert (first.digest, first.split_digest) == (second.digest, second.split_digest)
+
+    @pytest.mark.parametrize(
+        ("column", "value"),
+        [("amount", 0.125), ("amount", None), ("city", "Bern"), ("city", None), ("member", True), ("label", "yes")],
+    )
+    def test_one_changed_value_is_another_digest(self, tmp_path: Path, column: str, value: Any) -> None:
+        """In the last row too."""
+        changed = table()
+        changed.loc[ROWS - 1, column] = value
+        assert self.load_frame(changed, tmp_path).digest != TABLE_DIGEST
+
+    def test_dropped_columns_are_neither_features_nor_content(self, tmp_path: Path) -> None:
+        """A changed value in a dropped column changes nothing."""
+        dataset = self.load_frame(table().assign(part="train"), tmp_path)
+        assert not {"booked", "part"} & set(dataset.train.features)
+        assert dataset.digest == TABLE_DIGEST
+
+    def test_kinds_survive(self, tmp_path: Path) -> None:
+        """Numbers, booleans and text come back as such, missing values as missing, declared codes as text."""
+        dataset = self.load(tmp_path)
+        features, stored = dataset.train.features, table().iloc[dataset.train.rows]
+        assert features["age"].dtype == np.int64
+        assert features["member"].dtype == bool
+        assert features["active"].dtype == "boolean"
+        for name in ("amount", "active", "city"):
+            assert list(features[name].isna()) == list(stored[name].isna())
+        assert list(features["amount"].dropna()) == list(stored["amount"].dropna())
+        assert list(features["code"]) == [str(code) for code in stored["code"]]
+
+    @pytest.mark.parametrize(("value", "what"), [(None, "missing"), (5.0, "not unique")])
+    def test_a_key_that_is_none_is_refused(self, tmp_path: Path, value: Any, what: str) -> None:
+        """The message names the column and the rows."""
+        frame = table().astype({"id": "float64"})
+        frame.loc[7, "id"] = value
+        with pytest.raises(DataError, match=f"data.key: column 'id' is {what} in .* rows .*7"):
+            self.load_frame(frame, tmp_path)
+
+    def test_a_split_column_is_followed(self, tmp_path: Path) -> None:
+        """Each row goes where it says, and the column is no feature."""
+        dataset = self.load_frame(table(), tmp_path, drop=["booked"], split={"kind": "column", "column": "part"})
+        assert set(table()["part"].iloc[dataset.valid.rows]) == {"Val"}
+        assert "part" not in dataset.train.features
+
+    def test_no_group_is_on_both_sides(self, tmp_path: Path) -> None:
+        """A group split keeps each group together, and its column is no feature."""
+        dataset = self.load_frame(table(), tmp_path, split={"kind": "group", "group": "customer"})
+        splits = [dataset.train, dataset.valid, look(dataset, tmp_path)]
+        groups = [set(table()["customer"].iloc[split.rows]) for split in splits]
+        assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
+        assert "customer" not in dataset.train.features
+
+    def test_a_time_split_is_in_order(self, tmp_path: Path) -> None:
+        """Train is older than valid, valid older than test, and equal times stay together."""
+        dataset = self.load_frame(table(), tmp_path, drop=["part"], split={"kind": "time", "time": "booked"})
+        splits = [dataset.train, dataset.valid, look(dataset, tmp_path)]
+        train, valid, test = (table()["booked"].iloc[split.rows] for split in splits)
+        assert train.max() < valid.min() and valid.max() < test.min()
+        assert "booked" not in dataset.train.features
+
+    def test_a_time_is_no_feature(self, tmp_path: Path) -> None:
+        """It is refused by name, not turned into categories."""
+        with pytest.raises(DataError, match="column 'booked' holds datetime"):
+            self.load_frame(table(), tmp_path, drop=["part"])
+
+    def test_no_rows_are_refused(self, tmp_path: Path) -> None:
+        """An empty table is an error, not an empty dataset."""
+        with pytest.raises(DataError, match="no rows"):
+            self.load_frame(table().head(0), tmp_path)
+
+
+TABLE_DIGEST = "2b34f9a662a39915b106ad8a113a0ed020df33195082ccd57de3954b2e201d8e"
+"""The content digest of `table`: features, target and key, without ``booked`` and ``part``."""
+
+
+def table() -> pd.DataFrame:
+    """A table of every kind of column (120 x 10): numbers, booleans, text, codes, times, some with missing values."""
+    i = np.arange(ROWS)
+    return pd.DataFrame(
+        {
+            "id": (i * 77) % 1009,
+            "amount": np.where(i % 11 == 3, np.nan, (i * 37 % 101) / 8 - 3),
+            "age": 20 + i * 13 % 60,
+            "member": i % 3 == 0,
+            "active": pd.array([None if k % 13 == 5 else k % 2 == 0 for k in i], dtype="boolean"),
+            "city": [None if k % 17 == 2 else ("Zürich", "Genève", "Basel, Stadt")[k % 3] for k in i],
+            "code": i * 7 % 4,
+            "customer": [f"c{k % 19:02d}" for k in i],
+            "booked": pd.Timestamp("2026-01-01") + pd.to_timedelta(i // 3 * 7, unit="h"),
+            "part": [("train", "train", "Val", "TEST")[k % 4] for k in i],
+            "label": np.where(i * 31 % 10 < 3, "yes", "no"),
+        }
+    )
+
+
+def look(dataset: Dataset, folder: Path) -> Split:
+    """The test split, with its look recorded in ``folder``."""
+    return dataset.look_at_test("a test", folder / "looks.jsonl")
