@@ -1,0 +1,20 @@
+"""What is predicted: the head of the network, its loss, its metrics, and how targets become arrays and back."""
+
+from __future__ import annotations
+
+from forge_sweep.task.pairing import METRICS, Direction, Pairing, TaskKind, check_pairing, direction, pairings
+from forge_sweep.task.targets import Label
+from forge_sweep.task.task import DEFAULT_THRESHOLD, Task
+
+__all__ = [
+    "DEFAULT_THRESHOLD",
+    "METRICS",
+    "Direction",
+    "Label",
+    "Pairing",
+    "Task",
+    "TaskKind",
+    "check_pairing",
+    "direction",
+    "pairings",
+]

@@ -1,0 +1,246 @@
+"""The task: how targets become arrays, outputs become scores, and scores become metrics and predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from forge_sweep.errors import DataError, InputError
+from forge_sweep.task import scoring
+from forge_sweep.task.pairing import METRICS, TaskKind, check_pairing, pairings
+from forge_sweep.task.targets import (
+    Label,
+    column_names,
+    label_codes,
+    learn_classes,
+    numbers,
+    refuse_missing,
+    select,
+    target_scale,
+    zero_one,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+DEFAULT_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model predicts, as learned from the train targets.
+
+    Attributes:
+        kind: the task.
+        targets: names of the target columns.
+        classes: binary: (negative, positive) label; multiclass: all labels in sorted order, or the column names when
+            one-hot; multilabel: the column names; regression: empty.
+        one_hot: whether a multiclass target is given as one 0/1 column per class.
+        activation: activation of the output layer.
+        loss: loss in Keras' name.
+        from_logits: whether the outputs are logits, so that ``to_scores`` applies the activation.
+        mean: mean of each regression target over train; empty otherwise.
+        std: standard deviation (population) of each regression target over train; empty otherwise.
+    """
+
+    kind: TaskKind
+    targets: tuple[str, ...]
+    classes: tuple[Any, ...]
+    one_hot: bool
+    activation: str
+    loss: str
+    from_logits: bool = False
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @classmethod
+    def learn(
+        cls,
+        kind: TaskKind,
+        train_targets: pd.DataFrame,
+        *,
+        positive: Label | None = None,
+        activation: str | None = None,
+        loss: str | None = None,
+        from_logits: bool = False,
+    ) -> Task:
+        """Learn classes or target scale from the train targets.
+
+        Args:
+            kind: the task.
+            train_targets: target columns of the train rows, (n, number of targets).
+            positive: binary only: the label whose probability is predicted. Default: the greater of the two
+                (True over False, 1 over 0, the later one in alphabetical order).
+            activation: output activation; default: the task's own, ``linear`` with ``from_logits``.
+            loss: loss; default: the task's own.
+            from_logits: whether the network gives logits.
+
+        Raises:
+            DataError: missing or infinite targets, the wrong number of classes, a class with fewer than 2 rows, one-hot
+                or multilabel columns that are not 0/1, a constant regression target; names the column and the rows.
+            InputError: the head does not fit the task (see ``check_pairing``).
+        """
+        one_hot = kind == "multiclass" and train_targets.shape[1] > 1
+        default = pairings(kind, one_hot)[0]
+        activation = activation or ("linear" if from_logits else default.activation)
+        wrong = check_pairing(kind, one_hot, activation, loss or default.loss, from_logits)
+        if wrong is not None:
+            raise InputError(wrong, hint="correct or remove activation, loss and from_logits under [model]")
+        refuse_missing(train_targets)
+        mean, std = target_scale(train_targets) if kind == "regression" else ((), ())
+        names = column_names(train_targets)
+        classes = learn_classes(kind, train_targets, positive)
+        return cls(kind, names, classes, one_hot, activation, loss or default.loss, from_logits, mean, std)
+
+    @property
+    def units(self) -> int:
+        """Number of output units of the network."""
+        return {"binary": 1, "regression": len(self.targets)}.get(self.kind, len(self.classes))
+
+    def encode(self, targets: pd.DataFrame) -> np.ndarray:
+        """Targets as the loss takes them.
+
+        Returns:
+            (n, units) float32: 0/1 for binary, one-hot and multilabel, standardised values for regression;
+            (n,) int32 for integer multiclass.
+
+        Raises:
+            DataError: a missing column, a missing value or a label that train does not have; names column and rows.
+        """
+        import numpy as np
+
+        targets = select(targets, self.targets)
+        refuse_missing(targets)
+        if self.kind == "regression":
+            return np.asarray((numbers(targets) - self.mean) / np.asarray(self.std), dtype=np.float32)
+        if self.kind == "multilabel" or self.one_hot:
+            return zero_one(targets, one_hot=self.one_hot).astype(np.float32)
+        codes = label_codes(targets.iloc[:, 0], self.classes)
+        return codes.astype(np.float32)[:, None] if self.kind == "binary" else codes.astype(np.int32)
+
+    def to_scores(self, outputs: np.ndarray) -> np.ndarray:
+        """Raw network outputs as probabilities, or as regression values in original units.
+
+        Args:
+            outputs: (n, units), as the network (or a tree baseline) gives them.
+
+        Returns:
+            (n, units) float64. Applies sigmoid or softmax when ``from_logits``; multiclass rows sum to 1 in float64.
+        """
+        import numpy as np
+        from scipy import special
+
+        outputs = np.asarray(outputs, dtype=np.float64)
+        if self.kind == "regression":
+            return np.asarray(outputs * np.asarray(self.std) + self.mean)
+        if self.kind == "multiclass":
+            scores = special.softmax(outputs, axis=1) if self.from_logits else outputs
+            with np.errstate(invalid="ignore", divide="ignore"):
+                return np.asarray(scores / scores.sum(axis=1, keepdims=True))
+        return np.asarray(special.expit(outputs)) if self.from_logits else outputs
+
+    def score(self, encoded: np.ndarray, scores: np.ndarray, *, threshold: float | None = None) -> dict[str, float]:
+        """Metrics by their exact definitions in scikit-learn, not over 200 thresholds as Keras' streaming ones.
+
+        Multiclass ``auc`` is one class against the rest, averaged over the classes present in ``encoded``; ``f1`` is a
+        macro average. Multilabel ``auc``, ``pr_auc``, ``f1`` and ``log_loss`` are averages over labels (``auc`` and
+        ``pr_auc`` over those with both values present), ``accuracy`` counts rows with every label right. Regression
+        metrics are in original units, averaged over targets.
+
+        Args:
+            encoded: targets as ``encode`` gives them.
+            scores: (n, units) as ``to_scores`` gives them.
+            threshold: probability from which a label holds, binary and multilabel; default 0.5.
+
+        Returns:
+            Every name in ``METRICS[kind]`` as a float. ``auc`` and ``pr_auc`` are nan where one class only is present;
+            all are nan for no rows or for predictions that are not finite.
+        """
+        import numpy as np
+
+        if not len(scores) or not np.isfinite(scores).all():
+            return dict.fromkeys(METRICS[self.kind], float("nan"))
+        cut = DEFAULT_THRESHOLD if threshold is None else threshold
+        if self.kind == "regression":
+            truth = np.asarray(encoded, dtype=np.float64) * np.asarray(self.std) + self.mean
+            values = scoring.regression(truth, scores)
+        elif self.kind == "multiclass":
+            codes = encoded.argmax(axis=1) if self.one_hot else encoded
+            values = scoring.multiclass(codes.astype(np.int64), scores)
+        elif self.kind == "multilabel":
+            values = scoring.multilabel(encoded.astype(np.int64), scores, cut)
+        else:
+            values = scoring.binary(encoded[:, 0].astype(np.int64), scores[:, 0], cut)
+        return {name: float(values[name]) for name in METRICS[self.kind]}
+
+    def class_weights(self, encoded: np.ndarray) -> dict[int, float]:
+        """Weight of each class code, ``n / (number of classes * rows of the class)``: scikit-learn's "balanced".
+
+        Raises:
+            DataError: the task is neither binary nor multiclass.
+        """
+        import numpy as np
+        from sklearn.utils.class_weight import compute_class_weight
+
+        if self.kind not in ("binary", "multiclass"):
+            raise DataError(
+                f"class weights are not defined for a {self.kind} task", hint="remove class_weight under [model]"
+            )
+        codes = encoded.argmax(axis=1) if self.one_hot else encoded.ravel()
+        present = np.unique(codes.astype(np.int64))
+        weights = compute_class_weight("balanced", classes=present, y=codes.astype(np.int64))
+        return {int(code): float(weight) for code, weight in zip(present, weights, strict=True)}
+
+    def best_threshold(self, encoded: np.ndarray, scores: np.ndarray) -> float:
+        """The decision threshold with the highest F1; choose it on validation rows, never on test.
+
+        Binary only, 0.5 for other tasks and where one class only is present. The threshold lies half way between two
+        neighbouring probabilities, so that rounding in a served model does not move a row across it; of equally good
+        ones, the one nearest 0.5 is taken.
+        """
+        import numpy as np
+        from sklearn.metrics import precision_recall_curve
+
+        if self.kind != "binary" or not np.isfinite(scores).all() or len(np.unique(encoded)) < 2:
+            return DEFAULT_THRESHOLD
+        precision, recall, cuts = precision_recall_curve(encoded[:, 0].astype(np.int64), scores[:, 0])
+        f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+        below = np.concatenate([[0.0], cuts[:-1]])
+        middle = np.where((cuts + below) / 2 > below, (cuts + below) / 2, cuts)
+        best = np.flatnonzero(f1[:-1] >= f1[:-1].max() - 1e-12)
+        return float(middle[best[np.abs(middle[best] - DEFAULT_THRESHOLD).argmin()]])
+
+    def predictions(self, scores: np.ndarray, threshold: float = DEFAULT_THRESHOLD) -> pd.DataFrame:
+        """Scores as a user reads them, one row per row of ``scores``.
+
+        Returns:
+            binary: ``probability`` (of the positive label) and ``label``; multiclass: ``label`` and
+            ``probability_<class>``; multilabel: ``probability_<column>`` and ``<column>`` (0/1); regression: one column
+            per target, in original units.
+        """
+        import pandas as pd
+
+        if self.kind == "regression":
+            return pd.DataFrame(scores, columns=list(self.targets))
+        if self.kind == "binary":
+            labels = pd.Series(list(self.classes)).take((scores[:, 0] >= threshold).astype(int))
+            return pd.DataFrame({"probability": scores[:, 0], "label": labels.to_numpy()})
+        frame = pd.DataFrame(scores, columns=[f"probability_{name}" for name in self.classes])
+        if self.kind == "multiclass":
+            frame.insert(0, "label", pd.Series(list(self.classes)).take(scores.argmax(axis=1)).to_numpy())
+            return frame
+        return frame.assign(**{name: (scores[:, i] >= threshold).astype(int) for i, name in enumerate(self.classes)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able values; labels keep their type."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Task:
+        """The task that ``to_dict`` described."""
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        }
+        return cls(**fields)
