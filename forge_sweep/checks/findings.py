@@ -33,7 +33,8 @@ class Finding:
 
     def __str__(self) -> str:
         rows = f" (rows {', '.join(map(str, self.rows))})" if self.rows else ""
-        return f"{self.severity}: {self.subject}: {self.seen}{rows}; expected {self.expected}; fix: {self.fix} [{self.code}]"
+        seen = f"{self.severity}: {self.subject}: {self.seen}{rows}"
+        return f"{seen}; expected {self.expected}; fix: {self.fix} [{self.code}]"
 
 
 def errors(findings: Iterable[Finding]) -> tuple[Finding, ...]:

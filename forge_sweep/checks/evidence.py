@@ -1,0 +1,156 @@
+"""What every audit rule looks at: the visible splits, and the figures that several rules share, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+from forge_sweep.checks.findings import Finding, Severity
+
+if TYPE_CHECKING:
+    from forge_sweep.sources.base import Dataset, Split
+    from forge_sweep.task import TaskKind
+
+NEAR_UNIQUE = 0.95
+MIN_ROWS_FOR_ID = 50
+SHOWN_ROWS = 10
+SHOWN_VALUES = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """The data under audit. Test features and targets are no part of it.
+
+    Attributes:
+        dataset: the data; only train, valid and the row fingerprints are read.
+        kind: the task.
+        scaler: the scaler of the preprocessing section.
+        scaled: whether every trial scales its numeric features.
+    """
+
+    dataset: Dataset
+    kind: TaskKind
+    scaler: str
+    scaled: bool
+
+    @property
+    def visible(self) -> tuple[tuple[str, Split], tuple[str, Split]]:
+        """The splits that may be read, with their names."""
+        return ("train", self.dataset.train), ("valid", self.dataset.valid)
+
+    @cached_property
+    def features(self) -> pd.DataFrame:
+        """The feature table of ``profile``."""
+        return profile(self.dataset.train.features)
+
+    @cached_property
+    def numeric(self) -> tuple[str, ...]:
+        """Names of numeric features, booleans left out."""
+        train = self.dataset.train.features
+        return tuple(str(name) for name in train if is_numeric_dtype(train[name]) and not is_bool_dtype(train[name]))
+
+    @cached_property
+    def categorical(self) -> tuple[str, ...]:
+        """Names of text and category features."""
+        train = self.dataset.train.features
+        return tuple(str(name) for name in train if not is_numeric_dtype(train[name]))
+
+    @cached_property
+    def near_unique(self) -> tuple[str, ...]:
+        """Names of features of which more than 95 % of the values differ, over at least 50 rows."""
+        present = self.dataset.sizes["train"] - self.features["missing"]
+        chosen = (present >= MIN_ROWS_FOR_ID) & (self.features["distinct"] > NEAR_UNIQUE * present)
+        return tuple(str(name) for name in self.features.index[chosen])
+
+    def classes(self) -> Iterator[tuple[str, np.ndarray, np.ndarray, tuple[Any, ...]]]:
+        """Each classification target as (name, train codes, valid codes, labels); a one-hot target is one of classes.
+
+        Codes count up in the order of ``labels``; rows without a target are left out.
+        """
+        train, valid = self.dataset.train.targets, self.dataset.valid.targets
+        if self.kind == "regression":
+            return
+        if self.kind == "multiclass" and train.shape[1] > 1:
+            labels = tuple(str(name) for name in train)
+            yield ", ".join(labels), _argmax(train), _argmax(valid), labels
+            return
+        for name in train:
+            yield str(name), *_joint_codes(train[name].dropna(), valid[name].dropna())
+
+
+def finding(
+    severity: Severity,
+    code: str,
+    subject: str,
+    *,
+    seen: str,
+    expected: str,
+    fix: str,
+    rows: np.ndarray | None = None,
+) -> Finding:
+    """A finding that shows the first of the source positions ``rows``."""
+    first = () if rows is None else tuple(int(row) for row in np.sort(rows)[:SHOWN_ROWS])
+    return Finding(severity, code, subject, seen, expected, fix, first)
+
+
+def profile(features: pd.DataFrame) -> pd.DataFrame:
+    """Figures of each feature; ``audit`` passes the train rows.
+
+    Returns:
+        One row per feature (the index) with ``dtype``, ``min``, ``max``, ``mean``, ``std`` (population; all four over
+        finite values, nan for text), ``missing``, ``inf`` and ``distinct`` (counts; missing is not a value).
+    """
+    table = pd.DataFrame(
+        [_figures(features[name]) for name in features], index=pd.Index(features.columns, name="feature")
+    )
+    columns = ["dtype", "min", "max", "mean", "std", "missing", "inf", "distinct"]
+    return table.reindex(columns=columns).astype({"missing": "int64", "inf": "int64", "distinct": "int64"})
+
+
+def values_of(column: pd.Series) -> np.ndarray:
+    """A numeric or boolean column as float64, missing as nan."""
+    return column.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def drop_fix(name: object) -> str:
+    """The fix that takes a feature out."""
+    return f'drop = ["{name}"] under [data]'
+
+
+def some(values: Iterable[Any]) -> str:
+    """The first values of a sequence, as a message lists them."""
+    listed = [value.item() if hasattr(value, "item") else value for value in values]
+    more = f" and {len(listed) - SHOWN_VALUES} more" if len(listed) > SHOWN_VALUES else ""
+    return ", ".join(repr(value) for value in listed[:SHOWN_VALUES]) + more
+
+
+def _figures(column: pd.Series) -> dict[str, object]:
+    """One row of the feature table."""
+    figures: dict[str, object] = {"dtype": str(column.dtype), "missing": int(column.isna().sum()), "inf": 0}
+    figures |= {"distinct": int(column.nunique()), "min": np.nan, "max": np.nan, "mean": np.nan, "std": np.nan}
+    if not is_numeric_dtype(column):
+        return figures
+    values = values_of(column)
+    finite = values[np.isfinite(values)]
+    figures["inf"] = int(np.isinf(values).sum())
+    if len(finite):
+        with np.errstate(over="ignore", invalid="ignore"):
+            figures |= {"min": finite.min(), "max": finite.max(), "mean": finite.mean(), "std": finite.std()}
+    return figures
+
+
+def _argmax(indicators: pd.DataFrame) -> np.ndarray:
+    """Class codes of complete one-hot rows."""
+    return np.asarray(indicators.dropna().to_numpy(dtype=float).argmax(axis=1), dtype=np.int64)
+
+
+def _joint_codes(train: pd.Series, valid: pd.Series) -> tuple[np.ndarray, np.ndarray, tuple[Any, ...]]:
+    """(train codes, valid codes, labels) of one label column."""
+    codes, labels = pd.factorize(pd.concat([train.astype(object), valid.astype(object)], ignore_index=True))
+    return codes[: len(train)], codes[len(train) :], tuple(labels)

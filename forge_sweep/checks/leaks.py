@@ -1,0 +1,249 @@
+"""Audit rules about features that give the target away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
+from forge_sweep.checks.evidence import Evidence, drop_fix, finding, values_of
+from forge_sweep.checks.findings import Finding
+
+MIN_ROWS = 10
+SAMPLE_ROWS = 20_000
+SAMPLE_CELLS = 1_500_000
+SUSPECT_AUC, LEAK_AUC = 0.995, 0.9999
+SUSPECT_R, LEAK_R = 0.9999, 0.999999
+MIN_ROWS_FOR_LEAK = 30
+MAX_LEAVES = 16
+
+
+def target_copy(evidence: Evidence) -> Iterator[Finding]:
+    """Features that are the target under another name: equal, or one value for each value of the target."""
+    for feature, (target, rows) in copies(evidence).items():
+        yield finding(
+            "error",
+            "target-leak-copy",
+            feature,
+            seen=f"one to one with target {target!r} in {rows} of {evidence.dataset.sizes['train']} train rows",
+            expected="features that are known before the target is",
+            fix=drop_fix(feature),
+        )
+
+
+def target_leak(evidence: Evidence) -> Iterator[Finding]:
+    """Features that alone predict the target on validation.
+
+    Classification: AUC of a tree of 16 leaves over the one feature (for text: of the class shares per value), learned
+    on train and scored on validation, one class against the rest, averaged; for two classes also of the values
+    themselves. Regression: Pearson's or Spearman's correlation. Warning from 0.995 (0.9999 for a correlation), error
+    from 0.9999 (0.999999) when train says the same and there are enough rows to tell.
+    """
+    known = copies(evidence)
+    suspect, leak = (SUSPECT_R, LEAK_R) if evidence.kind == "regression" else (SUSPECT_AUC, LEAK_AUC)
+    figure = "|correlation|" if evidence.kind == "regression" else "AUC"
+    for sample in _samples(evidence):
+        for name in sample.x_valid.columns.difference(list(known), sort=False):
+            on_train, on_valid = sample.strength(name)
+            if on_valid < suspect:
+                continue
+            sure = min(on_train, on_valid) >= leak and len(sample.y_valid) >= MIN_ROWS_FOR_LEAK
+            yield finding(
+                "error" if sure else "warning",
+                "target-leak",
+                str(name),
+                seen=f"alone predicts target {sample.target!r} with {figure} {on_valid:.6g} over "
+                f"{len(sample.y_valid)} validation rows ({on_train:.6g} on train)",
+                expected=f"{figure} below {suspect} for a single feature",
+                fix=f"{drop_fix(name)} if it is not known before the target is",
+            )
+
+
+def copies(evidence: Evidence) -> dict[str, tuple[str, int]]:
+    """Features that are one to one with a target column in train, each with that column and the number of such rows."""
+    train = evidence.dataset.train
+    found: dict[str, tuple[str, int]] = {}
+    for target in train.targets:
+        known = train.targets[target].notna().to_numpy(dtype=bool)
+        if known.sum() < MIN_ROWS or train.targets[target].nunique() < 2:
+            continue
+        truth = train.targets[target][known]
+        for name in evidence.features.index:
+            if name not in found and (rows := _copied_rows(train.features[name][known], truth)):
+                found[str(name)] = str(target), rows
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """Rows to measure single features on, for one target.
+
+    Attributes:
+        target: its name.
+        x_train: features of the sampled train rows; ``x_valid`` of the valid rows.
+        y_train: class codes or regression values of these rows; ``y_valid`` likewise.
+        classes: number of classes, 0 for regression.
+    """
+
+    target: str
+    x_train: pd.DataFrame
+    x_valid: pd.DataFrame
+    y_train: np.ndarray
+    y_valid: np.ndarray
+    classes: int
+
+    def strength(self, name: str) -> tuple[float, float]:
+        """How well one feature predicts the target on (train, valid): AUC or absolute correlation."""
+        train, valid = self.x_train[name], self.x_valid[name]
+        if not self.classes:
+            x_train, x_valid = _as_numbers(train, valid, self.y_train)
+            return _correlation(x_train, self.y_train), _correlation(x_valid, self.y_valid)
+        if is_numeric_dtype(train) and not np.isfinite(values_of(train)).any():
+            return 0.0, 0.0
+        on_train, on_valid = _cells(train, valid, self.y_train, self.classes)
+        shape = (int(max(on_train.max(), on_valid.max())) + 1, self.classes)
+        learned, seen = _table(on_train, self.y_train, shape), _table(on_valid, self.y_valid, shape)
+        prior = learned.sum(axis=0) / learned.sum()
+        shares = (learned + prior) / (learned.sum(axis=1, keepdims=True) + 1)
+        return max((_mean_auc(shares, learned), _mean_auc(shares, seen)), self.ranking(train, valid), key=min)
+
+    def ranking(self, train: pd.Series, valid: pd.Series) -> tuple[float, float]:
+        """AUC of the values themselves, rising or falling as train says; 0 for text or more than two classes."""
+        if self.classes > 2 or not is_numeric_dtype(train) or min(np.ptp(self.y_train), np.ptp(self.y_valid)) == 0:
+            return 0.0, 0.0
+        before, after = (np.nan_to_num(x[:, 0], nan=-1.0) for x in _ranks(values_of(train), values_of(valid)))
+        rising = _auc(before, self.y_train, 1 - self.y_train), _auc(after, self.y_valid, 1 - self.y_valid)
+        return rising if rising[0] >= 0.5 else (1 - rising[0], 1 - rising[1])
+
+
+def _samples(evidence: Evidence) -> Iterator[_Sample]:
+    """One sample per target; none where targets are missing, which is an error by itself."""
+    train, valid = evidence.dataset.train, evidence.dataset.valid
+    if train.targets.isna().to_numpy().any() or valid.targets.isna().to_numpy().any():
+        return
+    limit = min(SAMPLE_ROWS, max(1_000, SAMPLE_CELLS // max(train.features.shape[1], 1)))
+    on_train, on_valid = _pick(len(train.rows), limit), _pick(len(valid.rows), limit)
+    if min(len(on_train), len(on_valid)) < MIN_ROWS:
+        return
+    x_train, x_valid = train.features.iloc[on_train], valid.features.iloc[on_valid]
+    for name, before, after, classes in _truths(evidence):
+        yield _Sample(name, x_train, x_valid, before[on_train], after[on_valid], classes)
+
+
+def _truths(evidence: Evidence) -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
+    """(target, train values, valid values, number of classes) of each target that can be measured."""
+    train, valid = evidence.dataset.train.targets, evidence.dataset.valid.targets
+    for name, before, after, labels in evidence.classes():
+        if len(labels) > 1:
+            yield name, before, after, len(labels)
+    if evidence.kind == "regression":
+        for column in train:
+            if is_numeric_dtype(train[column]) and is_numeric_dtype(valid[column]):
+                yield str(column), values_of(train[column]), values_of(valid[column]), 0
+
+
+def _pick(rows: int, limit: int) -> np.ndarray:
+    """All positions, or a sample of them that is the same every time."""
+    return np.arange(rows) if rows <= limit else np.sort(np.random.default_rng(0).choice(rows, limit, replace=False))
+
+
+def _copied_rows(feature: pd.Series, target: pd.Series) -> int:
+    """Rows in which a feature is one to one with the target: all (missing is a value then), those present, or none."""
+    if _one_to_one(feature, target):
+        return len(target)
+    present = feature.notna().to_numpy(dtype=bool)
+    if not max(MIN_ROWS, len(target) / 2) <= present.sum() < len(target) or feature.nunique() < 2:
+        return 0
+    return int(present.sum()) if _one_to_one(feature[present], target[present]) else 0
+
+
+def _one_to_one(feature: pd.Series, target: pd.Series) -> bool:
+    """Whether each value of one belongs to one value of the other.
+
+    Where target values hardly recur, any two columns without ties are one to one: there a numeric feature that rises or
+    falls strictly with the target counts.
+    """
+    if 2 * target.nunique() <= len(target):
+        return all(_same_pattern(feature.iloc[:rows], target.iloc[:rows]) for rows in (1_000, len(target)))
+    if not is_numeric_dtype(feature) or not is_numeric_dtype(target):
+        return False
+    order = np.argsort(values_of(target), kind="stable")
+    values, truth = values_of(feature)[order], values_of(target)[order]
+    before, after = values[:-1], values[1:]
+    same_ties = np.array_equal(before == after, truth[:-1] == truth[1:])
+    return same_ties and bool((before <= after).all() or (before >= after).all())
+
+
+def _same_pattern(feature: pd.Series, target: pd.Series) -> bool:
+    """Whether values recur in the same rows in both."""
+    return np.array_equal(
+        pd.factorize(feature, use_na_sentinel=False)[0], pd.factorize(target, use_na_sentinel=False)[0]
+    )
+
+
+def _cells(train: pd.Series, valid: pd.Series, y_train: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cell of each (train, valid) row: the leaf of a tree for numbers, the value for text; unseen ones share one."""
+    from sklearn.tree import DecisionTreeClassifier
+
+    if not is_numeric_dtype(train):
+        codes, uniques = pd.factorize(train.astype(object), use_na_sentinel=False)
+        found = pd.Index(uniques).get_indexer(pd.Index(valid.astype(object)))
+        return codes, np.where(found < 0, len(uniques), found)
+    before, after = _ranks(values_of(train), values_of(valid))
+    tree = DecisionTreeClassifier(max_leaf_nodes=max(MAX_LEAVES, 2 * classes), random_state=0).fit(before, y_train)
+    return tree.apply(before), tree.apply(after)
+
+
+def _ranks(train: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as positions (n, 1) among the distinct train values: trees compute in float32 and take no infinity."""
+    known = np.unique(train[np.isfinite(train)])
+    positions = np.arange(len(known))
+    with np.errstate(all="ignore"):
+        before, after = (np.interp(np.clip(x, known[0], known[-1]), known, positions)[:, None] for x in (train, valid))
+    return before, after
+
+
+def _table(cells: np.ndarray, codes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Rows per cell and class."""
+    return np.bincount(cells * shape[1] + codes, minlength=shape[0] * shape[1]).reshape(shape)
+
+
+def _mean_auc(shares: np.ndarray, counts: np.ndarray) -> float:
+    """AUC of one class against the rest, averaged over the classes present, where all rows of a cell share a score."""
+    total = counts.sum(axis=0)
+    present = np.flatnonzero((total > 0) & (total < total.sum()))
+    if not len(present):
+        return 0.0
+    rows = counts.sum(axis=1)
+    return float(np.mean([_auc(shares[:, code], counts[:, code], rows - counts[:, code]) for code in present]))
+
+
+def _auc(score: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> float:
+    """Probability that a positive row scores above a negative one, ties by half, from counts per score."""
+    tie = np.unique(score, return_inverse=True)[1]
+    positive, negative = np.bincount(tie, positive), np.bincount(tie, negative)
+    below = np.cumsum(negative) - negative / 2
+    return float((positive * below).sum() / (positive.sum() * negative.sum()))
+
+
+def _as_numbers(train: pd.Series, valid: pd.Series, y_train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numeric features as they are; text as the train mean of the target per value."""
+    if is_numeric_dtype(train):
+        return values_of(train), values_of(valid)
+    means = pd.Series(y_train).groupby(train.astype(object).to_numpy()).mean()
+    return train.map(means).to_numpy(dtype=float), valid.map(means).to_numpy(dtype=float)
+
+
+def _correlation(feature: np.ndarray, target: np.ndarray) -> float:
+    """The greater of Pearson's and Spearman's absolute correlation over complete rows; 0 where undefined."""
+    complete = np.isfinite(feature) & np.isfinite(target)
+    feature, target = feature[complete], target[complete]
+    if len(feature) < MIN_ROWS or feature.min() == feature.max() or target.min() == target.max():
+        return 0.0
+    ranks = pd.Series(feature).rank().to_numpy(), pd.Series(target).rank().to_numpy()
+    with np.errstate(all="ignore"):
+        found = [abs(float(np.corrcoef(*pair)[0, 1])) for pair in ((feature, target), ranks)]
+    return max(value if np.isfinite(value) else 0.0 for value in found)
