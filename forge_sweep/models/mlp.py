@@ -1,0 +1,128 @@
+"""Multilayer perceptron: blocks of Dense -> BatchNormalization -> activation -> Dropout, then the task's head.
+
+Normalisation stands before the activation, as in Ioffe and Szegedy 2015 (https://arxiv.org/abs/1502.03167), and dropout
+after it, so that the shift in variance it causes does not reach the moving statistics of its own block (Li et al. 2018,
+https://arxiv.org/abs/1801.05134).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from forge_sweep.experiment import HYPERPARAMETERS
+
+if TYPE_CHECKING:
+    import keras
+
+    from forge_sweep.experiment import Params
+    from forge_sweep.task import Task
+
+NARROWEST = 8
+"""Least width a taper goes down to."""
+
+
+def build(n_features: int, task: Task, params: Params) -> keras.Model:
+    """A compiled multilayer perceptron.
+
+    Layers are named ``features``, ``dense_1``, ``norm_1``, ``activation_1``, ``dropout_1``, ..., ``output``, so that
+    two models of one configuration have the same weight names. Kernels start from He's normal distribution (He et al.
+    2015, https://arxiv.org/abs/1502.01852); the head from Keras' default, Glorot uniform.
+
+    Args:
+        n_features: columns of the preprocessed features.
+        task: gives units, activation and loss of the head.
+        params: hyperparameters; the keys are those of ``experiment.HYPERPARAMETERS``.
+
+    Returns:
+        A model from (rows, n_features) to (rows, task.units), float32.
+    """
+    import keras
+
+    params = with_defaults(params)
+    features = keras.Input((n_features,), name="features")
+    hidden = features
+    for number, width in enumerate(widths(params, task.units), start=1):
+        hidden = _block(hidden, number, width, params)
+    output = keras.layers.Dense(task.units, activation=task.activation, name="output")(hidden)
+    model = keras.Model(features, output, name="mlp")
+    # jit_compile stays "auto": Keras turns XLA off where there are CPUs only, since TensorFlow is slower there with it.
+    model.compile(optimizer=_optimizer(params), loss=_loss(task))
+    return model
+
+
+def size(n_features: int, task: Task, params: Params) -> tuple[int, int]:
+    """Parameters of the model (moving statistics included) and values per row that its layers give."""
+    params = with_defaults(params)
+    layers = 2 + bool(params["batch_norm"]) + bool(params["dropout"])
+    parameters, values, inputs = 0, n_features, n_features
+    for width in widths(params, task.units):
+        parameters += width * (inputs + (4 if params["batch_norm"] else 1))
+        values += width * layers
+        inputs = width
+    return parameters + task.units * (inputs + 1), values + task.units
+
+
+def widths(params: Params, units: int) -> tuple[int, ...]:
+    """Width of each block.
+
+    Args:
+        params: ``width``, ``depth`` and ``shape`` are read.
+        units: output units; a taper does not go below them, nor below 8, unless ``width`` itself is smaller.
+    """
+    width, depth = int(params["width"]), int(params["depth"])
+    if params["shape"] == "constant":
+        return (width,) * depth
+    least = min(width, max(NARROWEST, units))
+    return tuple(max(width >> block, least) for block in range(depth))
+
+
+def with_defaults(params: Params) -> Params:
+    """All hyperparameters that have a value, those of ``params`` before the defaults."""
+    defaults = {name: known.default for name, known in HYPERPARAMETERS.items() if known.default is not None}
+    return {**defaults, **params}
+
+
+def _block(hidden: Any, number: int, width: int, params: Params) -> Any:
+    """Dense -> BatchNormalization -> activation -> Dropout; what is switched off leaves no layer behind."""
+    from keras import layers, regularizers
+
+    normalise, dropout, l2 = bool(params["batch_norm"]), float(params["dropout"]), float(params["l2"])
+    hidden = layers.Dense(
+        width,
+        kernel_initializer="he_normal",
+        kernel_regularizer=regularizers.L2(l2) if l2 else None,
+        use_bias=not normalise,  # the normalisation subtracts any bias again and brings its own
+        name=f"dense_{number}",
+    )(hidden)
+    if normalise:
+        hidden = layers.BatchNormalization(name=f"norm_{number}")(hidden)
+    hidden = layers.Activation(params["activation"], name=f"activation_{number}")(hidden)
+    return layers.Dropout(dropout, name=f"dropout_{number}")(hidden) if dropout else hidden
+
+
+def _optimizer(params: Params) -> Any:
+    """The optimizer; ``momentum`` reaches the two that have one."""
+    from keras import optimizers
+
+    known = {
+        "adam": optimizers.Adam,
+        "adamw": optimizers.AdamW,
+        "nadam": optimizers.Nadam,
+        "rmsprop": optimizers.RMSprop,
+        "sgd": optimizers.SGD,
+    }
+    name = str(params["optimizer"])
+    momentum = {"momentum": params["momentum"]} if name in ("sgd", "rmsprop") and "momentum" in params else {}
+    return known[name](learning_rate=params["learning_rate"], **momentum)
+
+
+def _loss(task: Task) -> Any:
+    """The task's loss as Keras takes it; only the cross-entropies know ``from_logits``."""
+    from keras import losses
+
+    known = {
+        "binary_crossentropy": losses.BinaryCrossentropy,
+        "categorical_crossentropy": losses.CategoricalCrossentropy,
+        "sparse_categorical_crossentropy": losses.SparseCategoricalCrossentropy,
+    }
+    return known[task.loss](from_logits=task.from_logits) if task.loss in known else task.loss

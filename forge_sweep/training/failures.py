@@ -1,0 +1,80 @@
+"""From any exception of a trial to its failure class and a one-line cause.
+
+A sweep stops after three failures in a row with the same cause, so equal causes have to read alike: what differs from
+trial to trial (addresses, numbers of layers and tensors, sizes of an allocation) is taken out. The exception itself
+stays as ``__cause__``.
+"""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import BrokenExecutor
+
+from forge_sweep.errors import Failure, InputError, TrialFailed
+
+# Class names instead of classes: no backend is imported to find out that it was not the one.
+_OUT_OF_MEMORY = ("ResourceExhaustedError", "OutOfMemoryError", "MemoryError", "_ArrayMemoryError")
+_OUT_OF_MEMORY_TEXT = re.compile(r"RESOURCE_EXHAUSTED|out of memory|bad_alloc|OOM when allocating", re.IGNORECASE)
+_DIVERGED_TEXT = re.compile(r"Tensor had (NaN|Inf)|loss is (nan|inf)\b", re.IGNORECASE)
+_DATA_TEXT = re.compile(r"Input [Xy] contains|contains (NaN|infinity)|[Ll]abel.* contains", re.IGNORECASE)
+
+# Lines of a backend's message that tell where, not what.
+_NOISE = re.compile(
+    r"^(Graph execution error|Detected at|Exception encountered|Stack trace|Arguments received|File |\[\[|- )"
+)
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_VARYING = (
+    (re.compile(r"0x[0-9a-fA-F]+"), "0x..."),
+    (re.compile(r"(?<=[A-Za-z])_\d+\b"), "_N"),  # dense_12, functional_7
+    (re.compile(r"(?<![\w.])/[^\s'\":,)]+/"), ".../"),  # folders of this machine or run
+)
+_LONGEST = 300
+
+
+def classify(error: BaseException) -> TrialFailed:
+    """The failure class and cause of whatever ended a trial.
+
+    Args:
+        error: the exception; a ``TrialFailed`` is returned as it is.
+
+    Returns:
+        A ``TrialFailed`` to raise ``from error``. Equal causes have equal messages.
+    """
+    if isinstance(error, TrialFailed):
+        return error
+    failure = _failure(error)
+    if failure == "out-of-memory":
+        hint = f"lower batch_size, width or depth under [model.search]; {_line(error)}"
+        return TrialFailed(failure, f"out of memory ({type(error).__name__})", hint=hint)
+    return TrialFailed(failure, f"{type(error).__name__}: {_cause(error)}", hint=getattr(error, "hint", ""))
+
+
+def _failure(error: BaseException) -> Failure:
+    """The failure class, from the exception's type and, where types are too coarse, its text."""
+    text = str(error)
+    if type(error).__name__ in _OUT_OF_MEMORY or isinstance(error, MemoryError) or _OUT_OF_MEMORY_TEXT.search(text):
+        return "out-of-memory"
+    if isinstance(error, TimeoutError):
+        return "time-out"
+    if isinstance(error, BrokenExecutor):
+        return "lost-worker"
+    if isinstance(error, FloatingPointError) or _DIVERGED_TEXT.search(text):
+        return "diverged"
+    if isinstance(error, InputError) or (isinstance(error, ValueError) and _DATA_TEXT.search(text)):
+        return "data"
+    return "code"
+
+
+def _cause(error: BaseException) -> str:
+    """The line that says what went wrong, without what differs from trial to trial."""
+    line = _line(error)
+    for pattern, replacement in _VARYING:
+        line = pattern.sub(replacement, line)
+    return line
+
+
+def _line(error: BaseException) -> str:
+    """The first line of the message that says what went wrong."""
+    lines = [line.strip() for line in _ANSI.sub("", getattr(error, "message", None) or str(error)).splitlines()]
+    telling = [line for line in lines if line and not _NOISE.match(line)]
+    return (telling or [line for line in lines if line] or ["no message"])[0][:_LONGEST]

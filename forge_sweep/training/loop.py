@@ -1,0 +1,246 @@
+"""Fitting one network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from forge_sweep.errors import TrialFailed
+from forge_sweep.task import Direction, Task
+from forge_sweep.training.backend import seed_everything
+from forge_sweep.training.failures import classify
+from forge_sweep.training.validation import Validation
+
+if TYPE_CHECKING:
+    import keras
+
+    from forge_sweep.training.callbacks import Course
+
+OnEpoch = Callable[[int, dict[str, float]], bool]
+"""Called after each epoch with its number and its logs (``loss``, ``val_loss``, ``val_auc``, ..., ``learning_rate``);
+True stops the trial as pruned."""
+
+STEPS_PER_CALL = 32
+"""Gradient steps in one call of the compiled function, TensorFlow only. On 2 cores with 7,000 x 40 rows and a batch of
+256, an epoch takes 0.11 s instead of 0.20 to 0.27 s, with bit-identical weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """Preprocessed arrays. They are read only.
+
+    Attributes:
+        x_train: (rows, features) float32.
+        y_train: targets as ``Task.encode`` gives them.
+        x_valid: (rows, features) float32.
+        y_valid: targets as ``Task.encode`` gives them.
+        class_weight: weight of each class code in the training loss, not in validation; None for equal weights.
+    """
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_valid: np.ndarray
+    y_valid: np.ndarray
+    class_weight: dict[int, float] | None = None
+
+
+@dataclass(frozen=True)
+class FitSpec:
+    """How long and by which metric a network is trained.
+
+    Attributes:
+        epochs: most epochs.
+        patience: epochs without improvement before training stops; half of it (rounded up) before the learning rate is
+            halved.
+        batch_size: rows per gradient step.
+        monitor: the metric that decides on the best epoch, such as ``val_auc``.
+        direction: whether more or less of it is better.
+        deadline_s: seconds from the start of the fit after which it fails as ``time-out``.
+        seed: seeds shuffling and dropout right before training; None goes on from the present random state.
+        checkpoint: ``.keras`` file for the best weights so far; its folder is made.
+    """
+
+    epochs: int
+    patience: int
+    batch_size: int
+    monitor: str
+    direction: Direction
+    deadline_s: float | None = None
+    seed: int | None = None
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit gave, besides the weights in the model.
+
+    Attributes:
+        state: ``pruned`` where ``on_epoch`` asked to stop.
+        history: the logs of every epoch, in order.
+        best_epoch: 0-based epoch whose weights the model has now.
+        seconds: wall clock.
+        events: what happened on the way, such as ``learning rate 0.001 -> 0.0005 after epoch 12``.
+        batch_size: rows per gradient step, as trained; see `trainable_batch_size`.
+    """
+
+    state: Literal["finished", "pruned"]
+    history: tuple[dict[str, float], ...]
+    best_epoch: int
+    seconds: float
+    events: tuple[str, ...]
+    batch_size: int
+
+
+def fit(model: keras.Model, task: Task, data: TrainingData, spec: FitSpec, on_epoch: OnEpoch) -> FitResult:
+    """Train a compiled network and leave its best weights in it.
+
+    Whichever way training ends, by its last epoch, early stopping or pruning, the weights of the best epoch by
+    ``spec.monitor`` are restored.
+
+    Args:
+        model: a compiled Keras model.
+        task: what is predicted; scores every epoch.
+        data: arrays for training and validation.
+        spec: how to train.
+        on_epoch: called once per epoch, after early stopping and checkpoint have seen it. What it raises stops training
+            cleanly and is raised again from here.
+
+    Raises:
+        TrialFailed: ``diverged``, ``time-out``, ``out-of-memory``, ``data``, or ``code`` with what is wrong. Nothing is
+            trained where the monitor does not exist or cannot be computed on these validation rows.
+    """
+    from forge_sweep.training.callbacks import Course
+
+    began = time.monotonic()
+    course = Course()
+    try:
+        validate = Validation(task, data.x_valid, data.y_valid)
+        check_data(data)
+        check_monitor(spec.monitor, validate(model))
+        batch_size = trainable_batch_size(model, len(data.x_train), spec.batch_size, course.events)
+        callbacks = _callbacks(spec, validate, on_epoch, course, began)
+        _train(model, data, spec, batch_size, tuple(callbacks.values()))
+    except Exception as error:
+        raise classify(error) from error
+    if reason := course.raised or course.failure:
+        raise reason
+    return FitResult(
+        state="pruned" if course.pruned else "finished",
+        history=tuple(course.history),
+        best_epoch=int(callbacks["stopper"].best_epoch),
+        seconds=time.monotonic() - began,
+        events=tuple(course.events),
+        batch_size=batch_size,
+    )
+
+
+def check_data(data: TrainingData) -> None:
+    """Raise TrialFailed for no rows, or for features that are not finite, which would look like a diverged network."""
+    for name, values in (("train", data.x_train), ("validation", data.x_valid)):
+        if not len(values):
+            raise TrialFailed("data", f"there are no {name} rows", hint="give them a share under [data.split]")
+        if bad := int((~np.isfinite(values).all(axis=1)).sum()):
+            seen = f"{bad} {name} rows have NaN or Inf after preprocessing"
+            raise TrialFailed("data", seen, hint="look at [preprocessing] and the audit of the data")
+
+
+def check_monitor(monitor: str, before: dict[str, float]) -> None:
+    """Raise TrialFailed unless the monitor will be in the logs and has a value.
+
+    Args:
+        monitor: the metric that decides on the best epoch.
+        before: validation metrics of the untrained network.
+    """
+    known = ["loss", *before]
+    if monitor not in known:
+        hint = "set objective.metric to one of these"
+        raise TrialFailed("code", f"{monitor} is not among the logs, which are {', '.join(known)}", hint=hint)
+    if np.isfinite(before.get(monitor, 0.0)):
+        return
+    if not np.isfinite(before["val_loss"]):
+        hint = "scale the features: set preprocessing.scaler"
+        raise TrialFailed("diverged", f"val_loss is {before['val_loss']} before training", hint=hint)
+    hint = "give validation more rows under [data.split], or set another objective.metric"
+    raise TrialFailed("data", f"{monitor} is not defined on the validation rows (is there one class only?)", hint=hint)
+
+
+def trainable_batch_size(model: keras.Model, rows: int, batch_size: int, events: list[str]) -> int:
+    """The batch size, or the next greater one where a batch of one row would reach a BatchNormalization.
+
+    A batch of one row has no variance: every unit is normalised to its offset, the step learns nothing, and the moving
+    variance is drawn towards 0. Keras' shuffled arrays cannot drop the last batch, and leaving a row out for good would
+    change the data; one row more per batch changes the least. Smaller batches than usual with two rows or more are left
+    as they are.
+
+    Args:
+        model: the network; without BatchNormalization nothing is changed.
+        rows: train rows.
+        batch_size: what was asked for.
+        events: a change is added here.
+
+    Raises:
+        TrialFailed: there is one row only.
+    """
+    from keras.layers import BatchNormalization
+
+    if not any(isinstance(layer, BatchNormalization) for layer in model.layers):
+        return batch_size
+    if rows < 2:
+        raise TrialFailed("data", "1 train row, batch normalisation needs 2 or more", hint="give train more rows")
+    fitting = next(size for size in range(batch_size, batch_size + rows + 1) if size > 1 and rows % size != 1)
+    if fitting != batch_size:
+        events.append(f"batch size {batch_size} -> {fitting}: a batch of one row cannot be normalised")
+    return fitting
+
+
+def _callbacks(
+    spec: FitSpec, validate: Validation, on_epoch: OnEpoch, course: Course, began: float
+) -> dict[str, keras.callbacks.Callback]:
+    """The callbacks in the order in which they have to run."""
+    from keras.callbacks import EarlyStopping, ReduceLROnPlateau
+
+    from forge_sweep.training.callbacks import Checkpoint, Deadline, Evaluate, Report
+
+    mode = "max" if spec.direction == "maximize" else "min"
+    stopper = EarlyStopping(spec.monitor, patience=spec.patience, mode=mode, restore_best_weights=True)
+    reducer = ReduceLROnPlateau(
+        spec.monitor, factor=0.5, patience=-(-spec.patience // 2), mode=mode, min_delta=0.0, min_lr=1e-6
+    )
+    listed: dict[str, Any] = {"evaluate": Evaluate(validate, course)}
+    if spec.deadline_s is not None:
+        listed["deadline"] = Deadline(began, spec.deadline_s, course)
+    listed |= {"stopper": stopper, "reducer": reducer}
+    if spec.checkpoint is not None:
+        listed["checkpoint"] = Checkpoint(spec.checkpoint, stopper, course)
+    return {**listed, "report": Report(on_epoch, stopper, course)}
+
+
+def _train(
+    model: keras.Model,
+    data: TrainingData,
+    spec: FitSpec,
+    batch_size: int,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> None:
+    """Seed and run Keras' loop."""
+    import keras
+
+    if keras.config.backend() == "tensorflow":
+        model.steps_per_execution = min(STEPS_PER_CALL, -(-len(data.x_train) // batch_size))
+    if spec.seed is not None:
+        seed_everything(spec.seed)
+    model.fit(
+        data.x_train,
+        data.y_train,
+        batch_size=batch_size,
+        epochs=spec.epochs,
+        class_weight=data.class_weight,
+        callbacks=list(callbacks),
+        shuffle=True,
+        verbose=0,
+    )

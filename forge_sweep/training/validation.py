@@ -1,0 +1,92 @@
+"""Outputs of a network on rows, and the exact validation metrics of one epoch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import keras
+
+    from forge_sweep.task import Task
+
+SMALLEST_CHUNK = 16
+
+
+def outputs(model: keras.Model, x: np.ndarray, batch_size: int = 4096) -> np.ndarray:
+    """Raw outputs of a network, in inference mode.
+
+    Rows go through in chunks that are filled up to a power of two. A backend so compiles a few shapes at most however
+    many rows come, and a row has the same outputs alone as among others, as far as the backend allows: bit for bit on
+    the CPUs tried.
+
+    Args:
+        model: a Keras model with one input and one output, compiled or not.
+        x: (n, features).
+        batch_size: most rows per chunk.
+
+    Returns:
+        (n, units) float32.
+    """
+    x = np.asarray(x, dtype=np.float32)
+    if not len(x):
+        return np.empty((0, *model.output_shape[1:]), dtype=np.float32)
+    chunks = [x[start : start + batch_size] for start in range(0, len(x), batch_size)]
+    return np.concatenate([_chunk_outputs(model, chunk, batch_size) for chunk in chunks])
+
+
+def _chunk_outputs(model: keras.Model, chunk: np.ndarray, batch_size: int) -> np.ndarray:
+    """Outputs of at most ``batch_size`` rows."""
+    rows = len(chunk)
+    filled = min(batch_size, max(SMALLEST_CHUNK, 1 << (rows - 1).bit_length()))
+    padding = np.zeros((filled - rows, *chunk.shape[1:]), dtype=chunk.dtype)
+    return np.asarray(model.predict_on_batch(np.concatenate([chunk, padding])), dtype=np.float32)[:rows]
+
+
+def total_loss(model: keras.Model, encoded: np.ndarray, found: np.ndarray) -> float:
+    """The compiled loss averaged over rows plus `regularisation`: what ``model.evaluate`` gives for these rows.
+
+    Args:
+        model: a compiled Keras model.
+        encoded: targets as ``Task.encode`` gives them.
+        found: outputs as `outputs` gives them.
+    """
+    from keras import ops
+
+    loss = model.compute_loss(y=ops.convert_to_tensor(encoded), y_pred=ops.convert_to_tensor(found), training=False)
+    return float(ops.convert_to_numpy(loss))
+
+
+def regularisation(model: keras.Model) -> float:
+    """The penalty on the weights that Keras adds to the loss."""
+    from keras import ops
+
+    return sum(float(ops.convert_to_numpy(loss)) for loss in model.losses)
+
+
+class Validation:
+    """Validation rows with their task: gives all ``val_*`` values of a model as it stands.
+
+    Keras' own validation averages metrics over batches and approximates AUC over 200 thresholds; here the outputs of
+    all rows are computed once and scored exactly.
+
+    Args:
+        task: what is predicted.
+        x: (n, features) preprocessed validation features.
+        y: their targets, as ``task.encode`` gives them.
+    """
+
+    def __init__(self, task: Task, x: np.ndarray, y: np.ndarray) -> None:
+        self.task = task
+        self.x = x
+        self.y = y
+
+    def __call__(self, model: keras.Model) -> dict[str, float]:
+        """``val_loss`` (regularisation included, as in Keras) and every metric of the task.
+
+        All metrics are nan where an output is not finite.
+        """
+        found = outputs(model, self.x)
+        metrics = self.task.score(self.y, self.task.to_scores(found))
+        return {"val_loss": total_loss(model, self.y, found), **{f"val_{name}": m for name, m in metrics.items()}}

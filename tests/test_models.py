@@ -1,0 +1,117 @@
+"""The networks that models.build makes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from forge_sweep import models, training
+from forge_sweep.errors import InputError
+from forge_sweep.models import mlp
+from forge_sweep.task import Task
+
+BINARY = Task.learn("binary", pd.DataFrame({"y": [0, 1, 0, 1]}))
+DIGITS = Task.learn("multiclass", pd.DataFrame({"y": list(range(10)) * 2}))
+PRICE = Task.learn("regression", pd.DataFrame({"y": [1.0, 2.0, 3.0]}))
+
+
+def layers_of(**params):
+    """Layers of a small binary network by name."""
+    model = models.build("mlp", 3, BINARY, {"width": 8, "depth": 1, **params})
+    return {layer.name: layer for layer in model.layers}
+
+
+def test_a_block_is_dense_norm_activation_dropout_under_stable_names():
+    model = models.build("mlp", 3, BINARY, {"width": 8, "depth": 2, "dropout": 0.5})
+    blocks = [f"{part}_{number}" for number in (1, 2) for part in ("dense", "norm", "activation", "dropout")]
+    assert [layer.name for layer in model.layers] == ["features", *blocks, "output"]
+
+
+def test_what_is_switched_off_leaves_no_layer():
+    assert list(layers_of(batch_norm=False, dropout=0.0)) == ["features", "dense_1", "activation_1", "output"]
+
+
+def test_a_bias_is_left_to_the_normalisation():
+    assert not layers_of(batch_norm=True)["dense_1"].use_bias
+    assert layers_of(batch_norm=False)["dense_1"].use_bias
+
+
+def test_kernels_start_from_he_and_carry_the_l2_penalty():
+    dense = layers_of(l2=0.01)["dense_1"]
+    assert type(dense.kernel_initializer).__name__ == "HeNormal"
+    assert float(dense.kernel_regularizer.l2) == pytest.approx(0.01)
+    assert layers_of(l2=0.0)["dense_1"].kernel_regularizer is None
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "shape", "units", "expected"),
+    [
+        (64, 3, "constant", 1, (64, 64, 64)),
+        (64, 3, "taper", 1, (64, 32, 16)),
+        (32, 4, "taper", 1, (32, 16, 8, 8)),
+        (64, 3, "taper", 40, (64, 40, 40)),
+        (4, 2, "taper", 1, (4, 4)),
+    ],
+)
+def test_widths_follow_the_shape_and_stay_above_the_output(width, depth, shape, units, expected):
+    assert mlp.widths({"width": width, "depth": depth, "shape": shape}, units) == expected
+
+
+@pytest.mark.parametrize(
+    ("task", "activation", "loss"),
+    [
+        (BINARY, "sigmoid", "BinaryCrossentropy"),
+        (DIGITS, "softmax", "SparseCategoricalCrossentropy"),
+        (PRICE, "linear", "mse"),
+    ],
+    ids=lambda value: getattr(value, "kind", value),
+)
+def test_the_head_and_the_loss_follow_the_task(task, activation, loss):
+    model = models.build("mlp", 3, task, {"width": 8, "depth": 1})
+    assert model.output_shape == (None, task.units)
+    assert model.layers[-1].activation.__name__ == activation
+    assert (model.loss if isinstance(model.loss, str) else type(model.loss).__name__) == loss
+
+
+def test_logits_reach_the_loss():
+    task = Task.learn("binary", pd.DataFrame({"y": [0, 1, 0, 1]}), from_logits=True)
+    model = models.build("mlp", 3, task, {"width": 8, "depth": 1})
+    assert model.loss.get_config()["from_logits"] is True
+    assert model.layers[-1].activation.__name__ == "linear"
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "nadam", "rmsprop", "sgd"])
+def test_each_optimizer_takes_its_learning_rate_and_momentum_where_it_has_one(optimizer):
+    model = models.build("mlp", 3, BINARY, {"optimizer": optimizer, "learning_rate": 0.02, "momentum": 0.7})
+    assert type(model.optimizer).__name__.lower() == optimizer
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.02)
+    assert getattr(model.optimizer, "momentum", 0.7) == 0.7
+
+
+def test_the_same_seed_gives_the_same_initial_weights():
+    def weights(seed):
+        training.seed_everything(seed)
+        return np.concatenate([w.ravel() for w in models.build("mlp", 3, BINARY, {}).get_weights()])
+
+    assert np.array_equal(weights(1), weights(1))
+    assert not np.array_equal(weights(1), weights(2))
+
+
+def test_xla_is_off_on_a_machine_without_an_accelerator():
+    model = models.build("mlp", 3, BINARY, {})
+    assert bool(training.accelerators()) or not model.jit_compile
+
+
+def test_an_unknown_builder_is_refused_with_the_known_ones():
+    with pytest.raises(InputError, match="mlp"):
+        models.build("mpl", 3, BINARY, {})
+
+
+@pytest.mark.parametrize("shape", ["constant", "taper"])
+@pytest.mark.parametrize("on", [True, False], ids=["norm-dropout", "plain"])
+def test_the_size_told_without_building_is_the_size_of_the_model(shape, on):
+    params = {"width": 24, "depth": 3, "shape": shape, "batch_norm": on, "dropout": 0.2 * on}
+    model = models.build("mlp", 7, DIGITS, params)
+    values = sum(layer.output.shape[-1] for layer in model.layers)
+    assert models.size("mlp", 7, DIGITS, params) == (model.count_params(), values)
