@@ -1,0 +1,28 @@
+"""A model with all it needs to take raw rows, as one flat folder of plain data.
+
+```
+bundle.json          format version, kind, threshold, metadata, package versions
+task.json            targets, labels, head, target scale
+schema.json          columns that `predict` takes (a copy for readers; the preprocessor has its own)
+preprocessor.json    impute, encode and scale: settings ...
+preprocessor.npz     ... and learned arrays
+model.keras          the network            | tree.json: XGBoost's own JSON | tree.skops: scikit-learn | constant.json
+scaler.joblib        the fitted scikit-learn scaler for people who load it themselves; absent with scaler = "none"
+golden.json          some train rows as they came, and their scores when the bundle was saved
+manifest.json        SHA-256 of every other file
+```
+
+Nothing here is unpickled: Keras reads with ``safe_mode``, skops builds the types in ``TRUSTED_TYPES`` and no others,
+and ``scaler.joblib`` is written but never read. The manifest is checked before any other file is parsed. It finds
+damage and careless edits; it is no signature, since who can change a file can change the manifest as well.
+
+A later format may change everything but the layout of ``manifest.json`` and the key ``format`` in ``bundle.json``.
+"""
+
+from __future__ import annotations
+
+from forge_sweep.bundle.bundle import FORMAT, GOLDEN_TOLERANCE, Bundle, replay_golden
+from forge_sweep.bundle.golden_rows import GOLDEN_ROWS
+from forge_sweep.bundle.trees import TRUSTED_TYPES
+
+__all__ = ["FORMAT", "GOLDEN_ROWS", "GOLDEN_TOLERANCE", "TRUSTED_TYPES", "Bundle", "replay_golden"]

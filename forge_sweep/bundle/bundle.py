@@ -1,0 +1,281 @@
+"""The bundle: predict, save, load, replay."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from forge_sweep import __version__, baselines, training
+from forge_sweep.baselines import Baseline
+from forge_sweep.bundle import files, golden_rows, trees
+from forge_sweep.errors import BundleError, ForgeSweepError
+from forge_sweep.preprocessing import Preprocessor, Schema
+from forge_sweep.task import Task
+
+if TYPE_CHECKING:
+    import keras
+    import pandas as pd
+
+FORMAT = 1
+GOLDEN_TOLERANCE = 1e-5
+"""Largest accepted difference of a golden score when it is verified; in proportion to the largest score above 1."""
+
+MODEL_FILES = {
+    "network": "model.keras",
+    "constant": "constant.json",
+    "random_forest": "tree.skops",
+    "hist_gradient_boosting": "tree.skops",
+    "xgboost": "tree.json",
+}
+OTHER_FILES = {"bundle.json", "task.json", "schema.json", "preprocessor.json", "preprocessor.npz", golden_rows.GOLDEN}
+SCALER = "scaler.joblib"
+
+PACKAGES = ("numpy", "pandas", "scikit-learn", "skops", "keras", "tensorflow", "jax", "torch", "xgboost-cpu", "xgboost")
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A model that takes raw rows.
+
+    Attributes:
+        model: the network, or the fitted baseline.
+        preprocessor: schema, imputation, encoding and scaling, learned on train.
+        task: what is predicted.
+        threshold: probability from which a label holds (binary, multilabel); chosen on validation.
+        metadata: where the model comes from: dataset, experiment, parameters, seed. Plain JSON values.
+    """
+
+    model: keras.Model | Baseline
+    preprocessor: Preprocessor
+    task: Task
+    threshold: float
+    metadata: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """``network``, or the kind of the baseline."""
+        return self.model.kind if isinstance(self.model, Baseline) else "network"
+
+    def scores(self, frame: pd.DataFrame) -> np.ndarray:
+        """Probabilities, or regression values in original units.
+
+        Args:
+            frame: raw rows, none included; the order of the columns does not matter.
+
+        Returns:
+            (n, task.units) float64.
+
+        Raises:
+            SchemaError: missing, extra or mistyped columns, by name.
+        """
+        if not len(frame):
+            self.preprocessor.schema.align(frame)
+            return np.empty((0, self.task.units))
+        features = self.preprocessor.transform(frame)
+        if isinstance(self.model, Baseline):
+            # A baseline gives probabilities even where the networks of its experiment give logits.
+            return dataclasses.replace(self.task, from_logits=False).to_scores(self.model.outputs(features))
+        return self.task.to_scores(training.outputs(self.model, features))
+
+    def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Predictions as a user reads them (see `Task.predictions`), with the index of ``frame``.
+
+        Raises:
+            SchemaError: missing, extra or mistyped columns, by name.
+        """
+        return self.task.predictions(self.scores(frame), self.threshold).set_axis(frame.index, axis=0)
+
+    def save(self, folder: Path, golden: pd.DataFrame) -> None:
+        """Write the bundle: what then stands at ``folder`` is whole, on disk, and has given its golden scores again.
+
+        It is written to a hidden sibling, loaded from there, replayed, and renamed: a process that dies leaves no half
+        bundle. A bundle that stands at ``folder`` is replaced, as a file would be; anything else is refused.
+
+        Args:
+            folder: where to; its parents are made.
+            golden: raw features to take the golden rows from, all train rows as a rule; at most `GOLDEN_ROWS` are kept:
+                some with missing values, if there are any, and the first others.
+
+        Raises:
+            BundleError: something else stands at ``folder``, a score is not finite, the metadata is not plain JSON, or
+                the bundle as read back gives other scores.
+        """
+
+        def write(temporary: Path) -> None:
+            _write(self, temporary, golden_rows.choose(golden))
+            Bundle.load(temporary, verify=True)
+
+        files.replace_whole(folder, write)
+
+    @classmethod
+    def load(cls, folder: Path, *, verify: bool = False) -> Bundle:
+        """Read a bundle; no code in it is run, and nothing is parsed before every file was checked.
+
+        Args:
+            folder: what `save` wrote, or a copy.
+            verify: also replay the golden rows and refuse scores other than when it was saved.
+
+        Raises:
+            BundleError: a file is missing, unexpected, changed or not a regular file (by name), the format version is
+                unknown, a file cannot be read or holds a type that is not trusted, or a golden score differs.
+        """
+        about = _read_about(folder, files.check_manifest(folder))
+        with _readable(folder / "task.json", about):
+            task = Task.from_dict(files.read_json(folder / "task.json"))
+        with _readable(folder / "preprocessor.json", about):
+            preprocessor = _read_preprocessor(folder)
+        with _readable(folder / MODEL_FILES[about["kind"]], about):
+            model = _read_model(folder, about, task, len(preprocessor.output_names))
+        bundle = cls(model, preprocessor, task, float(about["threshold"]), about["metadata"])
+        if verify:
+            _verify(folder, bundle, about["packages"])
+        return bundle
+
+
+def replay_golden(folder: Path, bundle: Bundle | None = None) -> float:
+    """Predict the golden rows of a saved bundle again.
+
+    Args:
+        folder: the saved bundle.
+        bundle: predicts in its place, such as the same trial run again; default: the one in ``folder``.
+
+    Returns:
+        The largest absolute difference of a score: a probability, or in the target's units.
+
+    Raises:
+        BundleError: as `Bundle.load`.
+    """
+    if bundle is None:
+        bundle = Bundle.load(folder)
+    else:
+        files.check_manifest(folder)
+    frame, scores = golden_rows.read(folder)
+    return float(np.abs(bundle.scores(frame) - scores).max())
+
+
+def _verify(folder: Path, bundle: Bundle, packages: dict[str, str]) -> None:
+    """Refuse a bundle that gives other golden scores than when it was saved."""
+    difference, (_, scores) = replay_golden(folder, bundle), golden_rows.read(folder)
+    allowed = GOLDEN_TOLERANCE * max(1.0, float(np.abs(scores).max()))
+    if not difference <= allowed:
+        raise BundleError(
+            f"{folder} gives other golden scores than when it was saved: {difference:.3g} off, {allowed:.1g} allowed",
+            hint=_other_versions(packages),
+        )
+
+
+def _write(bundle: Bundle, folder: Path, rows: pd.DataFrame) -> None:
+    """Write every file of a bundle, the manifest last."""
+    about = {"format": FORMAT, "kind": bundle.kind, "threshold": bundle.threshold, "metadata": bundle.metadata}
+    files.write_json(folder / "bundle.json", {**about, "packages": _packages()})
+    files.write_json(folder / "task.json", bundle.task.to_dict())
+    files.write_json(folder / "schema.json", bundle.preprocessor.schema.to_dict())
+    bundle.preprocessor.save(folder)
+    _write_scaler(bundle.preprocessor, folder / SCALER)
+    _write_model(bundle.model, folder / MODEL_FILES[bundle.kind])
+    golden_rows.write(folder, rows, bundle.scores(rows))
+    files.write_manifest(folder)
+
+
+def _write_scaler(preprocessor: Preprocessor, path: Path) -> None:
+    """The fitted scikit-learn scaler, for people; we do not read it back."""
+    import joblib
+
+    scaler = preprocessor.sklearn_scaler()
+    if scaler is not None:
+        joblib.dump(scaler, path)
+
+
+def _write_model(model: keras.Model | Baseline, path: Path) -> None:
+    """The model in the format of its own library."""
+    if not isinstance(model, Baseline):
+        model.save(path)
+    elif model.kind == "constant":
+        files.write_json(path, list(model.model))
+    elif model.kind == "xgboost":
+        model.model.save_model(path)
+    else:
+        trees.save(model.model, path)
+
+
+def _read_about(folder: Path, listed: set[str]) -> dict[str, Any]:
+    """``bundle.json``, once its format is known and the folder has exactly the files of its kind."""
+    files.refuse(folder, {"missing": {"bundle.json"} - listed})
+    about = files.read_json(folder / "bundle.json")
+    if not isinstance(about, dict):
+        raise BundleError(f"{folder / 'bundle.json'} is not a table")
+    if about.get("format") != FORMAT:
+        writer = about.get("packages", {}).get("forge-sweep", "a later one")
+        raise BundleError(
+            f"{folder} has bundle format {about.get('format')!r}, and forge-sweep {__version__} reads format {FORMAT}",
+            hint=f"install the forge-sweep that wrote it: {writer}",
+        )
+    if absent := {"kind", "threshold", "metadata", "packages"} - about.keys():
+        raise BundleError(f"{folder / 'bundle.json'} lacks {', '.join(sorted(absent))}")
+    if about["kind"] not in MODEL_FILES:
+        raise BundleError(f"{folder / 'bundle.json'}: kind {about['kind']!r} is none of {', '.join(MODEL_FILES)}")
+    expected = OTHER_FILES | {MODEL_FILES[about["kind"]]}
+    files.refuse(folder, {"missing": expected - listed, "unexpected": listed - expected - {SCALER}})
+    return about
+
+
+@contextlib.contextmanager
+def _readable(path: Path, about: dict[str, Any]) -> Iterator[None]:
+    """Whatever a library cannot read becomes an error that names the file and the versions it was written with."""
+    try:
+        yield
+    except ForgeSweepError:
+        raise
+    except Exception as error:
+        raise BundleError(f"{path} cannot be read: {error}", hint=_other_versions(about["packages"])) from error
+
+
+def _read_preprocessor(folder: Path) -> Preprocessor:
+    """The preprocessor, if ``schema.json``, which others go by, says the same as its own schema."""
+    preprocessor = Preprocessor.load(folder)
+    if Schema.from_dict(files.read_json(folder / "schema.json")) != preprocessor.schema:
+        raise BundleError(f"{folder}: schema.json and preprocessor.json describe different columns")
+    return preprocessor
+
+
+def _read_model(folder: Path, about: dict[str, Any], task: Task, n_features: int) -> keras.Model | Baseline:
+    """The network without its loss and optimizer, or the baseline with the parameters in the metadata."""
+    kind, path = about["kind"], folder / MODEL_FILES[about["kind"]]
+    if kind == "network":
+        import keras
+
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    if kind == "constant":
+        model: Any = tuple(float(value) for value in files.read_json(path))
+    else:
+        model = baselines.load_xgboost(path, task) if kind == "xgboost" else trees.load(path, n_features)
+    return Baseline(kind, model, about["metadata"].get("params", {}), task)
+
+
+def _packages() -> dict[str, str]:
+    """Versions of the packages that decide whether a model file can be read."""
+    found = {"forge-sweep": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _other_versions(written: dict[str, str]) -> str:
+    """The hint for a file that this installation reads otherwise than it was written."""
+    here = _packages()
+    other = [
+        f"{name}=={version} (here {here.get(name, 'none')})"
+        for name, version in written.items()
+        if here.get(name) != version
+    ]
+    return f"install what it was written with: {', '.join(other)}" if other else "save it again from its run"
