@@ -1,0 +1,278 @@
+"""What a run ran in: code, packages, image and hardware, as plain values.
+
+Nothing here imports an engine (GPUs are found without TensorFlow) and nothing here reads the whole process environment:
+only the variables named below are recorded, none of which holds a secret.
+"""
+
+from __future__ import annotations
+
+import getpass
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from forge_sweep.errors import InputError
+
+UNKNOWN = "unknown"
+NONE = "none"
+IMAGE_VARIABLE = "FORGE_SWEEP_IMAGE_DIGEST"
+DIFF_LIMIT = 1_000_000  # characters of the recorded git diff
+UNTRACKED_LIMIT = 200  # names of untracked files listed with it
+
+_DIGEST = re.compile(r"(?:[^\s@]+@)?sha256:[0-9a-f]{64}")
+_CONTAINER_CGROUP = re.compile(r"docker|kubepods|containerd|libpod|lxc|buildkit")
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+)
+_FLAGS = (
+    "KERAS_BACKEND",
+    "CUDA_VISIBLE_DEVICES",
+    "XLA_FLAGS",
+    "TF_XLA_FLAGS",
+    "TF_DETERMINISTIC_OPS",
+    "TF_CUDNN_DETERMINISTIC",
+    "TF_ENABLE_ONEDNN_OPTS",
+    "TF_FORCE_GPU_ALLOW_GROWTH",
+    "TF_GPU_ALLOCATOR",
+    "NVIDIA_TF32_OVERRIDE",
+    "PYTHONHASHSEED",
+)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where a run ran, for the record and for ``reproduce``.
+
+    Attributes:
+        image_digest: the digest that was passed in; ``unknown`` in a container without one; ``none`` outside.
+        in_container: whether this process runs in a container.
+        git_commit: full hash of HEAD, ``unknown`` without a repository, a commit or git.
+        git_dirty: whether the working tree differs from that commit, untracked files included.
+        git_diff: the difference as text, with the names of untracked files; at most 1 MB, "" when clean.
+        git_remote: URL of ``origin`` without credentials, ``unknown`` without one.
+        packages: installed distributions and versions.
+        python: version of the interpreter.
+        platform: operating system, kernel, machine.
+        cpu: model name.
+        cores: cores this process may use.
+        memory_bytes: memory this process may use (a container's limit counts).
+        gpus: one text per NVIDIA GPU, empty without one.
+        cuda: CUDA version of the driver, ``none`` without a GPU.
+        backend: Keras backend, such as ``tensorflow``.
+        threads: thread counts set by environment variables.
+        flags: compiler, determinism and device flags set by environment variables.
+        user: login name.
+        host: host name.
+    """
+
+    image_digest: str
+    in_container: bool
+    git_commit: str
+    git_dirty: bool
+    git_diff: str
+    git_remote: str
+    packages: dict[str, str]
+    python: str
+    platform: str
+    cpu: str
+    cores: int
+    memory_bytes: int
+    gpus: tuple[str, ...]
+    cuda: str
+    backend: str
+    threads: dict[str, str]
+    flags: dict[str, str]
+    user: str
+    host: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON-able values."""
+        return {**asdict(self), "gpus": list(self.gpus)}
+
+    def warnings(self) -> tuple[str, ...]:
+        """What is missing for making a number again, with the fix; empty when nothing is."""
+        if self.image_digest != UNKNOWN:
+            return ()
+        return (
+            f"this is a container, but {IMAGE_VARIABLE} is not set: the image digest is recorded as {UNKNOWN!r}. "
+            f"fix: pass it in (`make image-run` does), such as {IMAGE_VARIABLE}=sha256:<64 hex digits>",
+        )
+
+
+def capture(root: Path, backend: str) -> Environment:
+    """The environment of this process.
+
+    Args:
+        root: a folder of the researcher's repository, usually that of the experiment file.
+        backend: the Keras backend of the experiment.
+
+    Raises:
+        InputError: ``FORGE_SWEEP_IMAGE_DIGEST`` holds something that is not a digest.
+    """
+    contained = in_container()
+    commit, dirty, diff, remote = _git_state(root)
+    gpus = _gpus()
+    return Environment(
+        image_digest=image_digest(os.environ, contained),
+        in_container=contained,
+        git_commit=commit,
+        git_dirty=dirty,
+        git_diff=diff,
+        git_remote=remote,
+        packages=_packages(),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpu=_cpu(),
+        cores=_cores(),
+        memory_bytes=_memory_bytes(),
+        gpus=gpus,
+        cuda=_cuda() if gpus else NONE,
+        backend=backend,
+        threads=_variables(_THREADS),
+        flags=_variables(_FLAGS),
+        user=_user(),
+        host=socket.gethostname(),
+    )
+
+
+def image_digest(environ: Mapping[str, str], contained: bool) -> str:
+    """The image digest as passed in, never guessed.
+
+    Raises:
+        InputError: the variable holds something else than ``sha256:<64 hex>`` or ``name@sha256:<64 hex>``.
+    """
+    declared = environ.get(IMAGE_VARIABLE, "").strip()
+    if not declared:
+        return UNKNOWN if contained else NONE
+    if not _DIGEST.fullmatch(declared):
+        raise InputError(
+            f"{IMAGE_VARIABLE} = {declared!r}: expected sha256:<64 hex digits> or name@sha256:<64 hex digits>",
+            hint="a tag can be moved, a digest cannot: `make image` prints it",
+        )
+    return declared
+
+
+def in_container(filesystem: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process runs in a container, by the marks that Docker, Podman, Kubernetes and LXC leave."""
+    if (filesystem / ".dockerenv").exists() or (filesystem / "run/.containerenv").exists():
+        return True
+    if environ.get("container") or environ.get("KUBERNETES_SERVICE_HOST"):
+        return True
+    return bool(_CONTAINER_CGROUP.search(_read(filesystem / "proc/1/cgroup")))
+
+
+def without_credentials(url: str) -> str:
+    """The URL without user name, password, query and fragment; ``git@host:path`` stays, it holds no secret."""
+    parts = urlsplit(url)
+    if not parts.scheme or not parts.netloc:
+        return url
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _git_state(root: Path) -> tuple[str, bool, str, str]:
+    """Commit, whether dirty, the difference, the remote."""
+    if _git(root, "rev-parse", "--is-inside-work-tree") is None:
+        return UNKNOWN, False, "", UNKNOWN
+    commit = (_git(root, "rev-parse", "--verify", "HEAD") or UNKNOWN).strip()
+    dirty = bool(_git(root, "status", "--porcelain"))
+    remote = without_credentials((_git(root, "config", "--get", "remote.origin.url") or UNKNOWN).strip())
+    return commit, dirty, _git_diff(root) if dirty else "", remote
+
+
+def _git_diff(root: Path) -> str:
+    """Changes of tracked files, then the names of untracked ones (their content may be data or secrets)."""
+    base = "HEAD" if _git(root, "rev-parse", "--verify", "HEAD") else "--cached"
+    changes = _git(root, "diff", "--no-color", "--no-ext-diff", base) or ""
+    untracked = (_git(root, "ls-files", "--others", "--exclude-standard", ":/") or "").splitlines()
+    names = "".join(f"# untracked: {name}\n" for name in untracked[:UNTRACKED_LIMIT])
+    if len(untracked) > UNTRACKED_LIMIT:
+        names += f"# and {len(untracked) - UNTRACKED_LIMIT} more untracked files\n"
+    if len(changes) > DIFF_LIMIT:
+        changes = changes[:DIFF_LIMIT] + f"\n# cut here: the whole difference has {len(changes)} characters\n"
+    return names + changes
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    return _output("git", "-C", str(root), *arguments)
+
+
+def _output(*command: str, timeout_s: float = 20.0) -> str | None:
+    """Standard output of a command; None when it is not installed, fails or takes too long."""
+    if shutil.which(command[0]) is None:
+        return None
+    # Optional locks are for a user's own git; ours only looks and must not disturb it.
+    environ = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=timeout_s, env=environ, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode("utf-8", errors="replace")
+
+
+def _packages() -> dict[str, str]:
+    found = {str(each.metadata["Name"]).lower(): each.version for each in importlib.metadata.distributions()}
+    return dict(sorted(found.items()))
+
+
+def _gpus() -> tuple[str, ...]:
+    """One line per GPU from nvidia-smi, or model names from the kernel driver where nvidia-smi is not installed."""
+    query = "--query-gpu=name,memory.total,driver_version"
+    lines = (_output("nvidia-smi", query, "--format=csv,noheader") or "").splitlines()
+    if not lines:
+        reports = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+        lines = [line for report in reports for line in re.findall(r"Model:\s*(.+)", _read(report))]
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _cuda() -> str:
+    found = re.search(r"CUDA Version:\s*([\d.]+)", _output("nvidia-smi") or "")
+    return found.group(1) if found else UNKNOWN
+
+
+def _cpu() -> str:
+    found = re.search(r"^model name\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")), flags=re.MULTILINE)
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_bytes() -> int:
+    import psutil
+
+    limits = [_read(Path("/sys/fs/cgroup") / name).strip() for name in ("memory.max", "memory/memory.limit_in_bytes")]
+    return min([int(psutil.virtual_memory().total), *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def _variables(names: tuple[str, ...]) -> dict[str, str]:
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # an arbitrary uid without an entry in the container's passwd
+        return f"uid-{os.getuid()}"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,29 @@
+"""All that is written to MLflow: runs, curves, datasets, artifacts, the registered model. MLflow lives here only.
+
+Every write is a small value (`writes`) that may be applied twice without harm. `Tracker` applies it at once; while the
+store cannot be reached it waits in a local file (`journal`) and is applied later, in order. Everything is synchronous
+(MLflow's async logging loses 92-100 % of the points at a kill) and names its run (no fluent state).
+
+The module is also the ``loader_module`` of registered models: MLflow calls `_load_pyfunc`.
+"""
+
+from __future__ import annotations
+
+from forge_sweep.tracking.pyfunc import BundleModel, _load_pyfunc
+from forge_sweep.tracking.registration import requirements
+from forge_sweep.tracking.runs import Run
+from forge_sweep.tracking.store import default_uri, prepare_store
+from forge_sweep.tracking.tracker import Tracker, environment_tags
+from forge_sweep.tracking.writes import Status
+
+__all__ = [
+    "BundleModel",
+    "Run",
+    "Status",
+    "Tracker",
+    "_load_pyfunc",
+    "default_uri",
+    "environment_tags",
+    "prepare_store",
+    "requirements",
+]

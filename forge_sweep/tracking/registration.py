@@ -1,0 +1,161 @@
+"""A bundle folder becomes a version of a registered model."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forge_sweep.tracking.session import KEY_TAG, Session
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+ALIAS = "challenger"
+DONE_TAG = "forge.registered_at"
+
+_LOADER = "forge_sweep.tracking"
+_ALWAYS = ("forge-sweep", "mlflow", "numpy", "pandas", "scikit-learn")
+_BY_BACKEND = {"tensorflow": ("tensorflow", "tensorflow-cpu"), "jax": ("jax",), "torch": ("torch",)}
+_BY_KIND = {
+    "xgboost": ("xgboost", "xgboost-cpu"),
+    "random_forest": ("skops",),
+    "hist_gradient_boosting": ("skops",),
+    "constant": (),
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is registered.
+
+    Attributes:
+        run_key: key of the run it comes from; at most one version per key.
+        bundle: folder of the bundle.
+        model_name: name of the registered model.
+        columns: names of the raw input columns.
+        requirements: pip requirements, complete (inferring them costs 6 s).
+        tags: of the version.
+        step: epoch whose metrics the model stands for.
+    """
+
+    run_key: str
+    bundle: Path
+    model_name: str
+    columns: Sequence[str]
+    requirements: Sequence[str]
+    tags: Mapping[str, str]
+    step: int
+
+
+def requirements(kind: str, backend: str = "tensorflow") -> list[str]:
+    """Pinned requirements for loading a bundle, at the versions installed here.
+
+    Args:
+        kind: the bundle's kind, ``network`` or that of a baseline.
+        backend: the Keras backend of a network.
+    """
+    engines = ("keras", *_BY_BACKEND.get(backend, (backend,))) if kind == "network" else _BY_KIND[kind]
+    return [pinned for name in (*_ALWAYS, *engines) for pinned in _pinned(name)]
+
+
+def register(session: Session, candidate: Candidate) -> str:
+    """The version that holds the candidate, made now or by an earlier, perhaps interrupted, call.
+
+    The alias is set last: whoever loads by it never sees half a version. A finished registration is not touched again,
+    so that a resumed sweep does not take the alias back from a later one.
+    """
+    client = session.client
+    found = _existing(session, candidate)
+    version = str((found or _create_version(session, candidate)).version)  # int from a database, str over HTTP
+    if found is None or DONE_TAG not in found.tags:
+        client.set_registered_model_alias(candidate.model_name, ALIAS, version)
+        client.set_model_version_tag(candidate.model_name, version, DONE_TAG, datetime.now(UTC).isoformat())
+    return version
+
+
+def _existing(session: Session, candidate: Candidate) -> ModelVersion | None:
+    condition = f"name = '{candidate.model_name}' and tags.`{KEY_TAG}` = '{candidate.run_key}'"
+    run_id = session.run_id(candidate.run_key)
+    return next((each for each in session.client.search_model_versions(condition) if each.run_id == run_id), None)
+
+
+def _create_version(session: Session, candidate: Candidate) -> ModelVersion:
+    from mlflow.exceptions import MlflowException
+
+    model_id = _log_model(session, candidate)
+    try:
+        session.client.create_registered_model(candidate.model_name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    version = session.client.create_model_version(
+        candidate.model_name,
+        source=f"models:/{model_id}",
+        run_id=session.run_id(candidate.run_key),
+        tags={**candidate.tags, KEY_TAG: candidate.run_key},
+        model_id=model_id,
+    )
+    link = [{"name": candidate.model_name, "version": str(version.version)}]
+    session.client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps(link)})  # the UI's link
+    return version
+
+
+def _log_model(session: Session, candidate: Candidate) -> str:
+    """Log the bundle as a model of its run; returns the model's id.
+
+    These are the steps of `mlflow.pyfunc.log_model`, which works on the process's active run and global address only.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    client, run_id = session.client, session.run_id(candidate.run_key)
+    params = client.get_run(run_id).data.params
+    model = client.create_logged_model(
+        session.experiment_id, candidate.model_name, run_id, dict(candidate.tags), params, "forge_sweep"
+    )
+    model_id = str(model.model_id)
+    with tempfile.TemporaryDirectory(prefix="forge-sweep-") as folder:
+        path = Path(folder) / "model"
+        _save(path, candidate, run_id, model_id)
+        client.log_model_artifacts(model_id, str(path))
+    client.finalize_logged_model(model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(model_id, candidate.step)])
+    return model_id
+
+
+def _save(path: Path, candidate: Candidate, run_id: str, model_id: str) -> None:
+    """Write the model in MLflow's format.
+
+    The signature names the columns and leaves their types to the bundle's schema: MLflow's own ``double`` refuses
+    integers and its ``long`` refuses missing values. A missing column is refused by name.
+    """
+    from mlflow import pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types.schema import AnyType, ColSpec, Schema
+
+    anything = AnyType()  # type: ignore[no-untyped-call]
+    inputs = Schema([ColSpec(anything, name, required=True) for name in candidate.columns])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*input example was not provided")  # the bundle holds golden rows
+        pyfunc.save_model(
+            str(path),
+            loader_module=_LOADER,
+            data_path=str(candidate.bundle),
+            signature=ModelSignature(inputs=inputs),
+            pip_requirements=list(candidate.requirements),
+            mlflow_model=Model(run_id=run_id, model_uuid=model_id, model_id=model_id, metadata=dict(candidate.tags)),
+        )
+
+
+def _pinned(name: str) -> Iterator[str]:
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return
+    yield f"{name}=={version.partition('+')[0]}"  # a local version such as +cpu is not on the index

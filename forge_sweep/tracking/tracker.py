@@ -1,0 +1,297 @@
+"""Runs that are written while training goes on, whether the store answers or not."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+from forge_sweep.environment import NONE, UNKNOWN, Environment, without_credentials
+from forge_sweep.errors import InputError, TrackingDown
+from forge_sweep.tracking import registration, writes
+from forge_sweep.tracking import store as stores
+from forge_sweep.tracking.journal import Journal, Record
+from forge_sweep.tracking.runs import FLUSH_S, Run, now_ms, stored_params, stored_tags
+from forge_sweep.tracking.session import Session, file_name
+
+RETRY_S = 15.0  # least time between two attempts to reach a store that is down
+RETRY_COST = 10  # and at least this many times what the last attempt took: an outage costs at most a tenth of the time
+QUICK_S = 1.0
+REFUSED_AFTER = 3  # failed attempts at one write while the store answers other requests
+
+_log = logging.getLogger("forge_sweep")
+
+
+class Tracker:
+    """Writes the runs of one MLflow experiment; not for several threads, each process has its own.
+
+    A write that fails because the store cannot be reached waits in ``<store>/journal/<experiment>.jsonl``, and so does
+    all that follows, in order; a journal left by an earlier process is replayed first. What MLflow refuses raises
+    `InputError` at once (in a replay: is set aside with a warning).
+
+    Args:
+        experiment_name: the MLflow experiment, created with the first write.
+        store: folder of the embedded stores and the journal, usually ``mlruns``.
+        description: Markdown shown with a new experiment.
+        uri: tracking address; `default_uri` when None.
+        retry_s: least seconds between two attempts to reach a store that is down.
+        flush_s: seconds that points of a curve are collected before they are written.
+
+    Raises:
+        InputError: the tracking address is wrong.
+    """
+
+    def __init__(
+        self,
+        experiment_name: str,
+        store: Path,
+        *,
+        description: str = "",
+        uri: str | None = None,
+        retry_s: float = RETRY_S,
+        flush_s: float = FLUSH_S,
+    ) -> None:
+        self.uri = uri or stores.default_uri(store)
+        self._flush_s = flush_s
+        self._retry_s = retry_s
+        self._session = Session(self.uri, store, experiment_name, description)
+        self._journal = Journal(store.absolute() / "journal", file_name(experiment_name))
+        self._open: dict[str, Run] = {}
+        self._down = False
+        self._next_attempt = -math.inf
+        self._stuck: tuple[Record | None, int] = (None, 0)
+        self.replay()
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def pending(self) -> int:
+        """Writes that wait in the journal."""
+        return len(self._journal)
+
+    def run(
+        self,
+        key: str,
+        name: str,
+        *,
+        kind: str,
+        parent: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """Open a run; one with this key that exists already is set running again and keeps its curves.
+
+        Args:
+            key: names the run for good, such as ``fraud/trial-0007``; unique in the experiment, without ``'``.
+            name: shown in the UI.
+            kind: ``sweep``, ``trial``, ``baseline`` or ``confirm``.
+            parent: key of the parent run.
+            tags: more tags.
+            params: logged once; an existing run keeps those it has.
+        """
+        if "'" in key:
+            raise InputError(f"the run key {key!r} holds a quote", hint="leave ' out of experiment and study names")
+        all_tags = stored_tags({**(tags or {}), "forge.kind": kind})
+        self._write(writes.Open(key, name, parent, all_tags, stored_params(params or {}), now_ms()))
+        self._open[key] = Run(key, self._write, self._session.known_id, self._flush_s)
+        return self._open[key]
+
+    def reap(self, parent: str, states: Mapping[str, str]) -> None:
+        """Close the child runs that no living process writes, so that MLflow agrees with the study.
+
+        Args:
+            parent: key of the parent run.
+            states: what the study says of each run key: FINISHED, KILLED, FAILED, SCHEDULED, or RUNNING for a run that
+                is alive. An unfinished child that is not named becomes FAILED with the failure ``lost-worker``.
+        """
+        self._write(writes.Reap(parent, dict(states), now_ms()))
+
+    def register(
+        self,
+        run_key: str,
+        bundle_folder: Path,
+        *,
+        model_name: str,
+        columns: Sequence[str],
+        requirements: Sequence[str],
+        tags: Mapping[str, str],
+        step: int = 0,
+    ) -> str:
+        """Register a bundle as a model version with the alias ``challenger``; returns the version.
+
+        A version that an earlier call made for this run key is returned (and completed after a kill).
+
+        Args:
+            run_key: key of the run that made the bundle.
+            bundle_folder: what `Bundle.save` wrote.
+            model_name: name of the registered model.
+            columns: names of the raw input columns, in any order.
+            requirements: pip requirements, see `requirements`.
+            tags: of the version: dataset version and digest, image digest, kind.
+            step: epoch whose metrics the model stands for.
+
+        Raises:
+            TrackingDown: the store cannot be reached; the bundle stays where it is.
+            InputError: MLflow refused it, such as a name with a slash.
+        """
+        what = f"the model {model_name!r}"
+        if "'" in model_name:
+            raise InputError(f"tracking.model_name = {model_name!r} holds a quote", hint="leave it out")
+        if not self.replay():
+            raise TrackingDown(
+                f"{what} is not registered: MLflow at {self._address} cannot be reached; {self.pending} writes wait",
+                hint=f"start it and run the same command again; the bundle is in {bundle_folder}",
+            )
+        candidate = registration.Candidate(run_key, bundle_folder, model_name, columns, requirements, tags, step)
+        with stores.translated(what), stores.current(self.uri):
+            return registration.register(self._session, candidate)
+
+    def link(self, parent: str, metric: str, direction: str) -> str:
+        """The UI's page with the curves of a sweep's trials, best first; "" while the parent is not written.
+
+        Args:
+            parent: key of the parent run.
+            metric: metric to sort by, such as ``val_auc``. (Sorted by date, the UI would fold the trials away.)
+            direction: ``maximize`` or ``minimize``.
+        """
+        run_id = self._session.known_id(parent)
+        if run_id is None:
+            return ""
+        condition = quote(f"tags.mlflow.parentRunId = '{run_id}'", safe="'")
+        order = quote(f"metrics.`{metric}`", safe="")
+        return (
+            f"{stores.ui_address(self.uri)}/#/experiments/{self._session.experiment_id}/runs"
+            f"?compareRunsMode=CHART&workflowType=machine_learning&searchFilter={condition}"
+            f"&orderByKey={order}&orderByAsc={str(direction == 'minimize').lower()}"
+        )
+
+    def replay(self) -> bool:
+        """Try now to write what waits; returns whether nothing waits any more."""
+        if self._journal.waiting:
+            self._drain()
+        return not self._journal.waiting
+
+    def close(self) -> None:
+        """Write what is buffered and what waits; what still waits is kept for the next process."""
+        for run in list(self._open.values()):
+            run.flush()
+        if not self.replay():
+            _log.warning("MLflow at %s is down: %d writes wait in %s", self._address, self.pending, self._journal.path)
+
+    @property
+    def _address(self) -> str:
+        return without_credentials(self.uri)
+
+    def _write(self, write: writes.Write) -> None:
+        """Make a write, or let it wait its turn.
+
+        Raises:
+            InputError: MLflow refused it.
+            TrackingDown: it could neither be made nor wait, as when the disk is full.
+        """
+        if isinstance(write, writes.Finish):
+            self._open.pop(write.key, None)
+        if self._journal.waiting and time.monotonic() >= self._next_attempt:
+            self._drain()
+        if self._journal.waiting:
+            self._wait(write)
+            return
+        try:
+            self._apply(write)
+        except TrackingDown as error:
+            self._went_down(error)
+            self._wait(write)
+
+    def _wait(self, write: writes.Write) -> None:
+        try:
+            self._journal.append(write.kept(self._journal).to_record())
+        except OSError as error:
+            raise TrackingDown(
+                f"MLflow is down and the journal {self._journal.path} cannot be written: {error}",
+                hint="free space on that disk",
+            ) from error
+
+    def _apply(self, write: writes.Write) -> None:
+        """Make a write, a second time if the first failed quickly: a server that closed an idle connection is not down.
+
+        An attempt that took long (a time-out) sets the next one further off.
+        """
+        began = time.monotonic()
+        for last in (False, True):
+            try:
+                with stores.translated(f"{write.op} of the run {write.key!r}"):
+                    return write.apply(self._session)
+            except TrackingDown:
+                took = time.monotonic() - began
+                if last or took > QUICK_S:
+                    self._next_attempt = time.monotonic() + max(self._retry_s, RETRY_COST * took)
+                    raise
+
+    def _drain(self) -> None:
+        try:
+            replayed = self._journal.drain(self._replay_one)
+        except TrackingDown as error:
+            self._went_down(error)
+            return
+        self._down, self._stuck = False, (None, 0)
+        if replayed:
+            _log.warning("MLflow at %s answers: %d waiting writes were replayed", self._address, replayed)
+
+    def _replay_one(self, record: Record) -> None:
+        try:
+            self._apply(writes.from_record(record))
+        except InputError as error:
+            self._set_aside(record, error)
+        except TrackingDown as error:
+            if not self._is_poison(record):
+                raise
+            self._set_aside(record, error)
+
+    def _is_poison(self, record: Record) -> bool:
+        """Whether the store is up but fails at this one write again and again; it must not block the others."""
+        last, count = self._stuck
+        self._stuck = (record, count + 1 if record == last else 1)
+        return self._stuck[1] >= REFUSED_AFTER and self._session.answers()
+
+    def _set_aside(self, record: Record, error: Exception) -> None:
+        self._journal.refuse(record, str(error))
+        _log.warning("a waiting write was refused and is set aside in %s: %s", self._journal.refused, error)
+
+    def _went_down(self, error: TrackingDown) -> None:
+        if not self._down:
+            _log.warning(
+                "MLflow at %s cannot be reached (%s). Training goes on; writes wait in %s",
+                self._address,
+                error.message,
+                self._journal.path,
+            )
+        self._down = True
+
+
+def environment_tags(environment: Environment) -> dict[str, str]:
+    """Tags for a run: MLflow's own names where it has them, ours where its are hidden in the UI."""
+    tags = {
+        "mlflow.user": environment.user,
+        "mlflow.source.name": "forge-sweep",
+        "mlflow.source.type": "LOCAL",
+        "forge.image_digest": environment.image_digest,
+        "forge.git_dirty": str(environment.git_dirty).lower(),
+        "forge.backend": environment.backend,
+        "forge.gpus": "; ".join(environment.gpus) or NONE,
+        "forge.host": environment.host,
+    }
+    known = {
+        "mlflow.docker.image.id": environment.image_digest,
+        "mlflow.source.git.commit": environment.git_commit,
+        "mlflow.source.git.repoURL": environment.git_remote,
+    }
+    return tags | {name: value for name, value in known.items() if value not in (UNKNOWN, NONE)}

@@ -1,0 +1,298 @@
+"""The writes a run can make, as plain values that may wait in a journal and may be applied twice.
+
+Each knows its run by `key`, not by MLflow's id: while the store is down there is no id yet.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from forge_sweep.errors import InputError
+from forge_sweep.tracking.journal import Journal, Record
+from forge_sweep.tracking.session import KEY_TAG, PARENT_TAG, Session
+
+Status = Literal["FINISHED", "KILLED", "FAILED", "SCHEDULED"]
+Row = tuple[str, float, int, int]  # metric, value, milliseconds since 1970, step
+
+STATES = {"FINISHED": "finished", "KILLED": "pruned", "FAILED": "failed", "SCHEDULED": "waiting"}  # tag forge.state
+
+METRICS_PER_BATCH = 1000  # MLflow's limits for one request
+VALUES_PER_BATCH = 100
+DIGEST_LENGTH = 32  # MLflow's field holds 36 characters; the whole digest is a tag
+SCHEMA_LENGTH = 1_000_000
+
+_T = TypeVar("_T")
+_log = logging.getLogger("forge_sweep")
+
+
+@dataclass(frozen=True)
+class Write(ABC):
+    """One write.
+
+    Attributes:
+        key: the run's key.
+    """
+
+    op: ClassVar[str]
+    key: str
+
+    @abstractmethod
+    def apply(self, session: Session) -> None:
+        """Make the write; applied again, it changes nothing."""
+
+    def kept(self, journal: Journal) -> Write:
+        """The same write, safe to wait: files it names are copied."""
+        return self
+
+    def to_record(self) -> Record:
+        """The write as JSON-able values."""
+        return {"op": self.op, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Open(Write):
+    """Create the run, or set the one with this key running again.
+
+    Attributes:
+        name: name in the UI.
+        parent: key of the parent run, or None.
+        tags: set on both ways.
+        params: logged where the run has none of that name yet.
+        started: milliseconds since 1970.
+    """
+
+    op = "open"
+    name: str
+    parent: str | None
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    started: int
+
+    def apply(self, session: Session) -> None:
+        """See class."""
+        nesting = {} if self.parent is None else {PARENT_TAG: session.run_id(self.parent)}
+        tags = {**self.tags, **nesting, KEY_TAG: self.key}
+        run_id = session.find(self.key)
+        if run_id is None:
+            made = session.client.create_run(session.experiment_id, self.started, tags, self.name)
+            session.created(self.key, made.info.run_id)
+        else:
+            session.client.update_run(run_id, status="RUNNING")
+            Tags(self.key, tags).apply(session)
+        Params(self.key, self.params).apply(session)
+
+
+@dataclass(frozen=True)
+class Params(Write):
+    """Log params; those the run has already stay (MLflow refuses a change)."""
+
+    op = "params"
+    values: Mapping[str, str]
+
+    def apply(self, session: Session) -> None:
+        """See class."""
+        from mlflow.entities import Param
+
+        if not self.values:
+            return
+        run_id = session.run_id(self.key)
+        logged = session.client.get_run(run_id).data.params
+        for name in (name for name, value in self.values.items() if logged.get(name, value) != value):
+            _log.warning("%s keeps %s = %s: an MLflow param cannot be changed", self.key, name, logged[name])
+        new = [Param(name, value) for name, value in self.values.items() if name not in logged]
+        for part in _parts(new, VALUES_PER_BATCH):
+            session.client.log_batch(run_id, params=part)
+
+
+@dataclass(frozen=True)
+class Tags(Write):
+    """Set tags."""
+
+    op = "tags"
+    values: Mapping[str, str]
+
+    def apply(self, session: Session) -> None:
+        """See class."""
+        from mlflow.entities import RunTag
+
+        for part in _parts((RunTag(name, value) for name, value in self.values.items()), VALUES_PER_BATCH):
+            session.client.log_batch(session.run_id(self.key), tags=part)
+
+
+@dataclass(frozen=True)
+class Metrics(Write):
+    """Log points.
+
+    Attributes:
+        rows: the points, with the time they were made at.
+        once: a step that the run has already is left as it is (curves); otherwise only the same value is.
+    """
+
+    op = "metrics"
+    rows: Sequence[Row]
+    once: bool
+
+    def apply(self, session: Session) -> None:
+        """See class."""
+        from mlflow.entities import Metric
+
+        run_id, logged = session.run_id(self.key), session.points(self.key)
+        new: dict[tuple[str, int], Row] = {}
+        for name, value, time, step in self.rows:
+            seen = logged.get((name, step))
+            if seen is None or not (self.once or seen == value):
+                new.setdefault((name, step), (name, value, time, step))
+        for part in _parts(new.values(), METRICS_PER_BATCH):
+            session.client.log_batch(run_id, metrics=[Metric(*row) for row in part])
+            logged.update({(name, step): value for name, value, _, step in part})
+
+
+@dataclass(frozen=True)
+class DatasetUse(Write):
+    """Record the dataset as the run's input, and name it in its tags.
+
+    Attributes:
+        name: name of the dataset.
+        digest: all of our SHA-256 over all rows.
+        version: version name.
+        source: path or name it came from.
+        columns: names and types.
+        profile: figures such as ``num_rows``.
+        context: what it was used for, such as ``training``.
+    """
+
+    op = "dataset"
+    name: str
+    digest: str
+    version: str
+    source: str
+    columns: Mapping[str, str]
+    profile: Mapping[str, Any]
+    context: str
+
+    def apply(self, session: Session) -> None:
+        """See class."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=self.name,
+            digest=self.digest[:DIGEST_LENGTH],
+            source_type="local",
+            source=json.dumps({"uri": self.source}),
+            schema=self._schema(),
+            profile=json.dumps(self.profile),
+        )
+        used = DatasetInput(dataset, [InputTag("mlflow.data.context", self.context)])
+        session.client.log_inputs(session.run_id(self.key), [used])
+        names = {"forge.dataset_version": self.version, "forge.dataset_digest": self.digest}
+        Tags(self.key, names).apply(session)
+
+    def _schema(self) -> str | None:
+        columns = [{"name": name, "type": kind, "required": True} for name, kind in self.columns.items()]
+        text = json.dumps({"mlflow_colspec": columns})
+        return text if len(text) <= SCHEMA_LENGTH else None
+
+
+@dataclass(frozen=True)
+class Text(Write):
+    """Save a text as an artifact; `path` is its whole path in the run."""
+
+    op = "text"
+    text: str
+    path: str
+
+    def apply(self, session: Session) -> None:
+        """See class."""
+        session.client.log_text(session.run_id(self.key), self.text, self.path)
+
+
+@dataclass(frozen=True)
+class File(Write):
+    """Save a file as an artifact under its own name in `folder` of the run ("" is the top)."""
+
+    op = "file"
+    source: str
+    folder: str
+
+    def apply(self, session: Session) -> None:
+        """See class."""
+        session.client.log_artifact(session.run_id(self.key), self.source, self.folder or None)
+
+    def kept(self, journal: Journal) -> Write:
+        """The same write of a copy: the file itself may change or go."""
+        return replace(self, source=str(journal.keep(Path(self.source))))
+
+
+@dataclass(frozen=True)
+class Finish(Write):
+    """Set the run's last status; SCHEDULED means that it will be opened again."""
+
+    op = "finish"
+    status: str
+    ended: int
+
+    def apply(self, session: Session) -> None:
+        """See class."""
+        end(session, session.run_id(self.key), self.status, self.ended)
+        session.closed(self.key)
+
+
+@dataclass(frozen=True)
+class Reap(Write):
+    """Give unfinished child runs the status that the study knows; `key` is the parent's.
+
+    Attributes:
+        states: run keys and their statuses; RUNNING marks a run that is alive. A child that is not named here was
+            lost with its worker.
+        ended: milliseconds since 1970.
+    """
+
+    op = "reap"
+    states: Mapping[str, str]
+    ended: int
+
+    def apply(self, session: Session) -> None:
+        """See class."""
+        for key, run_id in session.unfinished_children(self.key):
+            status = self.states.get(key, "FAILED")
+            if status == "RUNNING":
+                continue
+            session.client.set_tag(run_id, "forge.state", STATES[status])
+            if key not in self.states:
+                session.client.set_tag(run_id, "forge.failure", "lost-worker")
+            end(session, run_id, status, self.ended)
+
+
+def from_record(record: Record) -> Write:
+    """The write that a journal's record describes.
+
+    Raises:
+        InputError: the record is of an unknown kind or misses a field.
+    """
+    kinds = {kind.op: kind for kind in (Open, Params, Tags, Metrics, DatasetUse, Text, File, Finish, Reap)}
+    fields = {name: value for name, value in record.items() if name != "op"}
+    try:
+        return kinds[record["op"]](**fields)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"unreadable journal record: {error!r}") from error
+
+
+def end(session: Session, run_id: str, status: str, ended: int) -> None:
+    """Set a run's status; only a final one has an end time."""
+    if status == "SCHEDULED":
+        session.client.update_run(run_id, status=status)
+    else:
+        session.client.set_terminated(run_id, status, ended)
+
+
+def _parts(values: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    rest = iter(values)
+    while part := list(islice(rest, size)):
+        yield part
