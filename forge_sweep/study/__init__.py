@@ -1,0 +1,28 @@
+"""The Optuna study behind a sweep: which parameters come next, when a trial is pruned, and what survives a crash.
+
+| file | holds |
+|---|---|
+| `opening` | which study an experiment belongs to: create, resume, refuse, fork |
+| `study` | the worker's side: hold, requeue, ask, report, tell |
+| `view` | the reader's side: rows, best, notes, figures; needs no experiment |
+| `space` | from `Dimension` to Optuna's distributions and suggestions |
+| `samplers`, `pruners` | Optuna's, made deterministic and explicit; imported only when a study is opened |
+| `storage` | the database, safe for several processes, and the lock of a run |
+"""
+
+from forge_sweep.study.opening import find_study, open_study
+from forge_sweep.study.storage import storage_url
+from forge_sweep.study.study import Asked, Study
+from forge_sweep.study.view import FailingStreak, StudyView, TrialRow, TrialState
+
+__all__ = [
+    "Asked",
+    "FailingStreak",
+    "Study",
+    "StudyView",
+    "TrialRow",
+    "TrialState",
+    "find_study",
+    "open_study",
+    "storage_url",
+]

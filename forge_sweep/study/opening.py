@@ -1,0 +1,227 @@
+"""Which study an experiment belongs to: create it, resume it, refuse it, or fork it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forge_sweep.errors import ResumeRefused
+from forge_sweep.experiment import Experiment, flatten, is_budget
+from forge_sweep.study.space import Space, distributions, fits
+from forge_sweep.study.storage import creating, exists, open_storage, storage_url
+from forge_sweep.study.study import Study
+from forge_sweep.study.view import IMPORTED, PARAMS, PREFIX, RESOLVED, VALUE, StudyView
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.storages import RDBStorage
+    from optuna.trial import FrozenTrial
+
+EXPERIMENT = "forge.experiment"
+"""Written last: a study without it was never completed, or is not ours."""
+
+COMPARABLE = ("objective.metric", "model.builder")
+"""Fields that two experiments must share for the values of one to mean something in the other."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a study is the study of.
+
+    Attributes:
+        experiment: the experiment, with its budget.
+        dataset: its ``version``, ``digest`` and ``split_digest``.
+    """
+
+    experiment: Experiment
+    dataset: Mapping[str, str]
+
+    def attrs(self) -> dict[str, Any]:
+        """The study's attributes, in the order in which they are written."""
+        return {
+            "forge.contract": self.experiment.contract(),
+            RESOLVED: self.experiment.resolved(),
+            **{f"forge.dataset_{key}": self.dataset[key] for key in ("version", "digest", "split_digest")},
+            EXPERIMENT: self.experiment.name,
+        }
+
+    def differences(self, attrs: Mapping[str, Any]) -> list[str]:
+        """Where the study with ``attrs`` is another one, field by field, as ``study.epochs: 20 -> 30``."""
+        old, new = flatten(attrs[RESOLVED]), flatten(json.loads(json.dumps(self.experiment.resolved())))
+        paths = [path for path in [*new, *(set(old) - set(new))] if not is_budget(path)]
+        fields = [f"{p}: {_shown(old, p)} -> {_shown(new, p)}" for p in paths if old.get(p, ...) != new.get(p, ...)]
+        return fields + self.data_differences(attrs)
+
+    def data_differences(self, attrs: Mapping[str, Any]) -> list[str]:
+        """The same for the rows and for their split; versions are names and are not compared."""
+        words = {"digest": "content of the data", "split_digest": "split of the rows"}
+        pairs = {word: (attrs[f"forge.dataset_{key}"], self.dataset[key]) for key, word in words.items()}
+        return [f"{word}: {old[:12]} -> {new[:12]}" for word, (old, new) in pairs.items() if old != new]
+
+
+def _shown(fields: Mapping[str, Any], path: str) -> str:
+    return json.dumps(fields[path]) if path in fields else "(none)"
+
+
+def open_study(experiment: Experiment, *, dataset: Mapping[str, str], store: Path, fork: bool = False) -> Study:
+    """The study of an experiment: the one that was begun with it, or a new one where there is none.
+
+    Budget and labels (`BUDGET_FIELDS`) may differ from those the study was begun with.
+
+    Args:
+        experiment: the experiment.
+        dataset: ``version``, ``digest`` and ``split_digest`` of its data.
+        store: folder of the embedded stores, such as ``mlruns``.
+        fork: begin a new study in any case and import the finished and pruned trials of the newest one that fit the new
+            search space, provided metric, builder, data and split are the same. Trials that differ in a fixed value or
+            lack a searched hyperparameter do not fit.
+
+    Raises:
+        ResumeRefused: studies of this experiment exist and all were begun with another content; every difference to the
+            newest is listed.
+        InputError: the database cannot be used.
+        MissingExtra: the sampler needs packages that are not installed.
+    """
+    from forge_sweep.study import samplers
+
+    samplers.make(experiment)  # says what is missing before anything is created
+    identity, url = Identity(experiment, dataset), storage_url(store)
+    storage = open_storage(url, store)
+    with creating(store):
+        studies = _studies_of(storage, experiment.name)
+        skipped = ""
+        if fork or not studies:
+            name, skipped = _create(storage, identity, studies)
+        else:
+            name = _resumable(studies, identity)
+    return _study(storage, url, name, experiment, store, skipped)
+
+
+def find_study(experiment_name: str, store: Path) -> StudyView | None:
+    """The newest study of an experiment, for reading; None where there is none. Creates no database."""
+    import optuna
+
+    url = storage_url(store)
+    if not exists(url):
+        return None
+    storage = open_storage(url, store)
+    for name in _studies_of(storage, experiment_name):
+        return StudyView(optuna.load_study(study_name=name, storage=storage), url)
+    return None
+
+
+Studies = dict[str, dict[str, Any]]
+"""Attributes of the studies of one experiment by name, newest first."""
+
+
+def _studies_of(storage: RDBStorage, experiment_name: str) -> Studies:
+    studies = {study.study_name: study.user_attrs for study in reversed(storage.get_all_studies())}
+    return {name: attrs for name, attrs in studies.items() if attrs.get(EXPERIMENT) == experiment_name}
+
+
+def _resumable(studies: Studies, identity: Identity) -> str:
+    """Name of the newest study that was begun with the same content."""
+    differences = {name: identity.differences(attrs) for name, attrs in studies.items()}
+    for name, found in differences.items():
+        if not found:
+            return name
+    newest = next(iter(studies))
+    title = f"study {newest} was begun with another experiment:"
+    raise ResumeRefused(
+        "\n".join([title, *(f"  {difference}" for difference in differences[newest])]),
+        hint="put the old values back to go on with it, or begin a new study that imports the trials that fit: --fork",
+    )
+
+
+def _create(storage: RDBStorage, identity: Identity, parents: Studies) -> tuple[str, str]:
+    """Create a study that imports from the newest of ``parents``; returns its name and why trials were left behind."""
+    import optuna
+
+    experiment = identity.experiment
+    name = _free_name(storage, experiment.name)
+    study = optuna.create_study(study_name=name, storage=storage, direction=experiment.direction)
+    *attrs, completed = identity.attrs().items()
+    for key, value in attrs:
+        study.set_user_attr(key, value)
+    skipped = [_import(storage, study, identity, *parent) for parent in list(parents.items())[:1]]
+    study.set_user_attr(*completed)
+    return name, "".join(skipped)
+
+
+def _free_name(storage: RDBStorage, experiment_name: str) -> str:
+    """``fraud``, ``fraud-2``, ...: the first that is free once the remains of a killed process are removed."""
+    import optuna
+
+    taken = {study.study_name: study.user_attrs for study in storage.get_all_studies()}
+    for n in itertools.count(1):
+        name = experiment_name if n == 1 else f"{experiment_name}-{n}"
+        if name in taken and _half_made(storage, name, taken[name]):
+            optuna.delete_study(study_name=name, storage=storage)
+            del taken[name]
+        if name not in taken:
+            return name
+    raise AssertionError("unreachable: itertools.count has no end")
+
+
+def _half_made(storage: RDBStorage, name: str, attrs: Mapping[str, Any]) -> bool:
+    """Whether a process died between creating a study and completing it; such a study has no trial of its own."""
+    if EXPERIMENT in attrs or not all(key.startswith(PREFIX) for key in attrs):
+        return False
+    trials = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
+    return all(IMPORTED in trial.user_attrs for trial in trials)
+
+
+def _import(
+    storage: RDBStorage, study: optuna.Study, identity: Identity, parent: str, parent_attrs: Mapping[str, Any]
+) -> str:
+    """Copy the trials of ``parent`` that mean something in ``study``; returns why others were left behind."""
+    if why := _incomparable(identity, parent_attrs):
+        return f"no trial of {parent} was imported: {why}"
+    trials = storage.get_all_trials(storage.get_study_id_from_name(parent), deepcopy=False)
+    done = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED") and PARAMS in trial.user_attrs]
+    fitting = [trial for trial in done if fits(trial.user_attrs[PARAMS], identity.experiment.space)]
+    study.add_trials([_imported(trial, parent, identity.experiment.space) for trial in fitting])
+    left = len(done) - len(fitting)
+    return f"{left} of {len(done)} trials of {parent} lie outside the new search space" if left else ""
+
+
+def _incomparable(identity: Identity, attrs: Mapping[str, Any]) -> str:
+    """Why values of the study with ``attrs`` say nothing here, or ""."""
+    changed = [d for d in identity.differences(attrs) if d.split(":")[0] in COMPARABLE]
+    return "; ".join([*changed, *identity.data_differences(attrs)])
+
+
+def _imported(trial: FrozenTrial, study_name: str, space: Space) -> FrozenTrial:
+    """A finished or pruned trial with the distributions of the new space; a pruned one keeps its reports."""
+    import optuna
+
+    params = trial.user_attrs[PARAMS]
+    searched = distributions(space, params)
+    attrs = {PARAMS: params, IMPORTED: trial.user_attrs.get(IMPORTED, f"{study_name}#{trial.number}")}
+    if VALUE in trial.user_attrs:
+        attrs[VALUE] = trial.user_attrs[VALUE]
+    return optuna.trial.create_trial(
+        state=trial.state,
+        value=trial.value,
+        params={name: params[name] for name in searched},
+        distributions=searched,
+        user_attrs=attrs,
+        intermediate_values=trial.intermediate_values,
+    )
+
+
+def _study(storage: RDBStorage, url: str, name: str, experiment: Experiment, store: Path, skipped: str) -> Study:
+    """Load a study with the sampler and pruner of the experiment; Optuna stores neither."""
+    import optuna
+
+    from forge_sweep.study import pruners, samplers
+
+    trials = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
+    imported = [trial.user_attrs[PARAMS] for trial in trials if IMPORTED in trial.user_attrs]
+    sampler, pruner = samplers.make(experiment, imported), pruners.make(experiment.study)
+    study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
+    return Study(study, storage, url, experiment, store, skipped)

@@ -1,0 +1,249 @@
+"""Samplers whose suggestion follows from the experiment's seed, the trial's number and the trials done before it.
+
+Optuna's samplers draw from one random stream per process, so that a resumed sweep would suggest other parameters than
+an uninterrupted one. Here no stream outlives a trial.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import hashlib
+import importlib.util
+import itertools
+import math
+import random
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from optuna import samplers
+from optuna.exceptions import ExperimentalWarning
+
+from forge_sweep.errors import MissingExtra
+from forge_sweep.experiment import Dimension, Experiment, Params, Scalar
+from forge_sweep.study.space import searched
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+Build = Callable[[int], samplers.BaseSampler]
+
+
+def make(experiment: Experiment, imported: Sequence[Mapping[str, Scalar]] = ()) -> samplers.BaseSampler:
+    """The sampler of ``study.sampler``.
+
+    Args:
+        experiment: gives the sampler's name, the seed and the space.
+        imported: parameters of the trials that a fork brought in; they have the first numbers of the study.
+
+    Raises:
+        MissingExtra: ``gp`` without torch.
+    """
+    dimensions = searched(experiment.space)
+    match experiment.study.sampler:
+        case "qmc":
+            return SobolSampler(dimensions, experiment.seed, len(imported))
+        case "grid":
+            return GridSampler(dimensions, experiment.seed, imported)
+        case name:
+            return SeededSampler(_builders(experiment)[name], experiment.seed)
+
+
+def _builders(experiment: Experiment) -> dict[str, Build]:
+    return {
+        "random": lambda seed: samplers.RandomSampler(seed=seed),
+        "tpe": functools.partial(_tpe, experiment),
+        "cmaes": functools.partial(_cmaes, experiment),
+        "gp": _gp,
+    }
+
+
+def _tpe(experiment: Experiment, seed: int) -> samplers.BaseSampler:
+    conditional = any(dimension.when for dimension in searched(experiment.space).values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # of group
+        return samplers.TPESampler(seed=seed, group=conditional, constant_liar=experiment.workers.n > 1)
+
+
+def _cmaes(experiment: Experiment, seed: int) -> samplers.BaseSampler:
+    """CMA-ES keeps its state with the trials; it counts pruned trials under Hyperband, as Optuna's authors advise."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # of consider_pruned_trials
+        return samplers.CmaEsSampler(
+            seed=seed,
+            warn_independent_sampling=False,  # categorical and conditional hyperparameters are drawn at random
+            consider_pruned_trials=experiment.study.pruner == "hyperband",
+        )
+
+
+def _gp(seed: int) -> samplers.BaseSampler:
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtra('study.sampler = "gp"', "gp")
+    return samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+
+
+def derived_seed(root: int, *parts: object) -> int:
+    """A 32-bit seed, equal in every process and on every machine."""
+    text = ":".join(map(str, (root, *parts)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+
+
+class SeededSampler(samplers.BaseSampler):
+    """Delegates to a sampler that is built anew for each trial, with a seed of its own.
+
+    Parameters drawn one by one have a seed each, so that a trial that was killed between two draws gets the same rest.
+    `after_trial` is not passed on: Optuna's samplers use it for constraints only.
+
+    Args:
+        build: makes the inner sampler from a seed.
+        root_seed: the experiment's seed.
+    """
+
+    def __init__(self, build: Build, root_seed: int) -> None:
+        self._build = build
+        self._root_seed = root_seed
+        self._inner = build(root_seed)  # an optional dependency that is missing is found here, not at the first trial
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Start the trial's own sampler."""
+        self._inner = self._build(derived_seed(self._root_seed, trial.number))
+        self._inner.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The parameters that are sampled together."""
+        return self._inner.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Sample them."""
+        return self._inner.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Sample one of the others."""
+        inner = self._build(derived_seed(self._root_seed, trial.number, param_name))
+        return inner.sample_independent(study, trial, param_name, param_distribution)
+
+
+class SequenceSampler(samplers.BaseSampler):
+    """The i-th new trial of a study gets the i-th point of a fixed sequence.
+
+    Optuna's own QMC and grid samplers count in the storage: a kill between the count and the trial loses a point, and
+    two workers can take the same one.
+
+    Args:
+        n_imported: trials that stand before the first new one.
+    """
+
+    size: int | None = None
+    """Number of points; None where the sequence has no end."""
+
+    def __init__(self, n_imported: int) -> None:
+        self._n_imported = n_imported
+        self._current: Params = {}
+
+    @abc.abstractmethod
+    def point(self, index: int) -> Params:
+        """The ``index``-th point (from 0), inactive hyperparameters included."""
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Look up the trial's point."""
+        self._current = self.point(trial.number - self._n_imported)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """None: each parameter is looked up."""
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Nothing: each parameter is looked up."""
+        return {}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """The parameter's coordinate of the trial's point."""
+        return self._current[param_name]
+
+
+class SobolSampler(SequenceSampler):
+    """Scrambled Sobol sequence over all searched hyperparameters, conditional and categorical ones included.
+
+    Source: Owen 1998, as in ``scipy.stats.qmc.Sobol``.
+    """
+
+    def __init__(self, dimensions: Mapping[str, Dimension], seed: int, n_imported: int) -> None:
+        super().__init__(n_imported)
+        self._dimensions = dict(dimensions)
+        self._seed = seed
+
+    def point(self, index: int) -> Params:
+        """The ``index``-th point of the sequence."""
+        from scipy.stats import qmc
+
+        if not self._dimensions:
+            return {}
+        engine = qmc.Sobol(len(self._dimensions), scramble=True, rng=self._seed)
+        if index:  # scipy cannot go forward by nothing
+            engine.fast_forward(index)
+        units = dict(zip(self._dimensions, engine.random(1)[0].tolist(), strict=True))
+        return {name: at(unit, self._dimensions[name]) for name, unit in units.items()}
+
+
+def at(unit: float, dimension: Dimension) -> Scalar:
+    """The value at ``unit`` (0 <= unit < 1) of a range, as uniform as its scale says."""
+    values = None if dimension.log else dimension.grid()
+    if values is not None:
+        return values[int(unit * len(values))]
+    assert dimension.low is not None and dimension.high is not None  # held by the rules of the experiment file
+    low, high = dimension.low, dimension.high
+    if not dimension.log:
+        return low + unit * (high - low)
+    half = 0.5 if dimension.type == "int" else 0.0  # whole numbers get equal shares of the scale, the ends included
+    value = math.exp(math.log(low - half) + unit * (math.log(high + half) - math.log(low - half)))
+    value = min(max(value, low), high)
+    return round(value) if dimension.type == "int" else value
+
+
+class GridSampler(SequenceSampler):
+    """Every point of the grid once, in shuffled order; points that imported trials have are left out."""
+
+    def __init__(
+        self, dimensions: Mapping[str, Dimension], seed: int, imported: Sequence[Mapping[str, Scalar]]
+    ) -> None:
+        super().__init__(len(imported))
+        self._values = {name: dimension.grid() or () for name, dimension in dimensions.items()}
+        known = {self._key(params) for params in imported}
+        self._total = math.prod(map(len, self._values.values()))
+        self.size = self._total - len(known)
+        self._unused = (point for point in self._shuffled(seed) if self._key(point) not in known)
+        self._points: list[Params] = []
+
+    def point(self, index: int) -> Params:
+        """The ``index``-th point that no imported trial has."""
+        self._points += itertools.islice(self._unused, max(0, index + 1 - len(self._points)))
+        return self._points[index]
+
+    def _key(self, params: Mapping[str, Scalar]) -> tuple[Scalar, ...]:
+        return tuple(params[name] for name in self._values)
+
+    def _shuffled(self, seed: int) -> Iterator[Params]:
+        """All points in an order that does not depend on how many are drawn; needs memory for the drawn ones only."""
+        stream, moved = random.Random(seed), dict[int, int]()
+        for i in range(self._total):  # Fisher-Yates
+            j = stream.randrange(i, self._total)
+            yield self._decode(moved.get(j, j))
+            moved[j] = moved.get(i, i)
+
+    def _decode(self, index: int) -> Params:
+        point: Params = {}
+        for name, values in self._values.items():
+            index, digit = divmod(index, len(values))
+            point[name] = values[digit]
+        return point

@@ -1,0 +1,91 @@
+"""The search space in Optuna's terms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import TYPE_CHECKING, cast
+
+from forge_sweep.experiment import Dimension, Params, Scalar
+
+if TYPE_CHECKING:
+    from optuna import Trial
+    from optuna.distributions import BaseDistribution
+
+Space = Mapping[str, Dimension | Scalar]
+
+
+def suggest(trial: Trial, space: Space) -> Params:
+    """Every hyperparameter of one trial: fixed values as they are, searched ones suggested, inactive ones left out."""
+    params: Params = {}
+    for name, value in space.items():
+        if not isinstance(value, Dimension):
+            params[name] = value
+        elif value.active(params):
+            params[name] = _suggest_one(trial, name, value)
+    return params
+
+
+def _suggest_one(trial: Trial, name: str, dimension: Dimension) -> Scalar:
+    if dimension.type == "categorical":
+        return cast(Scalar, trial.suggest_categorical(name, dimension.choices))
+    low, high = _ends(dimension)
+    if dimension.type == "int":
+        return trial.suggest_int(name, int(low), int(high), step=int(dimension.step or 1), log=dimension.log)
+    return trial.suggest_float(name, low, high, step=dimension.step, log=dimension.log)
+
+
+def distributions(space: Space, params: Mapping[str, Scalar]) -> dict[str, BaseDistribution]:
+    """Optuna's distribution of each searched hyperparameter that is active beside ``params``."""
+    return {name: _distribution(d) for name, d in searched(space).items() if d.active(params)}
+
+
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if dimension.type == "categorical":
+        return CategoricalDistribution(dimension.choices)
+    low, high = _ends(dimension)
+    if dimension.type == "int":
+        return IntDistribution(int(low), int(high), step=int(dimension.step or 1), log=dimension.log)
+    return FloatDistribution(low, high, step=dimension.step, log=dimension.log)
+
+
+def _ends(dimension: Dimension) -> tuple[float, float]:
+    """Least and greatest value that can be reached; Optuna warns about a range that is no multiple of its step."""
+    assert dimension.low is not None and dimension.high is not None  # held by the rules of the experiment file
+    if dimension.step is None:
+        return dimension.low, dimension.high
+    low, high, step = (Decimal(str(number)) for number in (dimension.low, dimension.high, dimension.step))
+    return dimension.low, float(low + (high - low) // step * step)
+
+
+def searched(space: Space) -> dict[str, Dimension]:
+    """The searched hyperparameters alone."""
+    return {name: value for name, value in space.items() if isinstance(value, Dimension)}
+
+
+def fits(params: Mapping[str, Scalar], space: Space) -> bool:
+    """Whether a trial with ``params`` could have come from ``space``.
+
+    A searched hyperparameter must have a value in its range. A fixed one must have that value, or not have existed
+    when the trial ran (a later version of the builder added it with this default). None may be unknown to ``space``.
+    """
+    if not params.keys() <= space.keys():
+        return False
+    return all(_fits_one(params.get(name), value, params) for name, value in space.items())
+
+
+def _fits_one(value: Scalar | None, wanted: Dimension | Scalar, params: Mapping[str, Scalar]) -> bool:
+    if not isinstance(wanted, Dimension):
+        return value is None or value == wanted
+    if value is None or not wanted.active(params):
+        return value is None and not wanted.active(params)
+    grid = wanted.grid()
+    if wanted.type == "categorical" or isinstance(value, str):
+        return value in wanted.choices
+    if grid is not None:
+        return any(math.isclose(value, float(point)) for point in grid)
+    low, high = _ends(wanted)
+    return low <= value <= high

@@ -1,0 +1,215 @@
+"""What can be read of a study: by the sweep that runs it, and by status, trials, best and report beside it."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from forge_sweep.experiment import Params
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+    from plotly.graph_objects import Figure
+
+TrialState = Literal["running", "waiting", "finished", "pruned", "failed"]
+DONE: tuple[TrialState, ...] = ("finished", "pruned", "failed")
+
+PREFIX = "forge."
+"""Of every attribute that this package keeps for itself."""
+
+IMPORTED = "forge.imported"
+PARAMS = "forge.params"
+ATTEMPT = "forge.attempt"
+FAILURE = "forge.failure"
+CAUSE = "forge.cause"
+VALUE = "forge.value"
+PRUNED_AT = "forge.pruned_at"
+RESOLVED = "forge.resolved"
+NOTE = "forge.note."
+
+STREAK = 3
+"""Failures of one kind with one cause, one after the other, that say the sweep itself is broken."""
+
+_STATES: dict[str, TrialState] = {
+    "RUNNING": "running",
+    "WAITING": "waiting",
+    "COMPLETE": "finished",
+    "PRUNED": "pruned",
+    "FAIL": "failed",
+}
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial as the study keeps it.
+
+    Attributes:
+        number: dense from 0; the trials that a fork imported come first.
+        state: ``waiting`` is a trial that was interrupted and will be run again with the same number and parameters.
+        value: the objective at the best epoch; None while the trial runs and where it failed.
+        params: every hyperparameter, fixed ones included; searched ones only in the instant a trial is made.
+        failure: failure class of a failed trial, else "".
+        cause: its cause in one line, else "".
+        epochs: completed epochs reported so far.
+        seconds: wall clock of the last attempt; None until it ends.
+        attrs: what the sweep gave to `Study.tell`.
+        attempt: 1, or more where a worker was lost.
+        imported: ``<study>#<number>`` that a fork took the trial from, else "".
+    """
+
+    number: int
+    state: TrialState
+    value: float | None
+    params: Params
+    failure: str
+    cause: str
+    epochs: int
+    seconds: float | None
+    attrs: dict[str, Any]
+    attempt: int = 1
+    imported: str = ""
+
+
+class FailingStreak(NamedTuple):
+    """The last trials, which all failed in the same way.
+
+    Attributes:
+        failure: the failure class.
+        cause: the cause in one line.
+        numbers: the trials, in the order in which they ended.
+    """
+
+    failure: str
+    cause: str
+    numbers: tuple[int, ...]
+
+
+class StudyView:
+    """A study for reading; safe beside the process that runs it.
+
+    Attributes:
+        url: URL of its database. It may hold a password: do not log it.
+    """
+
+    def __init__(self, study: optuna.Study, url: str) -> None:
+        self._study = study
+        self.url = url
+
+    @property
+    def name(self) -> str:
+        """Name of the study: the experiment's, or ``<experiment>-2`` and so on for a fork."""
+        return self._study.study_name
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        """Whether the objective is maximised or minimised."""
+        return "maximize" if self._study.direction.name == "MAXIMIZE" else "minimize"
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The experiment that the study was last run with, as `Experiment.resolved` gave it."""
+        resolved: dict[str, Any] = self._study.user_attrs[RESOLVED]
+        return resolved
+
+    @property
+    def n_trials(self) -> int:
+        """How many trials the sweep is to have in total, imported ones aside."""
+        n_trials: int = self.resolved["study"]["n_trials"]
+        return n_trials
+
+    @property
+    def n_done(self) -> int:
+        """Trials that finished, were pruned or failed, imported ones aside."""
+        return sum(trial.state.is_finished() for trial in self._own_trials())
+
+    def rows(self) -> list[TrialRow]:
+        """All trials in order of their numbers, imported ones included."""
+        return [_row(trial) for trial in self._study.get_trials(deepcopy=False)]
+
+    def best(self) -> TrialRow | None:
+        """The best finished trial, imported ones aside, the earlier of equals; None before the first."""
+        finished = [row for row in map(_row, self._own_trials()) if row.state == "finished" and row.value is not None]
+        sign = -1 if self.direction == "maximize" else 1
+        return min(finished, key=lambda row: (sign * (row.value or 0.0), row.number), default=None)
+
+    def failing_streak(self) -> FailingStreak | None:
+        """The last three trials to end, where all of them failed in one way with one cause."""
+        ended = [(trial.datetime_complete, trial.number, _row(trial)) for trial in self._own_trials()]
+        last = [row for when, _, row in sorted(e for e in ended if e[0] is not None)[-STREAK:]]
+        kinds = {(row.failure, row.cause) for row in last}
+        if len(last) < STREAK or len(kinds) > 1 or last[0].state != "failed":
+            return None
+        return FailingStreak(*kinds.pop(), numbers=tuple(row.number for row in last))
+
+    def notes(self, prefix: str = "") -> dict[str, Any]:
+        """What `Study.note` wrote under keys that begin with ``prefix``."""
+        notes = {k.removeprefix(NOTE): v for k, v in self._study.user_attrs.items() if k.startswith(NOTE)}
+        return {key: value for key, value in notes.items() if key.startswith(prefix)}
+
+    def final(self) -> dict[str, Any] | None:
+        """How the sweep ended last (verdict, winner, test score, model), or None where it has not."""
+        ends = self.notes("final:").values()
+        return max(ends, key=lambda note: float(note["ended"]), default=None)
+
+    def figures(self) -> dict[str, Figure]:
+        """Optuna's figures, by name: ``history``, ``importances``, ``parallel_coordinate``, ``slice``.
+
+        A figure that the finished trials do not allow yet is left out: all of them need one, all but the history need
+        two and a searched hyperparameter.
+        """
+        from optuna import visualization
+
+        finished = [trial for trial in self._study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+        metric = self.resolved["objective"]["metric"]
+        possible: dict[str, Callable[..., Figure]] = {}
+        if finished:
+            possible["history"] = visualization.plot_optimization_history
+        if len(finished) > 1 and any(len(d) for d in (trial.distributions for trial in finished)):
+            possible["importances"] = visualization.plot_param_importances
+            possible["parallel_coordinate"] = visualization.plot_parallel_coordinate
+            possible["slice"] = visualization.plot_slice
+        drawn = {name: _drawn(plot, self._study, metric) for name, plot in possible.items()}
+        return {name: figure for name, figure in drawn.items() if figure is not None}
+
+    def _own_trials(self) -> list[FrozenTrial]:
+        return [trial for trial in self._study.get_trials(deepcopy=False) if IMPORTED not in trial.user_attrs]
+
+
+def _drawn(plot: Callable[..., Figure], study: optuna.Study, metric: str) -> Figure | None:
+    """A figure, or None where the trials are too alike to tell one hyperparameter's importance from another's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Target and region quantiles", category=UserWarning)
+        try:
+            return plot(study, target_name=metric)
+        except UserWarning:
+            return None
+
+
+def _row(trial: FrozenTrial) -> TrialRow:
+    attrs = trial.user_attrs
+    state = _STATES[trial.state.name]
+    return TrialRow(
+        number=trial.number,
+        state=state,
+        value=attrs.get(VALUE, trial.value) if state in ("finished", "pruned") else None,
+        params=dict(attrs.get(PARAMS, trial.params)),
+        failure=attrs.get(FAILURE, "") if state == "failed" else "",
+        cause=attrs.get(CAUSE, "") if state == "failed" else "",
+        epochs=trial.last_step or 0,
+        seconds=_seconds(trial.datetime_start, trial.datetime_complete),
+        attrs={key: value for key, value in attrs.items() if not key.startswith(PREFIX)},
+        attempt=attrs.get(ATTEMPT, 1),
+        imported=attrs.get(IMPORTED, ""),
+    )
+
+
+def _seconds(start: datetime.datetime | None, end: datetime.datetime | None) -> float | None:
+    if start is None or end is None:
+        return None
+    seconds = (end - start).total_seconds()
+    return seconds if math.isfinite(seconds) else None

@@ -1,0 +1,782 @@
+"""Behaviour of `forge_sweep.study`, on real SQLite files; training is replaced by a known surface."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import math
+import os
+import random
+import signal
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from forge_sweep import experiment as experiments
+from forge_sweep.errors import InputError, MissingExtra, ResumeRefused, SweepStopped
+from forge_sweep.experiment import Dimension, Experiment, Params
+from forge_sweep.study import Asked, Study, find_study, open_study, storage_url
+from forge_sweep.study.space import fits
+from forge_sweep.study.storage import open_storage
+
+DATASET = {"version": "cards@abc", "digest": "a" * 64, "split_digest": "b" * 64}
+OTHER_DATA = {**DATASET, "digest": "c" * 64}
+
+MIXED: dict[str, Any] = {
+    "width": {"type": "int", "low": 16, "high": 256, "log": True},
+    "depth": {"type": "int", "low": 1, "high": 4},
+    "dropout": {"type": "float", "low": 0.0, "high": 0.5},
+    "learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
+    "batch_size": {"type": "categorical", "choices": [64, 128, 256]},
+    "optimizer": {"type": "categorical", "choices": ["adam", "sgd"]},
+    "momentum": {"type": "float", "low": 0.5, "high": 0.99, "when": {"optimizer": "sgd"}},
+}
+GRID: dict[str, Any] = {
+    "depth": {"type": "int", "low": 1, "high": 3},
+    "dropout": {"type": "float", "low": 0.0, "high": 0.3, "step": 0.1},
+    "batch_norm": {"type": "categorical", "choices": [True, False]},
+}
+
+
+@pytest.fixture(autouse=True)
+def embedded_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FORGE_SWEEP_STORAGE", raising=False)
+
+
+def experiment(search: Mapping[str, Any] = MIXED, *, name: str = "fraud", seed: int = 7, **study: Any) -> Experiment:
+    return experiments.parse(
+        {
+            "name": name,
+            "seed": seed,
+            "data": {"source": "sample", "name": "breast_cancer", "target": "target", "task": "binary"},
+            "model": {"search": dict(search)},
+            "objective": {"metric": "val_auc"},
+            "study": {"n_trials": 14, "epochs": 3, "warmup_epochs": 1, "pruner": "none", **study},
+        },
+        root=Path(),
+    )
+
+
+def surface(params: Mapping[str, Any]) -> float:
+    """A smooth objective between 0 and 1, best at learning rate 1e-3, depth 2, dropout 0.2."""
+    distance = (math.log10(params["learning_rate"]) + 3) ** 2 + (params["depth"] - 2) ** 2 + params["dropout"] ** 2
+    return 1 / (1 + distance + 0.1 * params.get("momentum", 0.3))
+
+
+def curve(params: Mapping[str, Any], epoch: int) -> float:
+    return surface(params) * (1 - 0.5 ** (epoch + 1))
+
+
+def train(study: Study, asked: Asked, epochs: int = 3) -> None:
+    """What a sweep does with one trial."""
+    value = math.nan
+    for epoch in range(epochs):
+        value = curve(asked.params, epoch)
+        if study.report(asked.number, epoch, value):
+            study.tell(asked.number, "pruned", value)
+            return
+    study.tell(asked.number, "finished", value, attrs={"best_epoch": epochs - 1})
+
+
+def drive(study: Study, at_most: int = 1000) -> None:
+    with study.hold():
+        study.requeue()
+        for _ in range(at_most):
+            asked = study.ask()
+            if asked is None:
+                return
+            train(study, asked)
+
+
+def opened(
+    store: Path, spec: Experiment | None = None, *, data: Mapping[str, str] = DATASET, fork: bool = False
+) -> Study:
+    if "FORGE_SWEEP_STORAGE" not in os.environ and not (store / "optuna.db").exists():
+        store.mkdir(parents=True, exist_ok=True)
+        (store / "optuna.db").write_bytes(empty_database())
+    return open_study(spec or experiment(), dataset=data, store=store, fork=fork)
+
+
+@functools.cache
+def empty_database() -> bytes:
+    """The tables alone: creating them takes half a second, which most tests need not spend."""
+    with tempfile.TemporaryDirectory() as folder:
+        open_storage(storage_url(Path(folder)), Path(folder)).engine.dispose()
+        return (Path(folder) / "optuna.db").read_bytes()
+
+
+def swept(store: Path, spec: Experiment | None = None) -> Study:
+    study = opened(store, spec)
+    drive(study)
+    return study
+
+
+def params_of(study: Study) -> list[Params]:
+    return [row.params for row in study.rows()]
+
+
+# The same parameters, however often a sweep was interrupted
+
+
+@pytest.mark.parametrize(
+    ("sampler", "pruner"),
+    [
+        ("tpe", "none"),
+        ("tpe", "hyperband"),
+        ("cmaes", "none"),
+        ("cmaes", "hyperband"),
+        ("random", "median"),
+        ("qmc", "none"),
+        ("grid", "none"),
+        ("gp", "none"),
+    ],
+)
+def test_an_interrupted_sweep_asks_for_the_same_parameters(sampler: str, pruner: str, tmp_path: Path) -> None:
+    """Fourteen trials in one go, or six, a killed one, and the rest from a new process: equal trial by trial."""
+    if sampler == "gp" and importlib.util.find_spec("torch") is None:
+        pytest.skip("needs torch")
+    spec = experiment(GRID if sampler == "grid" else MIXED, sampler=sampler, pruner=pruner)
+    whole = swept(tmp_path / "whole", spec)
+
+    drive(opened(tmp_path / "parts", spec), at_most=6)
+    killed = opened(tmp_path / "parts", spec)
+    asked = killed.ask()
+    assert asked is not None
+    killed.report(asked.number, 0, curve(asked.params, 0))
+    rest = swept(tmp_path / "parts", spec)
+
+    assert params_of(rest) == params_of(whole)
+    assert [row.state for row in rest.rows()] == [row.state for row in whole.rows()]
+    assert rest.rows()[asked.number].attempt == 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="torch is installed")
+def test_gp_without_torch_names_the_install_command_and_creates_nothing(tmp_path: Path) -> None:
+    with pytest.raises(MissingExtra, match=r"study\.sampler = \"gp\"(?s:.*)pip install 'forge-sweep\[gp\]'"):
+        open_study(experiment(sampler="gp"), dataset=DATASET, store=tmp_path)
+    assert not (tmp_path / "optuna.db").exists()
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "qmc"])
+def test_a_kill_in_the_middle_of_suggesting_changes_nothing(sampler: str, tmp_path: Path) -> None:
+    """Some parameters are stored, the others are drawn again by the next process, to the same values."""
+    spec = experiment(sampler=sampler, n_trials=13)
+    whole = swept(tmp_path / "whole", spec)
+    for number in (2, 12):
+        study = opened(tmp_path / "parts", spec)
+        drive(study, at_most=number - study.n_done)
+        half = opened(tmp_path / "parts", spec)._study.ask()
+        assert half.number == number
+        half.suggest_categorical("optimizer", ["adam", "sgd"])
+    assert params_of(swept(tmp_path / "parts", spec)) == params_of(whole)
+
+
+def test_another_seed_gives_other_parameters(tmp_path: Path) -> None:
+    first, second = (swept(tmp_path / str(seed), experiment(seed=seed, n_trials=3)) for seed in (1, 2))
+    assert all(a != b for a, b in zip(params_of(first), params_of(second), strict=True))
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from tests_study import DATASET, drive, experiment, open_study, train
+import tests_study
+study = open_study(experiment(), dataset=DATASET, store=Path(sys.argv[1]))
+def slow(study, asked):
+    time.sleep(0.03)
+    train(study, asked)
+    print("told", flush=True)
+tests_study.train = slow
+drive(study)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_loses_no_trial_and_repeats_none(tmp_path: Path) -> None:
+    """Each process ends two trials and dies somewhere in the next ones; the rest goes on to exactly n_trials."""
+    spec = experiment()
+    module = tmp_path / "tests_study.py"
+    module.write_text(Path(__file__).read_text())
+    moments = random.Random(1)
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(tmp_path / "store"), str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        with process.stdout as lines:
+            assert [lines.readline() for _ in range(2)] == ["told\n"] * 2
+            time.sleep(moments.uniform(0, 0.1))
+            process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    before = opened(tmp_path / "store", spec).n_done
+    study = swept(tmp_path / "store", spec)
+
+    assert 6 <= before < 14
+    assert [row.number for row in study.rows()] == list(range(14))
+    assert {row.state for row in study.rows()} == {"finished"}
+    assert params_of(study) == params_of(swept(tmp_path / "whole", spec))
+    with sqlite3.connect(tmp_path / "store" / "optuna.db") as database:
+        assert database.execute("pragma integrity_check").fetchone() == ("ok",)
+    database.close()
+
+
+# Parameters
+
+
+def test_params_are_complete_and_conditional_ones_are_there_only_where_active(tmp_path: Path) -> None:
+    rows = swept(tmp_path, experiment(n_trials=8)).rows()
+    for params in (row.params for row in rows):
+        assert ("momentum" in params) == (params["optimizer"] == "sgd")
+        assert params["activation"] == "relu"
+        assert params["batch_norm"] is True
+    assert {row.params["optimizer"] for row in rows} == {"adam", "sgd"}
+
+
+def test_a_range_that_is_no_multiple_of_its_step_ends_at_the_last_step(tmp_path: Path) -> None:
+    search = {
+        "dropout": {"type": "float", "low": 0.1, "high": 0.45, "step": 0.1},
+        "width": {"type": "int", "low": 10, "high": 35, "step": 10},
+    }
+    rows = swept_on(search, tmp_path, n_trials=12)
+    assert {round(float(row["dropout"]), 9) for row in rows} <= {0.1, 0.2, 0.3, 0.4}
+    assert {row["width"] for row in rows} <= {10, 20, 30}
+
+
+def swept_on(search: Mapping[str, Any], store: Path, **study: Any) -> list[Params]:
+    """Parameters of a sweep over any space, told a constant."""
+    opened_study = opened(store, experiment(search, **study))
+    while asked := opened_study.ask():
+        opened_study.tell(asked.number, "finished", 0.5)
+    return params_of(opened_study)
+
+
+def test_grid_visits_every_point_once_and_stops(tmp_path: Path) -> None:
+    rows = swept_on(GRID, tmp_path, sampler="grid", n_trials=24)
+    points = {tuple(params[name] for name in GRID) for params in rows}
+    assert len(rows) == len(points) == 24
+
+
+def test_grid_order_does_not_depend_on_how_many_points_are_asked_for(tmp_path: Path) -> None:
+    few = swept_on(GRID, tmp_path / "few", sampler="grid", n_trials=5)
+    many = swept_on(GRID, tmp_path / "many", sampler="grid", n_trials=20)
+    assert many[:5] == few
+
+
+def test_qmc_spreads_every_coordinate_evenly(tmp_path: Path) -> None:
+    """16 points of a scrambled Sobol sequence put one value into each sixteenth of a range."""
+    search = {
+        "dropout": {"type": "float", "low": 0.0, "high": 0.16},
+        "depth": {"type": "int", "low": 1, "high": 4},
+        "learning_rate": {"type": "float", "low": 1e-4, "high": 1.0, "log": True},
+    }
+    rows = swept_on(search, tmp_path, sampler="qmc", n_trials=16)
+    assert sorted(int(float(row["dropout"]) / 0.01) for row in rows) == list(range(16))
+    assert sorted(int(row["depth"]) for row in rows) == [n for n in (1, 2, 3, 4) for _ in range(4)]
+    assert sorted(int((math.log10(float(row["learning_rate"])) + 4) * 4) for row in rows) == list(range(16))
+
+
+def test_a_sweep_with_nothing_to_search_runs_its_one_trial(tmp_path: Path) -> None:
+    for sampler in ("tpe", "random", "cmaes", "qmc", "grid"):
+        assert len(swept_on({}, tmp_path / sampler, sampler=sampler, n_trials=1)) == 1
+
+
+def test_tpe_learns_from_what_it_was_told(tmp_path: Path) -> None:
+    """Seeds alone would pass every other test; after ten random trials the suggestions must get better."""
+    values = [row.value or 0.0 for row in swept(tmp_path, experiment(n_trials=22, epochs=1)).rows()]
+    assert statistics.mean(values[10:]) > statistics.mean(values[:10])
+
+
+@hypothesis.given(st.floats(0, 1, exclude_max=True), st.data())
+def test_every_quasi_random_value_lies_in_its_range(unit: float, data: st.DataObject) -> None:
+    from forge_sweep.study.samplers import at
+
+    low, span, log = data.draw(st.integers(1, 50)), data.draw(st.integers(1, 500)), data.draw(st.booleans())
+    kind = data.draw(st.sampled_from(["int", "float"]))
+    value = at(unit, Dimension(type=kind, low=low, high=low + span, log=log))
+    assert low <= float(value) <= low + span
+    assert kind == "float" or isinstance(value, int)
+
+
+# Totals, states, retries
+
+
+def test_n_trials_is_the_total_over_runs_and_can_be_extended(tmp_path: Path) -> None:
+    assert swept(tmp_path, experiment(n_trials=4)).n_done == 4
+    assert opened(tmp_path, experiment(n_trials=4)).ask() is None
+    assert swept(tmp_path, experiment(n_trials=6)).n_done == 6
+    found = find_study("fraud", tmp_path)
+    assert found is not None
+    assert found.n_trials == 6
+
+
+def test_failed_and_pruned_trials_count_toward_the_total(tmp_path: Path) -> None:
+    study = opened(tmp_path, experiment(n_trials=3))
+    for state in ("finished", "pruned", "failed"):
+        asked = study.ask()
+        assert asked is not None
+        study.tell(asked.number, state, None if state == "failed" else 0.5)
+    assert study.ask() is None
+    assert study.n_done == 3
+
+
+def test_threads_that_share_a_study_never_ask_for_more_than_the_total(tmp_path: Path) -> None:
+    study = opened(tmp_path, experiment(n_trials=10, sampler="random"))
+
+    def work() -> None:
+        while asked := study.ask():
+            train(study, asked, epochs=1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [row.state for row in study.rows()] == ["finished"] * 10
+
+
+def test_a_trial_whose_process_died_three_times_fails_as_lost_worker(tmp_path: Path) -> None:
+    for attempt in (1, 2, 3):
+        study = opened(tmp_path)
+        assert study.requeue() == ([] if attempt == 1 else [0])
+        asked = study.ask()
+        assert asked is not None
+        assert (asked.number, asked.attempt) == (0, attempt)
+    study = opened(tmp_path)
+    assert study.requeue() == []
+    assert [(row.state, row.failure) for row in study.rows()] == [("failed", "lost-worker")]
+    assert "3 times" in study.rows()[0].cause
+
+
+def test_a_trial_that_is_put_back_waits_without_losing_an_attempt(tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    first = study.ask()
+    assert first is not None
+    study.put_back(first.number)
+    assert [row.state for row in study.rows()] == ["waiting"]
+    assert opened(tmp_path).ask() == first
+
+
+def test_a_finished_trial_has_its_attributes(tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    asked = study.ask()
+    assert asked is not None
+    study.report(asked.number, 0, 0.5)
+    study.report(asked.number, 1, 0.6)
+    assert study.rows()[0].state == "running"
+    study.tell(asked.number, "finished", 0.6, attrs={"val_loss": 0.25, "run_id": "r1"})
+    row = study.rows()[0]
+    assert (row.state, row.value, row.epochs) == ("finished", 0.6, 2)
+    assert row.attrs == {"val_loss": 0.25, "run_id": "r1"}
+    assert row.params == asked.params
+    assert row.seconds is not None
+    assert study.best() == row
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
+def test_an_objective_that_is_no_number_fails_as_diverged(value: float | None, tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    asked = study.ask()
+    assert asked is not None
+    study.tell(asked.number, "finished", value)
+    row = study.rows()[0]
+    assert (row.state, row.failure, row.value) == ("failed", "diverged", None)
+    assert row.cause == f"val_auc is {value} at the best epoch"
+
+
+def test_best_follows_the_direction_and_takes_the_earlier_of_equals(tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    for value in (0.3, 0.9, 0.9, 0.1):
+        asked = study.ask()
+        assert asked is not None
+        study.tell(asked.number, "finished", value)
+    assert study.direction == "maximize"
+    best = study.best()
+    assert best is not None
+    assert best.number == 1
+
+
+def test_three_failures_of_one_kind_in_a_row_are_a_streak(tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    endings = [
+        ("diverged", "loss is NaN"),
+        ("code", "KeyError: 'x'"),
+        ("code", "KeyError: 'x'"),
+        ("code", "KeyError: 'x'"),
+    ]
+    for failure, cause in endings:
+        assert study.failing_streak() is None
+        asked = study.ask()
+        assert asked is not None
+        study.tell(asked.number, "failed", failure=failure, cause=cause)
+    assert study.failing_streak() == ("code", "KeyError: 'x'", (1, 2, 3))
+    asked = study.ask()
+    assert asked is not None
+    study.tell(asked.number, "finished", 0.5)
+    assert study.failing_streak() is None
+
+
+# Pruning
+
+
+@pytest.mark.parametrize("pruner", ["median", "percentile", "hyperband", "successive_halving", "wilcoxon"])
+def test_every_pruner_stops_a_hopeless_trial_after_the_warm_up_and_keeps_the_best(pruner: str, tmp_path: Path) -> None:
+    spec = experiment(pruner=pruner, epochs=10, warmup_epochs=3, startup_trials=2, n_trials=9, sampler="random")
+    study = opened(tmp_path, spec)
+    while asked := study.ask():
+        level = 0.9 if asked.number < 3 else 0.3 + asked.number / 1000
+        for epoch in range(10):
+            if study.report(asked.number, epoch, level + epoch / 1000):
+                study.tell(asked.number, "pruned", level)
+                break
+        else:
+            study.tell(asked.number, "finished", level)
+    pruned = [row for row in study.rows() if row.state == "pruned"]
+    assert pruned
+    assert all(3 <= row.epochs < 10 for row in pruned)
+    assert all(row.value is not None for row in pruned)
+    best = study.best()
+    assert best is not None
+    assert best.value == 0.9
+
+
+@pytest.mark.parametrize(("epochs", "rungs"), [(20, {2, 6, 18}), (2, set()), (1, set())])
+def test_hyperband_judges_after_exactly_its_rungs(epochs: int, rungs: set[int], tmp_path: Path) -> None:
+    """Warm-up times 1, 3, 9 completed epochs; nothing is judged after the last epoch."""
+    study = opened(
+        tmp_path, experiment(pruner="hyperband", epochs=epochs, warmup_epochs=2, n_trials=12, sampler="random")
+    )
+    stopped = set()
+    while asked := study.ask():
+        for epoch in range(epochs):
+            if study.report(asked.number, epoch, -asked.number):
+                stopped.add(epoch + 1)
+                study.tell(asked.number, "pruned", -asked.number)
+                break
+        else:
+            study.tell(asked.number, "finished", -asked.number)
+    assert stopped <= rungs
+    assert bool(stopped) == bool(rungs)
+
+
+def test_a_trial_that_is_run_again_is_judged_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    """Its epochs are not reported twice, and the rungs it passed are not passed for free (optuna's own retry does)."""
+    spec = experiment(pruner="successive_halving", epochs=9, warmup_epochs=1, n_trials=8, sampler="random")
+    states = {}
+    for folder, killed in (("whole", False), ("parts", True)):
+        study = opened(tmp_path / folder, spec)
+        while asked := study.ask():
+            if killed and asked.number == 5 and asked.attempt == 1:
+                study.report(5, 0, curve(asked.params, 0))
+                study = opened(tmp_path / folder, spec)
+                study.requeue()
+                continue
+            train(study, asked, epochs=9)
+        states[folder] = [(row.state, row.epochs, row.value) for row in study.rows()]
+    assert states["parts"] == states["whole"]
+
+
+def test_a_pruner_that_never_received_a_report_stops_the_sweep(tmp_path: Path) -> None:
+    study = opened(tmp_path, experiment(pruner="median"))
+    asked = study.ask()
+    assert asked is not None
+    with pytest.raises(SweepStopped, match=r"trial 0 ended without one report of val_auc.*study\.pruner = \"median\""):
+        study.tell(asked.number, "finished", 0.9)
+    assert [row.state for row in study.rows()] == ["waiting"]
+
+
+def test_a_trial_that_failed_before_its_first_epoch_needs_no_report(tmp_path: Path) -> None:
+    study = opened(tmp_path, experiment(pruner="median"))
+    asked = study.ask()
+    assert asked is not None
+    study.tell(asked.number, "failed", failure="out-of-memory", cause="16 GB wanted")
+    assert study.rows()[0].failure == "out-of-memory"
+
+
+# Which study
+
+
+def test_a_changed_experiment_is_refused_field_by_field(tmp_path: Path) -> None:
+    swept(tmp_path, experiment(n_trials=1))
+    changed = experiment({**MIXED, "width": 32}, n_trials=1, epochs=9, seed=8)
+    with pytest.raises(ResumeRefused) as caught:
+        opened(tmp_path, changed, data=OTHER_DATA)
+    text = str(caught.value)
+    assert "study.epochs: 3 -> 9" in text
+    assert "seed: 7 -> 8" in text
+    assert "model.search.width: (none) -> 32" in text
+    assert "model.search.width.low: 16 -> (none)" in text
+    assert "content of the data: aaaaaaaaaaaa -> cccccccccccc" in text
+    assert "study.n_trials" not in text
+    assert "--fork" in caught.value.hint
+
+
+@pytest.mark.parametrize("data", [OTHER_DATA, {**DATASET, "split_digest": "d" * 64}])
+def test_changed_rows_or_another_split_are_refused_but_a_new_name_for_them_is_not(
+    data: dict[str, str], tmp_path: Path
+) -> None:
+    opened(tmp_path)
+    with pytest.raises(ResumeRefused):
+        opened(tmp_path, data=data)
+    opened(tmp_path, data={**DATASET, "version": "cards_v2@abc"})
+
+
+def test_putting_the_old_values_back_resumes_the_old_study(tmp_path: Path) -> None:
+    opened(tmp_path)
+    assert opened(tmp_path, experiment(epochs=9), fork=True).name == "fraud-2"
+    assert opened(tmp_path, experiment(epochs=9)).name == "fraud-2"
+    assert opened(tmp_path).name == "fraud"
+
+
+def test_a_fork_imports_what_fits_and_counts_its_own_trials(tmp_path: Path) -> None:
+    old = swept(tmp_path, experiment(pruner="hyperband", sampler="random"))
+    narrow = {**MIXED, "depth": {"type": "int", "low": 2, "high": 6}}
+    study = opened(tmp_path, experiment(narrow, n_trials=3), fork=True)
+    fitting = [row for row in old.rows() if int(row.params["depth"]) >= 2]
+    assert 0 < study.imported == len(fitting) < 14
+    assert study.skipped == f"{14 - len(fitting)} of 14 trials of fraud lie outside the new search space"
+    assert study.n_done == 0
+    for row, source in zip(study.rows(), fitting, strict=True):
+        assert (row.params, row.state, row.value, row.epochs) == (
+            source.params,
+            source.state,
+            source.value,
+            source.epochs,
+        )
+        assert row.imported == f"fraud#{source.number}"
+    drive(study)
+    assert study.n_done == 3
+    assert len(study.rows()) == len(fitting) + 3
+    best = study.best()
+    assert best is not None
+    assert not best.imported
+
+
+def test_a_fork_goes_on_from_what_the_old_trials_taught(tmp_path: Path) -> None:
+    """With more than ten imported trials TPE is past its random start: its first suggestion depends on them."""
+    swept(tmp_path / "old", experiment(n_trials=14, epochs=1))
+    wide = {**MIXED, "depth": {"type": "int", "low": 1, "high": 5}}
+    informed = opened(tmp_path / "old", experiment(wide, n_trials=1, epochs=1), fork=True)
+    assert informed.imported == 14
+    assert informed._study.sampler._inner.__class__.__name__ == "TPESampler"
+    drive(informed)
+    states = [json.dumps(row.params, sort_keys=True) for row in informed.rows()]
+    assert len(set(states)) == 15
+
+
+@pytest.mark.parametrize(
+    ("data", "metric", "why"),
+    [
+        (OTHER_DATA, "val_auc", "content of the data"),
+        (DATASET, "val_f1", "objective.metric"),
+        (DATASET, "val_loss", "objective.metric"),
+    ],
+)
+def test_a_fork_imports_nothing_where_values_cannot_be_compared(
+    data: dict[str, str], metric: str, why: str, tmp_path: Path
+) -> None:
+    swept(tmp_path, experiment(n_trials=2))
+    spec = experiment(n_trials=2)
+    other = experiments.parse(
+        {**spec.model_dump(exclude_none=True, exclude={"objective"}), "objective": {"metric": metric}}, root=Path()
+    )
+    study = opened(tmp_path, other, data=data, fork=True)
+    assert study.imported == 0
+    assert study.skipped.startswith("no trial of fraud was imported")
+    assert why in study.skipped
+
+
+def test_a_fork_of_a_grid_runs_the_points_that_are_left(tmp_path: Path) -> None:
+    old = swept_on(GRID, tmp_path, sampler="grid", n_trials=20)
+    study = opened(tmp_path, experiment(GRID, sampler="grid", n_trials=24, patience=3), fork=True)
+    assert study.imported == 20
+    assert study.n_trials == 4
+    while asked := study.ask():
+        study.tell(asked.number, "finished", 0.5)
+    points = [tuple(params[name] for name in GRID) for params in params_of(study)]
+    assert len(set(points)) == len(points) == 24
+    assert len(old) == 20
+
+
+def test_two_experiments_share_a_store_even_when_their_study_names_meet(tmp_path: Path) -> None:
+    opened(tmp_path)
+    opened(tmp_path, fork=True)
+    study = opened(tmp_path, experiment(name="fraud-2"))
+    assert study.name == "fraud-2-2"
+    found = find_study("fraud-2", tmp_path)
+    assert found is not None
+    assert found.name == "fraud-2-2"
+
+
+def test_a_study_that_a_killed_process_left_half_made_is_made_anew(tmp_path: Path) -> None:
+    import optuna
+
+    swept(tmp_path, experiment(n_trials=2))
+    half = optuna.create_study(study_name="fraud-2", storage=storage_url(tmp_path), direction="minimize")
+    half.set_user_attr("forge.contract", "x")
+    half.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={"forge.imported": "fraud#0"}))
+    study = opened(tmp_path, experiment(n_trials=2, epochs=9), fork=True)
+    assert (study.name, study.direction, study.imported) == ("fraud-2", "maximize", 2)
+
+
+def test_a_study_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    import optuna
+
+    opened(tmp_path, experiment(name="other"))
+    theirs = optuna.create_study(study_name="fraud", storage=storage_url(tmp_path))
+    theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    assert opened(tmp_path).name == "fraud-2"
+    assert len(theirs.get_trials()) == 1
+
+
+# One process at a time
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from forge_sweep.study.storage import holding
+with holding(Path(sys.argv[1]), "fraud"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_run_is_refused_with_the_pid_of_the_first_until_that_is_killed(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", HOLDING, str(tmp_path)]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout as lines:
+        assert lines.readline() == "held\n"
+    study = opened(tmp_path)
+    with pytest.raises(SweepStopped, match=f"study fraud is being run by process {process.pid} "), study.hold():
+        raise AssertionError("two processes hold one study")
+    process.kill()
+    process.wait()
+    with study.hold():
+        pass
+
+
+def test_the_same_process_cannot_run_a_study_twice(tmp_path: Path) -> None:
+    with opened(tmp_path).hold(), pytest.raises(SweepStopped, match="is being run by"), opened(tmp_path).hold():
+        raise AssertionError("held twice")
+
+
+def test_reading_does_not_wait_for_the_process_that_runs(tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    with study.hold():
+        asked = study.ask()
+        found = find_study("fraud", tmp_path)
+        assert found is not None
+        assert asked is not None
+        assert [(row.number, row.state, row.params) for row in found.rows()] == [(0, "running", asked.params)]
+
+
+# Reading
+
+
+def test_looking_for_a_study_creates_no_database(tmp_path: Path) -> None:
+    assert find_study("fraud", tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+    opened(tmp_path, experiment(name="other"))
+    assert find_study("fraud", tmp_path) is None
+
+
+def test_notes_are_kept_with_the_study(tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    study.note("baseline:xgboost", {"val_auc": 0.87})
+    study.note("confirm:7", [1, 2])
+    found = find_study("fraud", tmp_path)
+    assert found is not None
+    assert found.notes("baseline:") == {"baseline:xgboost": {"val_auc": 0.87}}
+    assert set(found.notes()) == {"baseline:xgboost", "confirm:7"}
+
+
+def test_figures_come_when_the_trials_allow_them(tmp_path: Path) -> None:
+    study = opened(tmp_path, experiment(n_trials=12))
+    assert study.figures() == {}
+    drive(study, at_most=1)
+    assert set(study.figures()) == {"history"}
+    drive(study)
+    figures = study.figures()
+    assert set(figures) == {"history", "importances", "parallel_coordinate", "slice"}
+    assert "val_auc" in figures["history"].to_json()
+
+
+def test_figures_of_equal_values_and_of_nothing_searched_do_not_fail(tmp_path: Path) -> None:
+    assert swept_on(MIXED, tmp_path / "equal", n_trials=4)
+    equal = find_study("fraud", tmp_path / "equal")
+    assert swept_on({}, tmp_path / "fixed", n_trials=1)
+    fixed = find_study("fraud", tmp_path / "fixed")
+    assert equal is not None
+    assert fixed is not None
+    assert "history" in equal.figures()
+    assert set(fixed.figures()) == {"history"}
+
+
+def test_the_store_is_sqlite_in_wal_mode_unless_the_environment_names_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert storage_url(tmp_path) == f"sqlite:///{tmp_path}/optuna.db"
+    open_study(experiment(), dataset=DATASET, store=tmp_path)
+    database = sqlite3.connect(tmp_path / "optuna.db")
+    assert database.execute("pragma journal_mode").fetchone() == ("wal",)
+    database.close()
+    monkeypatch.setenv("FORGE_SWEEP_STORAGE", f"sqlite:///{tmp_path}/elsewhere.db")
+    opened(tmp_path)
+    assert (tmp_path / "elsewhere.db").exists()
+
+
+def test_a_storage_that_cannot_be_used_is_an_input_error_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for url in ("nosuch://me:secret@host/db", "secret", "sqlite:////nosuch/folder/secret.db"):
+        monkeypatch.setenv("FORGE_SWEEP_STORAGE", url)
+        with pytest.raises(InputError, match="FORGE_SWEEP_STORAGE") as caught:
+            opened(tmp_path)
+        assert "secret" not in str(caught.value) or url == "secret"
+
+
+# What fits
+
+
+PARAMS: Callable[[], Params] = lambda: {"optimizer": "sgd", "momentum": 0.9, "depth": 2, "dropout": 0.3}  # noqa: E731
+SPACE = {
+    "optimizer": Dimension(type="categorical", choices=("adam", "sgd")),
+    "depth": Dimension(type="int", low=1, high=4),
+    "dropout": Dimension(type="float", low=0.0, high=0.5, step=0.1),
+    "momentum": Dimension(type="float", low=0.5, high=0.99, when={"optimizer": ("sgd",)}),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "space", "fitting"),
+    [
+        ({}, {}, True),
+        ({"depth": 5}, {}, False),
+        ({"dropout": 0.1 + 0.2}, {}, True),
+        ({"dropout": 0.25}, {}, False),
+        ({"optimizer": "adam"}, {}, False),
+        ({}, {"depth": 2}, True),
+        ({}, {"depth": 3}, False),
+        ({}, {"l2": 0.0}, True),
+        ({}, {"l2": Dimension(type="float", low=0.0, high=1.0)}, False),
+        ({"gone": 1}, {}, False),
+    ],
+)
+def test_an_old_trial_fits_a_space_it_could_have_come_from(
+    change: Params, space: dict[str, Any], fitting: bool
+) -> None:
+    assert fits({**PARAMS(), **change}, {**SPACE, **space}) is fitting
