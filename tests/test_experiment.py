@@ -68,7 +68,13 @@ def test_a_file_without_mistakes_gives_a_complete_experiment(tmp_path: Path) -> 
 
 def test_five_mistakes_are_listed_at_once() -> None:
     """One bad key hides no other mistake, not even a contradiction that involves its own section."""
-    raw = with_values(data__taget="x", data__task="regression", study__n_trials="40", study__pruner="hyperbnd", preprocessing__scaler="std")
+    raw = with_values(
+        data__taget="x",
+        data__task="regression",
+        study__n_trials="40",
+        study__pruner="hyperbnd",
+        preprocessing__scaler="std",
+    )
     found = mistakes(raw)
     assert set(found) == {"data.taget", "objective.metric", "study.n_trials", "study.pruner", "preprocessing.scaler"}
     assert 'did you mean "target"?' in found["data.taget"]
@@ -77,6 +83,7 @@ def test_five_mistakes_are_listed_at_once() -> None:
 
 
 CONTRADICTIONS = [
+    ({"data__stratfy": True}, "data.stratfy", "did you mean data.split.stratify?"),
     ({"objective__metric": "val_rmse"}, "objective.metric", "a metric of binary"),
     ({"objective__metric": "auc"}, "objective.metric", 'did you mean "val_auc"?'),
     ({"objective__metric": "test_auc"}, "objective.metric", "looked at once"),
@@ -100,7 +107,11 @@ CONTRADICTIONS = [
     ({"model__search__width": {"type": "int", "low": 9, "high": 3}}, "model.search.width", "low below high"),
     ({"model__search__width": {"type": "int", "low": 1}}, "model.search.width.high", "a number"),
     ({"model__search__width": {"type": "float", "low": 1.0, "high": 9.0}}, "model.search.width.type", '"int"'),
-    ({"model__search__dropout": {"type": "float", "low": 0.0, "high": 1.5}}, "model.search.dropout.high", "from 0 to 0.95"),
+    (
+        {"model__search__dropout": {"type": "float", "low": 0.0, "high": 1.5}},
+        "model.search.dropout.high",
+        "from 0 to 0.95",
+    ),
     ({"model__search__l2": {"type": "float", "low": 0.0, "high": 0.1, "log": True}}, "model.search.l2.low", "above 0"),
     (
         {"model__search__optimizer": {"type": "categorical", "choices": ["adam", "sdg"]}},
@@ -129,7 +140,11 @@ CONTRADICTIONS = [
         "a step",
     ),
     ({"preprocessing__scaler": "robust", "model__search__scaler": "minmax"}, "model.search.scaler", "one place"),
-    ({"model__class_weight": "balanced", "data__task": "regression", "objective__metric": "val_r2"}, "model.class_weight", "regression"),
+    (
+        {"model__class_weight": "balanced", "data__task": "regression", "objective__metric": "val_r2"},
+        "model.class_weight",
+        "regression",
+    ),
     ({"name": "a/b"}, "name", "letters, digits"),
     ({"backend": "theano"}, "backend", "tensorflow"),
 ]
@@ -212,7 +227,14 @@ def test_the_resolved_experiment_reads_back_as_the_same_experiment() -> None:
     assert again.resolved() == experiment.resolved() and again.contract() == experiment.contract()
 
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5)
+    | st.lists(st.integers(), max_size=2)
+)
 junk = scalars | st.dictionaries(st.sampled_from(["type", "low", "high", "kind", "path", "x"]), scalars, max_size=3)
 
 

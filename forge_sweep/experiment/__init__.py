@@ -8,6 +8,7 @@ mistakes of a file are listed at once.
 from __future__ import annotations
 
 import copy
+import difflib
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,7 +99,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"experiment file {path} does not exist", hint="give the path of a TOML file under experiments/") from None
+        raise InputError(
+            f"experiment file {path} does not exist", hint="give the path of a TOML file under experiments/"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"experiment file {path} cannot be read: {error}", hint="give a UTF-8 text file") from None
     except tomllib.TOMLDecodeError as error:
@@ -106,7 +109,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     return parse(raw, root=path.resolve().parent, overrides=overrides, source=str(path))
 
 
-def parse(raw: Mapping[str, Any], *, root: Path, overrides: Sequence[str] = (), source: str = "experiment") -> Experiment:
+def parse(
+    raw: Mapping[str, Any], *, root: Path, overrides: Sequence[str] = (), source: str = "experiment"
+) -> Experiment:
     """Check a table as `tomllib` gives it and return the experiment; see `load`.
 
     Args:
@@ -115,16 +120,23 @@ def parse(raw: Mapping[str, Any], *, root: Path, overrides: Sequence[str] = (), 
         overrides: words such as ``study.n_trials=4``.
         source: what error messages call the experiment.
     """
-    raw = copy.deepcopy(dict(raw))
-    mistakes = [mistake for word in overrides if (mistake := apply_override(raw, word))]
-    imply_files(raw)
-    mistakes += list(field_mistakes(raw))
-    sections = Sections(**{name: lenient(SECTIONS[name], raw.get(name, {})) for name in Sections.__dataclass_fields__})
+    tables: dict[str, Any] = copy.deepcopy(dict(raw))
+    mistakes = [mistake for word in overrides if (mistake := apply_override(tables, word))]
+    imply_files(tables)
+    mistakes += list(field_mistakes(tables))
+    sections = Sections(
+        **{name: lenient(SECTIONS[name], tables.get(name, {})) for name in Sections.__dataclass_fields__}
+    )
     mistakes += [mistake for rule in RULES for mistake in rule(sections)]
+    if any(mistake.path.startswith("model.search.") for mistake in mistakes):
+        # a search value that could not be read may have been the one that is searched
+        mistakes = [mistake for mistake in mistakes if mistake.path != "model.search"]
     if mistakes:
         raise ExperimentError(source, list(dict.fromkeys(mistakes)))
-    experiment = Experiment.model_validate({**raw, "root": root, "overrides": tuple(overrides)})
-    objective = experiment.objective.model_copy(update={"direction": direction(experiment.data.task, experiment.objective.metric)})
+    experiment = Experiment.model_validate({**tables, "root": root, "overrides": tuple(overrides)})
+    objective = experiment.objective.model_copy(
+        update={"direction": direction(experiment.data.task, experiment.objective.metric)}
+    )
     return experiment.model_copy(update={"objective": objective})
 
 
@@ -186,12 +198,15 @@ def as_mistake(raw: Mapping[str, Any], detail: Any) -> Mistake:
     path, kind = ".".join(location), detail["type"]
     if kind == "extra_forbidden":
         siblings = fields_at(raw, location[:-1])
-        return Mistake(path, as_toml(detail["input"]), f"a known key, one of {', '.join(siblings)}", nearest(location[-1], siblings))
+        hint = nearest(location[-1], siblings) or elsewhere(location[-1])
+        return Mistake(path, as_toml(detail["input"]), f"a known key, one of {', '.join(siblings)}", hint)
     if kind == "missing":
         return Mistake(path, "", "a value: this key is required")
     if kind == "literal_error":
         choices = [word.strip("'") for word in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")]
-        return Mistake(path, as_toml(detail["input"]), f"one of {', '.join(choices)}", nearest(str(detail["input"]), choices))
+        return Mistake(
+            path, as_toml(detail["input"]), f"one of {', '.join(choices)}", nearest(str(detail["input"]), choices)
+        )
     if kind == "string_pattern_mismatch":
         return Mistake(path, as_toml(detail["input"]), "letters, digits, _ . and -, beginning with a letter or a digit")
     expected = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ").strip()
@@ -207,6 +222,22 @@ def fields_at(raw: Mapping[str, Any], location: Sequence[str]) -> list[str]:
         annotation = model.model_fields[part].annotation
         model = typing.cast(type[BaseModel], annotation)
     return [name for name in model.model_fields if name not in ("root", "overrides")]
+
+
+def elsewhere(word: str) -> str:
+    """The key of another section that ``word`` may stand for, with its whole path."""
+    paths = {path.rpartition(".")[2]: path for path in key_paths(Experiment)}
+    close = difflib.get_close_matches(word, paths, n=1, cutoff=0.75)
+    return f"did you mean {paths[close[0]]}?" if close else ""
+
+
+def key_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every key that a file may have, as a TOML path."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from key_paths(field.annotation, f"{prefix}{name}.")
+        elif name not in ("root", "overrides"):
+            yield prefix + name
 
 
 def lenient(section: type[BaseModel], raw: Any) -> Any:

@@ -56,7 +56,9 @@ def source_fits(sections: Sections) -> Iterator[Mistake]:
         yield Mistake(f"data.{needed}", "", f'a value, since data.source = "{data.source}"')
     if getattr(data, other) is not None:
         hint = f"remove it, or set data.source = {as_toml('sample' if other == 'name' else 'file')}"
-        yield Mistake(f"data.{other}", as_toml(getattr(data, other)), f'nothing beside data.source = "{data.source}"', hint)
+        yield Mistake(
+            f"data.{other}", as_toml(getattr(data, other)), f'nothing beside data.source = "{data.source}"', hint
+        )
 
 
 def split_fits(sections: Sections) -> Iterator[Mistake]:
@@ -72,11 +74,17 @@ def split_fits(sections: Sections) -> Iterator[Mistake]:
         if split.kind == kind and named is None:
             yield Mistake(f"data.split.{kind}", "", f'a column name, since data.split.kind = "{kind}"')
         if split.kind != kind and named is not None:
-            yield Mistake(f"data.split.{kind}", as_toml(named), "nothing", f'set data.split.kind = "{kind}" or remove it')
+            yield Mistake(
+                f"data.split.{kind}", as_toml(named), "nothing", f'set data.split.kind = "{kind}" or remove it'
+            )
     if isinstance(paths, dict) and set(paths) != {"train", "valid", "test"}:
         yield Mistake("data.path", as_toml(paths), "train, valid and test, each with a path")
     if isinstance(paths, dict) != (split.kind == "files"):
-        expected = '"files", since data.path has one path per split' if isinstance(paths, dict) else "one path per split in data.path"
+        expected = (
+            '"files", since data.path has one path per split'
+            if isinstance(paths, dict)
+            else "one path per split in data.path"
+        )
         yield Mistake("data.split.kind", as_toml(split.kind), expected)
 
 
@@ -86,8 +94,15 @@ def columns_have_one_role(sections: Sections) -> Iterator[Mistake]:
     if data is None:
         return
     roles: dict[str, str] = {}
-    named = [("data.key", data.key), *((f"data.split.{k}", getattr(data.split, k)) for k in ("column", "group", "time"))]
-    for path, columns in [("data.target", data.target), *((p, (c,) if c else ()) for p, c in named), ("data.drop", data.drop)]:
+    named = [
+        ("data.key", data.key),
+        *((f"data.split.{k}", getattr(data.split, k)) for k in ("column", "group", "time")),
+    ]
+    for path, columns in [
+        ("data.target", data.target),
+        *((p, (c,) if c else ()) for p, c in named),
+        ("data.drop", data.drop),
+    ]:
         for column in columns:
             if column in roles:
                 yield Mistake(path, as_toml(column), f"a column that is not {roles[column]} already")
@@ -108,7 +123,9 @@ def target_fits_task(sections: Sections) -> Iterator[Mistake]:
     if data.task == "multilabel" and len(data.target) < 2:
         yield Mistake("data.target", as_toml(data.target), "two or more columns of 0 and 1 for multilabel")
     if data.positive is not None and data.task != "binary":
-        yield Mistake("data.positive", as_toml(data.positive), f"nothing for {data.task}: only binary has a positive label")
+        yield Mistake(
+            "data.positive", as_toml(data.positive), f"nothing for {data.task}: only binary has a positive label"
+        )
 
 
 def objective_fits_task(sections: Sections) -> Iterator[Mistake]:
@@ -118,19 +135,30 @@ def objective_fits_task(sections: Sections) -> Iterator[Mistake]:
         return
     metric = objective.metric
     if metric.startswith("test_"):
-        yield Mistake("objective.metric", as_toml(metric), "a validation metric", "the test split is looked at once, at the end")
+        yield Mistake(
+            "objective.metric", as_toml(metric), "a validation metric", "the test split is looked at once, at the end"
+        )
         return
     if not metric.startswith("val_"):
-        yield Mistake("objective.metric", as_toml(metric), "a metric of the validation split", f'did you mean "val_{metric}"?')
+        yield Mistake(
+            "objective.metric", as_toml(metric), "a metric of the validation split", f'did you mean "val_{metric}"?'
+        )
         return
     if data is None:
         return
     valid = [f"val_{name}" for name in (*METRICS[data.task], "loss")]
     if metric not in dict.fromkeys(valid):
-        yield Mistake("objective.metric", as_toml(metric), f"a metric of {data.task}: {', '.join(dict.fromkeys(valid))}", nearest(metric, valid))
+        yield Mistake(
+            "objective.metric",
+            as_toml(metric),
+            f"a metric of {data.task}: {', '.join(dict.fromkeys(valid))}",
+            nearest(metric, valid),
+        )
     elif objective.direction not in (None, direction(data.task, metric)):
         expected = f'"{direction(data.task, metric)}", the direction of {metric}'
-        yield Mistake("objective.direction", as_toml(objective.direction), expected, "leave it out: it follows from the metric")
+        yield Mistake(
+            "objective.direction", as_toml(objective.direction), expected, "leave it out: it follows from the metric"
+        )
 
 
 def head_fits_task(sections: Sections) -> Iterator[Mistake]:
@@ -146,7 +174,12 @@ def head_fits_task(sections: Sections) -> Iterator[Mistake]:
         seen = ", ".join(f"{key} = {as_toml(value)}" for key, value in given.items())
         yield Mistake("model", seen, f"an output layer and a loss that fit {data.task}", problem)
     if model.class_weight and data.task not in ("binary", "multiclass"):
-        yield Mistake("model.class_weight", as_toml(model.class_weight), f"nothing for {data.task}", "class weights need one class per row")
+        yield Mistake(
+            "model.class_weight",
+            as_toml(model.class_weight),
+            f"nothing for {data.task}",
+            "class weights need one class per row",
+        )
 
 
 def search_values_are_known(sections: Sections) -> Iterator[Mistake]:
@@ -155,7 +188,9 @@ def search_values_are_known(sections: Sections) -> Iterator[Mistake]:
         path = f"model.search.{name}"
         known = HYPERPARAMETERS.get(name)
         if known is None:
-            yield Mistake(path, "", f"a hyperparameter of mlp: {', '.join(HYPERPARAMETERS)}", nearest(name, HYPERPARAMETERS))
+            yield Mistake(
+                path, "", f"a hyperparameter of mlp: {', '.join(HYPERPARAMETERS)}", nearest(name, HYPERPARAMETERS)
+            )
         elif isinstance(value, Dimension):
             yield from dimension_mistakes(path, value, known)
         elif not known.accepts(value):
@@ -173,7 +208,12 @@ def dimension_mistakes(path: str, dimension: Dimension, known: Hyperparameter) -
     if known.type == "int" and dimension.type == "float":
         yield Mistake(f"{path}.type", '"float"', '"int"', f"{path} takes {known.expected}")
     if dimension.choices:
-        yield Mistake(f"{path}.choices", as_toml(dimension.choices), f'nothing beside type = "{dimension.type}"', 'type = "categorical"')
+        yield Mistake(
+            f"{path}.choices",
+            as_toml(dimension.choices),
+            f'nothing beside type = "{dimension.type}"',
+            'type = "categorical"',
+        )
     bounds = {"low": dimension.low, "high": dimension.high}
     for key, value in bounds.items():
         if value is None:
@@ -189,11 +229,15 @@ def dimension_mistakes(path: str, dimension: Dimension, known: Hyperparameter) -
 def range_mistakes(path: str, dimension: Dimension, low: float, high: float) -> Iterator[Mistake]:
     """What is wrong between the two ends of a range."""
     if low >= high:
-        yield Mistake(path, f"low = {low:g}, high = {high:g}", "low below high", "a fixed value is written without a table")
+        yield Mistake(
+            path, f"low = {low:g}, high = {high:g}", "low below high", "a fixed value is written without a table"
+        )
     if dimension.log and low <= 0:
         yield Mistake(f"{path}.low", as_toml(low), "a number above 0, since log = true")
     if dimension.step is not None and (dimension.step <= 0 or dimension.step > high - low):
-        yield Mistake(f"{path}.step", as_toml(dimension.step), f"a number above 0 and at most high - low = {high - low:g}")
+        yield Mistake(
+            f"{path}.step", as_toml(dimension.step), f"a number above 0 and at most high - low = {high - low:g}"
+        )
     if dimension.step is not None and dimension.type == "int" and not isinstance(dimension.step, int):
         yield Mistake(f"{path}.step", as_toml(dimension.step), "a whole number")
     if dimension.step is not None and dimension.log:
@@ -223,11 +267,18 @@ def conditions_can_hold(sections: Sections) -> Iterator[Mistake]:
         for other, wanted in (value.when if isinstance(value, Dimension) else {}).items():
             path, target = f"model.search.{name}.when.{other}", search.get(other)
             if target is None or other == name:
-                yield Mistake(path, "", f"another hyperparameter under [model.search]: {', '.join(n for n in search if n != name)}", nearest(other, search))
+                yield Mistake(
+                    path,
+                    "",
+                    f"another hyperparameter under [model.search]: {', '.join(n for n in search if n != name)}",
+                    nearest(other, search),
+                )
             elif isinstance(target, Dimension) and target.when:
                 yield Mistake(path, "", "a hyperparameter that has no condition of its own")
             else:
-                yield from (Mistake(path, as_toml(w), f"a value that {other} can take") for w in wanted if not can_be(target, w))
+                yield from (
+                    Mistake(path, as_toml(w), f"a value that {other} can take") for w in wanted if not can_be(target, w)
+                )
 
 
 def can_be(value: Dimension | Scalar, wanted: Scalar) -> bool:
@@ -250,7 +301,12 @@ def momentum_has_a_user(sections: Sections) -> Iterator[Mistake]:
     ignoring = [str(name) for name in possible if name not in ("sgd", "rmsprop")]
     if ignoring and (isinstance(momentum, Dimension) or len(ignoring) == len(possible)):
         hint = 'add when = { optimizer = "sgd" }'
-        yield Mistake("model.search.momentum", "", f"an optimizer that has momentum (sgd, rmsprop); {', '.join(ignoring)} ignores it", hint)
+        yield Mistake(
+            "model.search.momentum",
+            "",
+            f"an optimizer that has momentum (sgd, rmsprop); {', '.join(ignoring)} ignores it",
+            hint,
+        )
 
 
 def sampler_fits_space(sections: Sections) -> Iterator[Mistake]:
@@ -265,9 +321,18 @@ def sampler_fits_space(sections: Sections) -> Iterator[Mistake]:
         return
     for name, value in searched.items():
         if value.when:
-            yield Mistake(f"model.search.{name}.when", "", 'nothing under sampler = "grid": every point of a grid has every coordinate')
+            yield Mistake(
+                f"model.search.{name}.when",
+                "",
+                'nothing under sampler = "grid": every point of a grid has every coordinate',
+            )
         if value.type == "float" and value.step is None:
-            yield Mistake(f"model.search.{name}.step", "", 'a step, since study.sampler = "grid"', 'or type = "categorical" with choices')
+            yield Mistake(
+                f"model.search.{name}.step",
+                "",
+                'a step, since study.sampler = "grid"',
+                'or type = "categorical" with choices',
+            )
     if all(dimension_is_whole(value) for value in searched.values()):
         size = math.prod(len(value.grid() or ()) for value in searched.values())
         if searched and study.n_trials > size:
@@ -285,9 +350,18 @@ def dimension_is_whole(value: Dimension) -> bool:
 def scaler_is_named_once(sections: Sections) -> Iterator[Mistake]:
     """A scaler in [model.search] overrides [preprocessing]; two different fixed ones contradict each other."""
     search = sections.model.search if sections.model else {}
-    stated = sections.preprocessing.scaler if sections.preprocessing and "scaler" in sections.preprocessing.model_fields_set else None
+    stated = (
+        sections.preprocessing.scaler
+        if sections.preprocessing and "scaler" in sections.preprocessing.model_fields_set
+        else None
+    )
     if stated is not None and "scaler" in search:
-        yield Mistake("model.search.scaler", as_toml(search["scaler"]) if not isinstance(search["scaler"], Dimension) else "", f"one place for the scaler; preprocessing.scaler = {as_toml(stated)} too", "remove one of them")
+        yield Mistake(
+            "model.search.scaler",
+            as_toml(search["scaler"]) if not isinstance(search["scaler"], Dimension) else "",
+            f"one place for the scaler; preprocessing.scaler = {as_toml(stated)} too",
+            "remove one of them",
+        )
 
 
 RULES: tuple[Rule, ...] = (

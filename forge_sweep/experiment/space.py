@@ -60,7 +60,10 @@ class Dimension(BaseModel):
         return (self.low, self.high)
 
     def grid(self) -> tuple[Scalar, ...] | None:
-        """Every value in order, or None where a float range without ``step`` has no end of them."""
+        """Every value in order, or None where a float range without ``step`` has no end of them.
+
+        Floats have 12 significant digits: 3 * 0.1 is 0.30000000000000004, which Optuna takes to lie above 0.3.
+        """
         if self.type == "categorical":
             return self.choices
         if self.type == "float" and self.step is None:
@@ -68,7 +71,8 @@ class Dimension(BaseModel):
         assert self.low is not None and self.high is not None
         step = self.step or 1
         count = int((self.high - self.low) / step + 1e-9) + 1
-        return tuple(self.low + i * step for i in range(count))
+        values = (self.low + i * step for i in range(count))
+        return tuple(value if isinstance(value, int) else float(f"{value:.12g}") for value in values)
 
 
 SearchValue = Annotated[
@@ -133,7 +137,10 @@ HYPERPARAMETERS: Mapping[str, Hyperparameter] = MappingProxyType(
         "width": Hyperparameter("int", 64, "Units of the first hidden layer.", low=1, high=65_536),
         "depth": Hyperparameter("int", 2, "Number of hidden blocks.", low=1, high=64),
         "shape": Hyperparameter(
-            "choice", "constant", "Widths over depth: all alike, or halved block by block.", choices=("constant", "taper")
+            "choice",
+            "constant",
+            "Widths over depth: all alike, or halved block by block.",
+            choices=("constant", "taper"),
         ),
         "activation": Hyperparameter(
             "choice",
@@ -144,6 +151,8 @@ HYPERPARAMETERS: Mapping[str, Hyperparameter] = MappingProxyType(
         "batch_norm": Hyperparameter("bool", True, "Batch normalisation before each activation."),
         "dropout": Hyperparameter("float", 0.0, "Share of units dropped after each activation.", low=0.0, high=0.95),
         "l2": Hyperparameter("float", 0.0, "L2 penalty on the hidden kernels.", low=0.0, high=10.0),
-        "scaler": Hyperparameter("choice", None, "Overrides preprocessing.scaler, so that it can be searched.", choices=SCALERS),
+        "scaler": Hyperparameter(
+            "choice", None, "Overrides preprocessing.scaler, so that it can be searched.", choices=SCALERS
+        ),
     }
 )

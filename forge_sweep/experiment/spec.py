@@ -93,7 +93,9 @@ class ModelSpec(Section):
     """``[model]``: the network and its search space."""
 
     builder: Literal["mlp"] = Field("mlp", description="Which network is built.")
-    class_weight: Literal["balanced"] | None = Field(None, description="Weigh classes by the inverse of their frequency.")
+    class_weight: Literal["balanced"] | None = Field(
+        None, description="Weigh classes by the inverse of their frequency."
+    )
     activation: str | None = Field(None, description="Activation of the output layer; follows from the task.")
     loss: str | None = Field(None, description="Loss; follows from the task. For regression `mse` or `mae`.")
     from_logits: bool = Field(False, description="The output layer is linear and the loss applies the activation.")
@@ -189,7 +191,7 @@ class Experiment(Section):
 
     @property
     def space(self) -> dict[str, Dimension | Scalar]:
-        """The search space with its defaults, in one fixed order, conditional hyperparameters after their conditions."""
+        """The search space with its defaults, in one fixed order; conditional ones come after their conditions."""
         space: dict[str, Dimension | Scalar] = {}
         for name, known in HYPERPARAMETERS.items():
             value = self.model.search.get(name, known.default)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from forge_sweep.training.backend import accelerators, release, seed_everything, select_backend, settle
+from forge_sweep.training.backend import accelerators, load_backend, release, seed_everything, select_backend, settle
 from forge_sweep.training.failures import classify
 from forge_sweep.training.loop import FitResult, FitSpec, OnEpoch, TrainingData, fit
 from forge_sweep.training.validation import Validation, outputs, regularisation, total_loss
@@ -16,6 +16,7 @@ __all__ = [
     "accelerators",
     "classify",
     "fit",
+    "load_backend",
     "outputs",
     "regularisation",
     "release",

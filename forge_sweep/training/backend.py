@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import importlib
 import importlib.util
 import logging
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from forge_sweep.errors import InputError
@@ -43,6 +47,35 @@ def select_backend(name: str) -> None:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2" if Path("/proc/driver/nvidia").exists() else "3"
         # It warns of retracing where one short-lived model follows another, as in every sweep.
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
+
+
+def load_backend() -> None:
+    """Import Keras on the selected backend, without what TensorFlow prints before its log level counts.
+
+    Those lines are written by C++ to file descriptor 2, where Python's ``sys.stderr`` cannot hold them back. They are
+    shown when the import fails.
+    """
+    if "keras" not in sys.modules:
+        with _held_stderr():
+            importlib.import_module("keras")
+
+
+@contextlib.contextmanager
+def _held_stderr() -> Iterator[None]:
+    """Hold what the process writes to its standard error; let go of it only if the block raises."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(kept, held.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _refuse_other_running(name: str) -> None:

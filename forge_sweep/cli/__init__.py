@@ -1,0 +1,313 @@
+"""The command line: parse, call one function, print, exit code.
+
+TensorFlow, MLflow and Optuna are imported by the command that needs them, so that ``--help`` answers at once.
+Exit codes: 0 ok, 1 failure, 2 usage or experiment file, 3 a gate refused, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from forge_sweep import __version__
+from forge_sweep.errors import ForgeSweepError, InputError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from forge_sweep.experiment import Experiment
+    from forge_sweep.study import StudyView, TrialRow
+    from forge_sweep.sweep import SweepResult
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="forge-sweep",
+    help="Hyperparameter sweeps for Keras: one TOML file in, one registered model out.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+File = Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="Experiment file (TOML).", show_default=False)]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="EXPERIMENT", help="Experiment file (TOML), or an experiment's name.", show_default=False),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Override keys of the file, such as study.n_trials=4.", show_default=False
+    ),
+]
+Store = Annotated[Path, typer.Option("--store", help="Folder of the embedded MLflow and Optuna stores.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+MLRUNS = Path("mlruns")
+
+
+def main() -> None:
+    """Entry point of ``forge-sweep``."""
+    quiet_backends()
+    try:
+        app(standalone_mode=True)
+    except ForgeSweepError as error:
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(error.exit_code)
+
+
+def quiet_backends() -> None:
+    """Keep TensorFlow's advice to its own users (retracing and the like) off the screen; errors come through."""
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        typer.echo(f"forge-sweep {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Hyperparameter sweeps for Keras: one TOML file in, one registered model out."""
+
+
+@app.command()
+def run(
+    experiment: File,
+    overrides: Overrides = None,
+    fork: Annotated[
+        bool, typer.Option("--fork", help="The experiment changed: begin a new study with the old trials as its start.")
+    ] = False,
+    store: Store = MLRUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Run a sweep to its end, or go on with one that was interrupted."""
+    from forge_sweep.cli.watchers import watching
+
+    loaded = read(experiment, overrides)
+    try:
+        with stop_on_signals() as stopping, watching(as_json=as_json, console=Console()) as watch:
+            from forge_sweep import sweep
+
+            result = sweep.run(loaded, store=store, fork=fork, watch=watch, stopping=stopping)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: what finished is kept; run the same command again to go on", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        emit({"event": "done", **result.to_dict()}, indent=None)
+    else:
+        print_result(result)
+
+
+@app.command()
+def check(experiment: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Audit the data and try the smallest and the largest model, without starting a sweep."""
+    from forge_sweep.cli.watchers import watching
+
+    loaded = read(experiment, overrides)
+    with watching(as_json=as_json, console=Console()) as watch:
+        from forge_sweep import sweep
+
+        findings = sweep.check(loaded, watch=watch)
+    if not as_json:
+        warnings = sum(finding.severity == "warning" for finding in findings)
+        typer.echo(f"{loaded.name}: ready to run ({warnings} warning{'' if warnings == 1 else 's'})")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of the experiment file, for editors."""
+    from forge_sweep.experiment import json_schema
+
+    emit(json_schema())
+
+
+@app.command()
+def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
+    """How far a sweep is: trials by state, best so far."""
+    study = find(experiment, store)
+    rows = [row for row in study.rows() if not row.imported]
+    states = {
+        state: sum(row.state == state for row in rows)
+        for state in ("finished", "pruned", "failed", "running", "waiting")
+    }
+    best = study.best()
+    if as_json:
+        emit({"study": study.name, "trials": states, "best": None if best is None else row_as_dict(best)})
+        return
+    counts = ", ".join(f"{count} {state}" for state, count in states.items() if count) or "no trials"
+    typer.echo(f"{study.name}: {counts}")
+    if best is not None:
+        typer.echo(f"best: trial {best.number}, {best.value:.6g}")
+
+
+@app.command()
+def trials(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
+    """Every trial with its state, score and parameters."""
+    study = find(experiment, store)
+    rows = study.rows()
+    if as_json:
+        emit([row_as_dict(row) for row in rows])
+        return
+    names = sorted({name for row in rows for name in row.params})
+    constant = {name for name in names if len({repr(row.params.get(name)) for row in rows}) == 1}
+    shown = [name for name in names if name not in constant]
+    table = Table("trial", "state", "value", "epochs", "seconds", *shown, box=None)
+    for row in rows:
+        cells = (row.value, row.epochs, row.seconds, *(row.params.get(name) for name in shown))
+        table.add_row(str(row.number), row.state, *map(cell, cells))
+    console = Console()
+    console.print(table)
+    for row in rows:
+        if row.failure:
+            console.print(
+                f"trial {row.number} failed ({row.failure}): {escape(row.cause)}", soft_wrap=True, highlight=False
+            )
+
+
+@app.command()
+def best(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
+    """The best trial, the confirmed winner and the registered model."""
+    study = find(experiment, store)
+    row, final = study.best(), study.final()
+    if row is None and final is None:
+        raise InputError(f"{study.name} has no finished trial yet", hint=f"look at `forge-sweep trials {experiment}`")
+    if as_json:
+        emit({"study": study.name, "best": None if row is None else row_as_dict(row), "final": final})
+        return
+    if row is not None:
+        typer.echo(f"best trial: {row.number}, {row.value:.6g}")
+        for name, value in row.params.items():
+            typer.echo(f"  {name} = {cell(value)}")
+    if final is not None:
+        typer.echo(f"{final['verdict']}\nmodel: {final['model']}")
+    else:
+        typer.echo("not confirmed yet: the sweep has not ended")
+
+
+@app.command()
+def report(
+    experiment: Name,
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
+    store: Store = MLRUNS,
+) -> None:
+    """Write tables and plots of a finished or running sweep as one self-contained HTML file."""
+    from forge_sweep.report import write_report
+
+    write_report(find(experiment, store), output)
+    typer.echo(f"wrote {output}")
+
+
+@app.command()
+def ui(
+    experiment: Name,
+    store: Store = MLRUNS,
+    port: Annotated[int, typer.Option(help="Port of the MLflow UI; optuna-dashboard takes the next one.")] = 5000,
+) -> None:
+    """Open the MLflow UI and optuna-dashboard on an experiment's stores."""
+    from forge_sweep.ui import serve
+
+    study = find(experiment, store)
+    serve(study, store, port, echo=typer.echo)
+
+
+def read(path: Path, overrides: list[str] | None) -> Experiment:
+    """The experiment of a file."""
+    from forge_sweep.experiment import load
+
+    return load(path, overrides or ())
+
+
+def find(experiment: str, store: Path) -> StudyView:
+    """The newest study of an experiment, for reading."""
+    from forge_sweep.study import find_study
+
+    name = read(Path(experiment), None).name if experiment.endswith(".toml") else experiment
+    study = find_study(name, store)
+    if study is None:
+        raise InputError(
+            f"experiment {name!r} has no study in {store}",
+            hint="begin it with `forge-sweep run EXPERIMENT`, or give --store",
+        )
+    return study
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C (or SIGTERM) asks the sweep to stop after the running epoch; the second aborts at once."""
+    asked = False
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        sys.stderr.write("\nstopping after this epoch; press Ctrl-C again to abort\n")
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def emit(value: Any, indent: int | None = 2) -> None:
+    """Print JSON."""
+    typer.echo(json.dumps(value, indent=indent, default=str))
+
+
+def row_as_dict(row: TrialRow) -> dict[str, Any]:
+    """A trial for machines."""
+    names = ("number", "state", "value", "params", "failure", "cause", "epochs", "seconds", "imported")
+    return {name: getattr(row, name) for name in names}
+
+
+def cell(value: Any) -> str:
+    """A value in a table."""
+    if value is None:
+        return "-"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def print_result(result: SweepResult) -> None:
+    """The end of a sweep for people."""
+    console = Console()
+    table = Table("model", f"{result.objective}, search", "over seeds", box=None)
+    for row in result.confirmed:
+        table.add_row(row["words"], f"{row['searched']:.4f}", f"{row['mean']:.4f} ± {row['spread']:.4f}")
+    for name, value in result.baselines.items():
+        if name not in {row["baseline"] for row in result.confirmed}:
+            table.add_row(name, f"{value:.4f}", "-")
+    console.print()
+    console.print(table)
+    counts = ", ".join(f"{count} {state}" for state, count in result.trials.items())
+    lines = [
+        f"trials    {counts}",
+        f"best      trial {result.best['number']}, {result.objective} {result.best['value']:.4f}"
+        if result.best
+        else "best      no trial finished",
+        f"verdict   {result.verdict}",
+        "test      " + ", ".join(f"{name} {value:.4f}" for name, value in result.test.items()),
+        f"run       {result.run_id}",
+        f"model     {result.model} (alias challenger)",
+        f"look      forge-sweep ui {result.study}, then {result.link}",
+    ]
+    console.print("\n".join(map(escape, lines)), soft_wrap=True, highlight=False)

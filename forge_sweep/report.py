@@ -1,0 +1,126 @@
+"""One self-contained HTML file of a finished or running sweep: verdict, trials, baselines, plots."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forge_sweep import __version__
+
+if TYPE_CHECKING:
+    from forge_sweep.study import StudyView
+
+TEMPLATE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ study.name }}: sweep report</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+body { color: #1d2430; background: #fff; }
+h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+.verdict { font-size: 1.1rem; border-left: 4px solid #2a6fdb; padding: .4rem 1rem; background: #f2f6fd; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #e3e7ee; white-space: nowrap; }
+th { font-weight: 600; } .failed { color: #b3261e; } .pruned { color: #777; } .muted { color: #667; }
+</style>
+</head>
+<body>
+<h1>{{ study.name }}</h1>
+<p class="muted">{{ experiment.description }} {{ counts }}. Objective: {{ metric }} ({{ study.direction }}).</p>
+{% if final %}<p class="verdict">{{ final.verdict }}</p>
+<p>Registered as <code>{{ final.model }}</code>. Test, looked at once by the winner:
+{% for name, value in final.test.items() %}{{ name }} {{ number(value) }}{{ ", " if not loop.last }}{% endfor %}.</p>
+{% else %}<p class="verdict">Not confirmed yet: the sweep has not ended.</p>{% endif %}
+{% if final %}<h2>Confirmation</h2>
+<table><tr><th>candidate</th><th>in the search</th><th>mean over seeds</th><th>spread</th><th>gap</th></tr>
+{% for row in final.confirmed %}<tr><td>{{ row.words }}</td>
+<td>{{ number(row.searched) }}</td><td>{{ number(row.mean) }}</td>
+<td>{{ number(row.spread) }}</td><td>{{ number(row.gap) }}</td></tr>{% endfor %}</table>{% endif %}
+{% if baselines %}<h2>Baselines</h2>
+<table><tr><th>model</th><th>{{ metric }}</th></tr>
+{% for name, note in baselines.items() %}<tr><td>{{ name }}</td>
+<td>{{ number(note.value) if note.value is not none else note.cause }}</td></tr>
+{% endfor %}</table>{% endif %}
+<h2>Trials</h2>
+<div class="scroll"><table><tr><th>trial</th><th>state</th><th>{{ metric }}</th><th>epochs</th><th>seconds</th>
+{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for row in rows %}<tr class="{{ row.state }}"><td>{{ row.number }}</td>
+<td>{{ row.state }}{% if row.failure %}: {{ row.failure }}, {{ row.cause }}{% endif %}</td>
+<td>{{ number(row.value) }}</td><td>{{ row.epochs }}</td><td>{{ number(row.seconds) }}</td>
+{% for name in names %}<td>{{ number(row.params.get(name)) }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>
+{% for name, plot in plots.items() %}<h2>{{ name }}</h2>{{ plot }}{% endfor %}
+<p class="muted">forge-sweep {{ version }}</p>
+</body>
+</html>
+"""
+
+TITLES = {
+    "history": "History",
+    "importances": "Importance of the hyperparameters",
+    "parallel_coordinate": "Parallel coordinates",
+    "slice": "Slices",
+}
+
+
+def write_report(study: StudyView, path: Path) -> None:
+    """Write the report of a study.
+
+    Args:
+        study: a finished or running study.
+        path: HTML file; replaced as a whole, never half-written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(render(study), encoding="utf-8")
+    partial.replace(path)
+
+
+def render(study: StudyView) -> str:
+    """The report as HTML; it loads nothing from elsewhere."""
+    from jinja2 import Environment
+
+    rows, experiment = study.rows(), study.resolved
+    template = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE)
+    return template.render(
+        study=study,
+        experiment=experiment,
+        metric=experiment["objective"]["metric"],
+        counts=", ".join(f"{count} {state}" for state, count in counted(rows).items()),
+        final=study.final(),
+        baselines={name.removeprefix("baseline:"): note for name, note in study.notes("baseline:").items()},
+        rows=rows,
+        names=sorted({name for row in rows for name in row.params}),
+        plots=plots(study),
+        number=number,
+        version=__version__,
+    )
+
+
+def counted(rows: list[Any]) -> dict[str, int]:
+    """Trials by state."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.state] = counts.get(row.state, 0) + 1
+    return counts
+
+
+def plots(study: StudyView) -> dict[str, Any]:
+    """Each figure as HTML; the first one carries the plotting library for all."""
+    from markupsafe import Markup
+
+    html: dict[str, Any] = {}
+    for name, figure in study.figures().items():
+        # plotly escapes what it is given and the figures hold numbers and hyperparameter names only
+        html[TITLES[name]] = Markup(figure.to_html(full_html=False, include_plotlyjs=not html))
+    return html
+
+
+def number(value: Any) -> str:
+    """A cell of a table."""
+    if value is None:
+        return "-"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

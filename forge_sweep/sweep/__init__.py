@@ -1,0 +1,343 @@
+"""The story of a sweep, told once from top to bottom.
+
+Every phase leaves a durable note in the study, so a sweep that was killed anywhere goes on where it was.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from forge_sweep import environment, sources, training
+from forge_sweep.checks.audit import Audit
+from forge_sweep.checks.audit import audit as audit_dataset
+from forge_sweep.checks.findings import Finding, errors
+from forge_sweep.errors import GateRefused
+from forge_sweep.experiment import Experiment, flatten
+from forge_sweep.preflight import preflight
+from forge_sweep.sources import Dataset
+from forge_sweep.study import Study, find_study, open_study
+from forge_sweep.sweep.confirm import confirm
+from forge_sweep.sweep.context import Context, Event, Interrupted, Watch, ignore
+from forge_sweep.sweep.publish import final_key, log_setting, publish
+from forge_sweep.sweep.trials import baseline_values, best_value, fit_baselines, run_trials
+from forge_sweep.tracking import Run, Tracker
+
+__all__ = ["Event", "Interrupted", "SweepResult", "Watch", "check", "run"]
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How a sweep ended.
+
+    Attributes:
+        study: name of the study.
+        trials: number of trials by state.
+        objective: the metric.
+        best: number, value and parameters of the best trial; empty where none finished.
+        baselines: objective of each baseline, best first.
+        verdict: who won by how much, in words.
+        winner: the confirmed winner's figures.
+        test: the winner's metrics on the test split.
+        run_id: the parent run.
+        model: ``models:/NAME/VERSION``.
+        link: the MLflow UI on this sweep's trials.
+    """
+
+    study: str
+    trials: dict[str, int]
+    objective: str
+    best: dict[str, Any]
+    baselines: dict[str, float]
+    verdict: str
+    winner: dict[str, Any]
+    test: dict[str, float]
+    run_id: str
+    model: str
+    link: str
+    confirmed: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
+def run(
+    experiment: Experiment,
+    *,
+    store: Path = Path("mlruns"),
+    fork: bool = False,
+    watch: Watch = ignore,
+    stopping: Callable[[], bool] = never,
+) -> SweepResult:
+    """Run a sweep to its end, or go on with one that was interrupted.
+
+    Args:
+        experiment: what to run.
+        store: folder of the embedded stores.
+        fork: begin a new study where the experiment changed, with the old one's trials as its start.
+        watch: told of every event.
+        stopping: asked after every epoch; true leaves the sweep in order.
+
+    Raises:
+        GateRefused: the audit or the pre-flight found errors; nothing was trained.
+        ResumeRefused: the experiment or its data changed since the study began.
+        SweepStopped: three trials in a row failed alike, or nothing can be confirmed.
+        TrackingDown: the end cannot be registered; run again.
+        Interrupted: ``stopping`` said so; what finished stays finished.
+    """
+    training.select_backend(experiment.backend)
+    dataset = load_data(experiment)
+    audit = inspect(experiment, dataset, watch)
+    begun = find_study(experiment.name, store)
+    if begun is None or begun.n_done < experiment.study.n_trials:
+        try_models(experiment, dataset, watch)  # before there is a study: a wrong file leaves nothing behind
+    study = open_study(experiment, dataset=identity(dataset), store=store, fork=fork)
+    with study.hold():
+        report_opening(study, watch)
+        here = environment.capture(experiment.root, experiment.backend)
+        tracker = Tracker(experiment.name, store, description=experiment.description)
+        context = Context(experiment, dataset, study, tracker, here, store, begin(study)["key"], watch, stopping)
+        try:
+            return go(context, audit)
+        finally:
+            tracker.close()
+
+
+def go(context: Context, audit: Audit) -> SweepResult:
+    """Run what is left of a sweep under its parent run."""
+    done = (
+        context.study.notes("final:").get(final_key(context))
+        if context.study.n_done >= context.study.n_trials
+        else None
+    )
+    if done is not None:
+        context.tell(
+            "message", text=f"sweep {context.study.name} is complete: {context.study.n_done} trials", severity="info"
+        )
+        return result(context, done)
+    parent = open_parent(context)
+    try:
+        prepare(context, parent, audit)
+        final = phases(context, parent)
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        parent.set_tags({"forge.state": "interrupted" if interrupted else "failed", "forge.cause": str(error)[:500]})
+        parent.finish("KILLED" if interrupted else "FAILED")
+        raise
+    parent.set_tags({"forge.state": "finished", "forge.model": final["model"]})
+    parent.finish("FINISHED")
+    final |= {"run_id": parent.run_id, "link": link(context), "ended": time.time()}
+    context.study.note(final_key(context), final)
+    shutil.rmtree(context.checkpoints, ignore_errors=True)
+    return result(context, final)
+
+
+def phases(context: Context, parent: Run) -> dict[str, Any]:
+    """Baselines, trials, confirmation, the end."""
+    context.tell("phase", name="baselines")
+    fit_baselines(context)
+    total, done = context.experiment.study.n_trials, context.study.n_done
+    context.tell(
+        "phase", name="trials", total=total, done=done, best=best_value(context), baselines=baseline_values(context)
+    )
+    run_trials(context)
+    context.tell("phase", name="confirm")
+    confirmed = confirm(context)
+    context.tell("phase", name="publish")
+    return publish(context, parent, confirmed)
+
+
+STATUSES: dict[str, str] = {
+    "finished": "FINISHED",
+    "pruned": "KILLED",
+    "failed": "FAILED",
+    "waiting": "SCHEDULED",
+    "running": "RUNNING",
+}
+"""MLflow's status for each state of a trial."""
+
+
+def prepare(context: Context, parent: Run, audit: Audit) -> None:
+    """Before the first trial: the setting is on record, trials of a dead process wait again, changes are said."""
+    if "sweep:setting" not in context.study.notes("sweep:"):
+        log_setting(context, parent, audit)
+        context.study.note("sweep:setting", "logged")
+    for number in context.study.requeue():
+        context.tell("message", text=f"trial {number} was cut off and runs again", severity="info")
+    context.tracker.reap(
+        context.key, {f"{context.key}/trial-{row.number:04d}": STATUSES[row.state] for row in context.study.rows()}
+    )
+    context.study.note("sweep:link", link(context))
+    warn_of_changes(context)
+
+
+def try_models(experiment: Experiment, dataset: Dataset, watch: Watch) -> tuple[Finding, ...]:
+    """The pre-flight; its errors stop here."""
+    watch(Event("phase", {"name": "preflight"}))
+    training.load_backend()
+    findings = preflight(experiment, dataset)
+    report_findings(findings, watch)
+    refuse("the pre-flight found errors; no trial was started", findings)
+    return findings
+
+
+def check(experiment: Experiment, *, watch: Watch = ignore) -> tuple[Finding, ...]:
+    """Audit and pre-flight without a study or a run.
+
+    Raises:
+        GateRefused: there are errors among the findings.
+    """
+    training.select_backend(experiment.backend)
+    dataset = load_data(experiment)
+    audit = inspect(experiment, dataset, watch)
+    return (*audit.findings, *try_models(experiment, dataset, watch))
+
+
+def load_data(experiment: Experiment) -> Dataset:
+    """The rows of an experiment, split."""
+    return sources.load(experiment.data, root=experiment.root, seed=experiment.seed)
+
+
+def inspect(experiment: Experiment, dataset: Dataset, watch: Watch) -> Audit:
+    """Audit the data; errors stop here, before any training."""
+    watch(Event("phase", {"name": "audit", "dataset": dataset.version, "rows": dict(dataset.sizes)}))
+    audit = audit_dataset(
+        dataset, experiment.data.task, experiment.preprocessing, scaled="none" not in experiment.scalers
+    )
+    report_findings(audit.findings, watch)
+    refuse(f"the audit of {dataset.version} found errors; nothing was trained", audit.findings)
+    return audit
+
+
+def report_findings(findings: Iterable[Finding], watch: Watch) -> None:
+    """Show findings to whoever watches."""
+    for finding in findings:
+        watch(Event("finding", {**asdict(finding), "text": str(finding)}))
+
+
+def refuse(title: str, findings: Iterable[Finding]) -> None:
+    """Stop where there are errors."""
+    found = errors(findings)
+    if found:
+        raise GateRefused(title, found)
+
+
+def identity(dataset: Dataset) -> dict[str, str]:
+    """What makes two datasets the same for a study."""
+    return {"version": dataset.version, "digest": dataset.digest, "split_digest": dataset.split_digest}
+
+
+def report_opening(study: Study, watch: Watch) -> None:
+    """Say what was found: a study to go on with, or trials imported by a fork."""
+    if study.imported or study.skipped:
+        skipped = f"; {study.skipped}" if study.skipped else ""
+        watch(Event("message", {"text": f"{study.name} imported {study.imported} trials{skipped}", "severity": "info"}))
+    if study.n_done:
+        watch(
+            Event(
+                "message", {"text": f"going on with {study.name}: {study.n_done} trials are done", "severity": "info"}
+            )
+        )
+
+
+def begin(study: Study) -> dict[str, str]:
+    """Identity and start of the sweep; the random part keeps a deleted study from sharing runs with a new one."""
+    noted: dict[str, str] | None = study.notes("sweep:").get("sweep:begin")
+    if noted is None:
+        now = datetime.datetime.now().astimezone()
+        noted = {"key": f"{study.name}/{uuid.uuid4().hex[:12]}", "began": now.strftime("%Y-%m-%d %H:%M:%S")}
+        study.note("sweep:begin", noted)
+    return noted
+
+
+def open_parent(context: Context) -> Run:
+    """The parent run, new or found again."""
+    experiment = context.experiment
+    began = begin(context.study)["began"]
+    fixed = (
+        "seed",
+        "backend",
+        "data.",
+        "preprocessing.",
+        "model.",
+        "objective.",
+        "study.sampler",
+        "study.pruner",
+        "study.epochs",
+    )
+    flat = {path: value for path, value in flatten(experiment.resolved()).items() if path.startswith(fixed)}
+    parent = context.tracker.run(
+        context.key,
+        f"{experiment.name} {began}",
+        kind="sweep",
+        parent=None,
+        tags={
+            **context.provenance,
+            "forge.state": "running",
+            "forge.n_trials": str(experiment.study.n_trials),
+            "forge.overrides": " ".join(experiment.overrides),
+        },
+        params={path: json.dumps(value) if isinstance(value, list | dict) else value for path, value in flat.items()},
+    )
+    context.log_dataset(parent)
+    return parent
+
+
+def warn_of_changes(context: Context) -> None:
+    """Compare the machine with the one the sweep began on: numbers made elsewhere may differ."""
+    compared = ("packages.", "python", "git_commit", "image_digest", "backend", "cpu", "gpus", "cuda", "threads")
+    now = {path: value for path, value in flatten(context.environment.to_dict()).items() if path.startswith(compared)}
+    before = context.study.notes("sweep:").get("sweep:environment")
+    if before is None:
+        context.study.note("sweep:environment", now)
+        return
+    changed = [
+        f"{path}: {before.get(path)} -> {now.get(path)}"
+        for path in sorted({*before, *now})
+        if before.get(path) != now.get(path)
+    ]
+    if changed:
+        text = f"the environment changed since the sweep began; its numbers may differ: {'; '.join(changed[:10])}"
+        context.tell("message", text=text, severity="warning")
+
+
+def link(context: Context) -> str:
+    """The UI's page with the curves of this sweep's trials, best first."""
+    return context.tracker.link(
+        context.key, f"best_{context.experiment.objective.metric}", context.experiment.direction
+    )
+
+
+def result(context: Context, final: dict[str, Any]) -> SweepResult:
+    """The end as a value."""
+    experiment, best = context.experiment, context.study.best()
+    states: dict[str, int] = {}
+    for row in context.study.rows():
+        states[row.state] = states.get(row.state, 0) + (not row.imported)
+    return SweepResult(
+        study=context.study.name,
+        trials={state: count for state, count in states.items() if count},
+        objective=experiment.objective.metric,
+        best={} if best is None else {"number": best.number, "value": best.value, "params": best.params},
+        baselines=baseline_values(context),
+        verdict=final["verdict"],
+        winner=final["winner"],
+        test=final["test"],
+        run_id=final["run_id"],
+        model=final["model"],
+        link=final["link"],
+        confirmed=final["confirmed"],
+    )

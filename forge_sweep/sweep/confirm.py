@@ -1,0 +1,219 @@
+"""Confirmation: the best configurations again over several seeds, so that luck with one seed does not win.
+
+The best baseline is confirmed beside the networks: choosing a network by its best of many trials and a tree by its only
+fit would compare a maximum with a mean (see Bouthillier et al. 2021, "Accounting for variance in machine learning
+benchmarks").
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forge_sweep import trial
+from forge_sweep.errors import SweepStopped, TrialFailed
+from forge_sweep.experiment import Params
+from forge_sweep.sweep.context import Context, seed_of
+from forge_sweep.sweep.trials import baseline_values, finish, finish_failed, finite, rank, stop_if_asked
+from forge_sweep.tracking import Run
+from forge_sweep.training import classify
+from forge_sweep.trial import TrialResult
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration to confirm.
+
+    Attributes:
+        label: ``0007`` for trial 7, or the kind of a baseline.
+        searched: its objective in the search.
+        params: hyperparameters of a network; empty for a baseline.
+        baseline: kind of a baseline; empty for a network.
+    """
+
+    label: str
+    searched: float
+    params: Params
+    baseline: str = ""
+
+    @property
+    def words(self) -> str:
+        """What people call it."""
+        return self.baseline or f"trial {int(self.label)}"
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A candidate with its objective for every seed that gave one."""
+
+    candidate: Candidate
+    values: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean objective over the seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def spread(self) -> float:
+        """Sample standard deviation over the seeds; 0 for one seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+    @property
+    def typical(self) -> int:
+        """The seed whose objective is the (lower) median: it stands for the configuration without a lucky draw."""
+        median = statistics.median_low(self.values)
+        return self.seeds[self.values.index(median)]
+
+    def figures(self) -> dict[str, Any]:
+        """For notes, tags and tables."""
+        return {
+            "label": self.candidate.label,
+            "words": self.candidate.words,
+            "baseline": self.candidate.baseline,
+            "params": self.candidate.params,
+            "searched": self.candidate.searched,
+            "mean": self.mean,
+            "spread": self.spread,
+            "values": list(self.values),
+            "gap": self.mean - self.candidate.searched,
+        }
+
+
+def candidates(context: Context) -> tuple[Candidate, ...]:
+    """The top k finished trials and the best baseline.
+
+    Raises:
+        SweepStopped: there is neither.
+    """
+    finished = [
+        row for row in context.study.rows() if row.state == "finished" and row.value is not None and not row.imported
+    ]
+    finished.sort(key=lambda row: (rank(context, row.value or 0.0), row.number))
+    top = [
+        Candidate(f"{row.number:04d}", row.value or 0.0, row.params)
+        for row in finished[: context.experiment.confirm.top]
+    ]
+    baseline = [Candidate(kind, value, {}, kind) for kind, value in list(baseline_values(context).items())[:1]]
+    if not top and not baseline:
+        raise SweepStopped(
+            "no trial finished and no baseline has a score", hint="see `forge-sweep trials` for the cause of each"
+        )
+    return (*top, *baseline)
+
+
+def confirm(context: Context) -> tuple[Confirmed, ...]:
+    """Run every candidate with every seed; the best mean comes first.
+
+    A configuration that fails with one of the seeds is left out: in production it would fail as often.
+    """
+    confirmed = []
+    for candidate in candidates(context):
+        values = [confirm_one(context, candidate, s) for s in range(1, context.experiment.confirm.seeds + 1)]
+        if None in values:
+            context.tell(
+                "message", text=f"{candidate.words} failed under another seed and is left out", severity="warning"
+            )
+            continue
+        kept = tuple(value for value in values if value is not None)
+        confirmed.append(Confirmed(candidate, kept, tuple(range(1, len(kept) + 1))))
+    if not confirmed:
+        raise SweepStopped(
+            "every candidate failed under another seed", hint="narrow the search space; see the confirm runs"
+        )
+    confirmed.sort(key=lambda c: (rank(context, c.mean), not c.candidate.baseline))
+    return tuple(confirmed)
+
+
+def confirm_one(context: Context, candidate: Candidate, s: int) -> float | None:
+    """Train one candidate with one seed unless that is done, and keep its bundle until the choice."""
+    name = f"confirm-{candidate.label}-s{s}"
+    note = context.study.notes("confirm:").get(f"confirm:{candidate.label}:{s}")
+    if note is not None and (note["value"] is None or bundle_folder(context, name).is_dir()):
+        return None if note["value"] is None else float(note["value"])
+    stop_if_asked(context)
+    seed = seed_of(context.experiment.seed, "confirm", candidate.label, s)
+    about: Params = (
+        {"baseline": candidate.baseline}
+        if candidate.baseline
+        else {**candidate.params, "trial_number": int(candidate.label)}
+    )
+    run = context.child(
+        name, "confirm", {**about, "seed": seed, "confirm_seed": s}, **{"forge.confirms": candidate.words}
+    )
+    try:
+        result = train(context, candidate, seed, run, context.checkpoints / f"{name}.keras")
+    except TrialFailed as failure:
+        finish_failed(run, failure)
+        context.study.note(f"confirm:{candidate.label}:{s}", {"value": None, "cause": failure.message})
+        return None
+    except BaseException:
+        finish(run, "interrupted", "KILLED")
+        raise
+    keep(context, name, run, result)
+    context.study.note(f"confirm:{candidate.label}:{s}", {"value": result.value, "metrics": finite(result.metrics)})
+    context.tell("confirm", name=name, words=candidate.words, seed=s, value=result.value)
+    return result.value
+
+
+def train(context: Context, candidate: Candidate, seed: int, run: Run, checkpoint: Path) -> TrialResult:
+    """Train a network or a tree; nothing prunes it."""
+    experiment, dataset = context.experiment, context.dataset
+    if candidate.baseline:
+        try:
+            return trial.run_baseline(experiment, dataset, candidate.baseline, seed)
+        except Exception as error:
+            raise classify(error) from error
+
+    def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
+        stop_if_asked(context)
+        run.log_epoch(epoch, metrics)
+        return False
+
+    try:
+        limit = experiment.study.trial_timeout_s
+        return trial.run(experiment, dataset, candidate.params, seed, on_epoch, checkpoint=checkpoint, deadline_s=limit)
+    finally:
+        run.flush()
+        checkpoint.unlink(missing_ok=True)
+
+
+def keep(context: Context, name: str, run: Run, result: TrialResult) -> None:
+    """Save the bundle of a confirmed candidate and end its run."""
+    result.bundle.save(bundle_folder(context, name), context.dataset.train.features)
+    objective = context.experiment.objective.metric
+    summary = {f"best_{objective}": result.value, "seconds": result.seconds}
+    if result.history:
+        summary |= {"best_epoch": result.best_epoch, "epochs_run": len(result.history)}
+    else:
+        summary |= result.metrics
+    run.log_metrics(summary)
+    finish(run, "finished", "FINISHED")
+
+
+def bundle_folder(context: Context, name: str) -> Path:
+    """Where the bundle of a confirmed candidate waits."""
+    return context.checkpoints / name
+
+
+def verdict(context: Context, confirmed: tuple[Confirmed, ...]) -> str:
+    """Who won by how much, in words."""
+    metric = context.experiment.objective.metric
+    networks = [c for c in confirmed if not c.candidate.baseline]
+    trees = [c for c in confirmed if c.candidate.baseline]
+    if not networks:
+        return f"No network finished: ship the baseline {trees[0].candidate.words} ({metric} {trees[0].mean:.4f})."
+    network = networks[0]
+    own = f"the best network ({network.candidate.words}) {network.mean:.4f} ± {network.spread:.4f}"
+    if not trees:
+        return f"{metric}: {own}; no baseline to compare with."
+    tree = trees[0]
+    other = f"{tree.candidate.words} {tree.mean:.4f} ± {tree.spread:.4f}"
+    gap, noise = abs(network.mean - tree.mean), max(network.spread, tree.spread)
+    close = f" The gap {gap:.4f} is within the spread over seeds." if gap <= noise else ""
+    if confirmed[0] is tree:
+        return f"{metric}: {other} beats {own}: ship the baseline.{close}"
+    return f"{metric}: {own} beats {other}: ship the network.{close}"

@@ -1,0 +1,140 @@
+"""The end of a sweep: one look at the test split, one registered model, and the parent run's figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from forge_sweep import trial
+from forge_sweep.bundle import Bundle
+from forge_sweep.checks.audit import Audit, histograms_html
+from forge_sweep.sources import test_looks
+from forge_sweep.sweep.confirm import Confirmed, bundle_folder, verdict
+from forge_sweep.sweep.context import Context
+from forge_sweep.sweep.trials import baseline_values, finite
+from forge_sweep.tracking import Run, requirements
+
+
+def final_key(context: Context) -> str:
+    """The note of this end: a sweep that is extended, or confirmed otherwise, ends anew."""
+    confirm = context.experiment.confirm
+    return f"final:{context.study.n_done}:{confirm.top}x{confirm.seeds}:{context.experiment.model_name}"
+
+
+def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> dict[str, Any]:
+    """Score the winner once on test and register it; returns what is worth noting.
+
+    Raises:
+        TrackingDown: the MLflow store cannot be reached; running the sweep again registers the model.
+    """
+    winner, words = confirmed[0], verdict(context, confirmed)
+    name = f"confirm-{winner.candidate.label}-s{winner.typical}"
+    bundle = Bundle.load(bundle_folder(context, name))
+    test = score_on_test(context, parent, bundle, winner)
+    log_summary(context, parent, confirmed, words, test)
+    ready = context.checkpoints / "winner"
+    about = {**bundle.metadata, "sweep": context.key, "verdict": words, "confirmed": winner.figures(), "test": test}
+    shutil.rmtree(ready, ignore_errors=True)
+    dataclasses.replace(bundle, metadata=about).save(ready, context.dataset.train.features)
+    version = register(context, bundle, ready, f"{context.key}/{name}")
+    return {
+        "verdict": words,
+        "winner": winner.figures(),
+        "confirmed": [c.figures() for c in confirmed],
+        "test": test,
+        "model": f"models:/{context.experiment.model_name}/{version}",
+        "version": version,
+    }
+
+
+def score_on_test(context: Context, parent: Run, bundle: Bundle, winner: Confirmed) -> dict[str, float]:
+    """The winner's metrics on the test split; a sweep that was killed after its look does not look again."""
+    noted = context.study.notes("test:").get(f"test:{final_key(context)}")
+    if noted is not None and noted["label"] == winner.candidate.label:
+        return dict(noted["metrics"])
+    ledger = context.store / "test_looks.jsonl"
+    split = context.dataset.look_at_test(f"final score of sweep {context.key}, {winner.candidate.words}", ledger)
+    metrics = finite(trial.score(bundle, split, "test"))
+    context.study.note(f"test:{final_key(context)}", {"label": winner.candidate.label, "metrics": metrics})
+    looks = len(test_looks(ledger, context.dataset.digest))
+    parent.set_tags({"forge.test_looks": str(looks)})
+    if looks > 1:
+        text = f"this is look {looks} at the test split of {context.dataset.version}"
+        context.tell("message", text=f"{text}: its score is the more optimistic for it", severity="warning")
+    return metrics
+
+
+def log_summary(
+    context: Context, parent: Run, confirmed: tuple[Confirmed, ...], words: str, test: dict[str, float]
+) -> None:
+    """The winner's figures, the verdict and the tables on the parent run."""
+    winner, objective = confirmed[0], context.experiment.objective.metric
+    baselines = baseline_values(context)
+    parent.log_metrics(
+        {
+            f"confirmed_{objective}": winner.mean,
+            f"confirmed_{objective}_std": winner.spread,
+            "confirm_gap": winner.mean - winner.candidate.searched,
+            **({"best_baseline": next(iter(baselines.values()))} if baselines else {}),
+            **test,
+        }
+    )
+    best = context.study.best()
+    if best is not None and best.value is not None:
+        parent.log_metrics({f"best_{objective}": best.value, "best_trial": best.number})
+    parent.set_tags(
+        {
+            "forge.verdict": words,
+            "forge.winner": winner.candidate.words,
+            "mlflow.note.content": as_markdown(context, confirmed, words, test),
+        }
+    )
+    parent.log_text(json.dumps([c.figures() for c in confirmed], indent=2), "confirmation.json")
+    parent.log_text(json.dumps(context.study.notes("baseline:"), indent=2), "baselines.json")
+    for name, figure in context.study.figures().items():
+        parent.log_text(figure.to_html(include_plotlyjs=True), f"plots/{name}.html")
+
+
+def as_markdown(context: Context, confirmed: tuple[Confirmed, ...], words: str, test: dict[str, float]) -> str:
+    """The note that MLflow shows on the parent run's page."""
+    objective = context.experiment.objective.metric
+    rows = [f"| {c.candidate.words} | {c.candidate.searched:.4f} | {c.mean:.4f} ± {c.spread:.4f} |" for c in confirmed]
+    tested = ", ".join(f"{name} {value:.4f}" for name, value in test.items())
+    head = [
+        f"**{words}**",
+        "",
+        f"| candidate | {objective} in the search | over {len(confirmed[0].values)} seeds |",
+        "|---|---|---|",
+    ]
+    return "\n".join([*head, *rows, "", f"Test, looked at once by the winner: {tested}"])
+
+
+def register(context: Context, bundle: Bundle, folder: Path, run_key: str) -> str:
+    """The winner as a version of the registered model, alias challenger; its run is the one that trained it."""
+    return context.tracker.register(
+        run_key,
+        folder,
+        model_name=context.experiment.model_name,
+        columns=bundle.preprocessor.schema.names,
+        requirements=requirements(bundle.kind, context.experiment.backend),
+        tags={**context.provenance, "forge.kind": bundle.kind, "forge.sweep": context.key},
+    )
+
+
+def log_audit(parent: Run, audit: Audit, histograms: str) -> None:
+    """Findings, the table of features and their histograms on the parent run."""
+    parent.log_text(
+        json.dumps([dataclasses.asdict(finding) for finding in audit.findings], indent=2), "audit/findings.json"
+    )
+    parent.log_text(audit.features.to_csv(), "audit/features.csv")
+    parent.log_text(histograms, "audit/histograms.html")
+
+
+def log_setting(context: Context, parent: Run, audit: Audit) -> None:
+    """Everything that is known before the first trial: experiment, environment, audit."""
+    parent.log_text(json.dumps(context.experiment.resolved(), indent=2), "experiment.json")
+    parent.log_environment(context.environment)
+    log_audit(parent, audit, histograms_html(context.dataset))

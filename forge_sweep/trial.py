@@ -1,0 +1,278 @@
+"""One trial as a plain function: parameters and a seed in, scores and a model out.
+
+Nothing here knows Optuna, MLflow or workers. The sweep calls `run` with suggested parameters, the confirmation with the
+winner's parameters and new seeds, a reproduction with recorded ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from forge_sweep import baselines, models, training
+from forge_sweep.bundle import Bundle
+from forge_sweep.errors import ForgeSweepError
+from forge_sweep.experiment import Experiment, Params, Scalar
+from forge_sweep.preprocessing import Preprocessor, Schema
+from forge_sweep.sources import Dataset, Split
+from forge_sweep.task import Task, TaskKind
+from forge_sweep.training import FitSpec, OnEpoch, TrainingData
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """The splits as arrays, for one choice of scaler.
+
+    Attributes:
+        task: what is predicted, learned on train.
+        preprocessor: fitted on train.
+        data: arrays for training and validation, class weights included.
+    """
+
+    task: Task
+    preprocessor: Preprocessor
+    data: TrainingData
+
+
+@dataclass(frozen=True, eq=False)
+class TrialResult:
+    """What one trial gave.
+
+    Attributes:
+        state: ``finished``, or ``pruned`` where ``on_epoch`` asked to stop.
+        value: the objective at the best epoch.
+        metrics: all validation metrics (``val_auc``, ``val_loss``, ...) at the best epoch.
+        history: the metrics of every epoch, in order; empty for a baseline.
+        best_epoch: 0-based epoch whose weights the bundle holds.
+        seconds: wall clock of preparing, training and scoring.
+        batch_size: rows per gradient step, as trained.
+        events: what happened on the way, such as ``learning rate 0.001 -> 0.0005 at epoch 12``.
+        bundle: the model with all it needs to take raw rows.
+    """
+
+    state: Literal["finished", "pruned"]
+    value: float
+    metrics: dict[str, float]
+    history: tuple[dict[str, float], ...]
+    best_epoch: int
+    seconds: float
+    batch_size: int
+    events: tuple[str, ...]
+    bundle: Bundle
+
+
+def run(
+    experiment: Experiment,
+    splits: Dataset,
+    params: Params,
+    seed: int,
+    on_epoch: OnEpoch,
+    *,
+    checkpoint: Path | None = None,
+    deadline_s: float | None = None,
+) -> TrialResult:
+    """Train one network and score it on the validation split.
+
+    Args:
+        experiment: the experiment; its search space is not read.
+        splits: train and validation rows; the test split stays untouched.
+        params: every hyperparameter with its value.
+        seed: seeds initial weights, shuffling and dropout.
+        on_epoch: called with (epoch, metrics) after each epoch; True stops the trial as pruned.
+        checkpoint: file that holds the best weights while the trial runs.
+        deadline_s: seconds after which the trial fails as ``time-out``.
+
+    Raises:
+        TrialFailed: the trial cannot give a score; its ``failure`` says of which kind.
+    """
+    began = time.monotonic()
+    try:
+        prepared = prepare(splits, Recipe.of(experiment, params.get("scaler")))
+        training.seed_everything(seed)
+        model = models.build(experiment.model.builder, prepared.data.x_train.shape[1], prepared.task, params)
+        spec = fit_spec(experiment, params, checkpoint, deadline_s)
+        fitted = training.fit(model, prepared.task, prepared.data, spec, on_epoch)
+        scores = prepared.task.to_scores(training.outputs(model, prepared.data.x_valid))
+    except ForgeSweepError:
+        raise
+    except Exception as error:
+        raise training.classify(error) from error
+    at_best = fitted.history[fitted.best_epoch]
+    return TrialResult(
+        state=fitted.state,
+        value=at_best[experiment.objective.metric],
+        metrics={name: value for name, value in at_best.items() if name.startswith("val_")},
+        history=fitted.history,
+        best_epoch=fitted.best_epoch,
+        seconds=time.monotonic() - began,
+        batch_size=fitted.batch_size,
+        events=fitted.events,
+        bundle=as_bundle(experiment, splits, prepared, model, scores, {"params": params, "seed": seed}),
+    )
+
+
+def run_baseline(experiment: Experiment, splits: Dataset, kind: str, seed: int) -> TrialResult:
+    """Fit one untuned baseline on the same arrays and score it with the same metrics as a network.
+
+    Args:
+        experiment: the experiment.
+        splits: train and validation rows.
+        kind: one of ``baselines.kinds``.
+        seed: seeds the trees.
+    """
+    began = time.monotonic()
+    prepared = prepare(splits, Recipe.of(experiment, experiment.scalers[0]))
+    data = prepared.data
+    task = dataclasses.replace(prepared.task, from_logits=False)  # trees give probabilities whatever the network gives
+    model = baselines.fit(kind, task, data.x_train, data.y_train, seed=seed, class_weight=experiment.model.class_weight)
+    outputs = model.outputs(data.x_valid)
+    metrics = validation_metrics(task, data.y_valid, outputs)
+    return TrialResult(
+        state="finished",
+        value=metrics[experiment.objective.metric],
+        metrics=metrics,
+        history=(),
+        best_epoch=0,
+        seconds=time.monotonic() - began,
+        batch_size=len(data.x_train),
+        events=(),
+        bundle=as_bundle(
+            experiment, splits, prepared, model, task.to_scores(outputs), {"params": model.params, "seed": seed}
+        ),
+    )
+
+
+def score(bundle: Bundle, split: Split, prefix: str) -> dict[str, float]:
+    """Metrics of a bundle on raw rows at its own threshold, as ``<prefix>_auc`` and so on."""
+    encoded = bundle.task.encode(split.targets)
+    scores = bundle.scores(split.features)
+    found = bundle.task.score(encoded, scores, threshold=bundle.threshold)
+    return {f"{prefix}_{name}": value for name, value in found.items()}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides how the splits become arrays; see `DataSpec`, `PreprocessingSpec` and `ModelSpec`."""
+
+    task: TaskKind
+    positive: Scalar | None
+    activation: str | None
+    loss: str | None
+    from_logits: bool
+    class_weight: str | None
+    scaler: str
+    impute: str
+    fill: float
+    max_categories: int
+
+    @classmethod
+    def of(cls, experiment: Experiment, scaler: Scalar | None = None) -> Recipe:
+        """The recipe of an experiment; ``scaler`` overrides its own."""
+        model, preprocessing = experiment.model, experiment.preprocessing
+        return cls(
+            task=experiment.data.task,
+            positive=experiment.data.positive,
+            activation=model.activation,
+            loss=model.loss,
+            from_logits=model.from_logits,
+            class_weight=model.class_weight,
+            scaler=str(scaler or preprocessing.scaler),
+            impute=preprocessing.impute,
+            fill=preprocessing.fill,
+            max_categories=preprocessing.max_categories,
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def prepare(splits: Dataset, recipe: Recipe) -> Prepared:
+    """Learn task, schema and preprocessor on train and turn both splits into arrays.
+
+    Cached, since most trials of a sweep share both arguments; the arrays must not be written to.
+    """
+    train, valid = splits.train, splits.valid
+    task = Task.learn(
+        recipe.task,
+        train.targets,
+        positive=recipe.positive,
+        activation=recipe.activation,
+        loss=recipe.loss,
+        from_logits=recipe.from_logits,
+    )
+    preprocessor = Preprocessor.fit(
+        train.features,
+        Schema.learn(train.features, splits.categorical),
+        scaler=recipe.scaler,
+        impute=recipe.impute,
+        fill=recipe.fill,
+        max_categories=recipe.max_categories,
+    )
+    y_train = task.encode(train.targets)
+    data = TrainingData(
+        x_train=preprocessor.transform(train.features),
+        y_train=y_train,
+        x_valid=preprocessor.transform(valid.features),
+        y_valid=task.encode(valid.targets),
+        class_weight=task.class_weights(y_train) if recipe.class_weight else None,
+    )
+    return Prepared(task, preprocessor, data)
+
+
+def fit_spec(experiment: Experiment, params: Params, checkpoint: Path | None, deadline_s: float | None) -> FitSpec:
+    """How long and by which metric a network is trained."""
+    return FitSpec(
+        epochs=experiment.study.epochs,
+        patience=experiment.study.patience,
+        batch_size=int(params["batch_size"]),
+        monitor=experiment.objective.metric,
+        direction=experiment.direction,
+        deadline_s=deadline_s,
+        checkpoint=checkpoint,
+    )
+
+
+def validation_metrics(task: Task, encoded: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
+    """All metrics of a model that no epoch was logged for, the plain loss (without regularisation) among them."""
+    found = task.score(encoded, task.to_scores(outputs))
+    return {
+        f"val_{name}": value for name, value in {**found, "loss": plain_loss(task, encoded, outputs, found)}.items()
+    }
+
+
+def plain_loss(task: Task, encoded: np.ndarray, outputs: np.ndarray, metrics: dict[str, float]) -> float:
+    """The task's loss as a network reports it: cross-entropy, or the error of standardised regression targets."""
+    if task.kind != "regression":
+        return metrics["log_loss"]
+    distance = encoded - outputs
+    return float((distance**2).mean() if task.loss == "mse" else abs(distance).mean())
+
+
+def as_bundle(
+    experiment: Experiment,
+    splits: Dataset,
+    prepared: Prepared,
+    model: Any,
+    scores: np.ndarray,
+    made_by: dict[str, Any],
+) -> Bundle:
+    """A trained model with all it needs to take raw rows; its threshold is chosen on validation."""
+    task = prepared.task
+    return Bundle(
+        model=model,
+        preprocessor=prepared.preprocessor,
+        task=task,
+        threshold=task.best_threshold(prepared.data.y_valid, scores),
+        metadata={
+            "experiment": experiment.resolved(),
+            "dataset_version": splits.version,
+            "dataset_digest": splits.digest,
+            "split_digest": splits.split_digest,
+            **made_by,
+        },
+    )

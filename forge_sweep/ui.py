@@ -1,0 +1,86 @@
+"""The MLflow UI and optuna-dashboard, started on an experiment's own stores."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forge_sweep.errors import ForgeSweepError
+from forge_sweep.tracking import default_uri, prepare_store
+
+if TYPE_CHECKING:
+    from forge_sweep.study import StudyView
+
+HOST = "127.0.0.1"
+
+
+def serve(study: StudyView, store: Path, port: int, *, echo: Callable[[str], None]) -> None:
+    """Start both, print their addresses and wait; Ctrl-C ends both.
+
+    Where MLFLOW_TRACKING_URI names a server, that server's UI is the one to look at and only the dashboard is started.
+
+    Args:
+        study: the study to show.
+        store: folder of the embedded stores.
+        port: port of the MLflow UI; the dashboard takes the next one.
+        echo: prints a line.
+
+    Raises:
+        ForgeSweepError: a server ended by itself, for instance since its port is taken.
+    """
+    uri = default_uri(store)
+    prepare_store(uri, store)  # MLflow's own first opening of a new database is not safe beside a `run`
+    commands = {} if uri.startswith("http") else {"MLflow UI": mlflow_command(uri, store, port)}
+    commands["optuna-dashboard"] = [executable("optuna-dashboard"), study.url, "--host", HOST, "--port", str(port + 1)]
+    echo(f"MLflow: {page(study, uri, port)}")
+    echo(f"Optuna: http://{HOST}:{port + 1}")
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+    running = {name: subprocess.Popen(command, env=environment) for name, command in commands.items()}
+    try:
+        wait_for_any(running)
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+
+
+def page(study: StudyView, uri: str, port: int) -> str:
+    """The page of this sweep's trials with their curves, on the server that is about to run."""
+    link = str(study.notes("sweep:").get("sweep:link", ""))
+    return link if uri.startswith("http") else f"http://{HOST}:{port}{link[link.find('/#/') :] if link else ''}"
+
+
+def mlflow_command(uri: str, store: Path, port: int) -> list[str]:
+    """The server on the embedded store: one worker (two add 44 ms to each request), this machine only."""
+    artifacts = (store / "artifacts").resolve()
+    where = ["--backend-store-uri", uri, "--artifacts-destination", str(artifacts)]
+    return [sys.executable, "-m", "mlflow", "server", *where, "--host", HOST, "--port", str(port), "--workers", "1"]
+
+
+def executable(name: str) -> str:
+    """A program of this environment."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if not found:
+        raise ForgeSweepError(f"{name} is not installed", hint=f"pip install {name}")
+    return found
+
+
+def wait_for_any(running: dict[str, subprocess.Popen[bytes]]) -> None:
+    """Wait until one of them ends, which none should."""
+    while True:
+        for name, process in running.items():
+            try:
+                code = process.wait(timeout=0.5)
+            except subprocess.TimeoutExpired:
+                continue
+            raise ForgeSweepError(
+                f"{name} ended with exit code {code}", hint="its own message stands above; another --port may help"
+            )

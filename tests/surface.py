@@ -1,0 +1,103 @@
+"""A fake `trial.run` with a known surface, for the sweep's own logic: no network is trained, all services are real.
+
+Run as a script it is a sweep that a test can kill: `python surface.py STORE N_TRIALS SECONDS_PER_EPOCH`.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from forge_sweep import sweep, trial
+from forge_sweep.errors import TrialFailed
+from forge_sweep.experiment import Experiment, Params, parse
+from forge_sweep.sources import Dataset
+from forge_sweep.training import OnEpoch
+from forge_sweep.trial import TrialResult
+
+EPOCHS = 6
+
+
+def experiment(**values: Any) -> Experiment:
+    """A small experiment on real data; ``section__key=value`` overrides."""
+    raw: dict[str, Any] = {
+        "name": "surface",
+        "seed": 3,
+        "data": {"source": "sample", "name": "wine", "target": "target", "task": "multiclass"},
+        "model": {
+            "search": {
+                "width": {"type": "int", "low": 4, "high": 64, "log": True},
+                "dropout": {"type": "float", "low": 0.0, "high": 0.5},
+            }
+        },
+        "objective": {"metric": "val_auc"},
+        "study": {"n_trials": 6, "epochs": EPOCHS, "startup_trials": 1, "warmup_epochs": 1},
+        "baselines": {"kinds": ["constant"]},
+        "confirm": {"top": 2, "seeds": 2},
+    }
+    for path, value in values.items():
+        *parents, last = path.split("__")
+        functools.reduce(lambda table, key: table.setdefault(key, {}), parents, raw)[last] = value
+    return parse(raw, root=Path())
+
+
+def height(params: Params) -> float:
+    """The surface: best at width 64 and dropout 0."""
+    return 0.6 + 0.3 * float(params["width"]) / 64 - 0.2 * float(params["dropout"])
+
+
+def fake_run(
+    seconds_per_epoch: float = 0.0, fail: Callable[[Params], TrialFailed | None] = lambda params: None
+) -> Callable[..., TrialResult]:
+    """A `trial.run` that climbs to `height` in `EPOCHS` epochs."""
+
+    def run(
+        experiment: Experiment,
+        splits: Dataset,
+        params: Params,
+        seed: int,
+        on_epoch: OnEpoch,
+        *,
+        checkpoint: Path | None = None,
+        deadline_s: float | None = None,
+    ) -> TrialResult:
+        failure = fail(params)
+        if failure is not None:
+            raise failure
+        noise = (seed % 1000) / 1e6
+        history = []
+        for epoch in range(EPOCHS):
+            time.sleep(seconds_per_epoch)
+            value = height(params) * (epoch + 1) / EPOCHS + noise
+            history.append({"loss": 1 - value, "val_loss": 1 - value, "val_auc": value, "learning_rate": 1e-3})
+            if on_epoch(epoch, history[-1]):
+                break
+        bundle = trial.run_baseline(experiment, splits, "constant", seed).bundle
+        metrics = {name: value for name, value in history[-1].items() if name.startswith("val_")}
+        state = "finished" if len(history) == EPOCHS else "pruned"
+        return TrialResult(
+            state, history[-1]["val_auc"], metrics, tuple(history), len(history) - 1, 0.1, 32, (), bundle
+        )  # type: ignore[arg-type]
+
+    return run
+
+
+@contextmanager
+def no_network(run: Callable[..., TrialResult]) -> Iterator[None]:
+    """Put a fake in the place of `trial.run` and of the pre-flight, which would build networks."""
+    before = trial.run, sweep.try_models
+    trial.run, sweep.try_models = run, lambda experiment, dataset, watch: ()
+    try:
+        yield
+    finally:
+        trial.run, sweep.try_models = before
+
+
+if __name__ == "__main__":
+    with no_network(fake_run(float(sys.argv[3]))):
+        sweep.run(experiment(study__n_trials=int(sys.argv[2])), store=Path(sys.argv[1]))

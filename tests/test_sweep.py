@@ -1,0 +1,226 @@
+"""The logic of a sweep on a known surface: real SQLite, real Optuna, real MLflow, no network."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forge_sweep import sweep
+from forge_sweep.errors import GateRefused, ResumeRefused, SweepStopped, TrialFailed
+from forge_sweep.experiment import Experiment
+from forge_sweep.sources import test_looks as looks_at_test
+from forge_sweep.study import StudyView, find_study
+from forge_sweep.sweep import Event, Interrupted, SweepResult
+from tests.surface import EPOCHS, experiment, fake_run, height, no_network
+
+
+def run(spec: Experiment, store: Path, run_trial: Any = None, **options: Any) -> SweepResult:
+    """Run a sweep on the surface."""
+    with no_network(run_trial or fake_run()):
+        return sweep.run(spec, store=store, **options)
+
+
+def runs(store: Path, kind: str | None = None) -> list[Any]:
+    """The MLflow runs of the only experiment, by kind, ordered by name."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{store.absolute()}/mlflow.db")
+    ids = [e.experiment_id for e in client.search_experiments() if e.name != "Default"]
+    found = client.search_runs(ids, max_results=1000)
+    return sorted((r for r in found if kind in (None, r.data.tags["forge.kind"])), key=lambda r: r.info.run_name)
+
+
+def curve(store: Path, run_id: str, metric: str) -> list[int]:
+    """Steps of a curve."""
+    from mlflow import MlflowClient
+
+    return [
+        point.step
+        for point in MlflowClient(f"sqlite:///{store.absolute()}/mlflow.db").get_metric_history(run_id, metric)
+    ]
+
+
+def study_of(store: Path, name: str = "surface") -> StudyView:
+    """The newest study."""
+    study = find_study(name, store)
+    assert study is not None
+    return study
+
+
+def test_a_sweep_leaves_one_parent_and_every_trial_as_its_child(tmp_path: Path) -> None:
+    """Params, one point per epoch, statuses, digests: what a user looks for in MLflow is there."""
+    result = run(experiment(), tmp_path)
+    (parent,) = runs(tmp_path, "sweep")
+    children = runs(tmp_path, "trial")
+    rows = study_of(tmp_path).rows()
+    assert parent.info.run_id == result.run_id and parent.info.status == "FINISHED"
+    assert [child.info.run_name for child in children] == [f"trial-{n:04d}" for n in range(6)]
+    for child, row in zip(children, rows, strict=True):
+        assert child.data.tags["mlflow.parentRunId"] == result.run_id
+        assert child.info.status == {"finished": "FINISHED", "pruned": "KILLED"}[row.state]
+        assert child.data.params["width"] == str(row.params["width"]) and child.data.params["trial_number"] == str(
+            row.number
+        )
+        assert curve(tmp_path, child.info.run_id, "val_auc") == list(range(row.epochs))
+        assert len(child.data.tags["forge.dataset_digest"]) == 64
+        assert child.data.tags["forge.image_digest"] in ("none", "unknown")
+        assert "delta_vs_baseline" in child.data.metrics
+    assert "pruned" in {row.state for row in rows}
+
+
+def test_the_winner_is_confirmed_scored_once_on_test_and_registered(tmp_path: Path) -> None:
+    """The best of the surface wins, with its own test score, one look, and the alias challenger."""
+    from mlflow import MlflowClient
+
+    result = run(experiment(), tmp_path)
+    best = max(
+        (row for row in study_of(tmp_path).rows() if row.state == "finished"), key=lambda row: height(row.params)
+    )
+    assert result.best["number"] == best.number == int(result.winner["label"])
+    assert len(result.winner["values"]) == 2
+    (parent,) = runs(tmp_path, "sweep")
+    assert parent.data.metrics["test_accuracy"] == pytest.approx(result.test["test_accuracy"])
+    digest = parent.data.tags["forge.dataset_digest"]
+    assert len(looks_at_test(tmp_path / "test_looks.jsonl", digest)) == 1
+    version = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_model_version_by_alias("surface", "challenger")
+    assert result.model == f"models:/surface/{version.version}"
+    assert version.tags["forge.dataset_digest"] == digest
+    assert not (tmp_path / "checkpoints" / "surface").exists()
+
+
+def test_a_tree_that_beats_every_network_is_what_gets_registered(tmp_path: Path) -> None:
+    """The verdict says so in words."""
+    spec = experiment(baselines__kinds=["constant", "hist_gradient_boosting"], study__n_trials=2)
+    result = run(spec, tmp_path)
+    assert result.winner["baseline"] == "hist_gradient_boosting"
+    assert "ship the baseline" in result.verdict
+    assert runs(tmp_path, "trial")[0].data.metrics["delta_vs_baseline"] < 0
+
+
+def test_running_a_complete_sweep_again_changes_nothing(tmp_path: Path) -> None:
+    """No second look at test, no second version, no run left open."""
+    first = run(experiment(), tmp_path)
+    before = len(runs(tmp_path))
+    second = run(experiment(), tmp_path)
+    assert second == first
+    assert len(runs(tmp_path)) == before
+    assert {r.info.status for r in runs(tmp_path)} <= {"FINISHED", "KILLED"}
+
+
+def test_more_trials_extend_the_sweep_and_the_second_look_at_test_is_said(tmp_path: Path) -> None:
+    """`n_trials` is the total; a new winner is a new version, the same winner is not; repeated looks are said."""
+    first = run(experiment(study__n_trials=2), tmp_path)
+    events: list[Event] = []
+    second = run(experiment(study__n_trials=6), tmp_path, watch=events.append)
+    assert sum(second.trials.values()) == 6
+    assert any("look 2 at the test split" in event.data["text"] for event in events if event.kind == "message")
+    assert first.winner["label"] != second.winner["label"] and second.model.endswith("/2")
+    third = run(experiment(study__n_trials=7), tmp_path)
+    assert third.winner["label"] == second.winner["label"] and third.model == second.model
+
+
+def test_ctrl_c_puts_the_trial_back_and_the_resumed_sweep_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    """Same numbers, same parameters, same values; nothing stays RUNNING in between."""
+    whole = tmp_path / "whole"
+    run(experiment(), whole)
+    cut = tmp_path / "cut"
+    calls = Counter[str]()
+
+    def stopping() -> bool:
+        calls["n"] += 1
+        return calls["n"] > 20
+
+    with pytest.raises(Interrupted):
+        run(experiment(), cut, stopping=stopping)
+    states = [row.state for row in study_of(cut).rows()]
+    assert states.count("waiting") == 1 and "running" not in states
+    assert "RUNNING" not in {r.info.status for r in runs(cut)}
+    run(experiment(), cut)
+    expected = [(row.number, row.state, row.params, row.value) for row in study_of(whole).rows()]
+    assert [(row.number, row.state, row.params, row.value) for row in study_of(cut).rows()] == expected
+    for child, row in zip(runs(cut, "trial"), study_of(cut).rows(), strict=True):
+        assert curve(cut, child.info.run_id, "val_auc") == list(range(row.epochs))
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment_leaves_exactly_the_trials_that_were_asked_for(tmp_path: Path) -> None:
+    """Optuna and MLflow agree: 12 trials, none running, one point per epoch."""
+    command = [sys.executable, "-m", "tests.surface", str(tmp_path), "12", "0.05"]
+    root = Path(__file__).parents[1]
+    for seconds in (4.0, 4.7, 5.3, 6.1):
+        process = subprocess.Popen(command, cwd=root, start_new_session=True)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, cwd=root, check=True, timeout=300)
+    rows = study_of(tmp_path).rows()
+    assert [row.number for row in rows] == list(range(12))
+    assert {row.state for row in rows} <= {"finished", "pruned"}
+    children = runs(tmp_path, "trial")
+    assert [child.info.run_name for child in children] == [f"trial-{n:04d}" for n in range(12)]
+    statuses = {"finished": "FINISHED", "pruned": "KILLED"}
+    assert [child.info.status for child in children] == [statuses[row.state] for row in rows]
+    for child, row in zip(children, rows, strict=True):
+        assert curve(tmp_path, child.info.run_id, "val_auc") == list(range(row.epochs))
+    assert len(runs(tmp_path, "sweep")) == 1
+    assert {r.info.status for r in runs(tmp_path)} <= {"FINISHED", "KILLED"}
+
+
+def test_a_changed_experiment_is_refused_with_the_difference_and_fork_begins_anew(tmp_path: Path) -> None:
+    """The old study stays as it is; the new one starts from its trials."""
+    run(experiment(), tmp_path)
+    changed = experiment(study__epochs=EPOCHS + 1, study__n_trials=2)
+    with pytest.raises(ResumeRefused, match=rf"study\.epochs: {EPOCHS} -> {EPOCHS + 1}"):
+        run(changed, tmp_path)
+    result = run(changed, tmp_path, fork=True)
+    assert result.study == "surface-2"
+    rows = study_of(tmp_path).rows()
+    assert sum(bool(row.imported) for row in rows) == 6 and sum(not row.imported for row in rows) == 2
+    assert len(runs(tmp_path, "sweep")) == 2
+
+
+def test_three_failures_with_one_cause_stop_the_sweep_and_name_it(tmp_path: Path) -> None:
+    """The fourth would fail alike; the parent run says why it ended."""
+
+    def fail(params: Any) -> TrialFailed:
+        return TrialFailed("diverged", "loss is nan at epoch 0")
+
+    with pytest.raises(SweepStopped, match=r"trials 0, 1, 2 failed alike \(diverged\): loss is nan"):
+        run(experiment(), tmp_path, fake_run(fail=fail))
+    assert [r.info.status for r in runs(tmp_path, "trial")] == ["FAILED"] * 3
+    assert {r.data.tags["forge.failure"] for r in runs(tmp_path, "trial")} == {"diverged"}
+    assert [r.info.status for r in runs(tmp_path, "sweep")] == ["FAILED"]
+
+
+def test_single_failures_are_recorded_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    """A failed trial counts, and carries its class."""
+
+    def fail(params: Any) -> TrialFailed | None:
+        return TrialFailed("out-of-memory", "model of width 64 did not fit") if params["width"] > 40 else None
+
+    result = run(experiment(study__n_trials=8), tmp_path, fake_run(fail=fail))
+    failed = [row for row in study_of(tmp_path).rows() if row.failure]
+    assert failed and result.trials["failed"] == len(failed)
+    assert sum(result.trials.values()) == 8
+
+
+def test_data_that_fails_the_audit_starts_nothing(tmp_path: Path) -> None:
+    """No study, no run: the findings name column, figure and fix."""
+    spec = experiment(preprocessing__scaler="none")
+    with pytest.raises(GateRefused, match="unscaled-range"):
+        run(spec, tmp_path)
+    assert not (tmp_path / "optuna.db").exists() and not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_time_budget_ends_the_search_and_the_rest_of_the_road_goes_on(tmp_path: Path) -> None:
+    """What is done by then is confirmed and registered; a later run goes on to the total."""
+    spec = experiment(study__timeout_s=0.3, study__n_trials=50)
+    result = run(spec, tmp_path, fake_run(0.03))
+    assert 0 < sum(result.trials.values()) < 50 and result.model.endswith("/1")
