@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from forge_sweep import __version__
 
 if TYPE_CHECKING:
-    from forge_sweep.study import StudyView
+    from forge_sweep.study import StudyView, TrialRow
 
 TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -29,7 +29,7 @@ th { font-weight: 600; } .failed { color: #b3261e; } .pruned { color: #777; } .m
 </head>
 <body>
 <h1>{{ study.name }}</h1>
-<p class="muted">{{ experiment.description }} {{ counts }}. Objective: {{ metric }} ({{ study.direction }}).</p>
+<p class="muted">{% if experiment.description %}{{ experiment.description }}. {% endif %}{{ counts }}. Objective: {{ metric }} ({{ study.direction }}).</p>
 {% if final %}<p class="verdict">{{ final.verdict }}</p>
 <p>Registered as <code>{{ final.model }}</code>. Test, looked at once by the winner:
 {% for name, value in final.test.items() %}{{ name }} {{ number(value) }}{{ ", " if not loop.last }}{% endfor %}.</p>
@@ -45,6 +45,8 @@ th { font-weight: 600; } .failed { color: #b3261e; } .pruned { color: #777; } .m
 <td>{{ number(note.value) if note.value is not none else note.cause }}</td></tr>
 {% endfor %}</table>{% endif %}
 <h2>Trials</h2>
+{% if fixed %}<p class="muted">The same in all: {% for name, value in fixed.items() %}{{ name }} {{ number(value) }}
+{{- ", " if not loop.last }}{% endfor %}.</p>{% endif %}
 <div class="scroll"><table><tr><th>trial</th><th>state</th><th>{{ metric }}</th><th>epochs</th><th>seconds</th>
 {% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr class="{{ row.state }}"><td>{{ row.number }}</td>
@@ -91,16 +93,30 @@ def render(study: StudyView) -> str:
         metric=experiment["objective"]["metric"],
         counts=", ".join(f"{count} {state}" for state, count in counted(rows).items()),
         final=study.final(),
-        baselines={name.removeprefix("baseline:"): note for name, note in study.notes("baseline:").items()},
+        baselines=baselines(study),
         rows=rows,
-        names=sorted({name for row in rows for name in row.params}),
+        names=varying(rows),
+        fixed={name: value for name, value in (rows[0].params if rows else {}).items() if name not in varying(rows)},
         plots=plots(study),
         number=number,
         version=__version__,
     )
 
 
-def counted(rows: list[Any]) -> dict[str, int]:
+def baselines(study: StudyView) -> dict[str, Any]:
+    """The notes of the baselines, best first, those without a score last."""
+    sign = -1 if study.direction == "maximize" else 1
+    notes = {name.removeprefix("baseline:"): note for name, note in study.notes("baseline:").items()}
+    return dict(sorted(notes.items(), key=lambda item: (item[1]["value"] is None, sign * (item[1]["value"] or 0.0))))
+
+
+def varying(rows: list[TrialRow]) -> list[str]:
+    """Names of the hyperparameters that are not the same in all trials."""
+    names = sorted({name for row in rows for name in row.params})
+    return [name for name in names if len({repr(row.params.get(name)) for row in rows}) > 1]
+
+
+def counted(rows: list[TrialRow]) -> dict[str, int]:
     """Trials by state."""
     counts: dict[str, int] = {}
     for row in rows:
@@ -123,4 +139,4 @@ def number(value: Any) -> str:
     """A cell of a table."""
     if value is None:
         return "-"
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+    return f"{round(value, 12):.5g}" if isinstance(value, float) else str(value)

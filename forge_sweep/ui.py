@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,9 +43,11 @@ def serve(study: StudyView, store: Path, port: int, *, echo: Callable[[str], Non
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     running = {name: subprocess.Popen(command, env=environment) for name, command in commands.items()}
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by a supervisor: end the servers too
     try:
         wait_for_any(running)
     finally:
+        signal.signal(signal.SIGTERM, before)
         for process in running.values():
             process.terminate()
         for process in running.values():

@@ -177,7 +177,7 @@ def test_ui_serves_mlflow_and_the_dashboard_on_the_sweeps_own_stores(store: Path
             for address in (f"http://127.0.0.1:{port}/health", f"http://127.0.0.1:{port + 1}/dashboard"):
                 assert answers(address, process), address
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
 
 
 def answers(address: str, process: subprocess.Popen[str]) -> bool:

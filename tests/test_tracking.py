@@ -325,7 +325,7 @@ def test_the_link_shows_the_trials_best_first(tracker: Tracker) -> None:
     run = tracker.run("s", "s", kind="sweep")
     link = tracker.link("s", "val_auc", "maximize")
     assert link.startswith("http://127.0.0.1:5000/#/experiments/1/runs?compareRunsMode=CHART")
-    assert f"searchFilter=tags.mlflow.parentRunId%20%3D%20'{run.run_id}'" in link
+    assert f"searchFilter=tags.mlflow.parentRunId%20%3D%20'{run.run_id}'%20and%20tags.%60forge.kind%60" in link
     assert link.endswith("orderByKey=metrics.%60val_auc%60&orderByAsc=false")
     assert tracker.link("s", "val_loss", "minimize").endswith("orderByAsc=true")
 

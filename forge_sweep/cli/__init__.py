@@ -166,9 +166,9 @@ def trials(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> 
     if as_json:
         emit([row_as_dict(row) for row in rows])
         return
-    names = sorted({name for row in rows for name in row.params})
-    constant = {name for name in names if len({repr(row.params.get(name)) for row in rows}) == 1}
-    shown = [name for name in names if name not in constant]
+    from forge_sweep.report import varying
+
+    shown = varying(rows)
     table = Table("trial", "state", "value", "epochs", "seconds", *shown, box=None)
     for row in rows:
         cells = (row.value, row.epochs, row.seconds, *(row.params.get(name) for name in shown))

@@ -166,7 +166,7 @@ class Tracker:
         run_id = self._session.known_id(parent)
         if run_id is None:
             return ""
-        condition = quote(f"tags.mlflow.parentRunId = '{run_id}'", safe="'")
+        condition = quote(f"tags.mlflow.parentRunId = '{run_id}' and tags.`forge.kind` = 'trial'", safe="'")
         order = quote(f"metrics.`{metric}`", safe="")
         return (
             f"{stores.ui_address(self.uri)}/#/experiments/{self._session.experiment_id}/runs"
