@@ -29,7 +29,8 @@ th { font-weight: 600; } .failed { color: #b3261e; } .pruned { color: #777; } .m
 </head>
 <body>
 <h1>{{ study.name }}</h1>
-<p class="muted">{% if experiment.description %}{{ experiment.description }}. {% endif %}{{ counts }}. Objective: {{ metric }} ({{ study.direction }}).</p>
+<p class="muted">{% if experiment.description %}{{ experiment.description }}. {% endif %}
+{{ counts }}. Objective: {{ metric }} ({{ study.direction }}).</p>
 {% if final %}<p class="verdict">{{ final.verdict }}</p>
 <p>Registered as <code>{{ final.model }}</code>. Test, looked at once by the winner:
 {% for name, value in final.test.items() %}{{ name }} {{ number(value) }}{{ ", " if not loop.last }}{% endfor %}.</p>

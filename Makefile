@@ -1,0 +1,76 @@
+# Two commands on a fresh machine: `make sweep` and `make test`. Both use .venv, installed from requirements.lock.
+
+.DEFAULT_GOAL := help
+.PHONY: help install sweep test lint format lock image image-run clean
+.DELETE_ON_ERROR:
+
+# The first interpreter that fits; another one: make sweep PYTHON=/path/to/python3.12
+CANDIDATES := python3 python3.13 python3.12 python3.11 python
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(shell for p in $(CANDIDATES); do $$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+EXPERIMENT ?= experiments/quickstart.toml
+
+help:  ## Show this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+install: .venv/.installed  ## Create .venv with the locked packages and this one
+
+sweep: install  ## Run a sweep, end to end: make sweep EXPERIMENT=experiments/credit.toml
+	$(BIN)/forge-sweep run $(EXPERIMENT)
+
+# Passive: the trees' threads of one test process do not spin while the other has the core.
+test: install  ## Run the tests: make test TESTS='tests/test_study.py -k resume'
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+
+lint: install  ## Check style, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install  ## Rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# A changed lock means a new environment: nothing of the old one stays behind.
+.venv/.locked: requirements.lock
+	@$(if $(PYTHON),,echo "forge-sweep needs Python 3.11, 3.12 or 3.13 (TensorFlow has wheels for these); found none of them." >&2; \
+	  echo "  fix: install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1)
+	@$(PYTHON) -c '$(FITS)' || { echo "PYTHON=$(PYTHON) is `$(PYTHON) -V 2>&1`; expected Python 3.11, 3.12 or 3.13" >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	$(PIP) install --require-hashes --only-binary :all: -r requirements.lock
+	@touch $@
+
+.venv/.installed: .venv/.locked pyproject.toml
+	$(PIP) install --no-build-isolation --no-deps --no-index --editable .
+	@touch $@
+
+# Needs uv. The second lock follows the first, so that the image runs what the tests ran.
+UV ?= uv
+COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile pyproject.toml --group build --universal \
+  --fork-strategy fewest --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --quiet
+lock:  ## Resolve the dependencies again (add LOCK_FLAGS=--upgrade for newer ones)
+	$(COMPILE) $(LOCK_FLAGS) --extra dev -o requirements.lock
+	$(COMPILE) $(LOCK_FLAGS) --extra gpu -c requirements.lock -o requirements-gpu.lock
+
+# The image. Its digest is known only after the build, so it is handed to each run; runs record it.
+ENGINE ?= $(firstword $(foreach engine,docker podman buildah,$(if $(shell command -v $(engine) 2>/dev/null),$(engine))))
+IMAGE ?= forge-sweep
+image:  ## Build the container image and print its digest (ENGINE=docker, podman or buildah)
+	@$(if $(ENGINE),,echo "make image needs docker, podman or buildah; found none of them" >&2; exit 1)
+	$(ENGINE) build $(BUILD_FLAGS) --iidfile .image-digest --tag $(IMAGE) .
+	@echo "$(IMAGE) `cat .image-digest`"
+
+image-run:  ## Run a sweep in that image: make image-run EXPERIMENT=... RUN_FLAGS='--gpus all'
+	@test -s .image-digest || { echo "no image yet: run make image first" >&2; exit 1; }
+	@mkdir -p mlruns
+	$(ENGINE) run --rm $(RUN_FLAGS) --user "`id -u`:`id -g`" --env HOME=/tmp --env USER="`id -un`" \
+	  --env FORGE_SWEEP_IMAGE_DIGEST="`cat .image-digest`" \
+	  --volume "$(CURDIR)/experiments:/work/experiments:ro" --volume "$(CURDIR)/mlruns:/work/mlruns" \
+	  "`cat .image-digest`" run $(EXPERIMENT)
+
+clean:  ## Remove the environment and caches; mlruns/ stays
+	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .image-digest
+	find forge_sweep tests -name __pycache__ -prune -exec rm -rf {} +
