@@ -126,14 +126,11 @@ def counted(rows: list[TrialRow]) -> dict[str, int]:
 
 
 def plots(study: StudyView) -> dict[str, Any]:
-    """Each figure as HTML; the first one carries the plotting library for all."""
+    """Each figure as HTML under its title."""
     from markupsafe import Markup
 
-    html: dict[str, Any] = {}
-    for name, figure in study.figures().items():
-        # plotly escapes what it is given and the figures hold numbers and hyperparameter names only
-        html[TITLES[name]] = Markup(figure.to_html(full_html=False, include_plotlyjs=not html))
-    return html
+    # plotly escapes what it is given, and the figures hold numbers and names of hyperparameters only
+    return {TITLES[name]: Markup(html) for name, html in study.figures_html().items()}
 
 
 def number(value: Any) -> str:

@@ -113,7 +113,7 @@ def run(
     if as_json:
         emit({"event": "done", **result.to_dict()}, indent=None)
     else:
-        print_result(result)
+        print_result(loaded.name, result)
 
 
 @app.command()
@@ -287,15 +287,15 @@ def cell(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def print_result(result: SweepResult) -> None:
+def print_result(name: str, result: SweepResult) -> None:
     """The end of a sweep for people."""
     console = Console()
     table = Table("model", f"{result.objective}, search", "over seeds", box=None)
     for row in result.confirmed:
         table.add_row(row["words"], f"{row['searched']:.4f}", f"{row['mean']:.4f} ± {row['spread']:.4f}")
-    for name, value in result.baselines.items():
-        if name not in {row["baseline"] for row in result.confirmed}:
-            table.add_row(name, f"{value:.4f}", "-")
+    for kind, value in result.baselines.items():
+        if kind not in {row["baseline"] for row in result.confirmed}:
+            table.add_row(kind, f"{value:.4f}", "-")
     console.print()
     console.print(table)
     counts = ", ".join(f"{count} {state}" for state, count in result.trials.items())
@@ -305,9 +305,9 @@ def print_result(result: SweepResult) -> None:
         if result.best
         else "best      no trial finished",
         f"verdict   {result.verdict}",
-        "test      " + ", ".join(f"{name} {value:.4f}" for name, value in result.test.items()),
+        "test      " + ", ".join(f"{metric} {value:.4f}" for metric, value in result.test.items()),
         f"run       {result.run_id}",
         f"model     {result.model} (alias challenger)",
-        f"look      forge-sweep ui {result.study}, then {result.link}",
+        f"look      forge-sweep ui {name}, then {result.link}",
     ]
     console.print("\n".join(map(escape, lines)), soft_wrap=True, highlight=False)

@@ -19,6 +19,7 @@ from forge_sweep import environment, sources, training
 from forge_sweep.checks.audit import Audit
 from forge_sweep.checks.audit import audit as audit_dataset
 from forge_sweep.checks.findings import Finding, errors
+from forge_sweep.environment import Environment
 from forge_sweep.errors import GateRefused
 from forge_sweep.experiment import Experiment, flatten
 from forge_sweep.preflight import preflight
@@ -28,7 +29,7 @@ from forge_sweep.sweep.confirm import confirm
 from forge_sweep.sweep.context import Context, Event, Interrupted, Watch, ignore
 from forge_sweep.sweep.publish import final_key, log_setting, publish
 from forge_sweep.sweep.trials import baseline_values, best_value, fit_baselines, run_trials
-from forge_sweep.tracking import Run, Tracker
+from forge_sweep.tracking import Run, Tracker, default_uri
 
 __all__ = ["Event", "Interrupted", "SweepResult", "Watch", "check", "run"]
 
@@ -99,6 +100,8 @@ def run(
         Interrupted: ``stopping`` said so; what finished stays finished.
     """
     training.select_backend(experiment.backend)
+    default_uri(store)  # an address that cannot be right is refused before anything begins
+    here = capture_environment(experiment, watch)
     dataset = load_data(experiment)
     audit = inspect(experiment, dataset, watch)
     begun = find_study(experiment.name, store)
@@ -107,7 +110,6 @@ def run(
     study = open_study(experiment, dataset=identity(dataset), store=store, fork=fork)
     with study.hold():
         report_opening(study, watch)
-        here = environment.capture(experiment.root, experiment.backend)
         tracker = Tracker(experiment.name, store, description=experiment.description)
         context = Context(experiment, dataset, study, tracker, here, store, begin(study)["key"], watch, stopping)
         try:
@@ -118,15 +120,9 @@ def run(
 
 def go(context: Context, audit: Audit) -> SweepResult:
     """Run what is left of a sweep under its parent run."""
-    done = (
-        context.study.notes("final:").get(final_key(context))
-        if context.study.n_done >= context.study.n_trials
-        else None
-    )
-    if done is not None:
-        context.tell(
-            "message", text=f"sweep {context.study.name} is complete: {context.study.n_done} trials", severity="info"
-        )
+    done = context.study.notes("final:").get(final_key(context))
+    if done is not None and context.study.n_done >= context.study.n_trials:
+        context.tell("message", text=f"sweep {context.study.name} is complete", severity="info")
         return result(context, done)
     parent = open_parent(context)
     try:
@@ -206,6 +202,14 @@ def check(experiment: Experiment, *, watch: Watch = ignore) -> tuple[Finding, ..
     return (*audit.findings, *try_models(experiment, dataset, watch))
 
 
+def capture_environment(experiment: Experiment, watch: Watch) -> Environment:
+    """Machine, packages, image and commit; what could not be found out is said."""
+    here = environment.capture(experiment.root, experiment.backend)
+    for text in here.warnings():
+        watch(Event("message", {"text": text, "severity": "warning"}))
+    return here
+
+
 def load_data(experiment: Experiment) -> Dataset:
     """The rows of an experiment, split."""
     return sources.load(experiment.data, root=experiment.root, seed=experiment.seed)
@@ -246,11 +250,8 @@ def report_opening(study: Study, watch: Watch) -> None:
         skipped = f"; {study.skipped}" if study.skipped else ""
         watch(Event("message", {"text": f"{study.name} imported {study.imported} trials{skipped}", "severity": "info"}))
     if study.n_done:
-        watch(
-            Event(
-                "message", {"text": f"going on with {study.name}: {study.n_done} trials are done", "severity": "info"}
-            )
-        )
+        text = f"going on with {study.name}: {study.n_done} trials are done"
+        watch(Event("message", {"text": text, "severity": "info"}))
 
 
 def begin(study: Study) -> dict[str, str]:

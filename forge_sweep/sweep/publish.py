@@ -94,8 +94,7 @@ def log_summary(
     )
     parent.log_text(json.dumps([c.figures() for c in confirmed], indent=2), "confirmation.json")
     parent.log_text(json.dumps(context.study.notes("baseline:"), indent=2), "baselines.json")
-    for name, figure in context.study.figures().items():
-        parent.log_text(figure.to_html(include_plotlyjs=True), f"plots/{name}.html")
+    parent.log_text("\n".join(context.study.figures_html().values()), "plots.html")
 
 
 def as_markdown(context: Context, confirmed: tuple[Confirmed, ...], words: str, test: dict[str, float]) -> str:
