@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from forge_sweep import environment, models, training
+from forge_sweep import environment, models, training, trial
 from forge_sweep.checks.findings import Finding
 from forge_sweep.experiment import Dimension, Experiment, Params, Scalar
-from forge_sweep.preprocessing import Preprocessor, Schema
 from forge_sweep.sources import Dataset
 from forge_sweep.task import Task, check_pairing, pairings
+from forge_sweep.trial import Recipe
 
 if TYPE_CHECKING:
     import keras
-    import pandas as pd
 
 Which = Literal["smallest", "largest"]
 WHICH: tuple[Which, ...] = ("smallest", "largest")
@@ -150,40 +149,23 @@ def _pairing(experiment: Experiment) -> Iterator[Finding]:
 
 
 def _sample(experiment: Experiment, dataset: Dataset) -> Sample:
-    """Learn task and preprocessor on train, as a trial does, and take a few rows."""
-    spec, train, valid = experiment.preprocessing, dataset.train, dataset.valid
-    head = experiment.model
-    task = Task.learn(
-        experiment.data.task,
-        train.targets,
-        positive=experiment.data.positive,
-        activation=head.activation,
-        loss=head.loss,
-        from_logits=head.from_logits,
-    )
-    preprocessor = Preprocessor.fit(
-        train.features,
-        Schema.learn(train.features, dataset.categorical),
-        scaler=experiment.scalers[0],
-        impute=spec.impute,
-        fill=spec.fill,
-        max_categories=spec.max_categories,
-    )
-    y_train, y_valid = task.encode(train.targets), task.encode(valid.targets)
-    few_train, few_valid = _spread(train.features), _spread(valid.features)
+    """A few rows of the arrays that the trials get; preparing them is not lost, since `trial.prepare` keeps them."""
+    prepared = trial.prepare(dataset, Recipe.of(experiment, experiment.scalers[0]))
+    whole = prepared.data
+    few_train, few_valid = _spread(len(whole.x_train)), _spread(len(whole.x_valid))
     data = training.TrainingData(
-        x_train=preprocessor.transform(train.features.iloc[few_train]),
-        y_train=y_train[few_train],
-        x_valid=preprocessor.transform(valid.features.iloc[few_valid]),
-        y_valid=y_valid[few_valid],
+        x_train=whole.x_train[few_train],
+        y_train=whole.y_train[few_train],
+        x_valid=whole.x_valid[few_valid],
+        y_valid=whole.y_valid[few_valid],
     )
-    rows = len(train.features) + len(valid.features)
-    return Sample(task, data, len(preprocessor.output_names), rows, y_valid)
+    rows = len(whole.x_train) + len(whole.x_valid)
+    return Sample(prepared.task, data, whole.x_train.shape[1], rows, whole.y_valid)
 
 
-def _spread(frame: pd.DataFrame) -> np.ndarray:
+def _spread(rows: int) -> np.ndarray:
     """Positions of at most `ROWS` rows, spread evenly: files are often sorted by class or time."""
-    return np.linspace(0, len(frame) - 1, min(len(frame), ROWS)).astype(np.int64)
+    return np.linspace(0, rows - 1, min(rows, ROWS)).astype(np.int64)
 
 
 def _corner(experiment: Experiment, sample: Sample, which: Which) -> Iterator[Finding]:
