@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from typer.testing import CliRunner
 
 from forge_sweep import __version__, sweep
 from forge_sweep.cli import app
+from tests.servers import ui
 from tests.surface import experiment, fake_run, no_network
 
 FORGE_SWEEP = str(Path(sys.executable).with_name("forge-sweep"))
@@ -164,30 +163,6 @@ def test_schema_is_json(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ui_serves_mlflow_and_the_dashboard_on_the_sweeps_own_stores(store: Path) -> None:
     """Both answer, and the link that is printed names this sweep's parent run."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = [FORGE_SWEEP, "ui", "surface", "--store", str(store), "--port", str(port)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout is not None
-        try:
-            assert "mlflow.parentRunId" in process.stdout.readline()
-            for address in (f"http://127.0.0.1:{port}/health", f"http://127.0.0.1:{port + 1}/dashboard"):
-                assert answers(address, process), address
-        finally:
-            process.send_signal(signal.SIGTERM)
-
-
-def answers(address: str, process: subprocess.Popen[str]) -> bool:
-    """Whether a server that is starting answers within a minute."""
-    import urllib.request
-
-    for _ in range(120):
-        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5) as answer:
-            return bool(answer.status == 200)
-        if process.poll() is not None:
-            return False
-        time.sleep(0.5)
-    return False
+    parent = json.loads(invoke("best", "surface", "--store", str(store), "--json"))["final"]["run_id"]
+    with ui(store) as link:
+        assert f"parentRunId%20%3D%20'{parent}'" in link
