@@ -37,6 +37,10 @@ _THREADS = (
     "TF_NUM_INTRAOP_THREADS",
     "TF_NUM_INTEROP_THREADS",
 )
+_CGROUP_MEMORY = (  # limit, usage and statistics, in version 2 and 1
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
 _FLAGS = (
     "KERAS_BACKEND",
     "CUDA_VISIBLE_DEVICES",
@@ -50,6 +54,19 @@ _FLAGS = (
     "NVIDIA_TF32_OVERRIDE",
     "PYTHONHASHSEED",
 )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Main memory of this process, in bytes.
+
+    Attributes:
+        total: what it may use at most.
+        available: what of that is free, or can be freed at once.
+    """
+
+    total: int
+    available: int
 
 
 @dataclass(frozen=True)
@@ -137,7 +154,7 @@ def capture(root: Path, backend: str) -> Environment:
         platform=platform.platform(),
         cpu=_cpu(),
         cores=_cores(),
-        memory_bytes=_memory_bytes(),
+        memory_bytes=memory().total,
         gpus=gpus,
         cuda=_cuda() if gpus else NONE,
         backend=backend,
@@ -172,6 +189,28 @@ def in_container(filesystem: Path = Path("/"), environ: Mapping[str, str] = os.e
     if environ.get("container") or environ.get("KUBERNETES_SERVICE_HOST"):
         return True
     return bool(_CONTAINER_CGROUP.search(_read(filesystem / "proc/1/cgroup")))
+
+
+def memory(filesystem: Path = Path("/")) -> Memory:
+    """Memory of the machine, or of this process's container where that is less (cgroup 1 and 2).
+
+    In a container, files in the page cache count as used, although the kernel gives inactive ones up first; they are
+    taken as available, as Kubernetes does for its working set.
+
+    Args:
+        filesystem: where ``sys`` lies.
+    """
+    import psutil
+
+    machine = psutil.virtual_memory()
+    total, available = int(machine.total), int(machine.available)
+    for files in _CGROUP_MEMORY:
+        limit, used, statistics = (_read(filesystem / "sys/fs/cgroup" / name).strip() for name in files)
+        if limit.isdigit() and used.isdigit():
+            cached = re.search(r"^inactive_file (\d+)$", statistics, flags=re.MULTILINE)
+            free = int(limit) - int(used) + (int(cached.group(1)) if cached else 0)
+            total, available = min(total, int(limit)), min(available, max(0, free))
+    return Memory(total, available)
 
 
 def without_credentials(url: str) -> str:
@@ -251,13 +290,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _memory_bytes() -> int:
-    import psutil
-
-    limits = [_read(Path("/sys/fs/cgroup") / name).strip() for name in ("memory.max", "memory/memory.limit_in_bytes")]
-    return min([int(psutil.virtual_memory().total), *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def _variables(names: tuple[str, ...]) -> dict[str, str]:

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from forge_sweep import environment, models, training, trial
 from forge_sweep.checks.findings import Finding
+from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Dimension, Experiment, Params, Scalar
+from forge_sweep.preprocessing import Preprocessor, Schema
 from forge_sweep.sources import Dataset
-from forge_sweep.task import Task, check_pairing, pairings
-from forge_sweep.trial import Recipe
+from forge_sweep.task import Task
+from forge_sweep.trial import Prepared, Recipe
 
 if TYPE_CHECKING:
     import keras
@@ -41,26 +42,29 @@ REGRESSION_LOSS_FACTOR = 10.0
 COPIES = 4
 """Float32 copies of every parameter: the weight, its gradient, and two slots of Adam's kind."""
 
+WIDE_COPIES = 4
+"""Float64 copies of numeric columns while they are imputed and scaled: 28 to 48 bytes per number of train, measured."""
+
 SMALL_FIRST = {"shape": ("taper", "constant")}
 """Names whose order says which gives the smaller model."""
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
-    """A few real rows, preprocessed as in a trial.
+class Outline:
+    """What is known of the data before a matrix is made of it.
 
     Attributes:
-        task: learned on all of train.
-        data: at most `ROWS` rows of each split.
+        task: learned on train.
+        rows: rows of train and validation.
+        n_numbers: numeric and boolean columns.
         n_features: columns of the preprocessed features.
-        rows: rows of train and validation in full.
         y_valid: all validation targets, encoded.
     """
 
     task: Task
-    data: training.TrainingData
-    n_features: int
     rows: int
+    n_numbers: int
+    n_features: int
     y_valid: np.ndarray
 
 
@@ -69,8 +73,10 @@ def preflight(experiment: Experiment, dataset: Dataset) -> tuple[Finding, ...]:
 
     Findings, by code:
 
-    - ``loss-activation`` (error): the head does not fit the task; nothing else is looked at.
-    - ``memory`` (error or info): the largest model's need against what is available, before it is built.
+    - ``memory`` (error or info): what data and largest model need against what is available, before either is made.
+      Where the smallest model does not fit either, the data are not prepared and no model is tried.
+    - ``scaler-fails`` (error): a scaler cannot be fitted, or gives numbers that are not finite; the models are tried
+      with the first one that works.
     - ``monitor-missing``, ``monitor-undefined`` (error): the objective is not in the logs, or has no value on these
       validation rows whatever a model predicts.
     - ``model-fails`` (error, warning where it diverged): a corner model cannot be built or trained.
@@ -85,14 +91,12 @@ def preflight(experiment: Experiment, dataset: Dataset) -> tuple[Finding, ...]:
     Raises:
         DataError: the targets do not fit the task.
     """
-    wrong = tuple(_pairing(experiment))
-    if wrong:
-        return wrong
-    sample = _sample(experiment, dataset)
-    memory = _memory(experiment, sample)
-    fitting = WHICH if memory.severity != "error" else WHICH[:1]
-    corners = [finding for which in fitting for finding in _corner(experiment, sample, which)]
-    return (memory, *_defined(experiment, sample), *dict.fromkeys(corners), *_gpu(experiment))
+    outline, available = _outline(experiment, dataset), environment.memory().available
+    need = {which: _need(experiment, outline, which) for which in WHICH}
+    fitting = [which for which in WHICH if sum(need[which].values()) <= available]
+    tried = _try(experiment, dataset, fitting) if fitting else ()
+    memory = _memory(need["largest"], available)
+    return (memory, *_defined(experiment, outline), *tried, *_gpu(experiment))
 
 
 def corner_params(experiment: Experiment, which: Which) -> Params:
@@ -111,21 +115,6 @@ def corner_params(experiment: Experiment, which: Which) -> Params:
     return params
 
 
-def available_memory() -> int:
-    """Bytes this process may still take: of the machine, or of its container where that is less (cgroup 2)."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
-    return free if limit is None or used is None else min(free, max(0, limit - used))
-
-
-def _number(path: Path) -> int | None:
-    """The number in a file, or None where there is no such file or it says ``max``."""
-    text = path.read_text().strip() if path.is_file() else ""
-    return int(text) if text.isdigit() else None
-
-
 def _extreme(name: str, values: tuple[Scalar, ...], which: Which) -> Scalar:
     """The value that gives the smallest or the largest model."""
     ordered = values
@@ -136,31 +125,61 @@ def _extreme(name: str, values: tuple[Scalar, ...], which: Which) -> Scalar:
     return ordered[0] if which == "smallest" else ordered[-1]
 
 
-def _pairing(experiment: Experiment) -> Iterator[Finding]:
-    """Whether activation and loss of the head fit the task."""
-    kind, one_hot, model = experiment.data.task, experiment.data.one_hot, experiment.model
-    default = pairings(kind, one_hot)[0]
-    activation = model.activation or ("linear" if model.from_logits else default.activation)
-    wrong = check_pairing(kind, one_hot, activation, model.loss or default.loss, model.from_logits)
-    if wrong is not None:
-        expected = f"{default.activation} with {default.loss}"
-        fix = "correct or remove activation, loss and from_logits under [model]"
-        yield Finding("error", "loss-activation", "model.loss", wrong, expected, fix)
-
-
-def _sample(experiment: Experiment, dataset: Dataset) -> Sample:
-    """A few rows of the arrays that the trials get; preparing them is not lost, since `trial.prepare` keeps them."""
-    prepared = trial.prepare(dataset, Recipe.of(experiment, experiment.scalers[0]))
-    whole = prepared.data
-    few_train, few_valid = _spread(len(whole.x_train)), _spread(len(whole.x_valid))
-    data = training.TrainingData(
-        x_train=whole.x_train[few_train],
-        y_train=whole.y_train[few_train],
-        x_valid=whole.x_valid[few_valid],
-        y_valid=whole.y_valid[few_valid],
+def _outline(experiment: Experiment, dataset: Dataset) -> Outline:
+    """What the arrays will be like, from targets, categories and missing values alone."""
+    data, model, train = experiment.data, experiment.model, dataset.train
+    task = Task.learn(
+        data.task,
+        train.targets,
+        positive=data.positive,
+        activation=model.activation,
+        loss=model.loss,
+        from_logits=model.from_logits,
     )
-    rows = len(whole.x_train) + len(whole.x_valid)
-    return Sample(prepared.task, data, whole.x_train.shape[1], rows, whole.y_valid)
+    # Which columns come out is up to the schema alone, so that fitting on no rows gives them all.
+    schema = Schema.learn(train.features, dataset.categorical)
+    options = experiment.preprocessing.model_dump(include={"impute", "fill", "max_categories"})
+    names = Preprocessor.fit(train.features.iloc[:0], schema, scaler="none", **options).output_names
+    n_numbers = sum(column.kind != "categorical" for column in schema.columns)
+    rows = len(train.features) + len(dataset.valid.features)
+    return Outline(task, rows, n_numbers, len(names), task.encode(dataset.valid.targets))
+
+
+def _try(experiment: Experiment, dataset: Dataset, fitting: Sequence[Which]) -> tuple[Finding, ...]:
+    """Prepare the data with every scaler and train these corner models with the first scaler that works.
+
+    Preparing is not lost: `trial.prepare` keeps the arrays for the trials.
+    """
+    works: list[Prepared] = []
+    findings: list[Finding] = []
+    for scaler in experiment.scalers:
+        try:
+            prepared = trial.prepare(dataset, Recipe.of(experiment, scaler))
+            training.check_data(prepared.data)
+            works.append(prepared)
+        except Exception as error:
+            findings.append(_scaler_fails(scaler, training.classify(error)))
+    if works:
+        few = _few(works[0].data)
+        findings += [finding for which in fitting for finding in _corner(experiment, works[0].task, few, which)]
+    return tuple(dict.fromkeys(findings))
+
+
+def _scaler_fails(scaler: str, failure: TrialFailed) -> Finding:
+    seen, expected = f"{failure.failure}: {failure.message}", "finite numbers for all rows"
+    fix = failure.hint or "use another scaler under [preprocessing] or [model.search]"
+    return Finding("error", "scaler-fails", f'scaler "{scaler}"', seen, expected, fix)
+
+
+def _few(whole: training.TrainingData) -> training.TrainingData:
+    """At most `ROWS` rows of each split."""
+    train, valid = _spread(len(whole.x_train)), _spread(len(whole.x_valid))
+    return training.TrainingData(
+        x_train=whole.x_train[train],
+        y_train=whole.y_train[train],
+        x_valid=whole.x_valid[valid],
+        y_valid=whole.y_valid[valid],
+    )
 
 
 def _spread(rows: int) -> np.ndarray:
@@ -168,16 +187,16 @@ def _spread(rows: int) -> np.ndarray:
     return np.linspace(0, rows - 1, min(rows, ROWS)).astype(np.int64)
 
 
-def _corner(experiment: Experiment, sample: Sample, which: Which) -> Iterator[Finding]:
+def _corner(experiment: Experiment, task: Task, few: training.TrainingData, which: Which) -> Iterator[Finding]:
     """Build a corner model, look at its loss and train one step."""
     params = corner_params(experiment, which)
     subject = f"{which} model ({', '.join(f'{name}={params[name]}' for name in ('width', 'depth') if name in params)})"
     try:
         training.seed_everything(experiment.seed)
-        model = models.build(experiment.model.builder, sample.n_features, sample.task, params)
+        model = models.build(experiment.model.builder, few.x_train.shape[1], task, params)
         model.run_eagerly = True  # one step is done long before a graph would be traced
-        yield from _initial_loss(model, sample, subject)
-        yield from _monitor(experiment.objective.metric, _logs_of_one_step(model, sample))
+        yield from _initial_loss(model, task, few, subject)
+        yield from _monitor(experiment.objective.metric, _logs_of_one_step(model, task, few))
     except Exception as error:
         failure = training.classify(error)
         # A corner may well diverge, such as the one with the highest learning rate: the sweep drops it as it goes.
@@ -186,7 +205,7 @@ def _corner(experiment: Experiment, sample: Sample, which: Which) -> Iterator[Fi
         yield Finding(severity, "model-fails", subject, seen, "a model that can be built and trained for one step", fix)
 
 
-def _logs_of_one_step(model: keras.Model, sample: Sample) -> dict[str, float]:
+def _logs_of_one_step(model: keras.Model, task: Task, few: training.TrainingData) -> dict[str, float]:
     """Train one step and return what the callbacks saw."""
     seen: dict[str, float] = {}
 
@@ -194,9 +213,9 @@ def _logs_of_one_step(model: keras.Model, sample: Sample) -> dict[str, float]:
         seen.update(logs)
         return False
 
-    rows = len(sample.data.x_train)
+    rows = len(few.x_train)
     spec = training.FitSpec(epochs=1, patience=1, batch_size=rows, monitor="val_loss", direction="minimize")
-    training.fit(model, sample.task, sample.data, spec, keep)
+    training.fit(model, task, few, spec, keep)
     return seen
 
 
@@ -208,24 +227,24 @@ def _monitor(metric: str, logs: dict[str, float]) -> Iterator[Finding]:
         yield Finding("error", "monitor-missing", "objective.metric", seen, "a metric that training logs", fix)
 
 
-def _defined(experiment: Experiment, sample: Sample) -> Iterator[Finding]:
+def _defined(experiment: Experiment, outline: Outline) -> Iterator[Finding]:
     """Whether the objective has a value on these validation rows, whatever a model predicts."""
     metric = experiment.objective.metric
-    outputs = np.full((len(sample.y_valid), sample.task.units), 0.5)
-    scores = sample.task.score(sample.y_valid, sample.task.to_scores(outputs))
+    outputs = np.full((len(outline.y_valid), outline.task.units), 0.5)
+    scores = outline.task.score(outline.y_valid, outline.task.to_scores(outputs))
     if math.isnan(scores.get(metric.removeprefix("val_"), 0.0)):
-        seen = f"{metric} is not defined on the {len(sample.y_valid)} validation rows"
+        seen = f"{metric} is not defined on the {len(outline.y_valid)} validation rows"
         expected = "validation rows of more than one class"
         fix = "give validation more rows under [data.split], or set another objective.metric"
         yield Finding("error", "monitor-undefined", "objective.metric", seen, expected, fix)
 
 
-def _initial_loss(model: keras.Model, sample: Sample, subject: str) -> Iterator[Finding]:
-    """Whether the untrained model's loss, without regularisation, is near that of chance."""
-    found = training.outputs(model, sample.data.x_train)
-    loss = training.total_loss(model, sample.data.y_train, found) - training.regularisation(model)
-    expected, formula = _chance(sample.task)
-    factor = REGRESSION_LOSS_FACTOR if sample.task.kind == "regression" else CLASS_LOSS_FACTOR
+def _initial_loss(model: keras.Model, task: Task, few: training.TrainingData, subject: str) -> Iterator[Finding]:
+    """Whether the untrained model's loss is near that of chance."""
+    found = training.outputs(model, few.x_train)
+    loss = training.data_loss(model, few.y_train, found)
+    expected, formula = _chance(task)
+    factor = REGRESSION_LOSS_FACTOR if task.kind == "regression" else CLASS_LOSS_FACTOR
     if not expected / factor <= loss <= expected * factor:
         wanted = f"about {expected:.3g} ({formula}), within a factor of {factor:g}"
         fix = "scale the features (preprocessing.scaler), and check the loss and the head under [model]"
@@ -243,17 +262,26 @@ def _chance(task: Task) -> tuple[float, str]:
     return math.log(2), "log 2 for a yes or no"
 
 
-def _memory(experiment: Experiment, sample: Sample) -> Finding:
-    """What the largest model and the data take, against what is available."""
-    params = corner_params(experiment, "largest")
-    parameters, values = models.size(experiment.model.builder, sample.n_features, sample.task, params)
-    batch_size = int(params["batch_size"])
-    need = {
+def _need(experiment: Experiment, outline: Outline, which: Which) -> dict[str, int]:
+    """Bytes that a sweep with only this corner model takes from now on, by what takes them.
+
+    One float32 matrix per scaler stays in memory (`trial.prepare`), and the backend copies the one it trains on. The
+    float64 copies are gone before a model is there; they are added all the same, an upper bound.
+    """
+    params = corner_params(experiment, which)
+    parameters, values = models.size(experiment.model.builder, outline.n_features, outline.task, params)
+    rows, features, numbers = outline.rows, outline.n_features, outline.n_numbers
+    matrices, batch_size = len(experiment.scalers) + 1, int(params["batch_size"])
+    return {
         f"{parameters:,} parameters x {COPIES}": 4 * COPIES * parameters,
-        f"{sample.rows:,} rows x {sample.n_features} features x 2": 4 * 2 * sample.rows * sample.n_features,
+        f"{rows:,} rows x {features:,} features x {matrices}": 4 * matrices * rows * features,
+        f"{rows:,} rows x {numbers:,} numbers x {WIDE_COPIES} while they are scaled": 8 * WIDE_COPIES * rows * numbers,
         f"{values:,} activations x {batch_size:,} rows x 2": 4 * 2 * values * batch_size,
     }
-    available = available_memory()
+
+
+def _memory(need: dict[str, int], available: int) -> Finding:
+    """What the largest model and the data take, against what is available."""
     parts = "; ".join(f"{name}: {_size(size)}" for name, size in need.items())
     return Finding(
         "error" if sum(need.values()) > available else "info",
@@ -261,7 +289,8 @@ def _memory(experiment: Experiment, sample: Sample) -> Finding:
         "largest model",
         f"needs about {_size(sum(need.values()))} ({parts})",
         f"at most the {_size(available)} available",
-        "lower width, depth or batch_size under [model.search], or give the machine more memory",
+        "lower width, depth or batch_size under [model.search] or preprocessing.max_categories, use fewer rows, or "
+        "give the machine more memory",
     )
 
 

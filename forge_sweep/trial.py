@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from forge_sweep import baselines, models, training
 from forge_sweep.bundle import Bundle
-from forge_sweep.errors import ForgeSweepError
-from forge_sweep.experiment import Experiment, Params, Scalar
+from forge_sweep.errors import ForgeSweepError, TrialFailed
+from forge_sweep.experiment import SCALERS, Experiment, Params, Scalar
 from forge_sweep.preprocessing import Preprocessor, Schema
 from forge_sweep.sources import Dataset, Split
 from forge_sweep.task import Task, TaskKind
@@ -105,6 +106,8 @@ def run(
     except Exception as error:
         raise training.classify(error) from error
     at_best = fitted.history[fitted.best_epoch]
+    if not math.isfinite(at_best[experiment.objective.metric]):
+        raise TrialFailed("diverged", f"{experiment.objective.metric} is not finite at the best epoch")
     return TrialResult(
         state=fitted.state,
         value=at_best[experiment.objective.metric],
@@ -134,6 +137,8 @@ def run_baseline(experiment: Experiment, splits: Dataset, kind: str, seed: int) 
     model = baselines.fit(kind, task, data.x_train, data.y_train, seed=seed, class_weight=experiment.model.class_weight)
     outputs = model.outputs(data.x_valid)
     metrics = validation_metrics(task, data.y_valid, outputs)
+    if not math.isfinite(metrics[experiment.objective.metric]):
+        raise TrialFailed("diverged", f"{experiment.objective.metric} of {kind} is not finite")
     return TrialResult(
         state="finished",
         value=metrics[experiment.objective.metric],
@@ -190,7 +195,7 @@ class Recipe:
         )
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=len(SCALERS))
 def prepare(splits: Dataset, recipe: Recipe) -> Prepared:
     """Learn task, schema and preprocessor on train and turn both splits into arrays.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +17,12 @@ if TYPE_CHECKING:
     from forge_sweep.study import StudyView
 
 HOST = "127.0.0.1"
+
+DASHBOARD = """
+import os
+import optuna_dashboard
+optuna_dashboard.run_server(os.environ["FORGE_SWEEP_STORAGE"], host="{host}", port={port})
+"""
 
 
 def serve(study: StudyView, store: Path, port: int, *, echo: Callable[[str], None]) -> None:
@@ -36,11 +41,13 @@ def serve(study: StudyView, store: Path, port: int, *, echo: Callable[[str], Non
     """
     uri = default_uri(store)
     prepare_store(uri, store)  # MLflow's own first opening of a new database is not safe beside a `run`
-    commands = {} if uri.startswith("http") else {"MLflow UI": mlflow_command(uri, store, port)}
-    commands["optuna-dashboard"] = [executable("optuna-dashboard"), study.url, "--host", HOST, "--port", str(port + 1)]
+    commands = {} if uri.startswith("http") else {"MLflow UI": mlflow_command(store, port)}
+    commands["optuna-dashboard"] = [sys.executable, "-c", DASHBOARD.format(host=HOST, port=port + 1)]
     echo(f"MLflow: {page(study, uri, port)}")
     echo(f"Optuna: http://{HOST}:{port + 1}")
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # Addresses of databases may hold passwords, which the arguments of a process would show to everybody.
+    addresses = {"MLFLOW_BACKEND_STORE_URI": uri, "FORGE_SWEEP_STORAGE": study.url}
+    environment = {**os.environ, **addresses, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     running = {name: subprocess.Popen(command, env=environment) for name, command in commands.items()}
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by a supervisor: end the servers too
@@ -60,20 +67,11 @@ def page(study: StudyView, uri: str, port: int) -> str:
     return link if uri.startswith("http") else f"http://{HOST}:{port}{link[link.find('/#/') :] if link else ''}"
 
 
-def mlflow_command(uri: str, store: Path, port: int) -> list[str]:
+def mlflow_command(store: Path, port: int) -> list[str]:
     """The server on the embedded store: one worker (two add 44 ms to each request), this machine only."""
     artifacts = (store / "artifacts").resolve()
-    where = ["--backend-store-uri", uri, "--artifacts-destination", str(artifacts)]
-    return [sys.executable, "-m", "mlflow", "server", *where, "--host", HOST, "--port", str(port), "--workers", "1"]
-
-
-def executable(name: str) -> str:
-    """A program of this environment."""
-    beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if not found:
-        raise ForgeSweepError(f"{name} is not installed", hint=f"pip install {name}")
-    return found
+    where = ["--artifacts-destination", str(artifacts), "--host", HOST, "--port", str(port)]
+    return [sys.executable, "-m", "mlflow", "server", *where, "--workers", "1"]
 
 
 def wait_for_any(running: dict[str, subprocess.Popen[bytes]]) -> None:

@@ -1,11 +1,13 @@
 """A fake `trial.run` with a known surface, for the sweep's own logic: no network is trained, all services are real.
 
-Run as a script it is a sweep that a test can kill: `python surface.py STORE N_TRIALS SECONDS_PER_EPOCH`.
+Run as a script it is a sweep that a test can kill: `python -m tests.surface STORE N_TRIALS SECONDS_PER_EPOCH [POINT]`.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -74,15 +76,15 @@ def fake_run(
         for epoch in range(EPOCHS):
             time.sleep(seconds_per_epoch)
             value = height(params) * (epoch + 1) / EPOCHS + noise
-            history.append({"loss": 1 - value, "val_loss": 1 - value, "val_auc": value, "learning_rate": 1e-3})
+            losses = {"loss": 1 - value, "val_loss": 1 - value, "val_log_loss": 1 - value}
+            history.append({**losses, "val_auc": value, "learning_rate": 1e-3})
             if on_epoch(epoch, history[-1]):
                 break
         bundle = trial.run_baseline(experiment, splits, "constant", seed).bundle
         metrics = {name: value for name, value in history[-1].items() if name.startswith("val_")}
         state = "finished" if len(history) == EPOCHS else "pruned"
-        return TrialResult(
-            state, history[-1]["val_auc"], metrics, tuple(history), len(history) - 1, 0.1, 32, (), bundle
-        )  # type: ignore[arg-type]
+        value, best_epoch = history[-1][experiment.objective.metric], len(history) - 1
+        return TrialResult(state, value, metrics, tuple(history), best_epoch, 0.1, 32, (), bundle)  # type: ignore[arg-type]
 
     return run
 
@@ -98,6 +100,23 @@ def no_network(run: Callable[..., TrialResult]) -> Iterator[None]:
         trial.run, sweep.try_models = before
 
 
+def die_after(point: str) -> None:
+    """Let the process end, as by `kill -9`, when the function ``module:name`` of the sweep has done its work once."""
+    module, _, name = point.partition(":")
+    home = importlib.import_module(f"forge_sweep.sweep.{module}")
+    original = getattr(home, name)
+
+    def last(*words: Any, **options: Any) -> None:
+        original(*words, **options)
+        os._exit(9)
+
+    for user in (sweep, home):
+        if hasattr(user, name):
+            setattr(user, name, last)
+
+
 if __name__ == "__main__":
+    for point in sys.argv[4:]:
+        die_after(point)
     with no_network(fake_run(float(sys.argv[3]))):
         sweep.run(experiment(study__n_trials=int(sys.argv[2])), store=Path(sys.argv[1]))

@@ -160,3 +160,54 @@ def test_an_unknown_image_is_a_warning_with_its_fix(tmp_path: Path, monkeypatch:
     monkeypatch.setenv(environment.IMAGE_VARIABLE, DIGEST)
     seen = environment.capture(tmp_path, "tensorflow")
     assert (seen.image_digest, seen.warnings()) == (DIGEST, ())
+
+
+CGROUP_2 = {"memory.max": "6000000", "memory.current": "5000000", "memory.stat": "anon 1\nfile 9\ninactive_file 700000"}
+CGROUP_1 = {
+    "memory/memory.limit_in_bytes": "6000000",
+    "memory/memory.usage_in_bytes": "5000000",
+    "memory/memory.stat": "total_inactive_file 1\ninactive_file 700000\n",
+}
+
+
+def cgroup(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    return root
+
+
+@pytest.mark.parametrize("files", [CGROUP_2, CGROUP_1], ids=["version 2", "version 1"])
+def test_the_memory_of_a_container_counts_where_it_is_less(tmp_path: Path, files: dict[str, str]) -> None:
+    """What it may use, and what is free of that: cached files that were not used lately can be given up."""
+    assert environment.memory(cgroup(tmp_path, files)) == environment.Memory(total=6_000_000, available=1_700_000)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        CGROUP_2 | {"memory.max": "max"},
+        CGROUP_1 | {"memory/memory.limit_in_bytes": "9223372036854771712"},
+    ],
+    ids=["none", "version 2", "version 1"],
+)
+def test_without_a_limit_the_memory_is_that_of_the_machine(tmp_path: Path, files: dict[str, str]) -> None:
+    """Version 1 writes a huge number for no limit, version 2 a word."""
+    import psutil
+
+    seen = environment.memory(cgroup(tmp_path, files))
+    assert seen.total == psutil.virtual_memory().total
+    assert 0 < seen.available <= seen.total
+
+
+def test_a_container_over_its_limit_has_no_memory_left(tmp_path: Path) -> None:
+    """Never a negative number."""
+    files = CGROUP_2 | {"memory.current": "7000000", "memory.stat": ""}
+    assert environment.memory(cgroup(tmp_path, files)).available == 0
+
+
+def test_the_recorded_memory_is_what_this_process_may_use(tmp_path: Path) -> None:
+    """One figure for the record and for the pre-flight."""
+    assert environment.capture(tmp_path, "tensorflow").memory_bytes == environment.memory().total

@@ -6,11 +6,13 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from forge_sweep import experiment, models, sources
+from forge_sweep import environment, experiment, models, sources, trial
 from forge_sweep.checks.findings import errors
-from forge_sweep.preflight import available_memory, corner_params, preflight
+from forge_sweep.errors import DataError
+from forge_sweep.preflight import corner_params, preflight
 
 # Keras 3.15 turns its variables into arrays in a way that NumPy 2 deprecates, in ReduceLROnPlateau among others.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -61,13 +63,6 @@ def test_the_l2_penalty_is_not_taken_for_a_bad_start():
     assert "initial-loss" not in codes(preflight(settings, rows(settings)), "warning")
 
 
-def test_a_head_that_does_not_fit_is_an_error_and_nothing_is_built():
-    settings = made()
-    model = settings.model.model_copy(update={"loss": "categorical_crossentropy"})
-    (finding,) = preflight(settings.model_copy(update={"model": model}), rows(settings))
-    assert (finding.severity, finding.code) == ("error", "loss-activation")
-
-
 def test_an_objective_that_training_does_not_log_is_an_error_that_lists_what_it_logs():
     settings = made()
     objective = settings.objective.model_copy(update={"metric": "val_acu"})
@@ -98,7 +93,72 @@ def test_a_model_that_does_not_fit_into_memory_is_an_error_and_is_not_built():
     found = errors(preflight(settings, rows(settings)))
     assert [finding.code for finding in found] == ["memory"]
     assert "TB" in found[0].seen
-    assert available_memory() > 0
+
+
+def no_preparing(*arguments):
+    """In place of `trial.prepare`, where it must not be called."""
+    raise AssertionError("the matrices were made")
+
+
+def test_data_that_do_not_fit_into_memory_are_an_error_and_are_not_prepared(monkeypatch):
+    monkeypatch.setattr(environment, "memory", lambda: environment.Memory(total=10**6, available=10**5))
+    monkeypatch.setattr(trial, "prepare", no_preparing)
+    settings = made()
+    (finding,) = preflight(settings, rows(settings))
+    assert (finding.severity, finding.code) == ("error", "memory")
+    assert "at most the 100 kB available" in finding.expected
+
+
+def test_the_memory_of_the_data_is_that_of_the_arrays_to_come(adult):
+    """Columns with missing values, with categories, and with more categories than are kept."""
+    settings, dataset = adult
+    prepared = trial.prepare(dataset, trial.Recipe.of(settings))
+    whole = prepared.data
+    memory = preflight(settings, dataset)[0]
+    assert prepared.preprocessor.output_names == ("age", "age=(missing)", "job=a", "job=b", "job=(other)")
+    assert f"{len(whole.x_train) + len(whole.x_valid)} rows x {whole.x_train.shape[1]} features x 2:" in memory.seen
+    assert "rows x 1 numbers x 4" in memory.seen
+
+
+@pytest.fixture
+def adult(tmp_path):
+    """An experiment on a file with a number that is missing at times and a category, and its rows."""
+    n = 200
+    age = [None if i % 10 == 0 else 20 + i % 50 for i in range(n)]
+    job = [("a", "a", "b", "b", "c", "d")[i % 6] for i in range(n)]
+    frame = pd.DataFrame({"age": age, "job": job, "rich": [i % 7 < 3 for i in range(n)]})
+    frame.to_csv(tmp_path / "adult.csv", index=False)
+    data = {"source": "file", "path": str(tmp_path / "adult.csv"), "target": "rich", "task": "binary"}
+    table = {"data": data, "objective": {"metric": "val_auc"}, "model": {"search": SEARCH}}
+    settings = experiment.parse({"name": "adult", "preprocessing": {"max_categories": 2}, **table}, root=tmp_path)
+    return settings, rows(settings)
+
+
+def test_every_scaler_of_the_space_keeps_its_matrix_in_memory():
+    settings = made(search={**SEARCH, "scaler": {"type": "categorical", "choices": ["standard", "robust", "none"]}})
+    assert "features x 4:" in preflight(settings, rows(settings))[0].seen
+
+
+@pytest.mark.parametrize("scalers", [["standard", "none"], ["none", "standard"]])
+def test_a_scaler_that_gives_no_finite_numbers_is_an_error_and_models_are_tried_with_another(scalers):
+    """A number beyond float32 is infinite unless it is scaled."""
+    settings = made(search={**SEARCH, "scaler": {"type": "categorical", "choices": scalers}})
+    dataset = rows(settings)
+    features = dataset.train.features.copy()
+    features.iloc[3, 0] = 1e39
+    broken = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, features=features))
+    (finding,) = errors(preflight(settings, broken))
+    assert (finding.code, finding.subject) == ("scaler-fails", 'scaler "none"')
+    assert "1 train rows have NaN or Inf" in finding.seen
+
+
+def test_a_validation_label_that_train_does_not_have_is_not_blamed_on_a_scaler():
+    settings = made()
+    dataset = rows(settings)
+    targets = dataset.valid.targets.copy()
+    targets.iloc[0, 0] = "unclear"
+    with pytest.raises(DataError, match="unclear"):
+        preflight(settings, dataclasses.replace(dataset, valid=dataclasses.replace(dataset.valid, targets=targets)))
 
 
 def test_a_model_that_cannot_be_built_is_an_error_with_its_cause(monkeypatch):

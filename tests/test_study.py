@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import logging
 import math
 import os
 import random
@@ -26,8 +27,8 @@ import pytest
 
 from forge_sweep import experiment as experiments
 from forge_sweep.errors import InputError, MissingExtra, ResumeRefused, SweepStopped
-from forge_sweep.experiment import Dimension, Experiment, Params
-from forge_sweep.study import Asked, Study, find_study, open_study, storage_url
+from forge_sweep.experiment import Dimension, Experiment, Params, derived_seed
+from forge_sweep.study import Asked, Requeued, Study, find_study, open_study, resumable, storage_url
 from forge_sweep.study.space import fits
 from forge_sweep.study.storage import open_storage
 
@@ -299,6 +300,14 @@ def test_tpe_learns_from_what_it_was_told(tmp_path: Path) -> None:
     assert statistics.mean(values[10:]) > statistics.mean(values[:10])
 
 
+def test_seeds_are_the_same_on_every_machine_and_differ_by_purpose() -> None:
+    """Recorded numbers: a sweep that was begun with an older version must go on with the same ones."""
+    assert derived_seed(7, "trial", 3) == 3380511554
+    seeds = [derived_seed(root, *purpose) for root in (0, 1) for purpose in ((), ("trial", 0), ("trial", 1), (0,))]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
 @hypothesis.given(st.floats(0, 1, exclude_max=True), st.data())
 def test_every_quasi_random_value_lies_in_its_range(unit: float, data: st.DataObject) -> None:
     from forge_sweep.study.samplers import at
@@ -347,17 +356,38 @@ def test_threads_that_share_a_study_never_ask_for_more_than_the_total(tmp_path: 
     assert [row.state for row in study.rows()] == ["finished"] * 10
 
 
+def test_trials_are_counted_by_state_in_one_order_imported_ones_and_empty_states_aside(tmp_path: Path) -> None:
+    study = opened(tmp_path, experiment(n_trials=7))
+    assert study.counts() == {}
+    for state in ("failed", "pruned", "finished", "finished"):
+        asked = study.ask()
+        assert asked is not None
+        study.tell(asked.number, state, None if state == "failed" else 0.5)
+    put_back, left = study.ask(), study.ask()
+    assert put_back is not None
+    assert left is not None
+    assert list(study.counts().items()) == [("finished", 2), ("pruned", 1), ("failed", 1), ("running", 2)]
+    study.put_back(put_back.number)
+    assert list(study.counts().items())[3:] == [("running", 1), ("waiting", 1)]
+    fork = opened(tmp_path, experiment(n_trials=7, patience=3), fork=True)
+    assert fork.imported == 3
+    assert fork.counts() == {}
+
+
 def test_a_trial_whose_process_died_three_times_fails_as_lost_worker(tmp_path: Path) -> None:
     for attempt in (1, 2, 3):
         study = opened(tmp_path)
-        assert study.requeue() == ([] if attempt == 1 else [0])
+        assert study.requeue() == Requeued(waiting=() if attempt == 1 else (0,), lost=())
         asked = study.ask()
         assert asked is not None
         assert (asked.number, asked.attempt) == (0, attempt)
     study = opened(tmp_path)
-    assert study.requeue() == []
-    assert [(row.state, row.failure) for row in study.rows()] == [("failed", "lost-worker")]
+    second = study.ask()
+    assert second is not None
+    assert study.requeue() == Requeued(waiting=(1,), lost=(0,))
+    assert [(row.state, row.failure) for row in study.rows()] == [("failed", "lost-worker"), ("waiting", "")]
     assert "3 times" in study.rows()[0].cause
+    assert opened(tmp_path).requeue() == Requeued((), ())
 
 
 def test_a_trial_that_is_put_back_waits_without_losing_an_attempt(tmp_path: Path) -> None:
@@ -540,6 +570,41 @@ def test_putting_the_old_values_back_resumes_the_old_study(tmp_path: Path) -> No
     assert opened(tmp_path).name == "fraud"
 
 
+def test_a_fork_that_was_killed_goes_on_when_it_is_asked_for_again(tmp_path: Path) -> None:
+    swept(tmp_path, experiment(n_trials=2))
+    changed = experiment(n_trials=4, epochs=9)
+    first = opened(tmp_path, changed, fork=True)
+    drive(first, at_most=1)
+    again = opened(tmp_path, changed, fork=True)
+    assert (again.name, again.imported, again.n_done) == (first.name, 2, 1) == ("fraud-2", 2, 1)
+    assert again.accepted == first.accepted == "study.epochs: 3 -> 9"
+
+
+def test_a_fork_of_an_experiment_that_did_not_change_goes_on_with_its_study(tmp_path: Path) -> None:
+    assert opened(tmp_path, fork=True).name == "fraud"
+    assert opened(tmp_path, experiment(epochs=9), fork=True).name == "fraud-2"
+    assert opened(tmp_path, fork=True).name == "fraud"
+
+
+def test_resumable_is_the_study_that_would_be_gone_on_with(tmp_path: Path) -> None:
+    """None where a study would be created, and where one would be refused or forked."""
+    assert resumable(experiment(), dataset=DATASET, store=tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+    swept(tmp_path, experiment(n_trials=2))
+    more = resumable(experiment(n_trials=5), dataset=DATASET, store=tmp_path)
+    assert more is not None
+    assert (more.name, more.n_done) == ("fraud", 2)
+    changed = experiment(epochs=9)
+    assert resumable(changed, dataset=DATASET, store=tmp_path) is None
+    assert resumable(experiment(), dataset=OTHER_DATA, store=tmp_path) is None
+    assert resumable(experiment(name="other"), dataset=DATASET, store=tmp_path) is None
+    opened(tmp_path, changed, fork=True)
+    for spec in (experiment(), changed):
+        found = resumable(spec, dataset=DATASET, store=tmp_path)
+        assert found is not None
+        assert found.name == opened(tmp_path, spec).name
+
+
 def test_a_fork_imports_what_fits_and_counts_its_own_trials(tmp_path: Path) -> None:
     old = swept(tmp_path, experiment(pruner="hyperband", sampler="random"))
     narrow = {**MIXED, "depth": {"type": "int", "low": 2, "high": 6}}
@@ -576,26 +641,71 @@ def test_a_fork_goes_on_from_what_the_old_trials_taught(tmp_path: Path) -> None:
     assert len(set(states)) == 15
 
 
+def varied(**sections: Mapping[str, Any]) -> Experiment:
+    """The experiment of `experiment(n_trials=2)` with other values in some sections."""
+    raw = experiment(n_trials=2).model_dump(mode="json", exclude_none=True)
+    del raw["objective"]["direction"]
+    changed = {name: {**raw[name], **values} for name, values in sections.items()}
+    return experiments.parse({**raw, **changed}, root=Path())
+
+
+@pytest.mark.parametrize("data", [OTHER_DATA, {**DATASET, "split_digest": "d" * 64}])
+def test_a_fork_imports_nothing_where_data_or_split_changed(data: dict[str, str], tmp_path: Path) -> None:
+    swept(tmp_path, varied())
+    study = opened(tmp_path, varied(), data=data, fork=True)
+    assert (study.imported, study.accepted) == (0, "")
+    assert study.skipped.startswith("no trial of fraud was imported: ")
+    assert "-> cccccccccccc" in study.skipped or "split of the rows" in study.skipped
+
+
 @pytest.mark.parametrize(
-    ("data", "metric", "why"),
+    ("sections", "why"),
     [
-        (OTHER_DATA, "val_auc", "content of the data"),
-        (DATASET, "val_f1", "objective.metric"),
-        (DATASET, "val_loss", "objective.metric"),
+        ({"objective": {"metric": "val_f1"}}, ['objective.metric: "val_auc" -> "val_f1"']),
+        ({"objective": {"metric": "val_loss"}}, ['objective.metric: "val_auc" -> "val_loss"']),
+        ({"data": {"target": "other"}}, ['data.target: ["target"] -> ["other"]']),
+        ({"data": {"positive": 0}}, ["data.positive: null -> 0"]),
+        (
+            {"data": {"task": "multiclass"}, "objective": {"metric": "val_accuracy"}},
+            ['data.task: "binary" -> "multiclass"', "objective.metric: "],
+        ),
+        (
+            {"model": {"activation": "linear", "loss": "binary_crossentropy", "from_logits": True}},
+            ['model.activation: null -> "linear"', "model.loss: null -> ", "model.from_logits: false -> true"],
+        ),
     ],
 )
 def test_a_fork_imports_nothing_where_values_cannot_be_compared(
-    data: dict[str, str], metric: str, why: str, tmp_path: Path
+    sections: dict[str, Any], why: list[str], tmp_path: Path
 ) -> None:
-    swept(tmp_path, experiment(n_trials=2))
-    spec = experiment(n_trials=2)
-    other = experiments.parse(
-        {**spec.model_dump(exclude_none=True, exclude={"objective"}), "objective": {"metric": metric}}, root=Path()
+    swept(tmp_path, varied())
+    study = opened(tmp_path, varied(**sections), fork=True)
+    assert (study.imported, study.accepted) == (0, "")
+    assert study.skipped.startswith("no trial of fraud was imported: ")
+    assert all(words in study.skipped for words in why)
+    assert opened(tmp_path, varied(**sections)).skipped == study.skipped
+
+
+def test_a_fork_says_which_other_differences_it_accepted_for_the_trials_it_imported(tmp_path: Path) -> None:
+    """Search ranges and budget aside; a fork of a fork says what the first one accepted, too."""
+    swept(tmp_path, varied())
+    wide = {**MIXED, "depth": {"type": "int", "low": 1, "high": 5}}
+    changed = varied(
+        study={"epochs": 9, "n_trials": 5},
+        preprocessing={"scaler": "robust"},
+        model={"class_weight": "balanced", "search": wide},
     )
-    study = opened(tmp_path, other, data=data, fork=True)
-    assert study.imported == 0
-    assert study.skipped.startswith("no trial of fraud was imported")
-    assert why in study.skipped
+    study = opened(tmp_path, changed, fork=True)
+    assert (study.imported, study.skipped) == (2, "")
+    assert set(study.accepted.split("; ")) == {
+        "study.epochs: 3 -> 9",
+        'preprocessing.scaler: "standard" -> "robust"',
+        'model.class_weight: null -> "balanced"',
+    }
+    third = opened(tmp_path, changed.model_copy(update={"seed": 8}), fork=True)
+    assert (third.imported, third.accepted) == (2, f"{study.accepted}; seed: 7 -> 8")
+    narrow = varied(model={"search": {**MIXED, "width": 512}}, study={"patience": 3})
+    assert (opened(tmp_path, narrow, fork=True).imported, opened(tmp_path, narrow).accepted) == (0, "")
 
 
 def test_a_fork_of_a_grid_runs_the_points_that_are_left(tmp_path: Path) -> None:
@@ -612,7 +722,7 @@ def test_a_fork_of_a_grid_runs_the_points_that_are_left(tmp_path: Path) -> None:
 
 def test_two_experiments_share_a_store_even_when_their_study_names_meet(tmp_path: Path) -> None:
     opened(tmp_path)
-    opened(tmp_path, fork=True)
+    opened(tmp_path, experiment(epochs=9), fork=True)
     study = opened(tmp_path, experiment(name="fraud-2"))
     assert study.name == "fraud-2-2"
     found = find_study("fraud-2", tmp_path)
@@ -672,6 +782,21 @@ def test_a_second_run_is_refused_with_the_pid_of_the_first_until_that_is_killed(
 def test_the_same_process_cannot_run_a_study_twice(tmp_path: Path) -> None:
     with opened(tmp_path).hold(), pytest.raises(SweepStopped, match="is being run by"), opened(tmp_path).hold():
         raise AssertionError("held twice")
+
+
+def test_running_on_a_shared_database_warns_that_one_machine_and_store_must_run_a_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The lock is a file of the store folder; the URL may hold a password and is not part of the warning."""
+    with caplog.at_level(logging.WARNING, logger="forge_sweep"):
+        with opened(tmp_path / "own").hold():
+            assert caplog.messages == []
+        monkeypatch.setenv("FORGE_SWEEP_STORAGE", f"sqlite:///{tmp_path}/shared.db")
+        with opened(tmp_path / "one").hold():
+            pass
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("study fraud is on the database of FORGE_SWEEP_STORAGE: run it on one machine")
+    assert "shared.db" not in caplog.text
 
 
 def test_reading_does_not_wait_for_the_process_that_runs(tmp_path: Path) -> None:

@@ -27,24 +27,23 @@ def run(spec: Experiment, store: Path, run_trial: Any = None, **options: Any) ->
         return sweep.run(spec, store=store, **options)
 
 
-def runs(store: Path, kind: str | None = None) -> list[Any]:
-    """The MLflow runs of the only experiment, by kind, ordered by name."""
+def client(store: Path) -> Any:
+    """MLflow on the embedded store."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{store.absolute()}/mlflow.db")
-    ids = [e.experiment_id for e in client.search_experiments() if e.name != "Default"]
-    found = client.search_runs(ids, max_results=1000)
+    return MlflowClient(f"sqlite:///{store.absolute()}/mlflow.db")
+
+
+def runs(store: Path, kind: str | None = None) -> list[Any]:
+    """The MLflow runs of the only experiment, by kind, ordered by name."""
+    ids = [e.experiment_id for e in client(store).search_experiments() if e.name != "Default"]
+    found = client(store).search_runs(ids, max_results=1000)
     return sorted((r for r in found if kind in (None, r.data.tags["forge.kind"])), key=lambda r: r.info.run_name)
 
 
 def curve(store: Path, run_id: str, metric: str) -> list[int]:
     """Steps of a curve."""
-    from mlflow import MlflowClient
-
-    return [
-        point.step
-        for point in MlflowClient(f"sqlite:///{store.absolute()}/mlflow.db").get_metric_history(run_id, metric)
-    ]
+    return [point.step for point in client(store).get_metric_history(run_id, metric)]
 
 
 def study_of(store: Path, name: str = "surface") -> StudyView:
@@ -77,8 +76,6 @@ def test_a_sweep_leaves_one_parent_and_every_trial_as_its_child(tmp_path: Path) 
 
 def test_the_winner_is_confirmed_scored_once_on_test_and_registered(tmp_path: Path) -> None:
     """The best of the surface wins, with its own test score, one look, and the alias challenger."""
-    from mlflow import MlflowClient
-
     result = run(experiment(), tmp_path)
     best = max(
         (row for row in study_of(tmp_path).rows() if row.state == "finished"), key=lambda row: height(row.params)
@@ -89,7 +86,7 @@ def test_the_winner_is_confirmed_scored_once_on_test_and_registered(tmp_path: Pa
     assert parent.data.metrics["test_accuracy"] == pytest.approx(result.test["test_accuracy"])
     digest = parent.data.tags["forge.dataset_digest"]
     assert len(looks_at_test(tmp_path / "test_looks.jsonl", digest)) == 1
-    version = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_model_version_by_alias("surface", "challenger")
+    version = client(tmp_path).get_model_version_by_alias("surface", "challenger")
     assert result.model == f"models:/surface/{version.version}"
     assert version.tags["forge.dataset_digest"] == digest
     assert not (tmp_path / "checkpoints" / "surface").exists()
@@ -149,28 +146,132 @@ def test_ctrl_c_puts_the_trial_back_and_the_resumed_sweep_equals_an_uninterrupte
         assert curve(cut, child.info.run_id, "val_auc") == list(range(row.epochs))
 
 
-@pytest.mark.slow
-def test_kill_9_at_any_moment_leaves_exactly_the_trials_that_were_asked_for(tmp_path: Path) -> None:
-    """Optuna and MLflow agree: 12 trials, none running, one point per epoch."""
-    command = [sys.executable, "-m", "tests.surface", str(tmp_path), "12", "0.05"]
-    root = Path(__file__).parents[1]
-    for seconds in (4.0, 4.7, 5.3, 6.1):
-        process = subprocess.Popen(command, cwd=root, start_new_session=True)
-        time.sleep(seconds)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, cwd=root, check=True, timeout=300)
-    rows = study_of(tmp_path).rows()
-    assert [row.number for row in rows] == list(range(12))
-    assert {row.state for row in rows} <= {"finished", "pruned"}
-    children = runs(tmp_path, "trial")
-    assert [child.info.run_name for child in children] == [f"trial-{n:04d}" for n in range(12)]
-    statuses = {"finished": "FINISHED", "pruned": "KILLED"}
+ROOT = Path(__file__).parents[1]
+
+
+def killed(store: Path, n_trials: int, seconds: float, *points: str) -> list[str]:
+    """The command of a sweep in a process of its own, which dies at the points named."""
+    return [sys.executable, "-m", "tests.surface", str(store), str(n_trials), str(seconds), *points]
+
+
+def check_nothing_is_lost(store: Path, n_trials: int) -> None:
+    """Optuna and MLflow agree: dense numbers, none running, one point per epoch, one parent, one model."""
+    rows = study_of(store).rows()
+    assert [row.number for row in rows] == list(range(n_trials))
+    children = runs(store, "trial")
+    assert [child.info.run_name for child in children] == [f"trial-{n:04d}" for n in range(n_trials)]
+    statuses = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
     assert [child.info.status for child in children] == [statuses[row.state] for row in rows]
     for child, row in zip(children, rows, strict=True):
-        assert curve(tmp_path, child.info.run_id, "val_auc") == list(range(row.epochs))
-    assert len(runs(tmp_path, "sweep")) == 1
-    assert {r.info.status for r in runs(tmp_path)} <= {"FINISHED", "KILLED"}
+        assert curve(store, child.info.run_id, "val_auc") == list(range(row.epochs))
+    (parent,) = runs(store, "sweep")
+    assert parent.info.status == "FINISHED" and "forge.cause" not in parent.data.tags
+    assert {r.info.status for r in runs(store)} <= {"FINISHED", "KILLED", "FAILED"}
+    lost = {"FINISHED", "KILLED"}
+    assert not [r.info.run_name for r in runs(store) if r.info.status in lost and "forge.failure" in r.data.tags]
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment_leaves_exactly_the_trials_that_were_asked_for(tmp_path: Path) -> None:
+    """Killed three times in mid-sweep, at whatever it was doing."""
+    for wanted in (1, 5, 9):
+        process = subprocess.Popen(killed(tmp_path, 12, 0.05), cwd=ROOT, start_new_session=True)
+        while process.poll() is None:
+            study = find_study("surface", tmp_path)
+            if study is not None and study.n_done >= wanted:
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert wanted <= study_of(tmp_path).n_done < 12
+    subprocess.run(killed(tmp_path, 12, 0.0), cwd=ROOT, check=True, timeout=300)
+    check_nothing_is_lost(tmp_path, 12)
+    assert {row.state for row in study_of(tmp_path).rows()} <= {"finished", "pruned"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["trials:fit_baseline", "confirm:keep", "publish:score_on_test", "publish:register"])
+def test_a_death_after_any_phase_is_made_up_for_by_the_same_command(tmp_path: Path, point: str) -> None:
+    """One look at test and one model version, wherever the process died."""
+    died = subprocess.run(killed(tmp_path, 3, 0.0, point), cwd=ROOT, check=False, timeout=300)
+    assert died.returncode == 9
+    result = run(experiment(study__n_trials=3), tmp_path)
+    check_nothing_is_lost(tmp_path, 3)
+    digest = runs(tmp_path, "sweep")[0].data.tags["forge.dataset_digest"]
+    assert len(looks_at_test(tmp_path / "test_looks.jsonl", digest)) == 1
+    assert result.model == "models:/surface/1"
+
+
+@pytest.mark.slow
+def test_a_trial_that_kills_its_process_three_times_is_given_up_with_its_class(tmp_path: Path) -> None:
+    """In the study and in MLflow alike, and said."""
+    for _ in range(3):
+        died = subprocess.run(killed(tmp_path, 3, 0.0, "trials:open_trial"), cwd=ROOT, check=False, timeout=300)
+        assert died.returncode == 9
+    events: list[Event] = []
+    run(experiment(study__n_trials=3), tmp_path, watch=events.append)
+    check_nothing_is_lost(tmp_path, 3)
+    lost = runs(tmp_path, "trial")[0]
+    assert lost.info.status == "FAILED" and lost.data.tags["forge.failure"] == "lost-worker"
+    assert [e.data["number"] for e in events if e.kind == "trial_done" and e.data["state"] == "failed"] == [0]
+
+
+def test_a_minimised_objective_ranks_by_the_smallest(tmp_path: Path) -> None:
+    """Best trial, winner, typical seed and lead over the baseline all follow the direction."""
+    result = run(experiment(objective__metric="val_log_loss", study__pruner="none"), tmp_path)
+    rows = study_of(tmp_path).rows()
+    lowest = min(rows, key=lambda row: row.value or 9.0)
+    assert result.best["number"] == lowest.number == int(result.winner["label"])
+    assert result.winner["mean"] == min(c["mean"] for c in result.confirmed)
+    child = next(r for r in runs(tmp_path, "trial") if r.info.run_name == f"trial-{lowest.number:04d}")
+    gap = result.baselines["constant"] - (lowest.value or 9.0)
+    assert child.data.metrics["delta_vs_baseline"] == pytest.approx(gap)
+    name = f"confirm-{lowest.number:04d}-s{1 + result.winner['values'].index(max(result.winner['values']))}"
+    (version,) = client(tmp_path).search_model_versions("name = 'surface'")
+    assert client(tmp_path).get_run(version.run_id).info.run_name == name, "of two seeds the worse is shipped"
+
+
+def test_a_passing_failure_in_the_confirmation_is_tried_again(tmp_path: Path) -> None:
+    """A full disk is mended and the same command goes on; nothing was written off."""
+
+    def fail(params: Any) -> TrialFailed | None:
+        return TrialFailed("code", "OSError: no space left") if study_of(tmp_path).n_done == 3 else None
+
+    spec = experiment(study__n_trials=3, baselines__kinds=[])
+    with pytest.raises(SweepStopped, match="every candidate failed"):
+        run(spec, tmp_path, fake_run(fail=fail))
+    result = run(spec, tmp_path)
+    assert len(result.confirmed) == 2
+    check_nothing_is_lost(tmp_path, 3)
+
+
+def test_a_fork_is_tried_before_its_first_trial_and_goes_on_when_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pre-flight sees every new search space; `--fork` twice makes one fork."""
+    run(experiment(study__n_trials=2), tmp_path)
+    tried: list[int] = []
+    changed = experiment(study__n_trials=2, study__patience=3)
+    with no_network(fake_run()):
+        monkeypatch.setattr(sweep, "try_models", lambda spec, dataset, watch: tried.append(spec.study.patience))
+        first = sweep.run(changed, store=tmp_path, fork=True)
+        second = sweep.run(changed, store=tmp_path, fork=True)
+    assert tried == [3]
+    assert first.study == second.study == "surface-2"
+
+
+def test_another_environment_is_recorded_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each environment is an artifact of its own, and every run names the one it ran in."""
+    run(experiment(study__n_trials=1), tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    events: list[Event] = []
+    run(experiment(study__n_trials=2), tmp_path, watch=events.append)
+    said = [e.data["text"] for e in events if e.kind == "message" and "environment changed" in e.data["text"]]
+    assert len(said) == 1 and "OMP_NUM_THREADS: None -> 7" in said[0]
+    first, second = (r.data.tags["forge.environment"] for r in runs(tmp_path, "trial"))
+    assert first != second
+    folders = client(tmp_path).list_artifacts(runs(tmp_path, "sweep")[0].info.run_id, "environment")
+    assert {folder.path for folder in folders} == {f"environment/{first}", f"environment/{second}"}
 
 
 def test_a_changed_experiment_is_refused_with_the_difference_and_fork_begins_anew(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import shutil
 import subprocess
 import sys
 
@@ -51,7 +52,7 @@ def build(task, data, seed=1, compiled=False, **params):
 
 def spec(**changes):
     """A short fit that watches the AUC."""
-    defaults = {"epochs": 3, "patience": 2, "batch_size": 50, "monitor": "val_auc", "direction": "maximize", "seed": 1}
+    defaults = {"epochs": 3, "patience": 2, "batch_size": 50, "monitor": "val_auc", "direction": "maximize"}
     return training.FitSpec(**{**defaults, **changes})
 
 
@@ -73,16 +74,26 @@ def test_every_epoch_is_reported_once_with_exact_metrics(cancer):
 
 
 @pytest.mark.parametrize("set_name", ["digits", "diabetes"])
-def test_val_loss_is_what_keras_evaluates_with_regularisation(set_name):
+def test_val_loss_is_what_keras_evaluates_without_the_penalty_on_weights(set_name):
     x, y = getattr(datasets, f"load_{set_name}")(return_X_y=True)
     targets = pd.DataFrame({"target": y})
     task = Task.learn("multiclass" if set_name == "digits" else "regression", targets)
     data = split(task, x, task.encode(targets))
-    model = build(task, data, l2=0.01)
-    result = training.fit(model, task, data, spec(epochs=1, monitor="val_loss", direction="minimize"), go_on)
-    evaluated = model.evaluate(data.x_valid, data.y_valid, verbose=0)
-    assert result.history[0]["val_loss"] == pytest.approx(evaluated, abs=1e-5)
-    assert training.regularisation(model) > 0
+    model, unpenalised = build(task, data, l2=1.0), build(task, data, l2=0.0)
+    short = spec(epochs=1, monitor="val_loss", direction="minimize")
+    (logs,) = training.fit(model, task, data, short, go_on).history
+    unpenalised.set_weights(model.get_weights())
+    assert logs["val_loss"] == pytest.approx(unpenalised.evaluate(data.x_valid, data.y_valid, verbose=0), abs=1e-5)
+    assert model.evaluate(data.x_valid, data.y_valid, verbose=0) > logs["val_loss"] + 1
+    assert logs["loss"] > logs["val_loss"] + 1
+
+
+@pytest.mark.parametrize("head", [{}, {"from_logits": True}])
+def test_val_loss_of_a_penalised_network_is_the_log_loss_that_baselines_have(cancer, head):
+    _, data = cancer
+    task = Task.learn("binary", pd.DataFrame({"target": data.y_train[:, 0].astype(int)}), **head)
+    (logs,) = training.fit(build(task, data, l2=1.0), task, data, spec(epochs=1), go_on).history
+    assert logs["val_loss"] == pytest.approx(logs["val_log_loss"], abs=1e-5)
 
 
 def test_regression_metrics_are_in_original_units():
@@ -152,9 +163,8 @@ def test_a_checkpoint_while_training_goes_on_does_not_disturb_it(cancer, tmp_pat
 
     monkeypatch.setattr(callbacks, "CHECKPOINT_EVERY_S", 0.0)
     task, data = cancer
-    model, same = build(task, data), build(task, data)
-    with_files = training.fit(model, task, data, spec(checkpoint=tmp_path / "best.keras"), go_on)
-    assert with_files.history == training.fit(same, task, data, spec(), go_on).history
+    with_files = training.fit(build(task, data), task, data, spec(checkpoint=tmp_path / "best.keras"), go_on)
+    assert with_files.history == training.fit(build(task, data), task, data, spec(), go_on).history
 
 
 def test_the_same_seed_gives_bit_identical_weights_in_one_process(cancer):
@@ -162,7 +172,7 @@ def test_the_same_seed_gives_bit_identical_weights_in_one_process(cancer):
 
     def weights(seed):
         model = build(task, data, seed=seed, compiled=True)
-        training.fit(model, task, data, spec(epochs=2, seed=seed), go_on)
+        training.fit(model, task, data, spec(epochs=2), go_on)
         return b"".join(w.tobytes() for w in model.get_weights())
 
     first = weights(5)
@@ -175,9 +185,10 @@ def test_several_steps_per_call_give_the_same_weights_as_one(cancer, monkeypatch
     from forge_sweep.training import loop
 
     task, data = cancer
-    several, single = build(task, data, compiled=True), build(task, data, compiled=True)
+    several = build(task, data, compiled=True)
     training.fit(several, task, data, spec(batch_size=30), go_on)
     monkeypatch.setattr(loop, "STEPS_PER_CALL", 1)
+    single = build(task, data, compiled=True)
     training.fit(single, task, data, spec(batch_size=30), go_on)
     assert all(np.array_equal(a, b) for a, b in zip(several.get_weights(), single.get_weights(), strict=True))
 
@@ -243,21 +254,73 @@ def test_what_on_epoch_raises_stops_training_cleanly_and_comes_out_again(cancer)
     assert at == [objective(task, data, model)]
 
 
-def test_an_interrupt_passes_through(cancer):
+class Interrupted(KeyboardInterrupt):
+    """Like the one a sweep raises when it is asked to stop."""
+
+
+@pytest.mark.parametrize("reason", [Interrupted, SystemExit])
+def test_an_interrupt_in_on_epoch_ends_training_cleanly_and_comes_out_again(cancer, tmp_path, reason):
+    import keras
+
     task, data = cancer
+    model = build(task, data, optimizer="sgd", l2=0.0, learning_rate=0.05)
+    model.optimizer.learning_rate = -0.05  # ascending the gradient makes the first epoch the best one
+    first = []
 
     def interrupt(epoch, logs):
-        raise KeyboardInterrupt
+        first.append(model.get_weights())
+        if epoch == 2:
+            raise reason
 
-    with pytest.raises(KeyboardInterrupt):
-        training.fit(build(task, data), task, data, spec(), interrupt)
+    with pytest.raises(reason):
+        training.fit(model, task, data, spec(epochs=9, patience=9, checkpoint=tmp_path / "best.keras"), interrupt)
+    saved = keras.saving.load_model(tmp_path / "best.keras")
+    assert len(first) == 3
+    for best, restored, stored in zip(first[0], model.get_weights(), saved.get_weights(), strict=True):
+        assert np.array_equal(best, restored)
+        assert np.array_equal(best, stored)
+
+
+def test_an_interrupt_outlives_a_checkpoint_that_cannot_be_written(cancer, tmp_path):
+    task, data = cancer
+    folder = tmp_path / "checkpoints"
+
+    def interrupt(epoch, logs):
+        if epoch == 1:
+            shutil.rmtree(folder)
+            folder.touch()  # the better weights of this epoch are still to be written
+            raise Interrupted
+
+    watching = spec(monitor="val_loss", direction="minimize", checkpoint=folder / "best.keras")
+    with pytest.raises(Interrupted):
+        training.fit(build(task, data), task, data, watching, interrupt)
+
+
+def test_an_epoch_that_ends_training_anyway_is_reported_but_not_pruned(cancer):
+    """By early stopping, and as the last one."""
+    task, data = cancer
+    model = build(task, data, optimizer="sgd", l2=0.0)
+    model.optimizer.learning_rate = -0.05
+    seen = []
+
+    def prune_late(epoch, logs):
+        seen.append(epoch)
+        return epoch == 2
+
+    stopped = training.fit(model, task, data, spec(epochs=30, patience=2), prune_late)
+    assert stopped.best_epoch == 0
+    assert any(event.startswith("early stop after epoch 2") for event in stopped.events)
+    last = training.fit(build(task, data), task, data, spec(epochs=3, patience=9), prune_late)
+    assert seen == [0, 1, 2, 0, 1, 2]
+    assert (stopped.state, last.state) == ("finished", "finished")
+    assert [len(result.history) for result in (stopped, last)] == [3, 3]
 
 
 def test_class_weights_reach_the_training_loss_and_not_validation(cancer):
     task, data = cancer
-    model, weighted_model = build(task, data), build(task, data)
     weighted = training.TrainingData(data.x_train, data.y_train, data.x_valid, data.y_valid, {0: 1.0, 1: 50.0})
-    plain = training.fit(model, task, data, spec(epochs=1), go_on).history[0]
+    plain = training.fit(build(task, data), task, data, spec(epochs=1), go_on).history[0]
+    weighted_model = build(task, data, l2=0.0)
     heavy = training.fit(weighted_model, task, weighted, spec(epochs=1), go_on).history[0]
     assert heavy["loss"] > 5 * plain["loss"]
     assert heavy["val_loss"] == pytest.approx(weighted_model.evaluate(data.x_valid, data.y_valid, verbose=0), abs=1e-5)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from forge_sweep.experiment import Experiment
     from forge_sweep.study import StudyView, TrialRow
-    from forge_sweep.sweep import SweepResult
+    from forge_sweep.sweep import Event, SweepResult
 
 INTERRUPTED = 130
 
@@ -125,7 +125,12 @@ def check(experiment: File, overrides: Overrides = None, as_json: AsJson = False
     with watching(as_json=as_json, console=Console()) as watch:
         from forge_sweep import sweep
 
-        findings = sweep.check(loaded, watch=watch)
+        def show(event: Event) -> None:
+            if event.kind == "features" and not as_json:
+                print_features(event.data["table"])
+            watch(event)
+
+        findings = sweep.check(loaded, watch=show)
     if not as_json:
         warnings = sum(finding.severity == "warning" for finding in findings)
         typer.echo(f"{loaded.name}: ready to run ({warnings} warning{'' if warnings == 1 else 's'})")
@@ -285,6 +290,14 @@ def cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def print_features(rows: list[dict[str, Any]]) -> None:
+    """The audit's figures of every feature, over the training rows."""
+    table = Table(*rows[0], box=None)
+    for row in rows:
+        table.add_row(*map(cell, row.values()))
+    Console().print(table)
 
 
 def print_result(name: str, result: SweepResult) -> None:

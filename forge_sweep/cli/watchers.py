@@ -18,6 +18,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from forge_sweep.sweep import Event, Watch
 
+ENDED = ("finished", "pruned", "failed")
 COLOURS = {"error": "bold red", "warning": "yellow", "info": "dim"}
 
 
@@ -121,6 +122,7 @@ class LiveTable:
         data = event.data
         if event.kind == "phase" and data["name"] == "trials":
             self.total, self.already, self.baselines = data["total"], data["done"], data["baselines"]
+            self.states.update(data["states"])
             self.best = data["best"]
             self.began = time.monotonic()
         elif event.kind == "trial_started":
@@ -135,10 +137,14 @@ class LiveTable:
         self.lines.watch(event)
 
     @property
+    def done(self) -> int:
+        """Trials that ended, those of earlier processes included."""
+        return sum(self.states[state] for state in ENDED)
+
+    @property
     def eta(self) -> str:
         """Time left at the pace so far."""
-        done = sum(self.states.values())
-        left = self.total - self.already - done
+        done, left = self.done - self.already, self.total - self.done
         if not done or left <= 0:
             return "-"
         seconds = (time.monotonic() - self.began) / done * left
@@ -147,12 +153,12 @@ class LiveTable:
     def __rich__(self) -> Table:
         """The table."""
         table = Table(box=None, show_header=True, header_style="bold")
-        for title in ("trials", "finished", "pruned", "failed", "best", "best baseline", "time left", "now"):
+        for title in ("trials", *ENDED, "best", "best baseline", "time left", "now"):
             table.add_column(title)
         baseline = next(iter(self.baselines.items()), None)
         table.add_row(
-            f"{self.already + sum(self.states.values())}/{self.total}",
-            *(str(self.states[state]) for state in ("finished", "pruned", "failed")),
+            f"{self.done}/{self.total}",
+            *(str(self.states[state]) for state in ENDED),
             figure(self.best),
             f"{baseline[0]} {figure(baseline[1])}" if baseline else "-",
             self.eta,

@@ -19,13 +19,15 @@ from pydantic import BaseModel, ValidationError
 
 from forge_sweep.errors import ExperimentError, InputError, Mistake
 from forge_sweep.experiment.rules import RULES, Sections, as_toml, nearest
-from forge_sweep.experiment.space import HYPERPARAMETERS, Dimension, Hyperparameter, Params, Scalar
+from forge_sweep.experiment.seeds import derived_seed
+from forge_sweep.experiment.space import HYPERPARAMETERS, SCALERS, Dimension, Hyperparameter, Params, Scalar
 from forge_sweep.experiment.spec import (
     BUDGET_FIELDS,
     BaselineKind,
     BaselinesSpec,
     ConfirmSpec,
     DataSpec,
+    Direction,
     Experiment,
     ModelSpec,
     ObjectiveSpec,
@@ -45,11 +47,13 @@ from forge_sweep.task import direction
 __all__ = [
     "BUDGET_FIELDS",
     "HYPERPARAMETERS",
+    "SCALERS",
     "BaselineKind",
     "BaselinesSpec",
     "ConfirmSpec",
     "DataSpec",
     "Dimension",
+    "Direction",
     "Experiment",
     "Hyperparameter",
     "ModelSpec",
@@ -64,6 +68,7 @@ __all__ = [
     "StudySpec",
     "TrackingSpec",
     "WorkersSpec",
+    "derived_seed",
     "flatten",
     "is_budget",
     "json_schema",

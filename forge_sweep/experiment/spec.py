@@ -119,7 +119,9 @@ class StudySpec(Section):
     n_trials: int = Field(40, ge=1, description="Trials in total, over interruptions.")
     epochs: int = Field(60, ge=1, description="Most epochs of one trial.")
     patience: int = Field(8, ge=1, description="Epochs without improvement of the objective before a trial stops.")
-    timeout_s: float | None = Field(None, gt=0, description="Seconds after which no new trial is started.")
+    timeout_s: float | None = Field(
+        None, gt=0, description="Seconds of one command after which it starts no new trial."
+    )
     trial_timeout_s: float | None = Field(None, gt=0, description="Seconds after which a trial fails as `time-out`.")
     startup_trials: int = Field(5, ge=0, description="Trials before median and percentile pruning begins.")
     warmup_epochs: int = Field(5, ge=0, description="Epochs of a trial before it may be pruned.")

@@ -75,7 +75,7 @@ def divide(frame: pd.DataFrame, roles: np.ndarray, spec: DataSpec, *, name: str,
     targets = content[list(spec.target)]
     features = content.drop(columns=[*spec.target, *key_column(spec)])
     train, valid, test = (_split(features, targets, roles == code) for code in range(len(ROLES)))
-    refuse_bad_test_targets(train.targets, test.targets, spec)
+    refuse_bad_test_rows(train.targets, test, spec)
     prints = fingerprints(features)
     return Dataset(
         name=name,
@@ -215,22 +215,33 @@ def key_order(key: pd.Series) -> np.ndarray:
     return np.asarray(key.argsort(kind="stable"))
 
 
-def refuse_bad_test_targets(train: pd.DataFrame, test: pd.DataFrame, spec: DataSpec) -> None:
-    """Raise DataError for test rows that could not be scored: the audit never sees them, and a sweep ends with them."""
+def refuse_bad_test_rows(train: pd.DataFrame, test: Split, spec: DataSpec) -> None:
+    """Raise DataError for test rows that could not be scored: the audit never sees them, and a sweep ends with them.
+
+    Says how many and where, nothing else of the test split.
+    """
     for name in spec.target:
-        values = test[name]
-        _refuse_test_rows(values, without_target(test[[name]]), "missing or infinite")
+        values = test.targets[name]
+        _refuse_test_rows("target", values, without_target(test.targets[[name]]), "missing or infinite")
         if spec.task in ("binary", "multiclass") and not spec.one_hot:
             unknown = ~values.isin(train[name].dropna()).to_numpy(bool)
-            _refuse_test_rows(values, unknown, "of a class that train does not have")
+            _refuse_test_rows("target", values, unknown, "of a class that train does not have")
+        elif spec.task != "regression":
+            _refuse_test_rows("target", values, ~values.isin((0, 1)).to_numpy(bool), "neither 0 nor 1")
+    if spec.one_hot:
+        several = (test.targets.sum(axis=1) != 1).to_numpy(bool)
+        _refuse_test_rows("target", test.targets.iloc[:, 0], several, "one of several columns, or of none, that is 1")
+    for _, values in test.features.select_dtypes("number").items():
+        infinite = np.isinf(values.to_numpy(float, na_value=np.nan))
+        _refuse_test_rows("path", values, infinite, "infinite")
 
 
-def _refuse_test_rows(values: pd.Series, bad: np.ndarray, what: str) -> None:
+def _refuse_test_rows(key: str, values: pd.Series, bad: np.ndarray, what: str) -> None:
     if bad.any():
         raise DataError(
-            f"data.target: column {values.name!r} is {what} in {bad.sum()} rows of the test split "
+            f"data.{key}: column {values.name!r} is {what} in {bad.sum()} rows of the test split "
             f"(rows {shown(values.index[bad])})",
-            hint="correct or remove these rows, or split so that train holds every class",
+            hint="correct or remove these rows; where a class is missing from train, split otherwise",
         )
 
 

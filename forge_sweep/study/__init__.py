@@ -10,19 +10,21 @@
 | `storage` | the database, safe for several processes, and the lock of a run |
 """
 
-from forge_sweep.study.opening import find_study, open_study
+from forge_sweep.study.opening import find_study, open_study, resumable
 from forge_sweep.study.storage import storage_url
-from forge_sweep.study.study import Asked, Study
+from forge_sweep.study.study import Asked, Requeued, Study
 from forge_sweep.study.view import FailingStreak, StudyView, TrialRow, TrialState
 
 __all__ = [
     "Asked",
     "FailingStreak",
+    "Requeued",
     "Study",
     "StudyView",
     "TrialRow",
     "TrialState",
     "find_study",
     "open_study",
+    "resumable",
     "storage_url",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from forge_sweep.experiment import Experiment, flatten, is_budget
 from forge_sweep.study.space import Space, distributions, fits
 from forge_sweep.study.storage import creating, exists, open_storage, storage_url
 from forge_sweep.study.study import Study
-from forge_sweep.study.view import IMPORTED, PARAMS, PREFIX, RESOLVED, VALUE, StudyView
+from forge_sweep.study.view import ACCEPTED, IMPORTED, PARAMS, PREFIX, RESOLVED, SKIPPED, VALUE, StudyView
 
 if TYPE_CHECKING:
     import optuna
@@ -24,8 +24,27 @@ if TYPE_CHECKING:
 EXPERIMENT = "forge.experiment"
 """Written last: a study without it was never completed, or is not ours."""
 
-COMPARABLE = ("objective.metric", "model.builder")
-"""Fields that two experiments must share for the values of one to mean something in the other."""
+COMPARABLE = (
+    "objective.metric",
+    "data.task",
+    "data.target",
+    "data.positive",
+    "model.builder",
+    "model.activation",
+    "model.loss",
+    "model.from_logits",
+)
+"""Fields that two experiments must share, besides data and split, for the values of one to mean something in the other.
+
+Others, such as ``study.epochs``, ``study.patience``, ``preprocessing`` and ``model.class_weight``, shift the values of
+good and bad parameters alike: trials are imported, and the differences are said.
+"""
+
+SEARCH = "model.search"
+"""Decided trial by trial: see `fits`."""
+
+Studies = dict[str, dict[str, Any]]
+"""Attributes of the studies of one experiment by name, newest first."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +69,24 @@ class Identity:
         }
 
     def differences(self, attrs: Mapping[str, Any]) -> list[str]:
-        """Where the study with ``attrs`` is another one, field by field, as ``study.epochs: 20 -> 30``."""
+        """Where the study with ``attrs`` is another one, as ``study.epochs: 20 -> 30``; empty for the same study."""
+        return [*self.field_differences(attrs).values(), *self.data_differences(attrs)]
+
+    def field_differences(self, attrs: Mapping[str, Any]) -> dict[str, str]:
+        """The fields that differ, budget aside, by TOML path."""
         old, new = flatten(attrs[RESOLVED]), flatten(json.loads(json.dumps(self.experiment.resolved())))
-        paths = [path for path in [*new, *(set(old) - set(new))] if not is_budget(path)]
-        fields = [f"{p}: {_shown(old, p)} -> {_shown(new, p)}" for p in paths if old.get(p, ...) != new.get(p, ...)]
-        return fields + self.data_differences(attrs)
+        paths = [path for path in [*new, *sorted(set(old) - set(new))] if not is_budget(path)]
+        return {p: f"{p}: {_shown(old, p)} -> {_shown(new, p)}" for p in paths if old.get(p, ...) != new.get(p, ...)}
 
     def data_differences(self, attrs: Mapping[str, Any]) -> list[str]:
-        """The same for the rows and for their split; versions are names and are not compared."""
+        """The rows and their split, where they differ; versions are names and are not compared."""
         words = {"digest": "content of the data", "split_digest": "split of the rows"}
         pairs = {word: (attrs[f"forge.dataset_{key}"], self.dataset[key]) for key, word in words.items()}
         return [f"{word}: {old[:12]} -> {new[:12]}" for word, (old, new) in pairs.items() if old != new]
+
+    def newest_of(self, studies: Studies) -> str | None:
+        """Name of the newest study without differences, or None."""
+        return next((name for name, attrs in studies.items() if not self.differences(attrs)), None)
 
 
 def _shown(fields: Mapping[str, Any], path: str) -> str:
@@ -76,9 +102,11 @@ def open_study(experiment: Experiment, *, dataset: Mapping[str, str], store: Pat
         experiment: the experiment.
         dataset: ``version``, ``digest`` and ``split_digest`` of its data.
         store: folder of the embedded stores, such as ``mlruns``.
-        fork: begin a new study in any case and import the finished and pruned trials of the newest one that fit the new
-            search space, provided metric, builder, data and split are the same. Trials that differ in a fixed value or
-            lack a searched hyperparameter do not fit.
+        fork: where studies exist and all were begun with another content, begin a new one instead of refusing, and
+            import the finished and pruned trials of the newest that fit the new search space. Trials that differ in a
+            fixed value or lack a searched hyperparameter do not fit; none fits where data, split or one of `COMPARABLE`
+            changed. `Study.skipped` says what was left behind, `Study.accepted` what differs all the same. Repeated
+            after an interruption it goes on with the fork.
 
     Raises:
         ResumeRefused: studies of this experiment exist and all were begun with another content; every difference to the
@@ -93,29 +121,44 @@ def open_study(experiment: Experiment, *, dataset: Mapping[str, str], store: Pat
     storage = open_storage(url, store)
     with creating(store):
         studies = _studies_of(storage, experiment.name)
-        skipped = ""
-        if fork or not studies:
-            name, skipped = _create(storage, identity, studies)
-        else:
-            name = _resumable(studies, identity)
-    return _study(storage, url, name, experiment, store, skipped)
+        name = identity.newest_of(studies)
+        if name is None and studies and not fork:
+            raise _refusal(studies, identity)
+        name = name or _create(storage, identity, studies)
+    return _study(storage, url, name, experiment, store)
 
 
 def find_study(experiment_name: str, store: Path) -> StudyView | None:
     """The newest study of an experiment, for reading; None where there is none. Creates no database."""
-    import optuna
+    return _view(store, experiment_name, lambda studies: next(iter(studies), None))
 
+
+def resumable(experiment: Experiment, *, dataset: Mapping[str, str], store: Path) -> StudyView | None:
+    """The study that `open_study` would go on with, for reading; None where it would create one or refuse.
+
+    Creates no database and no study.
+
+    Args:
+        experiment: the experiment.
+        dataset: ``version``, ``digest`` and ``split_digest`` of its data.
+        store: folder of the embedded stores, such as ``mlruns``.
+
+    Raises:
+        InputError: the database cannot be used.
+    """
+    return _view(store, experiment.name, Identity(experiment, dataset).newest_of)
+
+
+def _view(store: Path, experiment_name: str, choose: Callable[[Studies], str | None]) -> StudyView | None:
+    """The study of an experiment that ``choose`` names."""
     url = storage_url(store)
     if not exists(url):
         return None
+    import optuna
+
     storage = open_storage(url, store)
-    for name in _studies_of(storage, experiment_name):
-        return StudyView(optuna.load_study(study_name=name, storage=storage), url)
-    return None
-
-
-Studies = dict[str, dict[str, Any]]
-"""Attributes of the studies of one experiment by name, newest first."""
+    name = choose(_studies_of(storage, experiment_name))
+    return None if name is None else StudyView(optuna.load_study(study_name=name, storage=storage), url)
 
 
 def _studies_of(storage: RDBStorage, experiment_name: str) -> Studies:
@@ -123,22 +166,18 @@ def _studies_of(storage: RDBStorage, experiment_name: str) -> Studies:
     return {name: attrs for name, attrs in studies.items() if attrs.get(EXPERIMENT) == experiment_name}
 
 
-def _resumable(studies: Studies, identity: Identity) -> str:
-    """Name of the newest study that was begun with the same content."""
-    differences = {name: identity.differences(attrs) for name, attrs in studies.items()}
-    for name, found in differences.items():
-        if not found:
-            return name
-    newest = next(iter(studies))
-    title = f"study {newest} was begun with another experiment:"
-    raise ResumeRefused(
-        "\n".join([title, *(f"  {difference}" for difference in differences[newest])]),
+def _refusal(studies: Studies, identity: Identity) -> ResumeRefused:
+    """Every difference to the newest study."""
+    name, attrs = next(iter(studies.items()))
+    title = f"study {name} was begun with another experiment:"
+    return ResumeRefused(
+        "\n".join([title, *(f"  {difference}" for difference in identity.differences(attrs))]),
         hint="put the old values back to go on with it, or begin a new study that imports the trials that fit: --fork",
     )
 
 
-def _create(storage: RDBStorage, identity: Identity, parents: Studies) -> tuple[str, str]:
-    """Create a study that imports from the newest of ``parents``; returns its name and why trials were left behind."""
+def _create(storage: RDBStorage, identity: Identity, parents: Studies) -> str:
+    """Create a study that imports from the newest of ``parents``; returns its name."""
     import optuna
 
     experiment = identity.experiment
@@ -147,9 +186,10 @@ def _create(storage: RDBStorage, identity: Identity, parents: Studies) -> tuple[
     *attrs, completed = identity.attrs().items()
     for key, value in attrs:
         study.set_user_attr(key, value)
-    skipped = [_import(storage, study, identity, *parent) for parent in list(parents.items())[:1]]
+    for parent in list(parents.items())[:1]:
+        _import(storage, study, identity, *parent)
     study.set_user_attr(*completed)
-    return name, "".join(skipped)
+    return name
 
 
 def _free_name(storage: RDBStorage, experiment_name: str) -> str:
@@ -177,22 +217,32 @@ def _half_made(storage: RDBStorage, name: str, attrs: Mapping[str, Any]) -> bool
 
 def _import(
     storage: RDBStorage, study: optuna.Study, identity: Identity, parent: str, parent_attrs: Mapping[str, Any]
-) -> str:
-    """Copy the trials of ``parent`` that mean something in ``study``; returns why others were left behind."""
+) -> None:
+    """Copy the trials of ``parent`` that mean something in ``study``, and keep what must be said of them."""
     if why := _incomparable(identity, parent_attrs):
-        return f"no trial of {parent} was imported: {why}"
+        study.set_user_attr(SKIPPED, f"no trial of {parent} was imported: {'; '.join(why)}")
+        return
     trials = storage.get_all_trials(storage.get_study_id_from_name(parent), deepcopy=False)
     done = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED") and PARAMS in trial.user_attrs]
     fitting = [trial for trial in done if fits(trial.user_attrs[PARAMS], identity.experiment.space)]
     study.add_trials([_imported(trial, parent, identity.experiment.space) for trial in fitting])
-    left = len(done) - len(fitting)
-    return f"{left} of {len(done)} trials of {parent} lie outside the new search space" if left else ""
+    if left := len(done) - len(fitting):
+        study.set_user_attr(SKIPPED, f"{left} of {len(done)} trials of {parent} lie outside the new search space")
+    if fitting:
+        study.set_user_attr(ACCEPTED, "; ".join(_accepted(identity, parent_attrs)))
 
 
-def _incomparable(identity: Identity, attrs: Mapping[str, Any]) -> str:
-    """Why values of the study with ``attrs`` say nothing here, or ""."""
-    changed = [d for d in identity.differences(attrs) if d.split(":")[0] in COMPARABLE]
-    return "; ".join([*changed, *identity.data_differences(attrs)])
+def _incomparable(identity: Identity, attrs: Mapping[str, Any]) -> list[str]:
+    """Differences for which values of the study with ``attrs`` say nothing here."""
+    changed = [text for path, text in identity.field_differences(attrs).items() if path in COMPARABLE]
+    return [*changed, *identity.data_differences(attrs)]
+
+
+def _accepted(identity: Identity, attrs: Mapping[str, Any]) -> list[str]:
+    """The other differences, after those that the study with ``attrs`` accepted for the trials it imported itself."""
+    earlier = [attrs[ACCEPTED]] if attrs.get(ACCEPTED) else []
+    changed = identity.field_differences(attrs).items()
+    return [*earlier, *(text for path, text in changed if path != SEARCH and not path.startswith(f"{SEARCH}."))]
 
 
 def _imported(trial: FrozenTrial, study_name: str, space: Space) -> FrozenTrial:
@@ -214,7 +264,7 @@ def _imported(trial: FrozenTrial, study_name: str, space: Space) -> FrozenTrial:
     )
 
 
-def _study(storage: RDBStorage, url: str, name: str, experiment: Experiment, store: Path, skipped: str) -> Study:
+def _study(storage: RDBStorage, url: str, name: str, experiment: Experiment, store: Path) -> Study:
     """Load a study with the sampler and pruner of the experiment; Optuna stores neither."""
     import optuna
 
@@ -224,4 +274,4 @@ def _study(storage: RDBStorage, url: str, name: str, experiment: Experiment, sto
     imported = [trial.user_attrs[PARAMS] for trial in trials if IMPORTED in trial.user_attrs]
     sampler, pruner = samplers.make(experiment, imported), pruners.make(experiment.study)
     study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
-    return Study(study, storage, url, experiment, store, skipped)
+    return Study(study, storage, url, experiment, store)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import functools
-import hashlib
 import importlib.util
 import itertools
 import math
@@ -21,7 +20,7 @@ from optuna import samplers
 from optuna.exceptions import ExperimentalWarning
 
 from forge_sweep.errors import MissingExtra
-from forge_sweep.experiment import Dimension, Experiment, Params, Scalar
+from forge_sweep.experiment import Dimension, Experiment, Params, Scalar, derived_seed
 from forge_sweep.study.space import searched
 
 if TYPE_CHECKING:
@@ -85,12 +84,6 @@ def _gp(seed: int) -> samplers.BaseSampler:
     return samplers.GPSampler(seed=seed, warn_independent_sampling=False)
 
 
-def derived_seed(root: int, *parts: object) -> int:
-    """A 32-bit seed, equal in every process and on every machine."""
-    text = ":".join(map(str, (root, *parts)))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
-
-
 class SeededSampler(samplers.BaseSampler):
     """Delegates to a sampler that is built anew for each trial, with a seed of its own.
 
@@ -109,7 +102,7 @@ class SeededSampler(samplers.BaseSampler):
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Start the trial's own sampler."""
-        self._inner = self._build(derived_seed(self._root_seed, trial.number))
+        self._inner = self._build(derived_seed(self._root_seed, "sampler", trial.number))
         self._inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -126,7 +119,7 @@ class SeededSampler(samplers.BaseSampler):
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Sample one of the others."""
-        inner = self._build(derived_seed(self._root_seed, trial.number, param_name))
+        inner = self._build(derived_seed(self._root_seed, "sampler", trial.number, param_name))
         return inner.sample_independent(study, trial, param_name, param_distribution)
 
 

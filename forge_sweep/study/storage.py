@@ -27,8 +27,15 @@ def storage_url(store: Path) -> str:
 
     Returns:
         ``FORGE_SWEEP_STORAGE`` where it is set, else SQLite in ``store``. It may hold a password: do not log it.
+        Many machines and store folders may share the former, but each study must be run by one of them at a time: the
+        lock of a run is a file in ``store``.
     """
-    return os.environ.get("FORGE_SWEEP_STORAGE") or f"{SQLITE}{store.resolve() / 'optuna.db'}"
+    return os.environ.get("FORGE_SWEEP_STORAGE") or embedded_url(store)
+
+
+def embedded_url(store: Path) -> str:
+    """URL of the SQLite file in ``store``."""
+    return f"{SQLITE}{store.resolve() / 'optuna.db'}"
 
 
 def exists(url: str) -> bool:
@@ -104,7 +111,7 @@ def creating(store: Path) -> Iterator[None]:
 def holding(store: Path, study_name: str) -> Iterator[None]:
     """The lock of the one process that runs a study; the operating system drops it when the process dies.
 
-    It guards one machine: on a shared database, processes of other machines are not seen.
+    It guards one machine and one store folder: on a shared database, processes of others are not seen.
 
     Raises:
         SweepStopped: another process holds it; the message names its pid.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import threading
 from collections.abc import Iterator, Mapping
@@ -13,13 +14,27 @@ from typing import TYPE_CHECKING, Any, Literal
 from forge_sweep.errors import Failure, SweepStopped
 from forge_sweep.experiment import Experiment, Params
 from forge_sweep.study.space import suggest
-from forge_sweep.study.storage import holding
-from forge_sweep.study.view import ATTEMPT, CAUSE, FAILURE, NOTE, PARAMS, PRUNED_AT, RESOLVED, VALUE, StudyView
+from forge_sweep.study.storage import embedded_url, holding
+from forge_sweep.study.view import (
+    ACCEPTED,
+    ATTEMPT,
+    CAUSE,
+    FAILURE,
+    NOTE,
+    PARAMS,
+    PRUNED_AT,
+    RESOLVED,
+    SKIPPED,
+    VALUE,
+    StudyView,
+)
 
 if TYPE_CHECKING:
     import optuna
     from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
+
+_log = logging.getLogger("forge_sweep")
 
 MAX_ATTEMPTS = 3
 """A trial whose process died this often fails: it may be the trial that kills it."""
@@ -40,6 +55,19 @@ class Asked:
     attempt: int
 
 
+@dataclass(frozen=True)
+class Requeued:
+    """The trials that a dead process left running.
+
+    Attributes:
+        waiting: numbers of those that wait and will be run again.
+        lost: numbers of those that failed as ``lost-worker``: they were begun too often already.
+    """
+
+    waiting: tuple[int, ...]
+    lost: tuple[int, ...]
+
+
 class Study(StudyView):
     """The study of one experiment, for the process that runs it.
 
@@ -54,10 +82,6 @@ class Study(StudyView):
 
     With one worker, parameters depend on nothing but the experiment, its seed and the values told, however often the
     sweep was interrupted.
-
-    Attributes:
-        imported: trials that a fork brought in.
-        skipped: why a fork left trials behind, in words, or "".
     """
 
     def __init__(
@@ -67,10 +91,8 @@ class Study(StudyView):
         url: str,
         experiment: Experiment,
         store: Path,
-        skipped: str = "",
     ) -> None:
         super().__init__(study, url)
-        self.skipped = skipped
         self._storage = storage
         self._study_id = storage.get_study_id_from_name(study.study_name)
         self._experiment = experiment
@@ -91,28 +113,48 @@ class Study(StudyView):
         """Trials that a fork brought in; they inform sampler and pruner and do not count toward ``n_trials``."""
         return len(self._study.get_trials(deepcopy=False)) - len(self._own_trials())
 
+    @property
+    def skipped(self) -> str:
+        """Why the fork that began the study left trials behind, in words, or ""."""
+        return str(self._study.user_attrs.get(SKIPPED, ""))
+
+    @property
+    def accepted(self) -> str:
+        """How the experiment of imported trials differs, as ``study.epochs: 20 -> 30; ...``, or "".
+
+        Such differences shift a value without changing what it measures. Search ranges and budget are left out.
+        """
+        return str(self._study.user_attrs.get(ACCEPTED, ""))
+
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Be the only process of this machine that runs the study, until the block ends or the process dies.
+        """Be the only process that runs the study, until the block ends or the process dies.
+
+        Only processes of this machine with the same store folder are seen. On a database of ``FORGE_SWEEP_STORAGE``,
+        which others can reach, a study must be run by one machine and one store folder at a time: `requeue` takes the
+        live trials of another for those of a dead process. A warning is logged there.
 
         Raises:
             SweepStopped: another process runs it; the message names its pid.
         """
         with holding(self._store, self.name):
+            if self.url != embedded_url(self._store):
+                _log.warning(_UNGUARDED, self.name, self._store)
             self._study.set_user_attr(RESOLVED, self._experiment.resolved())  # the budget may have changed
             yield
 
-    def requeue(self) -> list[int]:
+    def requeue(self) -> Requeued:
         """Take back the trials of a process that died; call it under `hold`, before the first `ask`.
 
-        A trial that still counts as running has no living owner then. It waits again, with its number and parameters,
-        or fails as ``lost-worker`` when it was begun three times already.
-
-        Returns:
-            The numbers of the trials that wait again.
+        A trial that still counts as running has no living owner then (but see `hold` for shared databases). It waits
+        again, with its number and parameters, or fails as ``lost-worker`` when it was begun three times already.
         """
-        lost = [trial for trial in self._own_trials() if trial.state.name == "RUNNING"]
-        return [trial.number for trial in lost if self._take_back(trial)]
+        running = [trial for trial in self._own_trials() if trial.state.name == "RUNNING"]
+        waits = {trial.number: self._take_back(trial) for trial in running}
+        return Requeued(
+            waiting=tuple(number for number, again in waits.items() if again),
+            lost=tuple(number for number, again in waits.items() if not again),
+        )
 
     def _take_back(self, trial: FrozenTrial) -> bool:
         attempt = trial.user_attrs.get(ATTEMPT, 1)
@@ -248,6 +290,10 @@ class Study(StudyView):
         return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
 
+_UNGUARDED = (
+    "study %s is on the database of FORGE_SWEEP_STORAGE: run it on one machine and with one store folder (%s) at a "
+    "time, since a second one would begin its running trials again"
+)
 _OPTUNA_STATES = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 
 

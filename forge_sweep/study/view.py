@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from forge_sweep.experiment import Params
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
     from plotly.graph_objects import Figure
 
-TrialState = Literal["running", "waiting", "finished", "pruned", "failed"]
-DONE: tuple[TrialState, ...] = ("finished", "pruned", "failed")
+TrialState = Literal["finished", "pruned", "failed", "running", "waiting"]
+TRIAL_STATES: tuple[TrialState, ...] = get_args(TrialState)
 
 PREFIX = "forge."
 """Of every attribute that this package keeps for itself."""
@@ -30,6 +30,8 @@ CAUSE = "forge.cause"
 VALUE = "forge.value"
 PRUNED_AT = "forge.pruned_at"
 RESOLVED = "forge.resolved"
+SKIPPED = "forge.skipped"
+ACCEPTED = "forge.accepted"
 NOTE = "forge.note."
 
 STREAK = 3
@@ -126,6 +128,11 @@ class StudyView:
     def n_done(self) -> int:
         """Trials that finished, were pruned or failed, imported ones aside."""
         return sum(trial.state.is_finished() for trial in self._own_trials())
+
+    def counts(self) -> dict[TrialState, int]:
+        """Trials by state, imported ones aside: finished, pruned, failed, running, waiting, those that there are."""
+        states = [_STATES[trial.state.name] for trial in self._own_trials()]
+        return {state: states.count(state) for state in TRIAL_STATES if state in states}
 
     def rows(self) -> list[TrialRow]:
         """All trials in order of their numbers, imported ones included."""

@@ -24,11 +24,11 @@ from forge_sweep.errors import GateRefused
 from forge_sweep.experiment import Experiment, flatten
 from forge_sweep.preflight import preflight
 from forge_sweep.sources import Dataset
-from forge_sweep.study import Study, find_study, open_study
+from forge_sweep.study import Study, TrialState, open_study, resumable
 from forge_sweep.sweep.confirm import confirm
-from forge_sweep.sweep.context import Context, Event, Interrupted, Watch, ignore
+from forge_sweep.sweep.context import Context, Event, Interrupted, Watch, baseline_values, ignore
 from forge_sweep.sweep.publish import final_key, log_setting, publish
-from forge_sweep.sweep.trials import baseline_values, best_value, fit_baselines, run_trials
+from forge_sweep.sweep.trials import best_value, end_lost, fit_baselines, run_trials, trial_name
 from forge_sweep.tracking import Run, Tracker, default_uri
 
 __all__ = ["Event", "Interrupted", "SweepResult", "Watch", "check", "run"]
@@ -104,7 +104,7 @@ def run(
     here = capture_environment(experiment, watch)
     dataset = load_data(experiment)
     audit = inspect(experiment, dataset, watch)
-    begun = find_study(experiment.name, store)
+    begun = resumable(experiment, dataset=identity(dataset), store=store)
     if begun is None or begun.n_done < experiment.study.n_trials:
         try_models(experiment, dataset, watch)  # before there is a study: a wrong file leaves nothing behind
     study = open_study(experiment, dataset=identity(dataset), store=store, fork=fork)
@@ -136,6 +136,7 @@ def go(context: Context, audit: Audit) -> SweepResult:
     parent.set_tags({"forge.state": "finished", "forge.model": final["model"]})
     parent.finish("FINISHED")
     final |= {"run_id": parent.run_id, "link": link(context), "ended": time.time()}
+    context.study.note("sweep:link", link(context))
     context.study.note(final_key(context), final)
     shutil.rmtree(context.checkpoints, ignore_errors=True)
     return result(context, final)
@@ -145,10 +146,8 @@ def phases(context: Context, parent: Run) -> dict[str, Any]:
     """Baselines, trials, confirmation, the end."""
     context.tell("phase", name="baselines")
     fit_baselines(context)
-    total, done = context.experiment.study.n_trials, context.study.n_done
-    context.tell(
-        "phase", name="trials", total=total, done=done, best=best_value(context), baselines=baseline_values(context)
-    )
+    about = {"total": context.study.n_trials, "done": context.study.n_done, "states": context.study.counts()}
+    context.tell("phase", name="trials", best=best_value(context), baselines=baseline_values(context), **about)
     run_trials(context)
     context.tell("phase", name="confirm")
     confirmed = confirm(context)
@@ -156,7 +155,7 @@ def phases(context: Context, parent: Run) -> dict[str, Any]:
     return publish(context, parent, confirmed)
 
 
-STATUSES: dict[str, str] = {
+STATUSES: dict[TrialState, str] = {
     "finished": "FINISHED",
     "pruned": "KILLED",
     "failed": "FAILED",
@@ -167,17 +166,20 @@ STATUSES: dict[str, str] = {
 
 
 def prepare(context: Context, parent: Run, audit: Audit) -> None:
-    """Before the first trial: the setting is on record, trials of a dead process wait again, changes are said."""
+    """Before the first trial: the setting is on record, and trials of a dead process wait again or are given up."""
     if "sweep:setting" not in context.study.notes("sweep:"):
         log_setting(context, parent, audit)
         context.study.note("sweep:setting", "logged")
-    for number in context.study.requeue():
+    record_environment(context, parent)
+    requeued = context.study.requeue()
+    for number in requeued.waiting:
         context.tell("message", text=f"trial {number} was cut off and runs again", severity="info")
-    context.tracker.reap(
-        context.key, {f"{context.key}/trial-{row.number:04d}": STATUSES[row.state] for row in context.study.rows()}
-    )
+    for number in requeued.lost:
+        end_lost(context, number)
+    rows = context.study.rows()
+    states = {f"{context.key}/{trial_name(row.number)}": STATUSES[row.state] for row in rows}
+    context.tracker.reap(context.key, states)
     context.study.note("sweep:link", link(context))
-    warn_of_changes(context)
 
 
 def try_models(experiment: Experiment, dataset: Dataset, watch: Watch) -> tuple[Finding, ...]:
@@ -221,6 +223,7 @@ def inspect(experiment: Experiment, dataset: Dataset, watch: Watch) -> Audit:
     audit = audit_dataset(
         dataset, experiment.data.task, experiment.preprocessing, scaled="none" not in experiment.scalers
     )
+    watch(Event("features", {"table": audit.features.reset_index().to_dict("records")}))
     report_findings(audit.findings, watch)
     refuse(f"the audit of {dataset.version} found errors; nothing was trained", audit.findings)
     return audit
@@ -248,7 +251,9 @@ def report_opening(study: Study, watch: Watch) -> None:
     """Say what was found: a study to go on with, or trials imported by a fork."""
     if study.imported or study.skipped:
         skipped = f"; {study.skipped}" if study.skipped else ""
-        watch(Event("message", {"text": f"{study.name} imported {study.imported} trials{skipped}", "severity": "info"}))
+        accepted = f"; accepted differences: {study.accepted}" if study.accepted else ""
+        text = f"{study.name} imported {study.imported} trials{skipped}{accepted}"
+        watch(Event("message", {"text": text, "severity": "info"}))
     if study.n_done:
         text = f"going on with {study.name}: {study.n_done} trials are done"
         watch(Event("message", {"text": text, "severity": "info"}))
@@ -297,22 +302,23 @@ def open_parent(context: Context) -> Run:
     return parent
 
 
-def warn_of_changes(context: Context) -> None:
-    """Compare the machine with the one the sweep began on: numbers made elsewhere may differ."""
-    compared = ("packages.", "python", "git_commit", "image_digest", "backend", "cpu", "gpus", "cuda", "threads")
-    now = {path: value for path, value in flatten(context.environment.to_dict()).items() if path.startswith(compared)}
-    before = context.study.notes("sweep:").get("sweep:environment")
-    if before is None:
-        context.study.note("sweep:environment", now)
+def record_environment(context: Context, parent: Run) -> None:
+    """Record every environment that the sweep ran in, and say what changed: numbers made elsewhere may differ."""
+    known: dict[str, dict[str, Any]] = context.study.notes("environment:")
+    key = f"environment:{context.environment_digest}"
+    if key in known:
         return
-    changed = [
-        f"{path}: {before.get(path)} -> {now.get(path)}"
-        for path in sorted({*before, *now})
-        if before.get(path) != now.get(path)
-    ]
-    if changed:
-        text = f"the environment changed since the sweep began; its numbers may differ: {'; '.join(changed[:10])}"
+    parent.log_environment(context.environment, f"environment/{context.environment_digest}")
+    now = flatten(context.environment.to_dict())
+    if known:
+        before = max(known.values(), key=lambda one: float(one["since"]))["values"]
+        paths = sorted(path for path in {*before, *now} if before.get(path) != now.get(path) and path != "git_diff")
+        changed = [f"{path}: {before.get(path)} -> {now.get(path)}" for path in paths] or ["the uncommitted changes"]
+        more = f" and {len(changed) - 10} more" if len(changed) > 10 else ""
+        text = f"the environment changed since the last start; numbers may differ: {'; '.join(changed[:10])}{more}"
         context.tell("message", text=text, severity="warning")
+    values = {path: value for path, value in now.items() if path != "git_diff"}
+    context.study.note(key, {"since": time.time(), "values": values})
 
 
 def link(context: Context) -> str:
@@ -325,12 +331,9 @@ def link(context: Context) -> str:
 def result(context: Context, final: dict[str, Any]) -> SweepResult:
     """The end as a value."""
     experiment, best = context.experiment, context.study.best()
-    states: dict[str, int] = {}
-    for row in context.study.rows():
-        states[row.state] = states.get(row.state, 0) + (not row.imported)
     return SweepResult(
         study=context.study.name,
-        trials={state: count for state, count in states.items() if count},
+        trials={str(state): count for state, count in context.study.counts().items()},
         objective=experiment.objective.metric,
         best={} if best is None else {"number": best.number, "value": best.value, "params": best.params},
         baselines=baseline_values(context),

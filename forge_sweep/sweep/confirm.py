@@ -14,9 +14,18 @@ from typing import Any
 
 from forge_sweep import trial
 from forge_sweep.errors import SweepStopped, TrialFailed
-from forge_sweep.experiment import Params
-from forge_sweep.sweep.context import Context, seed_of
-from forge_sweep.sweep.trials import baseline_values, finish, finish_failed, finite, rank, stop_if_asked
+from forge_sweep.experiment import Direction, Params, derived_seed
+from forge_sweep.study import TrialRow
+from forge_sweep.sweep.context import (
+    Context,
+    OnEpoch,
+    baseline_values,
+    finish,
+    finish_failed,
+    finite,
+    rank,
+    stop_if_asked,
+)
 from forge_sweep.tracking import Run
 from forge_sweep.training import classify
 from forge_sweep.trial import TrialResult
@@ -39,6 +48,13 @@ class Candidate:
     baseline: str = ""
 
     @property
+    def about(self) -> Params:
+        """What its runs have as params."""
+        if self.baseline:
+            return {"baseline": self.baseline}
+        return {**self.params, "trial_number": int(self.label)}
+
+    @property
     def words(self) -> str:
         """What people call it."""
         return self.baseline or f"trial {int(self.label)}"
@@ -46,11 +62,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """A candidate with its objective for every seed that gave one."""
+    """A candidate with its objective for every seed."""
 
     candidate: Candidate
     values: tuple[float, ...]
     seeds: tuple[int, ...]
+    direction: Direction
 
     @property
     def mean(self) -> float:
@@ -64,9 +81,9 @@ class Confirmed:
 
     @property
     def typical(self) -> int:
-        """The seed whose objective is the (lower) median: it stands for the configuration without a lucky draw."""
-        median = statistics.median_low(self.values)
-        return self.seeds[self.values.index(median)]
+        """The seed of the median objective, of two the worse: it stands for the configuration without a lucky draw."""
+        median = statistics.median_low if self.direction == "maximize" else statistics.median_high
+        return self.seeds[self.values.index(median(self.values))]
 
     def figures(self) -> dict[str, Any]:
         """For notes, tags and tables."""
@@ -93,10 +110,11 @@ def candidates(context: Context) -> tuple[Candidate, ...]:
         row for row in context.study.rows() if row.state == "finished" and row.value is not None and not row.imported
     ]
     finished.sort(key=lambda row: (rank(context, row.value or 0.0), row.number))
-    top = [
-        Candidate(f"{row.number:04d}", row.value or 0.0, row.params)
-        for row in finished[: context.experiment.confirm.top]
-    ]
+    distinct: dict[str, TrialRow] = {}
+    for row in finished:
+        distinct.setdefault(repr(sorted(row.params.items())), row)
+    best = list(distinct.values())[: context.experiment.confirm.top]
+    top = [Candidate(f"{row.number:04d}", row.value or 0.0, row.params) for row in best]
     baseline = [Candidate(kind, value, {}, kind) for kind, value in list(baseline_values(context).items())[:1]]
     if not top and not baseline:
         raise SweepStopped(
@@ -112,49 +130,47 @@ def confirm(context: Context) -> tuple[Confirmed, ...]:
     """
     confirmed = []
     for candidate in candidates(context):
-        values = [confirm_one(context, candidate, s) for s in range(1, context.experiment.confirm.seeds + 1)]
-        if None in values:
-            context.tell(
-                "message", text=f"{candidate.words} failed under another seed and is left out", severity="warning"
-            )
-            continue
+        seeds = tuple(range(1, context.experiment.confirm.seeds + 1))
+        values = [confirm_one(context, candidate, s) for s in seeds]
         kept = tuple(value for value in values if value is not None)
-        confirmed.append(Confirmed(candidate, kept, tuple(range(1, len(kept) + 1))))
+        if len(kept) < len(values):
+            context.tell("message", text=f"{candidate.words} failed under another seed; left out", severity="warning")
+            continue
+        confirmed.append(Confirmed(candidate, kept, seeds, context.experiment.direction))
     if not confirmed:
-        raise SweepStopped(
-            "every candidate failed under another seed", hint="narrow the search space; see the confirm runs"
-        )
+        raise SweepStopped("every candidate failed under another seed", hint="look at forge.cause of the confirm runs")
     confirmed.sort(key=lambda c: (rank(context, c.mean), not c.candidate.baseline))
     return tuple(confirmed)
 
 
 def confirm_one(context: Context, candidate: Candidate, s: int) -> float | None:
-    """Train one candidate with one seed unless that is done, and keep its bundle until the choice."""
-    name = f"confirm-{candidate.label}-s{s}"
-    note = context.study.notes("confirm:").get(f"confirm:{candidate.label}:{s}")
+    """Train one candidate with one seed unless that is done, and keep its bundle until the choice.
+
+    Returns:
+        The objective, or None where it failed. Only a divergence is noted for good, since it would come again; what may
+        have had a passing cause (a full disk, no memory) is tried again by the next process.
+    """
+    name, key = f"confirm-{candidate.label}-s{s}", f"confirm:{candidate.label}:{s}"
+    note = context.study.notes("confirm:").get(key)
     if note is not None and (note["value"] is None or bundle_folder(context, name).is_dir()):
         return None if note["value"] is None else float(note["value"])
     stop_if_asked(context)
-    seed = seed_of(context.experiment.seed, "confirm", candidate.label, s)
-    about: Params = (
-        {"baseline": candidate.baseline}
-        if candidate.baseline
-        else {**candidate.params, "trial_number": int(candidate.label)}
-    )
+    seed = derived_seed(context.experiment.seed, "confirm", candidate.label, s)
     run = context.child(
-        name, "confirm", {**about, "seed": seed, "confirm_seed": s}, **{"forge.confirms": candidate.words}
+        name, "confirm", {**candidate.about, "seed": seed, "confirm_seed": s}, **{"forge.confirms": candidate.words}
     )
     try:
         result = train(context, candidate, seed, run, context.checkpoints / f"{name}.keras")
+        keep(context, name, run, result)
     except TrialFailed as failure:
         finish_failed(run, failure)
-        context.study.note(f"confirm:{candidate.label}:{s}", {"value": None, "cause": failure.message})
+        if failure.failure == "diverged":
+            context.study.note(key, {"value": None, "cause": failure.message})
         return None
     except BaseException:
         finish(run, "interrupted", "KILLED")
         raise
-    keep(context, name, run, result)
-    context.study.note(f"confirm:{candidate.label}:{s}", {"value": result.value, "metrics": finite(result.metrics)})
+    context.study.note(key, {"value": result.value, "metrics": finite(result.metrics)})
     context.tell("confirm", name=name, words=candidate.words, seed=s, value=result.value)
     return result.value
 
@@ -167,15 +183,14 @@ def train(context: Context, candidate: Candidate, seed: int, run: Run, checkpoin
             return trial.run_baseline(experiment, dataset, candidate.baseline, seed)
         except Exception as error:
             raise classify(error) from error
-
-    def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
-        stop_if_asked(context)
-        run.log_epoch(epoch, metrics)
-        return False
-
+    on_epoch = OnEpoch(context, run, lambda epoch, metrics: False)
     try:
         limit = experiment.study.trial_timeout_s
         return trial.run(experiment, dataset, candidate.params, seed, on_epoch, checkpoint=checkpoint, deadline_s=limit)
+    except TrialFailed:
+        if on_epoch.error is not None:
+            raise on_epoch.error from None
+        raise
     finally:
         run.flush()
         checkpoint.unlink(missing_ok=True)
@@ -190,7 +205,7 @@ def keep(context: Context, name: str, run: Run, result: TrialResult) -> None:
         summary |= {"best_epoch": result.best_epoch, "epochs_run": len(result.history)}
     else:
         summary |= result.metrics
-    run.log_metrics(summary)
+    run.log_metrics({**summary, "threshold": result.bundle.threshold})
     finish(run, "finished", "FINISHED")
 
 
@@ -205,7 +220,8 @@ def verdict(context: Context, confirmed: tuple[Confirmed, ...]) -> str:
     networks = [c for c in confirmed if not c.candidate.baseline]
     trees = [c for c in confirmed if c.candidate.baseline]
     if not networks:
-        return f"No network finished: ship the baseline {trees[0].candidate.words} ({metric} {trees[0].mean:.4f})."
+        best = f"{trees[0].candidate.words} ({metric} {trees[0].mean:.4f})"
+        return f"No network could be confirmed: ship the baseline {best}."
     network = networks[0]
     own = f"the best network ({network.candidate.words}) {network.mean:.4f} ± {network.spread:.4f}"
     if not trees:

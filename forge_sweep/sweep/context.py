@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from forge_sweep.environment import Environment
+from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Experiment
 from forge_sweep.sources import Dataset
 from forge_sweep.study import Study
-from forge_sweep.tracking import Run, Tracker, environment_tags
+from forge_sweep.tracking import Run, Status, Tracker, environment_tags
 
 
 class Interrupted(KeyboardInterrupt):
@@ -24,8 +28,8 @@ class Event:
     """Something that happened, for whoever watches.
 
     Attributes:
-        kind: ``phase``, ``finding``, ``message``, ``baseline``, ``trial_started``, ``epoch``, ``trial_done`` or
-            ``confirm``.
+        kind: ``phase``, ``features``, ``finding``, ``message``, ``baseline``, ``trial_started``, ``epoch``,
+            ``trial_done`` or ``confirm``.
         data: JSON values.
     """
 
@@ -75,6 +79,12 @@ class Context:
         """Folder of everything that is deleted once the sweep is complete."""
         return self.store / "checkpoints" / self.study.name
 
+    @functools.cached_property
+    def environment_digest(self) -> str:
+        """Names the environment: 12 digits of the SHA-256 over all that is known of it."""
+        text = json.dumps(self.environment.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
     @property
     def provenance(self) -> dict[str, str]:
         """Tags that every run and the model version carry."""
@@ -83,6 +93,7 @@ class Context:
             "forge.dataset_version": self.dataset.version,
             "forge.dataset_digest": self.dataset.digest,
             "forge.contract": self.experiment.contract(),
+            "forge.environment": self.environment_digest,
             "optuna.study_name": self.study.name,
         }
 
@@ -111,10 +122,68 @@ class Context:
         )
 
 
-def seed_of(root: int, *purpose: str | int) -> int:
-    """A 32-bit seed from the experiment's seed and what it is for, such as ``("trial", 7)``.
+def baseline_values(context: Context) -> dict[str, float]:
+    """The objective of every fitted baseline, the best one first."""
+    notes = context.study.notes("baseline:")
+    values = {
+        name.removeprefix("baseline:"): note["value"] for name, note in notes.items() if note["value"] is not None
+    }
+    wanted = [kind for kind in context.experiment.baselines.kinds if kind in values]
+    return {kind: values[kind] for kind in sorted(wanted, key=lambda kind: rank(context, values[kind]))}
 
-    Hashed, so that neighbouring trials and experiments share nothing.
+
+def finish(run: Run, state: str, status: Status) -> None:
+    """End a run with our own state beside MLflow's status."""
+    run.set_tags({"forge.state": state})
+    run.finish(status)
+
+
+def finish_failed(run: Run, failure: TrialFailed) -> None:
+    """End a run as failed, saying why."""
+    run.set_tags({"forge.failure": failure.failure, "forge.cause": failure.message})
+    finish(run, "failed", "FAILED")
+
+
+def stop_if_asked(context: Context) -> None:
+    """Leave the sweep where the user asked to."""
+    if context.stopping():
+        raise Interrupted
+
+
+def rank(context: Context, value: float) -> float:
+    """A key that sorts the best objective first."""
+    return -value if context.experiment.direction == "maximize" else value
+
+
+def finite(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics that JSON can hold."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+class OnEpoch:
+    """What happens after each epoch; keeps errors of its own apart from errors of the training.
+
+    Args:
+        context: the sweep.
+        run: where the curves go.
+        then: called with (epoch, metrics) last; its answer is whether to prune.
+
+    Attributes:
+        error: what went wrong in here, if anything did.
     """
-    text = ":".join(map(str, (root, *purpose)))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+
+    def __init__(self, context: Context, run: Run, then: Callable[[int, Mapping[str, float]], bool]) -> None:
+        self.context = context
+        self.run = run
+        self.then = then
+        self.error: Exception | None = None
+
+    def __call__(self, epoch: int, metrics: dict[str, float]) -> bool:
+        """Log the epoch and ask what comes then."""
+        try:
+            stop_if_asked(self.context)
+            self.run.log_epoch(epoch, metrics)
+            return self.then(epoch, metrics)
+        except Exception as error:
+            self.error = error
+            raise

@@ -13,8 +13,7 @@ from forge_sweep.bundle import Bundle
 from forge_sweep.checks.audit import Audit, histograms_html
 from forge_sweep.sources import test_looks
 from forge_sweep.sweep.confirm import Confirmed, bundle_folder, verdict
-from forge_sweep.sweep.context import Context
-from forge_sweep.sweep.trials import baseline_values, finite
+from forge_sweep.sweep.context import Context, baseline_values, finite
 from forge_sweep.tracking import Run, requirements
 
 
@@ -57,7 +56,11 @@ def score_on_test(context: Context, parent: Run, bundle: Bundle, winner: Confirm
         return dict(noted["metrics"])
     ledger = context.store / "test_looks.jsonl"
     split = context.dataset.look_at_test(f"final score of sweep {context.key}, {winner.candidate.words}", ledger)
-    metrics = finite(trial.score(bundle, split, "test"))
+    scored = trial.score(bundle, split, "test")
+    metrics = finite(scored)
+    if undefined := sorted(set(scored) - set(metrics)):
+        text = f"{', '.join(undefined)} cannot be computed on the {len(split.rows)} test rows"
+        context.tell("message", text=text, severity="warning")
     context.study.note(f"test:{final_key(context)}", {"label": winner.candidate.label, "metrics": metrics})
     looks = len(test_looks(ledger, context.dataset.digest))
     parent.set_tags({"forge.test_looks": str(looks)})
@@ -89,6 +92,7 @@ def log_summary(
         {
             "forge.verdict": words,
             "forge.winner": winner.candidate.words,
+            "forge.best_params": json.dumps(best.params if best is not None else {}),
             "mlflow.note.content": as_markdown(context, confirmed, words, test),
         }
     )
@@ -135,5 +139,4 @@ def log_audit(parent: Run, audit: Audit, histograms: str) -> None:
 def log_setting(context: Context, parent: Run, audit: Audit) -> None:
     """Everything that is known before the first trial: experiment, environment, audit."""
     parent.log_text(json.dumps(context.experiment.resolved(), indent=2), "experiment.json")
-    parent.log_environment(context.environment)
     log_audit(parent, audit, histograms_html(context.dataset))

@@ -8,56 +8,52 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from forge_sweep import trial, workers
 from forge_sweep.errors import SweepStopped, TrialFailed
+from forge_sweep.experiment import derived_seed
 from forge_sweep.study import Asked
-from forge_sweep.sweep.context import Context, Interrupted, seed_of
-from forge_sweep.tracking import Run, Status
+from forge_sweep.sweep.context import (
+    Context,
+    OnEpoch,
+    baseline_values,
+    finish,
+    finish_failed,
+    finite,
+    stop_if_asked,
+)
+from forge_sweep.tracking import Run
 from forge_sweep.training import classify, release, settle
 from forge_sweep.trial import TrialResult
 
 
-def fit_baselines(context: Context) -> dict[str, float]:
-    """Fit the baselines that are not fitted yet; returns the objective of each that could be."""
+def fit_baselines(context: Context) -> None:
+    """Fit the baselines that have no score yet; one that failed is tried again by the next process."""
     for kind in context.experiment.baselines.kinds:
         if f"baseline:{kind}" not in context.study.notes("baseline:"):
             stop_if_asked(context)
             fit_baseline(context, kind)
-    return baseline_values(context)
-
-
-def baseline_values(context: Context) -> dict[str, float]:
-    """The objective of every fitted baseline, the best one first."""
-    notes = context.study.notes("baseline:")
-    values = {
-        name.removeprefix("baseline:"): note["value"] for name, note in notes.items() if note["value"] is not None
-    }
-    wanted = [kind for kind in context.experiment.baselines.kinds if kind in values]
-    return {kind: values[kind] for kind in sorted(wanted, key=lambda kind: rank(context, values[kind]))}
 
 
 def fit_baseline(context: Context, kind: str) -> None:
-    """Fit one baseline as a child run and note its score, or why it has none."""
-    seed = seed_of(context.experiment.seed, "baseline", kind)
+    """Fit one baseline as a child run and note its score."""
+    seed = derived_seed(context.experiment.seed, "baseline", kind)
     run = context.child(f"baseline-{kind}", "baseline", {"baseline": kind, "seed": seed})
     try:
         result = trial.run_baseline(context.experiment, context.dataset, kind, seed)
     except Exception as error:
         failure = classify(error)
         finish_failed(run, failure)
-        context.study.note(f"baseline:{kind}", {"value": None, "metrics": {}, "cause": failure.message})
         context.tell("message", text=f"baseline {kind} failed: {failure.message}", severity="warning")
         return
     run.log_params(result.bundle.metadata["params"])
     run.log_metrics({**result.metrics, "seconds": result.seconds})
     finish(run, "finished", "FINISHED")
-    value = None if math.isnan(result.value) else result.value
-    context.study.note(
-        f"baseline:{kind}", {"value": value, "metrics": finite(result.metrics), "seconds": result.seconds}
-    )
-    context.tell("baseline", name=kind, value=value, seconds=result.seconds)
+    note = {"value": result.value, "metrics": finite(result.metrics), "seconds": result.seconds}
+    context.study.note(f"baseline:{kind}", note)
+    context.tell("baseline", name=kind, value=result.value, seconds=result.seconds)
 
 
 def run_trials(context: Context) -> None:
@@ -75,11 +71,8 @@ def job(context: Context) -> Callable[[str], None]:
         while True:
             stop_if_asked(context)
             if time.monotonic() - began > timeout_s:
-                context.tell(
-                    "message",
-                    text=f"study.timeout_s = {timeout_s:g} is over: no new trial is started",
-                    severity="warning",
-                )
+                text = f"study.timeout_s = {timeout_s:g} is over: no new trial is started"
+                context.tell("message", text=text, severity="warning")
                 return
             asked = context.study.ask()
             if asked is None:
@@ -92,123 +85,96 @@ def job(context: Context) -> Callable[[str], None]:
 
 
 def run_trial(context: Context, asked: Asked) -> None:
-    """Run one trial as a child run and tell the study how it ended."""
-    seed = seed_of(context.experiment.seed, "trial", asked.number)
-    name = f"trial-{asked.number:04d}"
-    tags = {"optuna.trial_number": str(asked.number), "forge.attempt": str(asked.attempt)}
-    run = context.child(name, "trial", {**asked.params, "seed": seed, "trial_number": asked.number}, **tags)
-    context.tell("trial_started", number=asked.number, params=asked.params)
-    checkpoint = context.checkpoints / f"{name}.keras"
-    on_epoch = OnTrialEpoch(context, asked.number, run)
+    """Run one trial as a child run and tell the study how it ended.
+
+    Whatever goes wrong outside the training itself, the user's wish to stop included, lets the trial wait again.
+    """
+    run: Run | None = None
     try:
-        result = trial.run(
-            context.experiment,
-            context.dataset,
-            asked.params,
-            seed,
-            on_epoch,
-            checkpoint=checkpoint,
-            deadline_s=context.experiment.study.trial_timeout_s,
-        )
+        run = open_trial(context, asked)
+        ended = run_opened(context, asked, run)
+    except BaseException:
+        context.study.put_back(asked.number)
+        if run is not None:
+            finish(run, "waiting", "SCHEDULED")
+        raise
+    context.tell("trial_done", number=asked.number, best=best_value(context), **ended)
+
+
+def run_opened(context: Context, asked: Asked, run: Run) -> dict[str, Any]:
+    """Train, log the end, tell the study; returns how it ended."""
+    on_epoch = OnEpoch(context, run, lambda epoch, metrics: report(context, asked, epoch, metrics))
+    try:
+        result = train(context, asked, on_epoch)
     except TrialFailed as failure:
         if on_epoch.error is not None:
-            put_back(context, asked, run)
             raise on_epoch.error from None
-        end_failed(context, asked, run, failure)
-    except BaseException:
-        put_back(context, asked, run)
-        raise
-    else:
-        end_scored(context, asked, run, result)
+        return end_failed(context, asked, run, failure)
+    return end_scored(context, asked, run, result)
+
+
+def trial_name(number: int) -> str:
+    """Name of a trial's run."""
+    return f"trial-{number:04d}"
+
+
+def open_trial(context: Context, asked: Asked) -> Run:
+    """The run of a trial, new or found again."""
+    seed = derived_seed(context.experiment.seed, "trial", asked.number)
+    tags = {"optuna.trial_number": str(asked.number), "forge.attempt": str(asked.attempt)}
+    params = {**asked.params, "seed": seed, "trial_number": asked.number}
+    run = context.child(trial_name(asked.number), "trial", params, **tags)
+    context.tell("trial_started", number=asked.number, params=asked.params)
+    return run
+
+
+def train(context: Context, asked: Asked, on_epoch: OnEpoch) -> TrialResult:
+    """The training of one trial; its best weights are on disk while it lasts."""
+    experiment, checkpoint = context.experiment, context.checkpoints / f"{trial_name(asked.number)}.keras"
+    seed, limit = derived_seed(experiment.seed, "trial", asked.number), experiment.study.trial_timeout_s
+    try:
+        return trial.run(
+            experiment, context.dataset, asked.params, seed, on_epoch, checkpoint=checkpoint, deadline_s=limit
+        )
     finally:
-        run.flush()
+        on_epoch.run.flush()
         checkpoint.unlink(missing_ok=True)
 
 
-class OnTrialEpoch:
-    """What happens after each epoch of a trial; keeps an error of its own apart from errors of the trial."""
-
-    def __init__(self, context: Context, number: int, run: Run) -> None:
-        self.context = context
-        self.number = number
-        self.run = run
-        self.error: Exception | None = None
-
-    def __call__(self, epoch: int, metrics: dict[str, float]) -> bool:
-        """Log the epoch and ask the study whether to prune."""
-        try:
-            stop_if_asked(self.context)
-            self.run.log_epoch(epoch, metrics)
-            self.context.tell("epoch", number=self.number, epoch=epoch, metrics=metrics)
-            return self.context.study.report(self.number, epoch, metrics[self.context.experiment.objective.metric])
-        except Exception as error:
-            self.error = error
-            raise
+def report(context: Context, asked: Asked, epoch: int, metrics: Mapping[str, float]) -> bool:
+    """Show an epoch and ask the study whether to prune."""
+    context.tell("epoch", number=asked.number, epoch=epoch, metrics=metrics)
+    return context.study.report(asked.number, epoch, metrics[context.experiment.objective.metric])
 
 
-def end_scored(context: Context, asked: Asked, run: Run, result: TrialResult) -> None:
+def end_scored(context: Context, asked: Asked, run: Run, result: TrialResult) -> dict[str, Any]:
     """Log the summary of a finished or pruned trial, end its run, then tell the study."""
-    objective = context.experiment.objective.metric
     delta = delta_vs_baseline(context, result.value)
-    run.log_metrics(
-        {
-            f"best_{objective}": result.value,
-            "best_epoch": result.best_epoch,
-            "epochs_run": len(result.history),
-            "seconds": result.seconds,
-            **({} if delta is None else {"delta_vs_baseline": delta}),
-        }
-    )
-    run.set_tags({"forge.events": "; ".join(result.events)} if result.events else {})
+    summary = {"best_epoch": result.best_epoch, "epochs_run": len(result.history), "seconds": result.seconds}
+    compared = {} if delta is None else {"delta_vs_baseline": delta}
+    run.log_metrics({f"best_{context.experiment.objective.metric}": result.value, **summary, **compared})
+    run.set_tags({"forge.events": "; ".join(result.events), "forge.batch_size": str(result.batch_size)})
     finish(run, result.state, "FINISHED" if result.state == "finished" else "KILLED")
-    attrs = {
-        "metrics": finite(result.metrics),
-        "epochs": len(result.history),
-        "best_epoch": result.best_epoch,
-        "seconds": result.seconds,
-    }
+    attrs = {"metrics": finite(result.metrics), "best_epoch": result.best_epoch, "seconds": result.seconds}
     context.study.tell(asked.number, result.state, result.value, attrs=attrs)
-    context.tell(
-        "trial_done",
-        number=asked.number,
-        state=result.state,
-        value=result.value,
-        delta=delta,
-        best=best_value(context),
-        **attrs,
-    )
+    shown = {"state": result.state, "value": result.value, "delta": delta, "epochs": len(result.history)}
+    return {**shown, "seconds": result.seconds, "metrics": attrs["metrics"]}
 
 
-def end_failed(context: Context, asked: Asked, run: Run, failure: TrialFailed) -> None:
+def end_failed(context: Context, asked: Asked, run: Run, failure: TrialFailed) -> dict[str, Any]:
     """End the run of a failed trial with its class and cause, then tell the study."""
     finish_failed(run, failure)
-    context.study.tell(asked.number, "failed", None, failure=failure.failure, cause=failure.message, attrs={})
-    why = {"failure": failure.failure, "cause": failure.message}
-    context.tell("trial_done", number=asked.number, state="failed", value=None, best=best_value(context), **why)
+    context.study.tell(asked.number, "failed", None, failure=failure.failure, cause=failure.message)
+    return {"state": "failed", "value": None, "failure": failure.failure, "cause": failure.message}
 
 
-def put_back(context: Context, asked: Asked, run: Run) -> None:
-    """Queue an interrupted trial again, in MLflow as in the study."""
-    finish(run, "waiting", "SCHEDULED")
-    context.study.put_back(asked.number)
-
-
-def finish(run: Run, state: str, status: Status) -> None:
-    """End a run with our own state beside MLflow's status."""
-    run.set_tags({"forge.state": state})
-    run.finish(status)
-
-
-def finish_failed(run: Run, failure: TrialFailed) -> None:
-    """End a run as failed, saying why."""
-    run.set_tags({"forge.failure": failure.failure, "forge.cause": failure.message})
-    finish(run, "failed", "FAILED")
-
-
-def stop_if_asked(context: Context) -> None:
-    """Leave the sweep where the user asked to."""
-    if context.stopping():
-        raise Interrupted
+def end_lost(context: Context, number: int) -> None:
+    """End the run of a trial that the study gave up, since its process died too often."""
+    row = context.study.rows()[number]
+    run = context.child(trial_name(number), "trial", {}, **{"optuna.trial_number": str(number)})
+    finish_failed(run, TrialFailed("lost-worker", row.cause))
+    why = {"state": "failed", "value": None, "failure": row.failure, "cause": row.cause}
+    context.tell("trial_done", number=number, best=best_value(context), **why)
 
 
 def stop_if_hopeless(context: Context) -> None:
@@ -242,13 +208,3 @@ def best_value(context: Context) -> float | None:
     """The objective of the best finished trial so far."""
     best = context.study.best()
     return None if best is None else best.value
-
-
-def rank(context: Context, value: float) -> float:
-    """A key that sorts the best objective first."""
-    return -value if context.experiment.direction == "maximize" else value
-
-
-def finite(metrics: dict[str, float]) -> dict[str, float]:
-    """The metrics that JSON can hold."""
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -89,13 +89,13 @@ class Run:
         """
         self._write(DatasetUse(self.key, name, digest, version, source, dict(columns), dict(profile), context))
 
-    def log_environment(self, environment: Environment) -> None:
-        """Save the whole environment as ``environment/environment.json`` and ``environment/git.diff``."""
+    def log_environment(self, environment: Environment, folder: str = "environment") -> None:
+        """Save the whole environment as ``environment.json`` and ``git.diff`` in an artifact folder."""
         values = environment.to_dict()
         difference = values.pop("git_diff")
-        self.log_text(json.dumps(values, indent=2, sort_keys=True), "environment/environment.json")
+        self.log_text(json.dumps(values, indent=2, sort_keys=True), f"{folder}/environment.json")
         if difference:
-            self.log_text(difference, "environment/git.diff")
+            self.log_text(difference, f"{folder}/git.diff")
 
     def log_text(self, text: str, path: str) -> None:
         """Save a text as the artifact `path`."""

@@ -85,6 +85,8 @@ class Open(Write):
             session.created(self.key, made.info.run_id)
         else:
             session.client.update_run(run_id, status="RUNNING")
+            for name in sorted({"forge.failure", "forge.cause"} & set(session.client.get_run(run_id).data.tags)):
+                session.client.delete_tag(run_id, name)  # of an end that is no longer the end
             Tags(self.key, tags).apply(session)
         Params(self.key, self.params).apply(session)
 

@@ -1,7 +1,8 @@
-"""Callbacks of the training loop. They never raise: they set ``model.stop_training`` and keep the reason.
+"""Callbacks of the training loop. What ends a trial they do not raise: they set ``model.stop_training`` and keep it.
 
 A callback that raises inside ``fit`` makes Keras skip ``on_train_end`` of all callbacks, so best weights would not be
-restored. Imported by `loop` when a fit begins, since it imports Keras.
+restored. What still does: a checkpoint that cannot be written, and Ctrl-C outside of ``on_epoch``. Imported by `loop`
+when a fit begins, since it imports Keras.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ class Course:
     Attributes:
         history: the logs of every whole epoch.
         events: what happened on the way, for people.
-        pruned: whether ``on_epoch`` asked to stop.
+        pruned: whether ``on_epoch`` stopped what would have gone on.
         failure: why the trial failed, if it did.
-        raised: what ``on_epoch`` raised, if it did.
+        raised: what ``on_epoch`` raised, if it did, KeyboardInterrupt and the like included.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     pruned: bool = False
     failure: TrialFailed | None = None
-    raised: Exception | None = None
+    raised: BaseException | None = None
 
     def fail(self, model: keras.Model, failure: TrialFailed) -> None:
         """Stop training because of ``failure``; the first one counts."""
@@ -148,7 +149,11 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 class Report(keras.callbacks.Callback):
-    """Records each whole epoch and asks ``on_epoch`` whether to go on; comes last."""
+    """Records each whole epoch and asks ``on_epoch`` whether to go on; comes last.
+
+    An epoch that ends training anyway, by early stopping or as the last one, is reported like any other, but the answer
+    does not count: there is nothing left to prune.
+    """
 
     def __init__(self, on_epoch: OnEpoch, stopper: keras.callbacks.EarlyStopping, course: Course) -> None:
         super().__init__()
@@ -163,9 +168,10 @@ class Report(keras.callbacks.Callback):
         row = {name: float(value) for name, value in (logs or {}).items()}
         self.course.history.append(row)
         self._record_events(epoch, row)
+        over = self.model.stop_training or epoch + 1 == self.params["epochs"]
         try:
-            self.course.pruned = bool(self.on_epoch(epoch, dict(row)))
-        except Exception as error:
+            self.course.pruned = bool(self.on_epoch(epoch, dict(row))) and not over
+        except BaseException as error:  # `fit` raises it again once the best weights are back
             self.course.raised = error
         if self.course.pruned or self.course.raised:
             self.model.stop_training = True

@@ -12,7 +12,6 @@ import numpy as np
 
 from forge_sweep.errors import TrialFailed
 from forge_sweep.task import Direction, Task
-from forge_sweep.training.backend import seed_everything
 from forge_sweep.training.failures import classify
 from forge_sweep.training.validation import Validation
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 OnEpoch = Callable[[int, dict[str, float]], bool]
 """Called after each epoch with its number and its logs (``loss``, ``val_loss``, ``val_auc``, ..., ``learning_rate``);
-True stops the trial as pruned."""
+True stops the trial as pruned, unless this epoch was its last one anyway."""
 
 STEPS_PER_CALL = 32
 """Gradient steps in one call of the compiled function, TensorFlow only. On 2 cores with 7,000 x 40 rows and a batch of
@@ -61,7 +60,6 @@ class FitSpec:
         monitor: the metric that decides on the best epoch, such as ``val_auc``.
         direction: whether more or less of it is better.
         deadline_s: seconds from the start of the fit after which it fails as ``time-out``.
-        seed: seeds shuffling and dropout right before training; None goes on from the present random state.
         checkpoint: ``.keras`` file for the best weights so far; its folder is made.
     """
 
@@ -71,7 +69,6 @@ class FitSpec:
     monitor: str
     direction: Direction
     deadline_s: float | None = None
-    seed: int | None = None
     checkpoint: Path | None = None
 
 
@@ -80,7 +77,7 @@ class FitResult:
     """What a fit gave, besides the weights in the model.
 
     Attributes:
-        state: ``pruned`` where ``on_epoch`` asked to stop.
+        state: ``pruned`` where ``on_epoch`` stopped what would have gone on.
         history: the logs of every epoch, in order.
         best_epoch: 0-based epoch whose weights the model has now.
         seconds: wall clock.
@@ -100,15 +97,17 @@ def fit(model: keras.Model, task: Task, data: TrainingData, spec: FitSpec, on_ep
     """Train a compiled network and leave its best weights in it.
 
     Whichever way training ends, by its last epoch, early stopping or pruning, the weights of the best epoch by
-    ``spec.monitor`` are restored.
+    ``spec.monitor`` are restored. Shuffling and dropout follow the backend's random state: call
+    ``training.seed_everything`` before the model is built for the same fit again.
 
     Args:
         model: a compiled Keras model.
         task: what is predicted; scores every epoch.
         data: arrays for training and validation.
         spec: how to train.
-        on_epoch: called once per epoch, after early stopping and checkpoint have seen it. What it raises stops training
-            cleanly and is raised again from here.
+        on_epoch: called once per epoch, after early stopping and checkpoint have seen it. What it raises,
+            KeyboardInterrupt and the like included, stops training cleanly and is raised again from here. Ctrl-C at any
+            other time passes through at once, without the best weights.
 
     Raises:
         TrialFailed: ``diverged``, ``time-out``, ``out-of-memory``, ``data``, or ``code`` with what is wrong. Nothing is
@@ -126,7 +125,7 @@ def fit(model: keras.Model, task: Task, data: TrainingData, spec: FitSpec, on_ep
         callbacks = _callbacks(spec, validate, on_epoch, course, began)
         _train(model, data, spec, batch_size, tuple(callbacks.values()))
     except Exception as error:
-        raise classify(error) from error
+        raise course.raised or classify(error) from error
     if reason := course.raised or course.failure:
         raise reason
     return FitResult(
@@ -227,13 +226,11 @@ def _train(
     batch_size: int,
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:
-    """Seed and run Keras' loop."""
+    """Run Keras' loop."""
     import keras
 
     if keras.config.backend() == "tensorflow":
         model.steps_per_execution = min(STEPS_PER_CALL, -(-len(data.x_train) // batch_size))
-    if spec.seed is not None:
-        seed_everything(spec.seed)
     model.fit(
         data.x_train,
         data.y_train,

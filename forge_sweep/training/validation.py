@@ -44,25 +44,21 @@ def _chunk_outputs(model: keras.Model, chunk: np.ndarray, batch_size: int) -> np
     return np.asarray(model.predict_on_batch(np.concatenate([chunk, padding])), dtype=np.float32)[:rows]
 
 
-def total_loss(model: keras.Model, encoded: np.ndarray, found: np.ndarray) -> float:
-    """The compiled loss averaged over rows plus `regularisation`: what ``model.evaluate`` gives for these rows.
+def data_loss(model: keras.Model, encoded: np.ndarray, found: np.ndarray) -> float:
+    """The compiled loss averaged over rows, without the penalty on the weights that Keras adds (``model.losses``).
+
+    It so compares with models that have no such penalty, and among penalties of different strength. Class weights do
+    not enter either.
 
     Args:
         model: a compiled Keras model.
         encoded: targets as ``Task.encode`` gives them.
         found: outputs as `outputs` gives them.
     """
-    from keras import ops
+    from keras import losses, ops
 
-    loss = model.compute_loss(y=ops.convert_to_tensor(encoded), y_pred=ops.convert_to_tensor(found), training=False)
-    return float(ops.convert_to_numpy(loss))
-
-
-def regularisation(model: keras.Model) -> float:
-    """The penalty on the weights that Keras adds to the loss."""
-    from keras import ops
-
-    return sum(float(ops.convert_to_numpy(loss)) for loss in model.losses)
+    loss = losses.get(model.loss)(ops.convert_to_tensor(encoded), ops.convert_to_tensor(found))
+    return float(ops.convert_to_numpy(ops.mean(loss)))  # a function gives one value per row, a Loss their mean
 
 
 class Validation:
@@ -83,10 +79,10 @@ class Validation:
         self.y = y
 
     def __call__(self, model: keras.Model) -> dict[str, float]:
-        """``val_loss`` (regularisation included, as in Keras) and every metric of the task.
+        """``val_loss`` (see `data_loss`) and every metric of the task.
 
         All metrics are nan where an output is not finite.
         """
         found = outputs(model, self.x)
         metrics = self.task.score(self.y, self.task.to_scores(found))
-        return {"val_loss": total_loss(model, self.y, found), **{f"val_{name}": m for name, m in metrics.items()}}
+        return {"val_loss": data_loss(model, self.y, found), **{f"val_{name}": m for name, m in metrics.items()}}
