@@ -154,9 +154,7 @@ def _try(experiment: Experiment, dataset: Dataset, fitting: Sequence[Which]) -> 
     findings: list[Finding] = []
     for scaler in experiment.scalers:
         try:
-            prepared = trial.prepare(dataset, Recipe.of(experiment, scaler))
-            training.check_data(prepared.data)
-            works.append(prepared)
+            works.append(trial.prepare(dataset, Recipe.of(experiment, scaler)))
         except Exception as error:
             findings.append(_scaler_fails(scaler, training.classify(error)))
     if works:

@@ -92,7 +92,7 @@ def render(study: StudyView) -> str:
         study=study,
         experiment=experiment,
         metric=experiment["objective"]["metric"],
-        counts=", ".join(f"{count} {state}" for state, count in counted(rows).items()),
+        counts=", ".join(f"{count} {state}" for state, count in study.counts().items()) or "no trials",
         final=study.final(),
         baselines=baselines(study),
         rows=rows,
@@ -115,14 +115,6 @@ def varying(rows: list[TrialRow]) -> list[str]:
     """Names of the hyperparameters that are not the same in all trials."""
     names = sorted({name for row in rows for name in row.params})
     return [name for name in names if len({repr(row.params.get(name)) for row in rows}) > 1]
-
-
-def counted(rows: list[TrialRow]) -> dict[str, int]:
-    """Trials by state."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row.state] = counts.get(row.state, 0) + 1
-    return counts
 
 
 def plots(study: StudyView) -> dict[str, Any]:

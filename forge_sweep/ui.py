@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forge_sweep.errors import ForgeSweepError
+from forge_sweep.errors import ForgeSweepError, InputError
 from forge_sweep.tracking import default_uri, prepare_store
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def serve(study: StudyView, store: Path, port: int, *, echo: Callable[[str], Non
     Raises:
         ForgeSweepError: a server ended by itself, for instance since its port is taken.
     """
+    for wanted in (port, port + 1):
+        refuse_taken(wanted)
     uri = default_uri(store)
     prepare_store(uri, store)  # MLflow's own first opening of a new database is not safe beside a `run`
     commands = {} if uri.startswith("http") else {"MLflow UI": mlflow_command(store, port)}
@@ -59,6 +62,17 @@ def serve(study: StudyView, store: Path, port: int, *, echo: Callable[[str], Non
             process.terminate()
         for process in running.values():
             process.wait()
+
+
+def refuse_taken(port: int) -> None:
+    """Raise InputError where a port cannot be listened on."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            hint = f"choose two free neighbours, such as --port {port + 10}"
+            raise InputError(f"port {port} cannot be used: {error.strerror}", hint=hint) from None
 
 
 def page(study: StudyView, uri: str, port: int) -> str:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from forge_sweep import sweep, trial
+from forge_sweep import sweep, training, trial
 from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Experiment, Params, parse
 from forge_sweep.sources import Dataset
@@ -91,13 +91,14 @@ def fake_run(
 
 @contextmanager
 def no_network(run: Callable[..., TrialResult]) -> Iterator[None]:
-    """Put a fake in the place of `trial.run` and of the pre-flight, which would build networks."""
-    before = trial.run, sweep.try_models
+    """Put a fake in the place of `trial.run` and of the pre-flight, and leave TensorFlow out."""
+    before = trial.run, sweep.try_models, training.load_backend
     trial.run, sweep.try_models = run, lambda experiment, dataset, watch: ()
+    training.load_backend = lambda: None
     try:
         yield
     finally:
-        trial.run, sweep.try_models = before
+        trial.run, sweep.try_models, training.load_backend = before
 
 
 def die_after(point: str) -> None:

@@ -114,6 +114,22 @@ def test_unscaled_values_within_ten_pass() -> None:
     assert not look(frame, scaled=False).findings
 
 
+def test_a_value_that_hides_all_others_behind_a_scaler_is_a_warning_that_names_its_row() -> None:
+    finding = only(look(spoil(table(), "x", [7], 1e9)), "outlying-value", "warning", "x")
+    assert finding.rows == (7,) and "1e+09" in finding.seen
+    assert not found(look(spoil(table(), "x", [7], 500.0)), "outlying-value")
+
+
+def test_a_word_in_a_column_of_numbers_is_named_instead_of_dropping_the_column() -> None:
+    numbers = table()["x"].astype(str)
+    frame = table().assign(amount=numbers.where(numbers.index != 3, "unknown"))
+    report = look(frame)
+    finding = only(report, "numbers-as-text", "warning", "amount")
+    assert finding.rows == (3,) and "'unknown'" in finding.seen and "399 of 400" in finding.seen
+    assert not found(report, "id-like")
+    assert not found(look(table().assign(code=table()["n"].astype(str))), "numbers-as-text")
+
+
 def test_a_scaler_searched_with_none_among_its_choices_is_named_where_it_stands() -> None:
     data = dataset(table().assign(amount=np.linspace(0, 99, N)))
     (finding,) = errors(audit(data, "binary", PreprocessingSpec(scaler="robust"), scaled=False).findings)
@@ -402,7 +418,7 @@ def test_every_rule_survives_awkward_columns() -> None:
     frame = table().assign(
         nullable=pd.array([True, False, None] * (N // 3), dtype="boolean"),
         huge=np.linspace(-1, 1, N) * 1e308,
-        infinite=np.where(np.arange(N) % 3, np.inf, -np.inf),
+        infinite=np.where(np.arange(N) < N_TRAIN, np.where(np.arange(N) % 3, np.inf, -np.inf), 1.0),
         gone=np.nan,
         none=pd.Series([None] * N, dtype=object),
     )

@@ -88,12 +88,13 @@ def test_usage_errors_exit_2(words: list[str], tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_exits_130_and_the_same_command_goes_on(tmp_path: Path) -> None:
     """The first signal ends the epoch and keeps the books."""
     (tmp_path / "quick.toml").write_text(
         'name = "quick"\n[data]\nsource = "sample"\nname = "iris"\ntarget = "target"\ntask = "multiclass"\n'
         '[model.search]\nwidth = { type = "int", low = 4, high = 8 }\n[objective]\nmetric = "val_log_loss"\n'
-        '[study]\nn_trials = 200\nepochs = 50\npatience = 50\n[baselines]\nkinds = ["constant"]\n'
+        '[study]\npruner = "none"\nn_trials = 200\nepochs = 50\npatience = 50\n[baselines]\nkinds = ["constant"]\n'
     )
     words = [FORGE_SWEEP, "run", "quick.toml", "--json"]
     with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -104,7 +105,11 @@ def test_ctrl_c_exits_130_and_the_same_command_goes_on(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "run the same command again" in stderr
     states = json.loads(forge_sweep("status", "quick", "--json", cwd=tmp_path).stdout)["trials"]
-    assert states["waiting"] == 1 and states["running"] == 0
+    assert states["waiting"] == 1 and "running" not in states
+    done = sum(states.values()) - 1
+    again = forge_sweep("run", "quick.toml", f"study.n_trials={done + 1}", "--json", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout.splitlines()[-1])["trials"] == {"finished": done + 1}
 
 
 def test_help_and_version_import_no_engine(tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ def test_each_task_goes_from_a_toml_file_to_a_registered_model(
     """Better than the constant predictor on validation, with test figures and a version."""
     task, _, _, result = swept
     sign = -1 if task in ("regression", "multiclass") else 1
+    assert sign * result.best["value"] > sign * result.baselines["constant"], "no network learned anything"
     assert sign * result.winner["mean"] > sign * result.baselines["constant"]
     assert result.test and result.model == f"models:/{task}/1"
 

@@ -10,10 +10,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from forge_sweep import sweep
-from forge_sweep.errors import GateRefused, ResumeRefused, SweepStopped, TrialFailed
+from forge_sweep.errors import GateRefused, InputError, ResumeRefused, SweepStopped, TrialFailed
 from forge_sweep.experiment import Experiment
 from forge_sweep.sources import test_looks as looks_at_test
 from forge_sweep.study import StudyView, find_study
@@ -258,6 +259,41 @@ def test_a_fork_is_tried_before_its_first_trial_and_goes_on_when_repeated(
         second = sweep.run(changed, store=tmp_path, fork=True)
     assert tried == [3]
     assert first.study == second.study == "surface-2"
+
+
+def test_another_mlflow_store_in_mid_sweep_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the runs elsewhere would be lost to whoever compares them."""
+    run(experiment(study__n_trials=1), tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path.absolute()}/other.db")
+    with pytest.raises(InputError, match=r"the runs of sweep surface are in .*mlflow\.db"):
+        run(experiment(study__n_trials=2), tmp_path)
+    assert not (tmp_path / "other.db").exists()
+
+
+def test_a_perfect_predictor_can_be_declared_to_be_known_before(tmp_path: Path) -> None:
+    """The leak is an error until the file says that the feature is honest; then it is a warning."""
+    make = pd.DataFrame({"x": range(400), "y": [int(n >= 200) for n in range(400)], "z": [n % 7 for n in range(400)]})
+    make.to_csv(tmp_path / "rows.csv", index=False)
+    data = {"path": str(tmp_path / "rows.csv"), "target": "y", "task": "binary"}
+    with pytest.raises(GateRefused, match="target-leak"):
+        run(experiment(data=data), tmp_path / "store")
+    events: list[Event] = []
+    known = experiment(data={**data, "known_before": "x"}, study__n_trials=1)
+    run(known, tmp_path / "store", watch=events.append)
+    leaks = [e.data for e in events if e.kind == "finding" and e.data["code"] == "target-leak"]
+    assert [leak["severity"] for leak in leaks] == ["warning"]
+
+
+def test_a_constant_that_wins_is_said_to_have_learned_nothing(tmp_path: Path) -> None:
+    """Nobody ships a constant without being told."""
+    events: list[Event] = []
+
+    def flat(params: Any) -> TrialFailed | None:
+        return TrialFailed("out-of-memory", f"width {params['width']}")
+
+    result = run(experiment(study__n_trials=2), tmp_path, fake_run(fail=flat), watch=events.append)
+    assert "nothing was learned" in result.verdict
+    assert any("nothing was learned" in e.data["text"] for e in events if e.kind == "message")
 
 
 def test_another_environment_is_recorded_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

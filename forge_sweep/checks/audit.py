@@ -26,6 +26,8 @@ RULES: tuple[Rule, ...] = (
     columns.infinite_values,
     columns.all_missing,
     columns.unscaled_range,
+    columns.outlying_value,
+    columns.numbers_as_text,
     leaks.target_copy,
     leaks.target_leak,
     splits.duplicated_rows,

@@ -9,11 +9,14 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_float_dtype, is_integer_dtype, is_numeric_dtype
 
-from forge_sweep.checks.evidence import Evidence, drop_fix, finding, values_of
+from forge_sweep.checks.evidence import Evidence, drop_fix, finding, some, values_of
 from forge_sweep.checks.findings import Finding
 
 MAX_UNSCALED = 10.0
 MANY_MISSING = 0.50
+MAX_SPREADS = 1000.0
+"""Distance from the median, in interquartile ranges, from which a value hides the others. Incomes reach 500."""
+NEARLY_ALL = 0.80
 
 
 def target_missing(evidence: Evidence) -> Iterator[Finding]:
@@ -101,6 +104,48 @@ def unscaled_range(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
+def outlying_value(evidence: Evidence) -> Iterator[Finding]:
+    """Values so far out that standard or minmax scaling leaves nothing of the others."""
+    if evidence.scaler not in ("standard", "minmax"):
+        return
+    train = evidence.dataset.train
+    for name in evidence.numeric:
+        values = values_of(train.features[name])
+        low, middle, high = np.nanquantile(values, (0.25, 0.5, 0.75)) if np.isfinite(values).any() else (0, 0, 0)
+        far = np.flatnonzero(np.abs(values - middle) > MAX_SPREADS * (high - low))
+        if high > low and len(far):
+            yield finding(
+                "warning",
+                "outlying-value",
+                name,
+                seen=f"{values[far[0]]:.6g}, where half of the train rows lie between {low:.6g} and {high:.6g}",
+                expected=f"values within {MAX_SPREADS:g} times that range: {evidence.scaler} scaling hides the others",
+                fix='correct the rows, or scaler = "quantile" or "robust" under [preprocessing]',
+                rows=train.rows[far],
+            )
+
+
+def numbers_as_text(evidence: Evidence) -> Iterator[Finding]:
+    """Text of which nearly all values are numbers: one word in a column of numbers makes text of them all."""
+    train = evidence.dataset.train
+    for name in evidence.categorical:
+        text = train.features[name].dropna().astype(str)
+        if name in evidence.dataset.categorical or not len(text):
+            continue
+        numeric = pd.to_numeric(text, errors="coerce").notna().to_numpy()
+        if NEARLY_ALL <= numeric.mean() < 1:
+            others = text[~numeric]
+            yield finding(
+                "warning",
+                "numbers-as-text",
+                name,
+                seen=f"{numeric.sum()} of {len(text)} values are numbers, the others are {some(others.unique())}",
+                expected="numbers only, or names of categories",
+                fix="empty those cells so that they count as missing, or name the column in categorical under [data]",
+                rows=others.index.to_numpy(),
+            )
+
+
 def constant_feature(evidence: Evidence) -> Iterator[Finding]:
     """Features with one value in every train row."""
     table = evidence.features
@@ -135,7 +180,8 @@ def duplicate_features(evidence: Evidence) -> Iterator[Finding]:
 def id_like(evidence: Evidence) -> Iterator[Finding]:
     """Text that is nearly unique per row, and integers that are unique or count up; continuous floats are no ids."""
     train = evidence.dataset.train
-    for name in evidence.near_unique:
+    mended = {found.subject for found in numbers_as_text(evidence)}  # mending it says more than dropping it
+    for name in (name for name in evidence.near_unique if name not in mended):
         column = train.features[name]
         if _may_be_id(column, train.rows):
             present, distinct = column.count(), column.nunique()

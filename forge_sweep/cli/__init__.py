@@ -63,6 +63,10 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except ForgeSweepError as error:
+        if "--json" in sys.argv:
+            emit(
+                {"event": "error", "exit_code": error.exit_code, "text": error.message, "fix": error.hint}, indent=None
+            )
         Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(error.exit_code)
 
@@ -148,16 +152,12 @@ def schema() -> None:
 def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
     """How far a sweep is: trials by state, best so far."""
     study = find(experiment, store)
-    rows = [row for row in study.rows() if not row.imported]
-    states = {
-        state: sum(row.state == state for row in rows)
-        for state in ("finished", "pruned", "failed", "running", "waiting")
-    }
+    states = study.counts()
     best = study.best()
     if as_json:
         emit({"study": study.name, "trials": states, "best": None if best is None else row_as_dict(best)})
         return
-    counts = ", ".join(f"{count} {state}" for state, count in states.items() if count) or "no trials"
+    counts = ", ".join(f"{count} {state}" for state, count in states.items()) or "no trials"
     typer.echo(f"{study.name}: {counts}")
     if best is not None:
         typer.echo(f"best: trial {best.number}, {best.value:.6g}")
@@ -178,7 +178,7 @@ def trials(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> 
     for row in rows:
         cells = (row.value, row.epochs, row.seconds, *(row.params.get(name) for name in shown))
         table.add_row(str(row.number), row.state, *map(cell, cells))
-    console = Console()
+    console = wide()
     console.print(table)
     for row in rows:
         if row.failure:
@@ -292,12 +292,17 @@ def cell(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
+def wide() -> Console:
+    """A console for tables: nothing is cut where the output goes to a file or a pipe."""
+    return Console() if sys.stdout.isatty() else Console(width=1000)
+
+
 def print_features(rows: list[dict[str, Any]]) -> None:
     """The audit's figures of every feature, over the training rows."""
     table = Table(*rows[0], box=None)
     for row in rows:
         table.add_row(*map(cell, row.values()))
-    Console().print(table)
+    wide().print(table)
 
 
 def print_result(name: str, result: SweepResult) -> None:
@@ -305,7 +310,8 @@ def print_result(name: str, result: SweepResult) -> None:
     console = Console()
     table = Table("model", f"{result.objective}, search", "over seeds", box=None)
     for row in result.confirmed:
-        table.add_row(row["words"], f"{row['searched']:.4f}", f"{row['mean']:.4f} ± {row['spread']:.4f}")
+        spread = f" ± {row['spread']:.4f}" if len(row["values"]) > 1 else ""
+        table.add_row(row["words"], f"{row['searched']:.4f}", f"{row['mean']:.4f}{spread}")
     for kind, value in result.baselines.items():
         if kind not in {row["baseline"] for row in result.confirmed}:
             table.add_row(kind, f"{value:.4f}", "-")
@@ -320,7 +326,7 @@ def print_result(name: str, result: SweepResult) -> None:
         f"verdict   {result.verdict}",
         "test      " + ", ".join(f"{metric} {value:.4f}" for metric, value in result.test.items()),
         f"run       {result.run_id}",
-        f"model     {result.model} (alias challenger)",
+        f"model     {result.model}",
         f"look      forge-sweep ui {name}, then {result.link}",
     ]
     console.print("\n".join(map(escape, lines)), soft_wrap=True, highlight=False)

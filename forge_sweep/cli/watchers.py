@@ -53,7 +53,8 @@ def line(event: Event) -> str | None:
         case "phase":
             return PHASES[data["name"]].format_map(data)
         case "finding":
-            return None if data["severity"] == "info" else coloured(data["severity"], data["text"])
+            # errors are said once, by the refusal that follows
+            return coloured("warning", data["text"]) if data["severity"] == "warning" else None
         case "message":
             return coloured(data["severity"], data["text"])
         case "baseline":

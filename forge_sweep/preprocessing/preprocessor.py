@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from forge_sweep.errors import BundleError, DataError
+from forge_sweep.errors import BundleError, DataError, SchemaError
 from forge_sweep.preprocessing.schema import Column, Kind, Schema, is_missing
 
 FORMAT = 1
@@ -102,16 +102,18 @@ class Preprocessor:
             features: (n, features) raw rows, in any order of columns.
 
         Returns:
-            (n, outputs) float32; infinite where a raw number is infinite.
+            (n, outputs) float32, all finite.
 
         Raises:
-            SchemaError: see `Schema.align`.
+            SchemaError: see `Schema.align`; also a number that is infinite, or beyond float32 once it is scaled: a
+                network would answer it with NaN, a tree with a guess.
         """
         values = self.schema.values(features)
         matrix = np.zeros((len(features), len(self.output_names)), np.float32)
         with np.errstate(over="ignore"):  # a number beyond float32 is infinite, as it would be in the model
             numbers = self._numbers(values)
             matrix[:, : numbers.shape[1]] = numbers
+        self._refuse_not_finite(matrix[:, : numbers.shape[1]], features)
         first = numbers.shape[1]
         for position, column in enumerate(self._indicated, first):
             matrix[:, position] = is_missing(values[column.name])
@@ -121,6 +123,19 @@ class Preprocessor:
             matrix[rows, first + outputs] = 1.0
             first += len(block.outputs)
         return matrix
+
+    def _refuse_not_finite(self, numbers: np.ndarray, features: pd.DataFrame) -> None:
+        bad = ~np.isfinite(numbers)
+        if not bad.any():
+            return
+        rows, columns = np.nonzero(bad)
+        name = self.output_names[columns[0]]
+        first = ", ".join(map(str, np.unique(rows[columns == columns[0]])[:10]))
+        seen = features[name].iloc[rows[0]]
+        raise SchemaError(
+            f"column {name!r} holds {seen} (rows {first}); expected numbers that float32 can hold",
+            hint="correct these rows, or give a missing value",
+        )
 
     def sklearn_scaler(self) -> Any | None:
         """A fitted scikit-learn scaler of the imputed numeric columns in schema order; None where nothing is scaled."""

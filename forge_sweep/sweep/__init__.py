@@ -11,7 +11,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from forge_sweep.checks.audit import Audit
 from forge_sweep.checks.audit import audit as audit_dataset
 from forge_sweep.checks.findings import Finding, errors
 from forge_sweep.environment import Environment
-from forge_sweep.errors import GateRefused
+from forge_sweep.errors import GateRefused, InputError
 from forge_sweep.experiment import Experiment, flatten
 from forge_sweep.preflight import preflight
 from forge_sweep.sources import Dataset
@@ -104,9 +104,11 @@ def run(
     here = capture_environment(experiment, watch)
     dataset = load_data(experiment)
     audit = inspect(experiment, dataset, watch)
+    stop_between(stopping)
     begun = resumable(experiment, dataset=identity(dataset), store=store)
     if begun is None or begun.n_done < experiment.study.n_trials:
         try_models(experiment, dataset, watch)  # before there is a study: a wrong file leaves nothing behind
+    stop_between(stopping)
     study = open_study(experiment, dataset=identity(dataset), store=store, fork=fork)
     with study.hold():
         report_opening(study, watch)
@@ -124,6 +126,8 @@ def go(context: Context, audit: Audit) -> SweepResult:
     if done is not None and context.study.n_done >= context.study.n_trials:
         context.tell("message", text=f"sweep {context.study.name} is complete", severity="info")
         return result(context, done)
+    training.load_backend()
+    refuse_other_store(context)
     parent = open_parent(context)
     try:
         prepare(context, parent, audit)
@@ -177,6 +181,8 @@ def prepare(context: Context, parent: Run, audit: Audit) -> None:
     for number in requeued.lost:
         end_lost(context, number)
     rows = context.study.rows()
+    if parent.run_id is not None:  # it answers: from here on the sweep's runs are there and nowhere else
+        context.study.note("sweep:store", context.tracker.address)
     states = {f"{context.key}/{trial_name(row.number)}": STATUSES[row.state] for row in rows}
     context.tracker.reap(context.key, states)
     context.study.note("sweep:link", link(context))
@@ -204,6 +210,12 @@ def check(experiment: Experiment, *, watch: Watch = ignore) -> tuple[Finding, ..
     return (*audit.findings, *try_models(experiment, dataset, watch))
 
 
+def stop_between(stopping: Callable[[], bool]) -> None:
+    """Leave where the user asked to, between two phases."""
+    if stopping():
+        raise Interrupted
+
+
 def capture_environment(experiment: Experiment, watch: Watch) -> Environment:
     """Machine, packages, image and commit; what could not be found out is said."""
     here = environment.capture(experiment.root, experiment.backend)
@@ -224,9 +236,14 @@ def inspect(experiment: Experiment, dataset: Dataset, watch: Watch) -> Audit:
         dataset, experiment.data.task, experiment.preprocessing, scaled="none" not in experiment.scalers
     )
     watch(Event("features", {"table": audit.features.reset_index().to_dict("records")}))
-    report_findings(audit.findings, watch)
-    refuse(f"the audit of {dataset.version} found errors; nothing was trained", audit.findings)
-    return audit
+    known = experiment.data.known_before
+    findings = tuple(
+        replace(found, severity="warning") if found.code == "target-leak" and found.subject in known else found
+        for found in audit.findings
+    )
+    report_findings(findings, watch)
+    refuse(f"the audit of {dataset.version} found errors; nothing was trained", findings)
+    return replace(audit, findings=findings)
 
 
 def report_findings(findings: Iterable[Finding], watch: Watch) -> None:
@@ -267,6 +284,16 @@ def begin(study: Study) -> dict[str, str]:
         noted = {"key": f"{study.name}/{uuid.uuid4().hex[:12]}", "began": now.strftime("%Y-%m-%d %H:%M:%S")}
         study.note("sweep:begin", noted)
     return noted
+
+
+def refuse_other_store(context: Context) -> None:
+    """A sweep's runs stay in one MLflow store: half of them elsewhere would be lost to whoever compares them."""
+    noted = context.study.notes("sweep:").get("sweep:store")
+    if noted not in (None, context.tracker.address):
+        raise InputError(
+            f"the runs of sweep {context.study.name} are in {noted}, and MLflow is now at {context.tracker.address}",
+            hint="set MLFLOW_TRACKING_URI as it was, or begin a new sweep under another name",
+        )
 
 
 def open_parent(context: Context) -> Run:

@@ -153,6 +153,7 @@ def confirm_one(context: Context, candidate: Candidate, s: int) -> float | None:
     name, key = f"confirm-{candidate.label}-s{s}", f"confirm:{candidate.label}:{s}"
     note = context.study.notes("confirm:").get(key)
     if note is not None and (note["value"] is None or bundle_folder(context, name).is_dir()):
+        context.tell("confirm", name=name, words=candidate.words, seed=s, value=note["value"])
         return None if note["value"] is None else float(note["value"])
     stop_if_asked(context)
     seed = derived_seed(context.experiment.seed, "confirm", candidate.label, s)
@@ -219,17 +220,23 @@ def verdict(context: Context, confirmed: tuple[Confirmed, ...]) -> str:
     metric = context.experiment.objective.metric
     networks = [c for c in confirmed if not c.candidate.baseline]
     trees = [c for c in confirmed if c.candidate.baseline]
+    if confirmed[0].candidate.baseline == "constant":
+        return f"{metric}: nothing was learned; no model beats the constant predictor, {scored(confirmed[0])}."
     if not networks:
-        best = f"{trees[0].candidate.words} ({metric} {trees[0].mean:.4f})"
-        return f"No network could be confirmed: ship the baseline {best}."
-    network = networks[0]
-    own = f"the best network ({network.candidate.words}) {network.mean:.4f} ± {network.spread:.4f}"
+        best = f"{trees[0].candidate.words} {scored(trees[0])}"
+        return f"{metric}: no network could be confirmed; ship the baseline {best}."
+    own = f"the best network ({networks[0].candidate.words}) {scored(networks[0])}"
     if not trees:
         return f"{metric}: {own}; no baseline to compare with."
-    tree = trees[0]
-    other = f"{tree.candidate.words} {tree.mean:.4f} ± {tree.spread:.4f}"
-    gap, noise = abs(network.mean - tree.mean), max(network.spread, tree.spread)
+    other = f"{trees[0].candidate.words} {scored(trees[0])}"
+    gap, noise = abs(networks[0].mean - trees[0].mean), max(networks[0].spread, trees[0].spread)
     close = f" The gap {gap:.4f} is within the spread over seeds." if gap <= noise else ""
-    if confirmed[0] is tree:
+    if confirmed[0] is trees[0]:
         return f"{metric}: {other} beats {own}: ship the baseline.{close}"
     return f"{metric}: {own} beats {other}: ship the network.{close}"
+
+
+def scored(confirmed: Confirmed) -> str:
+    """Mean and spread; one seed has no spread."""
+    one = len(confirmed.values) == 1
+    return f"{confirmed.mean:.4f}" if one else f"{confirmed.mean:.4f} ± {confirmed.spread:.4f}"

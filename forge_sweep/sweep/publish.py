@@ -12,7 +12,7 @@ from forge_sweep import trial
 from forge_sweep.bundle import Bundle
 from forge_sweep.checks.audit import Audit, histograms_html
 from forge_sweep.sources import test_looks
-from forge_sweep.sweep.confirm import Confirmed, bundle_folder, verdict
+from forge_sweep.sweep.confirm import Confirmed, bundle_folder, scored, verdict
 from forge_sweep.sweep.context import Context, baseline_values, finite
 from forge_sweep.tracking import Run, requirements
 
@@ -32,6 +32,8 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
     winner, words = confirmed[0], verdict(context, confirmed)
     name = f"confirm-{winner.candidate.label}-s{winner.typical}"
     bundle = Bundle.load(bundle_folder(context, name))
+    if winner.candidate.baseline == "constant":
+        context.tell("message", text=words, severity="warning")
     test = score_on_test(context, parent, bundle, winner)
     log_summary(context, parent, confirmed, words, test)
     ready = context.checkpoints / "winner"
@@ -104,7 +106,7 @@ def log_summary(
 def as_markdown(context: Context, confirmed: tuple[Confirmed, ...], words: str, test: dict[str, float]) -> str:
     """The note that MLflow shows on the parent run's page."""
     objective = context.experiment.objective.metric
-    rows = [f"| {c.candidate.words} | {c.candidate.searched:.4f} | {c.mean:.4f} ± {c.spread:.4f} |" for c in confirmed]
+    rows = [f"| {c.candidate.words} | {c.candidate.searched:.4f} | {scored(c)} |" for c in confirmed]
     tested = ", ".join(f"{name} {value:.4f}" for name, value in test.items())
     head = [
         f"**{words}**",

@@ -148,7 +148,7 @@ class Tracker:
             raise InputError(f"tracking.model_name = {model_name!r} holds a quote", hint="leave it out")
         if not self.replay():
             raise TrackingDown(
-                f"{what} is not registered: MLflow at {self._address} cannot be reached; {self.pending} writes wait",
+                f"{what} is not registered: MLflow at {self.address} cannot be reached; {self.pending} writes wait",
                 hint=f"start it and run the same command again; the bundle is in {bundle_folder}",
             )
         candidate = registration.Candidate(run_key, bundle_folder, model_name, columns, requirements, tags, step)
@@ -185,10 +185,11 @@ class Tracker:
         for run in list(self._open.values()):
             run.flush()
         if not self.replay():
-            _log.warning("MLflow at %s is down: %d writes wait in %s", self._address, self.pending, self._journal.path)
+            _log.warning("MLflow at %s is down: %d writes wait in %s", self.address, self.pending, self._journal.path)
 
     @property
-    def _address(self) -> str:
+    def address(self) -> str:
+        """The tracking address without credentials, for people."""
         return without_credentials(self.uri)
 
     def _write(self, write: writes.Write) -> None:
@@ -244,7 +245,7 @@ class Tracker:
             return
         self._down, self._stuck = False, (None, 0)
         if replayed:
-            _log.warning("MLflow at %s answers: %d waiting writes were replayed", self._address, replayed)
+            _log.warning("MLflow at %s answers: %d waiting writes were replayed", self.address, replayed)
 
     def _replay_one(self, record: Record) -> None:
         try:
@@ -270,7 +271,7 @@ class Tracker:
         if not self._down:
             _log.warning(
                 "MLflow at %s cannot be reached (%s). Training goes on; writes wait in %s",
-                self._address,
+                self.address,
                 error.message,
                 self._journal.path,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from forge_sweep.training.backend import accelerators, load_backend, release, seed_everything, select_backend, settle
 from forge_sweep.training.failures import classify
-from forge_sweep.training.loop import FitResult, FitSpec, OnEpoch, TrainingData, check_data, fit
+from forge_sweep.training.loop import FitResult, FitSpec, OnEpoch, TrainingData, fit
 from forge_sweep.training.validation import Validation, data_loss, outputs
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "TrainingData",
     "Validation",
     "accelerators",
-    "check_data",
     "classify",
     "data_loss",
     "fit",
