@@ -111,8 +111,12 @@ def outlying_value(evidence: Evidence) -> Iterator[Finding]:
     train = evidence.dataset.train
     for name in evidence.numeric:
         values = values_of(train.features[name])
-        low, middle, high = np.nanquantile(values, (0.25, 0.5, 0.75)) if np.isfinite(values).any() else (0, 0, 0)
-        far = np.flatnonzero(np.abs(values - middle) > MAX_SPREADS * (high - low))
+        finite = values[np.isfinite(values)]
+        if not len(finite):
+            continue
+        with np.errstate(over="ignore", invalid="ignore"):  # differences of values near the end of float64
+            low, middle, high = np.quantile(finite, (0.25, 0.5, 0.75))
+            far = np.flatnonzero(np.abs(values - middle) > MAX_SPREADS * (high - low))
         if high > low and len(far):
             yield finding(
                 "warning",
