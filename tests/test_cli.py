@@ -88,6 +88,22 @@ def test_usage_errors_exit_2(words: list[str], tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    """Before anything is read or written."""
+    (tmp_path / "store").write_text("")
+    path = str(Path(__file__).parents[1] / "experiments" / "quickstart.toml")
+    done = forge_sweep("run", path, "--store", "store", cwd=tmp_path)
+    assert done.returncode == 2 and "store is a file" in done.stderr
+
+
+def test_a_refusal_is_an_event_too_where_machines_read(tmp_path: Path) -> None:
+    """The reason stands in the JSON, not only on standard error."""
+    (tmp_path / "broken.toml").write_text(BROKEN)
+    done = forge_sweep("run", "broken.toml", "--json", cwd=tmp_path)
+    event = json.loads(done.stdout.splitlines()[-1])
+    assert event["event"] == "error" and event["exit_code"] == 2 and "5 mistakes" in event["text"]
+
+
 @pytest.mark.slow
 def test_ctrl_c_exits_130_and_the_same_command_goes_on(tmp_path: Path) -> None:
     """The first signal ends the epoch and keeps the books."""

@@ -6,6 +6,7 @@ Exit codes: 0 ok, 1 failure, 2 usage or experiment file, 3 a gate refused, 130 i
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import signal
@@ -67,8 +68,27 @@ def main() -> None:
             emit(
                 {"event": "error", "exit_code": error.exit_code, "text": error.message, "fix": error.hint}, indent=None
             )
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True, highlight=False)
+        complain(str(error))
         sys.exit(error.exit_code)
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        complain("the disk is full; what was written is kept\n  fix: make room and run the same command again")
+        sys.exit(1)
+
+
+def complain(text: str) -> None:
+    """An error for people, on standard error."""
+    Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(text)}", soft_wrap=True, highlight=False)
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether an exception, or one that it came from, says so; SQLite hides it under two others."""
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "disk is full" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def quiet_backends() -> None:

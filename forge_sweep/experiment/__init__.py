@@ -27,7 +27,6 @@ from forge_sweep.experiment.spec import (
     BaselinesSpec,
     ConfirmSpec,
     DataSpec,
-    Direction,
     Experiment,
     ModelSpec,
     ObjectiveSpec,
@@ -42,7 +41,7 @@ from forge_sweep.experiment.spec import (
     flatten,
     is_budget,
 )
-from forge_sweep.task import direction
+from forge_sweep.task import Direction, direction
 
 __all__ = [
     "BUDGET_FIELDS",

@@ -11,10 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from forge_sweep.experiment.space import HYPERPARAMETERS, Dimension, Scalar, SearchValue, as_tuple, by_shape
-from forge_sweep.task import TaskKind
+from forge_sweep.task import Direction, TaskKind
 
 Backend = Literal["tensorflow", "jax", "torch"]
-Direction = Literal["maximize", "minimize"]
 Scaler = Literal["standard", "minmax", "robust", "quantile", "none"]
 BaselineKind = Literal["constant", "random_forest", "hist_gradient_boosting", "xgboost"]
 Sampler = Literal["tpe", "random", "gp", "cmaes", "qmc", "grid"]

@@ -10,7 +10,7 @@
 | `storage` | the database, safe for several processes, and the lock of a run |
 """
 
-from forge_sweep.study.opening import find_study, open_study, resumable
+from forge_sweep.study.opening import find_study, open_study, require_packages, resumable
 from forge_sweep.study.storage import storage_url
 from forge_sweep.study.study import Asked, Requeued, Study
 from forge_sweep.study.view import FailingStreak, StudyView, TrialRow, TrialState
@@ -25,6 +25,7 @@ __all__ = [
     "TrialState",
     "find_study",
     "open_study",
+    "require_packages",
     "resumable",
     "storage_url",
 ]

@@ -133,6 +133,13 @@ def find_study(experiment_name: str, store: Path) -> StudyView | None:
     return _view(store, experiment_name, lambda studies: next(iter(studies), None))
 
 
+def require_packages(experiment: Experiment) -> None:
+    """Raise MissingExtra where the sampler of an experiment needs packages that are not installed."""
+    from forge_sweep.study import samplers
+
+    samplers.make(experiment)
+
+
 def resumable(experiment: Experiment, *, dataset: Mapping[str, str], store: Path) -> StudyView | None:
     """The study that `open_study` would go on with, for reading; None where it would create one or refuse.
 

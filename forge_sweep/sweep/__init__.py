@@ -24,7 +24,7 @@ from forge_sweep.errors import GateRefused, InputError
 from forge_sweep.experiment import Experiment, flatten
 from forge_sweep.preflight import preflight
 from forge_sweep.sources import Dataset
-from forge_sweep.study import Study, TrialState, open_study, resumable
+from forge_sweep.study import Study, TrialState, open_study, require_packages, resumable
 from forge_sweep.sweep.confirm import confirm
 from forge_sweep.sweep.context import Context, Event, Interrupted, Watch, baseline_values, ignore
 from forge_sweep.sweep.publish import final_key, log_setting, publish
@@ -99,7 +99,10 @@ def run(
         TrackingDown: the end cannot be registered; run again.
         Interrupted: ``stopping`` said so; what finished stays finished.
     """
+    require_packages(experiment)
     training.select_backend(experiment.backend)
+    if store.exists() and not store.is_dir():
+        raise InputError(f"the store {store} is a file", hint="give a folder: --store mlruns")
     default_uri(store)  # an address that cannot be right is refused before anything begins
     here = capture_environment(experiment, watch)
     dataset = load_data(experiment)
@@ -204,6 +207,7 @@ def check(experiment: Experiment, *, watch: Watch = ignore) -> tuple[Finding, ..
     Raises:
         GateRefused: there are errors among the findings.
     """
+    require_packages(experiment)
     training.select_backend(experiment.backend)
     dataset = load_data(experiment)
     audit = inspect(experiment, dataset, watch)
