@@ -18,7 +18,7 @@ from forge_sweep import environment, models, training, trial
 from forge_sweep.checks.findings import Finding
 from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Dimension, Experiment, Params, Scalar
-from forge_sweep.preprocessing import Preprocessor, Schema
+from forge_sweep.preprocessing import Schema
 from forge_sweep.sources import Dataset
 from forge_sweep.task import Task
 from forge_sweep.trial import Prepared, Recipe
@@ -127,19 +127,11 @@ def _extreme(name: str, values: tuple[Scalar, ...], which: Which) -> Scalar:
 
 def _outline(experiment: Experiment, dataset: Dataset) -> Outline:
     """What the arrays will be like, from targets, categories and missing values alone."""
-    data, model, train = experiment.data, experiment.model, dataset.train
-    task = Task.learn(
-        data.task,
-        train.targets,
-        positive=data.positive,
-        activation=model.activation,
-        loss=model.loss,
-        from_logits=model.from_logits,
-    )
+    train, recipe = dataset.train, Recipe.of(experiment, "none")
+    task = recipe.learn_task(train.targets)
     # Which columns come out is up to the schema alone, so that fitting on no rows gives them all.
     schema = Schema.learn(train.features, dataset.categorical)
-    options = experiment.preprocessing.model_dump(include={"impute", "fill", "max_categories"})
-    names = Preprocessor.fit(train.features.iloc[:0], schema, scaler="none", **options).output_names
+    names = recipe.fit(train.features.iloc[:0], schema).output_names
     n_numbers = sum(column.kind != "categorical" for column in schema.columns)
     rows = len(train.features) + len(dataset.valid.features)
     return Outline(task, rows, n_numbers, len(names), task.encode(dataset.valid.targets))

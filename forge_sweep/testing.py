@@ -5,13 +5,15 @@ Each suite is a pytest class that says in its tests what the interface promises.
 Example::
 
     class TestCsv(StoredSourceContract):
-        def store(self, frame, folder):
+        @abstractmethod
+    def store(self, frame, folder):
             frame.to_csv(folder / "table.csv", index=False)
             return {"path": "table.csv"}
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -28,16 +30,16 @@ from forge_sweep.sources import Dataset, Split
 ROWS = 120
 
 
-class SourceContract:
+class SourceContract(ABC):
     """What every `forge_sweep.sources.Source` promises. A subclass gives `declare`."""
 
+    @abstractmethod
     def declare(self, folder: Path) -> dict[str, Any]:
         """Prepare data with one target column of classes; return its ``[data]`` section, without a split.
 
         Args:
             folder: an empty folder, the root of relative paths.
         """
-        raise NotImplementedError
 
     def load(self, folder: Path, seed: int = 1, **changes: Any) -> Dataset:
         """The dataset of `declare` with changes to its section."""
@@ -125,6 +127,7 @@ class SourceContract:
 class StoredSourceContract(SourceContract):
     """What a source promises that holds any table. A subclass gives `store`."""
 
+    @abstractmethod
     def store(self, frame: pd.DataFrame, folder: Path) -> dict[str, Any]:
         """Put a frame where the source reads it; return what ``[data]`` says about the place.
 
@@ -132,8 +135,8 @@ class StoredSourceContract(SourceContract):
             frame: columns of numbers, booleans, text and times, some with missing values; see `table`.
             folder: the root of relative paths; may hold an earlier frame, to be replaced.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def declare(self, folder: Path) -> dict[str, Any]:
         """The section of `table`."""
         return self.declare_frame(table(), folder)

@@ -25,6 +25,7 @@ from forge_sweep.training import FitSpec, OnEpoch, TrainingData
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +195,28 @@ class Recipe:
             max_categories=preprocessing.max_categories,
         )
 
+    def learn_task(self, train_targets: pd.DataFrame) -> Task:
+        """The task as these targets show it; see `Task.learn`."""
+        return Task.learn(
+            self.task,
+            train_targets,
+            positive=self.positive,
+            activation=self.activation,
+            loss=self.loss,
+            from_logits=self.from_logits,
+        )
+
+    def fit(self, train_features: pd.DataFrame, schema: Schema) -> Preprocessor:
+        """The preprocessor learned from these rows; see `Preprocessor.fit`."""
+        return Preprocessor.fit(
+            train_features,
+            schema,
+            scaler=self.scaler,
+            impute=self.impute,
+            fill=self.fill,
+            max_categories=self.max_categories,
+        )
+
 
 @functools.lru_cache(maxsize=len(SCALERS))
 def prepare(splits: Dataset, recipe: Recipe) -> Prepared:
@@ -202,22 +225,8 @@ def prepare(splits: Dataset, recipe: Recipe) -> Prepared:
     Cached, since most trials of a sweep share both arguments; the arrays must not be written to.
     """
     train, valid = splits.train, splits.valid
-    task = Task.learn(
-        recipe.task,
-        train.targets,
-        positive=recipe.positive,
-        activation=recipe.activation,
-        loss=recipe.loss,
-        from_logits=recipe.from_logits,
-    )
-    preprocessor = Preprocessor.fit(
-        train.features,
-        Schema.learn(train.features, splits.categorical),
-        scaler=recipe.scaler,
-        impute=recipe.impute,
-        fill=recipe.fill,
-        max_categories=recipe.max_categories,
-    )
+    task = recipe.learn_task(train.targets)
+    preprocessor = recipe.fit(train.features, Schema.learn(train.features, splits.categorical))
     y_train = task.encode(train.targets)
     data = TrainingData(
         x_train=preprocessor.transform(train.features),
