@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -9,10 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from forge_sweep import __version__, sweep
 from forge_sweep.cli import app
+from forge_sweep.cli.watchers import LiveTable
+from forge_sweep.sweep import Event
 from tests.servers import ui
 from tests.surface import experiment, fake_run, no_network
 
@@ -174,6 +178,25 @@ def test_report_is_one_self_contained_html_file(store: Path, tmp_path: Path) -> 
     html = path.read_text(encoding="utf-8")
     assert "models:/surface/1" in html and "Plotly.newPlot" in html and "Importance of the hyperparameters" in html
     assert 'src="http' not in html and "<link" not in html
+
+
+def test_the_live_table_counts_what_earlier_processes_did_and_shows_what_runs_now() -> None:
+    """On a resumed sweep: states of all trials, best so far, the baseline to beat, the current loss."""
+    console = Console(width=200, file=io.StringIO())
+    table = LiveTable(console)
+    states = {"finished": 3, "pruned": 1}
+    trials = {"name": "trials", "total": 10, "done": 4, "states": states, "best": 0.9, "baselines": {"xgboost": 0.85}}
+    table.watch(Event("phase", trials))
+    table.watch(Event("trial_started", {"number": 4, "params": {}}))
+    table.watch(Event("epoch", {"number": 4, "epoch": 1, "metrics": {"loss": 0.5, "val_loss": 0.6}}))
+    failed = {"number": 4, "state": "failed", "value": None, "best": 0.9, "failure": "diverged", "cause": "loss is nan"}
+    table.watch(Event("trial_done", failed))
+    console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "trial 4    failed (diverged): loss is nan" in text
+    row = text.splitlines()[-1].split()
+    assert row[:6] == ["5/10", "3", "1", "1", "0.9000", "xgboost"]
+    assert "trial 4, epoch 2: loss 0.5000, val_loss 0.6000" in text
 
 
 def test_schema_is_json(tmp_path: Path) -> None:

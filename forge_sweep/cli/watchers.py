@@ -121,6 +121,8 @@ class LiveTable:
     def watch(self, event: Event) -> None:
         """Take in an event."""
         data = event.data
+        if event.kind == "phase":
+            self.current = data["name"]
         if event.kind == "phase" and data["name"] == "trials":
             self.total, self.already, self.baselines = data["total"], data["done"], data["baselines"]
             self.states.update(data["states"])
