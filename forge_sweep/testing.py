@@ -5,7 +5,6 @@ Each suite is a pytest class that says in its tests what the interface promises.
 Example::
 
     class TestCsv(StoredSourceContract):
-        @abstractmethod
     def store(self, frame, folder):
             frame.to_csv(folder / "table.csv", index=False)
             return {"path": "table.csv"}
@@ -136,7 +135,6 @@ class StoredSourceContract(SourceContract):
             folder: the root of relative paths; may hold an earlier frame, to be replaced.
         """
 
-    @abstractmethod
     def declare(self, folder: Path) -> dict[str, Any]:
         """The section of `table`."""
         return self.declare_frame(table(), folder)
