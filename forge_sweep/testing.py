@@ -5,7 +5,7 @@ Each suite is a pytest class that says in its tests what the interface promises.
 Example::
 
     class TestCsv(StoredSourceContract):
-    def store(self, frame, folder):
+        def store(self, frame, folder):
             frame.to_csv(folder / "table.csv", index=False)
             return {"path": "table.csv"}
 """
