@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -60,7 +59,6 @@ MLRUNS = Path("mlruns")
 
 def main() -> None:
     """Entry point of ``forge-sweep``."""
-    quiet_backends()
     try:
         app(standalone_mode=True)
     except ForgeSweepError as error:
@@ -89,11 +87,6 @@ def disk_is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def quiet_backends() -> None:
-    """Keep TensorFlow's advice to its own users (retracing and the like) off the screen; errors come through."""
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 def print_version(wanted: bool) -> None:
