@@ -11,7 +11,7 @@ from pandas.api import types
 
 from forge_sweep.errors import DataError
 from forge_sweep.experiment.rules import nearest
-from forge_sweep.sources.base import ROLES, Dataset, Split, shown
+from forge_sweep.sources.base import ROLES, Dataset, HeldTest, Split, shown
 from forge_sweep.sources.digest import content_digest, fingerprints, split_digest
 from forge_sweep.sources.splits import assign, refuse_empty, without_target
 
@@ -88,7 +88,7 @@ def divide(frame: pd.DataFrame, roles: np.ndarray, spec: DataSpec, *, name: str,
         source=source,
         categorical=spec.categorical,
         fingerprints={role: prints[roles == code] for code, role in enumerate(ROLES)},
-        _test=test,
+        _test=HeldTest(test),
     )
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from forge_sweep.experiment import DataSpec
+    from forge_sweep.preprocessing import Preprocessor
 
 Role = Literal["train", "valid", "test"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -51,6 +52,7 @@ class TestLook:
         who: user@host.
         when: UTC, ISO 8601.
         pid: process.
+        run: MLflow run that the rows are scored for, if any.
     """
 
     __test__: ClassVar[bool] = False  # not a test case, whatever pytest makes of the name
@@ -60,6 +62,38 @@ class TestLook:
     who: str
     when: str
     pid: int
+    run: str = ""
+
+
+class TestRows(Protocol):
+    """The test rows of a dataset, wherever they are."""
+
+    def read(self, look: TestLook) -> Split:
+        """The rows, once the look is on record at the place they come from, where that keeps a record."""
+        ...
+
+    def count(self) -> int | None:
+        """How many looks the place they come from has on record; None where it keeps no record."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class HeldTest:
+    """Test rows that were read with the others, as from a file.
+
+    Attributes:
+        split: the rows.
+    """
+
+    split: Split = field(repr=False)
+
+    def read(self, look: TestLook) -> Split:
+        """The rows; a file keeps no record of who looked."""
+        return self.split
+
+    def count(self) -> int | None:
+        """None: the local ledger is the only one."""
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +108,13 @@ class Dataset:
         train: rows to learn from.
         valid: rows to choose by.
         sizes: number of rows per role.
-        source: file path or name of the sample set.
+        source: file path, name of the sample set, or address of the store without its secrets.
         categorical: columns of numeric codes that were declared to be categories; they hold text.
         fingerprints: per role (n,) uint64, equal for rows of equal features. The test split is included, so that
             duplicates across splits are found without a look at it.
+        preprocessor: imputation and scaling that are stored with the version; None where nothing is stored.
+        normalization_version: the name of what ``preprocessor`` learned.
+        warnings: what whoever uses the dataset should be told.
     """
 
     name: str
@@ -90,22 +127,31 @@ class Dataset:
     source: str
     categorical: tuple[str, ...]
     fingerprints: dict[Role, np.ndarray]
-    _test: Split = field(repr=False)
+    _test: TestRows = field(repr=False)
+    preprocessor: Preprocessor | None = field(default=None, repr=False)
+    normalization_version: str | None = None
+    warnings: tuple[str, ...] = ()
 
-    def look_at_test(self, purpose: str, ledger: Path) -> Split:
-        """The test rows. The look is on disk before this returns.
+    def look_at_test(self, purpose: str, ledger: Path, *, run: str = "") -> Split:
+        """The test rows. The look is on disk before this returns, and in the store's own ledger if it has one.
 
         Args:
             purpose: what the rows are for.
             ledger: JSON-lines file that counts the looks; made where it does not exist.
+            run: MLflow run that the rows are scored for.
 
         Raises:
             OSError: the ledger cannot be written; nothing is returned.
+            StoreDown: the store of the rows cannot be reached; nothing is returned.
         """
-        who, when = f"{_user()}@{socket.gethostname()}", datetime.now(UTC).isoformat()
-        look = TestLook(self.digest, purpose, who, when, os.getpid())
+        look = new_look(self.digest, purpose, run)
         _append_line(ledger, json.dumps(asdict(look)))
-        return self._test
+        return self._test.read(look)
+
+    def count_looks(self, ledger: Path) -> int:
+        """How many looks at the test rows are on record: where the rows are, or else in the ledger on this machine."""
+        counted = self._test.count()
+        return len(test_looks(ledger, self.digest)) if counted is None else counted
 
 
 class Source(Protocol):
@@ -131,6 +177,12 @@ class Source(Protocol):
             DataError: the data cannot be read, or is not what ``spec`` says; names the TOML key or the column.
         """
         ...
+
+
+def new_look(digest: str, purpose: str, run: str = "") -> TestLook:
+    """A look by this process, now."""
+    who, when = f"{_user()}@{socket.gethostname()}", datetime.now(UTC).isoformat()
+    return TestLook(digest, purpose, who, when, os.getpid(), run)
 
 
 def test_looks(ledger: Path, digest: str) -> list[TestLook]:

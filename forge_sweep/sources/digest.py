@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,64 @@ if TYPE_CHECKING:
 
 CONTENT_TAG = b"forge_sweep dataset 1\n"
 SPLIT_TAG = b"forge_sweep split 1\n"
+Kind = Literal["n", "t"]
 EXACT_INTEGER = 2**53  # float64 holds every integer up to here: IEEE 754, 53 bits of significand
+
+
+class ContentDigest:
+    """The content digest of rows that come in blocks, in memory that does not grow with the rows.
+
+    Args:
+        rows: number of all rows.
+        kinds: per column its kind, which is a property of the whole column: see `kinds_of`.
+    """
+
+    def __init__(self, rows: int, kinds: Mapping[str, Kind]) -> None:
+        self._rows = rows
+        self._seen = 0
+        self._columns = {name: ColumnDigest(kinds[name]) for name in sorted(kinds, key=str.encode)}
+
+    def update(self, block: pd.DataFrame) -> None:
+        """Take the next rows in canonical order.
+
+        Args:
+            block: columns of numbers, booleans, texts or times, by the names given.
+        """
+        self._seen += len(block)
+        for name, column in self._columns.items():
+            column.update(block[name])
+
+    def hexdigest(self) -> str:
+        """The 64 hex digits, once every row was taken."""
+        assert self._seen == self._rows, f"{self._seen} rows of {self._rows}"
+        whole = hashlib.sha256(CONTENT_TAG + struct.pack("<QQ", self._rows, len(self._columns)))
+        for name, column in self._columns.items():
+            encoded = name.encode()
+            whole.update(struct.pack("<Q", len(encoded)) + encoded + column.entry())
+        return whole.hexdigest()
+
+
+class ColumnDigest:
+    """What one column adds to the content digest: its kind, then one digest for numbers or two for texts."""
+
+    def __init__(self, kind: Kind) -> None:
+        self._kind: Kind = kind
+        self._values = hashlib.sha256()
+        self._texts = hashlib.sha256()
+
+    def update(self, values: pd.Series) -> None:
+        """Take the next values of the column."""
+        if self._kind == "n":
+            self._values.update(np.ascontiguousarray(_numbers(values), "<f8").data)
+            return
+        lengths, text = _text_buffers(_texts(values))
+        self._values.update(lengths.data)
+        self._texts.update(text.data)
+
+    def entry(self) -> bytes:
+        """The kind and the digests."""
+        more = self._texts.digest() if self._kind == "t" else b""
+        return self._kind.encode() + self._values.digest() + more
 
 
 def content_digest(frame: pd.DataFrame) -> str:
@@ -44,11 +102,14 @@ def content_digest(frame: pd.DataFrame) -> str:
     Args:
         frame: rows in canonical order; columns of numbers, booleans, texts or times.
     """
-    whole = hashlib.sha256(CONTENT_TAG + struct.pack("<QQ", *frame.shape))
-    for name in sorted(frame.columns, key=str.encode):
-        encoded = name.encode()
-        whole.update(struct.pack("<Q", len(encoded)) + encoded + _column_entry(frame[name]))
-    return whole.hexdigest()
+    digest = ContentDigest(len(frame), kinds_of(frame))
+    digest.update(frame)
+    return digest.hexdigest()
+
+
+def kinds_of(frame: pd.DataFrame) -> dict[str, Kind]:
+    """How each column counts: as numbers or as texts; a column without any value is of numbers."""
+    return {str(name): _kind(frame[name]) for name in frame.columns}
 
 
 def split_digest(roles: np.ndarray) -> str:
@@ -60,32 +121,43 @@ def split_digest(roles: np.ndarray) -> str:
     return hashlib.sha256(SPLIT_TAG + struct.pack("<Q", len(roles)) + roles.astype("u1").tobytes()).hexdigest()
 
 
-def fingerprints(features: pd.DataFrame) -> np.ndarray:
-    """One uint64 per row (n,), equal for equal rows and for different rows different but for chance (n**2 / 2**65)."""
-    names = sorted(features.columns, key=str.encode)
-    canonical = pd.DataFrame({name: _canonical(features[name]) for name in names}, index=features.index)
-    return pd.util.hash_pandas_object(canonical, index=False).to_numpy(np.uint64)
+def fingerprints(features: pd.DataFrame, kinds: Mapping[str, Kind] | None = None) -> np.ndarray:
+    """One uint64 per row (n,), equal for equal rows and for different rows different but for chance (n**2 / 2**65).
+
+    Args:
+        features: (n, features) rows.
+        kinds: the kinds of whole columns, where these rows are a part of them; else as the rows show them.
+    """
+    kinds = kinds or kinds_of(features)
+    canonical = {
+        name: _numbers(features[name]) if kinds[name] == "n" else _texts(features[name])
+        for name in sorted(features.columns, key=str.encode)
+    }
+    frame = pd.DataFrame(canonical, index=features.index)
+    return pd.util.hash_pandas_object(frame, index=False).to_numpy(np.uint64)
 
 
-def _column_entry(values: pd.Series) -> bytes:
-    canonical = _canonical(values)
-    if isinstance(canonical, np.ndarray):
-        return b"n" + hashlib.sha256(canonical.astype("<f8", copy=False).data).digest()
-    lengths, text = _text_buffers(canonical)
-    return b"t" + hashlib.sha256(lengths.data).digest() + hashlib.sha256(text.data).digest()
-
-
-def _canonical(values: pd.Series) -> np.ndarray | pd.Series:
-    """Numbers as float64 (n,) with one NaN and no negative zero; texts as a series."""
+def _kind(values: pd.Series) -> Kind:
     if is_datetime64_any_dtype(values.dtype):
         values = nanoseconds(values)
     if is_integer_dtype(values.dtype) and not _exact(values):
-        return values.astype("string")
-    if is_numeric_dtype(values.dtype) or bool(values.isna().all()):
-        numbers = pd.to_numeric(values).to_numpy(np.float64, na_value=np.nan) + 0.0  # -0.0 + 0.0 is +0.0
-        numbers[np.isnan(numbers)] = np.nan
-        return numbers
-    return values
+        return "t"
+    return "n" if is_numeric_dtype(values.dtype) or bool(values.isna().all()) else "t"
+
+
+def _numbers(values: pd.Series) -> np.ndarray:
+    """Float64 (n,) with one NaN and no negative zero."""
+    if is_datetime64_any_dtype(values.dtype):
+        values = nanoseconds(values)
+    numbers = pd.to_numeric(values).to_numpy(np.float64, na_value=np.nan) + 0.0  # -0.0 + 0.0 is +0.0
+    numbers[np.isnan(numbers)] = np.nan
+    return numbers
+
+
+def _texts(values: pd.Series) -> pd.Series:
+    if is_datetime64_any_dtype(values.dtype):
+        values = nanoseconds(values)
+    return values.astype("string") if is_integer_dtype(values.dtype) else values
 
 
 def nanoseconds(times: pd.Series) -> pd.Series:
