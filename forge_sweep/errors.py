@@ -11,6 +11,7 @@ ForgeSweepError
 ├── TrialFailed             skip this trial                   recorded with its failure class
 ├── BundleError             a model folder that is incomplete, changed or unsafe    exit code 1
 ├── TrackingDown            retry later, nothing is lost      exit code 1
+├── StoreDown               retry later, nothing was changed  exit code 1
 └── SweepStopped            stop the sweep                    exit code 1
 """
 
@@ -135,6 +136,10 @@ class BundleError(ForgeSweepError):
 
 class TrackingDown(ForgeSweepError):
     """The MLflow store cannot be reached; what was not written waits in the local journal."""
+
+
+class StoreDown(ForgeSweepError):
+    """The feature store cannot be reached, or broke off; nothing was changed, and no part of any rows was used."""
 
 
 class SweepStopped(ForgeSweepError):

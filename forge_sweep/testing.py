@@ -40,9 +40,19 @@ class SourceContract(ABC):
             folder: an empty folder, the root of relative paths.
         """
 
+    def open(self, section: dict[str, Any], folder: Path, seed: int) -> Dataset:
+        """The dataset of a section. A source whose rows are put there by a command overrides this.
+
+        Args:
+            section: ``[data]``, such as `declare` gives it.
+            folder: the root of relative paths.
+            seed: decides random and group splits.
+        """
+        return sources.load(DataSpec(**section), root=folder, seed=seed)
+
     def load(self, folder: Path, seed: int = 1, **changes: Any) -> Dataset:
         """The dataset of `declare` with changes to its section."""
-        return sources.load(DataSpec(**{**self.declare(folder), **changes}), root=folder, seed=seed)
+        return self.open({**self.declare(folder), **changes}, folder, seed)
 
     def test_every_row_has_one_role(self, tmp_path: Path) -> None:
         """Train, valid and test are disjoint, and together they are all rows."""
@@ -147,7 +157,7 @@ class StoredSourceContract(SourceContract):
 
     def load_frame(self, frame: pd.DataFrame, folder: Path, **changes: Any) -> Dataset:
         """The dataset of a frame with the columns of `table`."""
-        return sources.load(DataSpec(**{**self.declare_frame(frame, folder), **changes}), root=folder, seed=1)
+        return self.open({**self.declare_frame(frame, folder), **changes}, folder, 1)
 
     def test_equal_content_has_the_digest_that_every_source_gives(self, tmp_path: Path) -> None:
         """The digest is over values; how they are stored plays no part."""

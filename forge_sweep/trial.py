@@ -18,7 +18,7 @@ from forge_sweep import baselines, models, training
 from forge_sweep.bundle import Bundle
 from forge_sweep.errors import ForgeSweepError, TrialFailed
 from forge_sweep.experiment import SCALERS, Experiment, Params, Scalar
-from forge_sweep.preprocessing import Preprocessor, Schema
+from forge_sweep.preprocessing import Preprocessor, Schema, same_settings
 from forge_sweep.sources import Dataset, Split
 from forge_sweep.task import Task, TaskKind
 from forge_sweep.training import FitSpec, OnEpoch, TrainingData
@@ -208,14 +208,19 @@ class Recipe:
 
     def fit(self, train_features: pd.DataFrame, schema: Schema) -> Preprocessor:
         """The preprocessor learned from these rows; see `Preprocessor.fit`."""
-        return Preprocessor.fit(
-            train_features,
-            schema,
-            scaler=self.scaler,
-            impute=self.impute,
-            fill=self.fill,
-            max_categories=self.max_categories,
-        )
+        return Preprocessor.fit(train_features, schema, **self.settings)
+
+    def preprocessor(self, splits: Dataset) -> Preprocessor:
+        """What is stored with the data where it was learned with these settings, or else learned from the rows."""
+        if splits.preprocessor is not None and same_settings(splits.preprocessor, self.settings):
+            return splits.preprocessor
+        return self.fit(splits.train.features, Schema.learn(splits.train.features, splits.categorical))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of `Preprocessor.fit`."""
+        names = ("scaler", "impute", "fill", "max_categories")
+        return {name: getattr(self, name) for name in names}
 
 
 @functools.lru_cache(maxsize=len(SCALERS))
@@ -226,7 +231,7 @@ def prepare(splits: Dataset, recipe: Recipe) -> Prepared:
     """
     train, valid = splits.train, splits.valid
     task = recipe.learn_task(train.targets)
-    preprocessor = recipe.fit(train.features, Schema.learn(train.features, splits.categorical))
+    preprocessor = recipe.preprocessor(splits)
     y_train = task.encode(train.targets)
     data = TrainingData(
         x_train=preprocessor.transform(train.features),
@@ -277,6 +282,7 @@ def as_bundle(
 ) -> Bundle:
     """A trained model with all it needs to take raw rows; its threshold is chosen on validation."""
     task = prepared.task
+    stored = prepared.preprocessor is splits.preprocessor
     return Bundle(
         model=model,
         preprocessor=prepared.preprocessor,
@@ -287,6 +293,7 @@ def as_bundle(
             "dataset_version": splits.version,
             "dataset_digest": splits.digest,
             "split_digest": splits.split_digest,
+            "normalization_version": splits.normalization_version if stored else None,
             **made_by,
         },
     )

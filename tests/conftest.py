@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+pytest_plugins = ["tests.postgres"]
+
 
 @pytest.fixture(autouse=True)
 def no_stores_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:

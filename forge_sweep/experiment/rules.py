@@ -46,18 +46,33 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f'did you mean "{close[0]}"?' if close else ""
 
 
+PLACE: dict[str, str] = {"file": "path", "sample": "name", "postgres": "version"}
+"""The key that says where the rows are, by source."""
+
+INGESTED = ("key", "drop", "categorical", "separator", "split")
+"""What was decided when a version was ingested."""
+
+
 def source_fits(sections: Sections) -> Iterator[Mistake]:
-    """A file has a path, a sample has a name, and neither has the other's."""
+    """A file has a path, a sample has a name, a version in the store has its name, and none has another's."""
     data = sections.data
     if data is None:
         return
-    needed, other = ("path", "name") if data.source == "file" else ("name", "path")
-    if getattr(data, needed) is None:
-        yield Mistake(f"data.{needed}", "", f'a value, since data.source = "{data.source}"')
-    if getattr(data, other) is not None:
-        hint = f"remove it, or set data.source = {as_toml('sample' if other == 'name' else 'file')}"
-        yield Mistake(
-            f"data.{other}", as_toml(getattr(data, other)), f'nothing beside data.source = "{data.source}"', hint
+    if getattr(data, PLACE[data.source]) is None:
+        yield Mistake(f"data.{PLACE[data.source]}", "", f'a value, since data.source = "{data.source}"')
+    for source, other in (("file", "path"), ("sample", "name")):
+        if source != data.source and getattr(data, other) is not None:
+            yield Mistake(
+                f"data.{other}",
+                as_toml(getattr(data, other)),
+                f'nothing beside data.source = "{data.source}"',
+                f"remove it, or set data.source = {as_toml(source)}",
+            )
+    if data.source == "postgres":
+        yield from (
+            Mistake(f"data.{key}", "", 'nothing beside data.source = "postgres"', "it was decided at `data ingest`")
+            for key in INGESTED
+            if key in data.model_fields_set
         )
 
 

@@ -50,7 +50,9 @@ class SplitSpec(Section):
 class DataSpec(Section):
     """``[data]``: where the rows come from and what is predicted."""
 
-    source: Literal["file", "sample"] = Field("file", description="A file, or a sample set of scikit-learn.")
+    source: Literal["file", "sample", "postgres"] = Field(
+        "file", description="A file, a sample set of scikit-learn, or a version in the feature store (PostgreSQL)."
+    )
     path: (
         Annotated[
             Annotated[dict[Literal["train", "valid", "test"], str], Tag("table")] | Annotated[str, Tag("value")],
@@ -63,7 +65,10 @@ class DataSpec(Section):
     name: str | None = Field(None, description="Name of the sample set: breast_cancer, digits, diabetes, iris, wine.")
     target: Names = Field(description="Target column, or a list (multilabel, one-hot).", min_length=1)
     task: TaskKind = Field(description="What is predicted.")
-    version: str | None = Field(None, description="Your name for this content; the digest is recorded in any case.")
+    version: str | None = Field(
+        None,
+        description="Your name for this content; its digest is recorded in any case. For `postgres`: which.",
+    )
     key: str | None = Field(None, description="Unique column that fixes the order of rows; not a feature.")
     drop: Names = Field((), description="Columns to leave out.")
     categorical: Names = Field((), description="Columns of numeric codes to treat as categories.")

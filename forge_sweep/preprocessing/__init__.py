@@ -15,7 +15,20 @@ output exists, and else all zeros; so is a missing category.
 
 from __future__ import annotations
 
+from forge_sweep.preprocessing.normalization import Normalization, from_store, same_settings
 from forge_sweep.preprocessing.preprocessor import Preprocessor
-from forge_sweep.preprocessing.schema import Column, Kind, Schema
+from forge_sweep.preprocessing.schema import CODE, Column, Kind, Schema
+from forge_sweep.preprocessing.streaming import Coded, fit_stream
 
-__all__ = ["Column", "Kind", "Preprocessor", "Schema"]
+__all__ = [
+    "CODE",
+    "Coded",
+    "Column",
+    "Kind",
+    "Normalization",
+    "Preprocessor",
+    "Schema",
+    "fit_stream",
+    "from_store",
+    "same_settings",
+]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,9 @@ from forge_sweep.preprocessing.schema import Column, Kind, Schema, is_missing
 
 FORMAT = 1
 """Version of preprocessor.json and preprocessor.npz."""
+
+FIT_ROWS = 65_536
+"""Rows that standard and minmax scalers, and means, are learned over at a time: so a stream gives the same bits."""
 
 QUANTILE_ROWS = 100_000
 """Rows that quantiles are learned from at most."""
@@ -248,7 +252,20 @@ def _center(column: np.ndarray, impute: str, fill: float) -> float:
         return fill
     if present.size == 0:
         return 0.0
-    return float(np.median(present) if impute == "median" else np.mean(present))
+    if impute == "median":
+        return float(np.median(present))
+    blocks = [block[~np.isnan(block)] for block in fit_blocks(column)]
+    return mean_of_sums([float(block.sum()) for block in blocks], present.size)
+
+
+def mean_of_sums(sums: Sequence[float], n: int) -> float:
+    """The mean of n values, of which consecutive blocks have these sums; 0 for none."""
+    return math.fsum(sums) / n if n else 0.0
+
+
+def fit_blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """The blocks of `FIT_ROWS` rows that are learned over, contiguous."""
+    return (np.ascontiguousarray(rows[first : first + FIT_ROWS]) for first in range(0, len(rows), FIT_ROWS))
 
 
 def _mode(column: np.ndarray) -> float:
@@ -257,7 +274,8 @@ def _mode(column: np.ndarray) -> float:
     return float(2 * present.sum() > present.size)
 
 
-def _new_scaler(kind: str, n_quantiles: int) -> Any:
+def new_scaler(kind: str, n_quantiles: int = 1) -> Any:
+    """An unfitted scaler of scikit-learn."""
     from sklearn import preprocessing
 
     if kind == "quantile":
@@ -273,13 +291,18 @@ def _new_scaler(kind: str, n_quantiles: int) -> Any:
 
 def _learn_scaler(kind: str, filled: np.ndarray) -> dict[str, np.ndarray]:
     """Fit scikit-learn's scaler on (n, columns) and take what it learned."""
-    scaler = _new_scaler(kind, n_quantiles=min(1000, len(filled))).fit(filled)
+    scaler = new_scaler(kind, n_quantiles=min(1000, len(filled)))
+    if hasattr(scaler, "partial_fit"):
+        for block in fit_blocks(filled):
+            scaler.partial_fit(block)
+    else:
+        scaler.fit(filled)
     return {name: np.asarray(getattr(scaler, name)) for name in FITTED[kind]}
 
 
 def _restore_scaler(kind: str, learned: Mapping[str, np.ndarray]) -> Any:
     """A scaler as if it had been fitted, from the attributes that fitting sets."""
-    scaler = _new_scaler(kind, n_quantiles=len(learned.get("references_", ())))
+    scaler = new_scaler(kind, n_quantiles=len(learned.get("references_", ())))
     for name, values in learned.items():
         setattr(scaler, name, values if values.ndim else values.item())
     scaler.n_features_in_ = learned[FITTED[kind][0]].shape[-1]

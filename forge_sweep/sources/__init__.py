@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forge_sweep.sources.base import ROLES, Dataset, Role, Source, Split, TestLook, test_looks
+from forge_sweep.sources.feature_store.source import FeatureStoreSource
 from forge_sweep.sources.files import FileSource
 from forge_sweep.sources.samples import SampleSource
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ROLES", "SOURCES", "Dataset", "Role", "Source", "Split", "TestLook", "load", "test_looks"]
 
-SOURCES: dict[str, Source] = {"file": FileSource(), "sample": SampleSource()}
+SOURCES: dict[str, Source] = {"file": FileSource(), "sample": SampleSource(), "postgres": FeatureStoreSource()}
 """The implementation behind each value of ``data.source``."""
 
 

@@ -69,14 +69,8 @@ def _read(path: Path, key: str, spec: DataSpec) -> pa.Table:
     """One file as a table of at least one row."""
     import pyarrow as pa
 
-    reader = next((read for ending, read in READERS.items() if path.name.lower().endswith(ending)), None)
-    if reader is None:
-        raise DataError(
-            f"{key}: {path} is of no known kind; expected {', '.join(READERS)}", hint="convert it to Parquet"
-        )
-    if not path.is_file():
-        hint = "a relative path starts at the folder of the experiment file"
-        raise DataError(f"{key}: {path} does not exist or is no file", hint=hint)
+    refuse_unreadable(path, key)
+    reader = next(read for ending, read in READERS.items() if path.name.lower().endswith(ending))
     try:
         table = reader(path, spec)
     except (pa.ArrowException, OSError) as error:
@@ -84,7 +78,18 @@ def _read(path: Path, key: str, spec: DataSpec) -> pa.Table:
         raise DataError(f"{key}: {path} cannot be read: {cause}", hint="mend the file, or write it again") from error
     if table.num_rows == 0:
         raise DataError(f"{key}: {path} holds no rows; expected a header and rows", hint="name another file")
-    return _decode(table, path, key)
+    return decoded(table, path, key)
+
+
+def refuse_unreadable(path: Path, key: str) -> None:
+    """Raise DataError for a file that is of no known kind, or that is not there."""
+    if not path.name.lower().endswith(tuple(READERS)):
+        raise DataError(
+            f"{key}: {path} is of no known kind; expected {', '.join(READERS)}", hint="convert it to Parquet"
+        )
+    if not path.is_file():
+        hint = "a relative path starts at the folder of the experiment file"
+        raise DataError(f"{key}: {path} does not exist or is no file", hint=hint)
 
 
 def _read_csv(path: Path, spec: DataSpec) -> pa.Table:
@@ -122,8 +127,8 @@ READERS: dict[str, Callable[[Path, DataSpec], pa.Table]] = {
 """How a file is read, by the end of its name."""
 
 
-def _decode(table: pa.Table, path: Path, key: str) -> pa.Table:
-    """The table without dictionaries, all text as one type."""
+def decoded(table: pa.Table, path: Path, key: str) -> pa.Table:
+    """The table of a file without dictionaries, all text as one type."""
     import pyarrow as pa
 
     columns = []

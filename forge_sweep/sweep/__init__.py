@@ -105,7 +105,7 @@ def run(
         raise InputError(f"the store {store} is a file", hint="give a folder: --store mlruns")
     default_uri(store)  # an address that cannot be right is refused before anything begins
     here = capture_environment(experiment, watch)
-    dataset = load_data(experiment)
+    dataset = load_data(experiment, watch)
     audit = inspect(experiment, dataset, watch)
     stop_between(stopping)
     begun = resumable(experiment, dataset=identity(dataset), store=store)
@@ -209,7 +209,7 @@ def check(experiment: Experiment, *, watch: Watch = ignore) -> tuple[Finding, ..
     """
     require_packages(experiment)
     training.select_backend(experiment.backend)
-    dataset = load_data(experiment)
+    dataset = load_data(experiment, watch)
     audit = inspect(experiment, dataset, watch)
     return (*audit.findings, *try_models(experiment, dataset, watch))
 
@@ -228,9 +228,12 @@ def capture_environment(experiment: Experiment, watch: Watch) -> Environment:
     return here
 
 
-def load_data(experiment: Experiment) -> Dataset:
-    """The rows of an experiment, split."""
-    return sources.load(experiment.data, root=experiment.root, seed=experiment.seed)
+def load_data(experiment: Experiment, watch: Watch) -> Dataset:
+    """The rows of an experiment, split; what their source has to say about them is said."""
+    dataset = sources.load(experiment.data, root=experiment.root, seed=experiment.seed)
+    for text in dataset.warnings:
+        watch(Event("message", {"text": text, "severity": "warning"}))
+    return dataset
 
 
 def inspect(experiment: Experiment, dataset: Dataset, watch: Watch) -> Audit:

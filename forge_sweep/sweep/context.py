@@ -88,10 +88,12 @@ class Context:
     @property
     def provenance(self) -> dict[str, str]:
         """Tags that every run and the model version carry."""
+        normalization = self.dataset.normalization_version
         return {
             **environment_tags(self.environment),
             "forge.dataset_version": self.dataset.version,
             "forge.dataset_digest": self.dataset.digest,
+            **({"forge.normalization_version": normalization} if normalization else {}),
             "forge.contract": self.experiment.contract(),
             "forge.environment": self.environment_digest,
             "optuna.study_name": self.study.name,

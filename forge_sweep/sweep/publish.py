@@ -11,7 +11,6 @@ from typing import Any
 from forge_sweep import trial
 from forge_sweep.bundle import Bundle
 from forge_sweep.checks.audit import Audit, histograms_html
-from forge_sweep.sources import test_looks
 from forge_sweep.sweep.confirm import Confirmed, bundle_folder, scored, verdict
 from forge_sweep.sweep.context import Context, baseline_values, finite
 from forge_sweep.tracking import Run, requirements
@@ -57,14 +56,15 @@ def score_on_test(context: Context, parent: Run, bundle: Bundle, winner: Confirm
     if noted is not None and noted["label"] == winner.candidate.label:
         return dict(noted["metrics"])
     ledger = context.store / "test_looks.jsonl"
-    split = context.dataset.look_at_test(f"final score of sweep {context.key}, {winner.candidate.words}", ledger)
+    purpose = f"final score of sweep {context.key}, {winner.candidate.words}"
+    split = context.dataset.look_at_test(purpose, ledger, run=parent.run_id or "")
     scored = trial.score(bundle, split, "test")
     metrics = finite(scored)
     if undefined := sorted(set(scored) - set(metrics)):
         text = f"{', '.join(undefined)} cannot be computed on the {len(split.rows)} test rows"
         context.tell("message", text=text, severity="warning")
     context.study.note(f"test:{final_key(context)}", {"label": winner.candidate.label, "metrics": metrics})
-    looks = len(test_looks(ledger, context.dataset.digest))
+    looks = context.dataset.count_looks(ledger)
     parent.set_tags({"forge.test_looks": str(looks)})
     if looks > 1:
         text = f"this is look {looks} at the test split of {context.dataset.version}"

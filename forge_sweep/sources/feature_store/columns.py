@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from forge_sweep.sources.digest import Kind, nanoseconds
+
 Dtype = Literal["int64", "uint64", "float64", "bool", "boolean", "text", "datetime"]
 
 
@@ -20,17 +22,14 @@ class StoredColumn:
         name: column name.
         dtype: type that `forge_sweep.sources.assemble.tidy` gives the whole column: ``boolean`` has missing values,
             ``bool`` has none; ``text`` is kept as a code, the position in ``categories``; ``datetime`` only as a key.
+        kind: how the content digest sees the whole column, see `forge_sweep.sources.digest`.
         categories: every text of the column in order; only of ``text``, and empty for a key, which is no code.
     """
 
     name: str
     dtype: Dtype
+    kind: Kind
     categories: tuple[str, ...] = ()
-
-    @property
-    def digest_kind(self) -> Literal["n", "t"]:
-        """How `forge_sweep.sources.digest` sees the column; one without any value is of numbers."""
-        return "t" if self.dtype == "text" and self.categories else "n"
 
     def decode(self, numbers: np.ndarray) -> Any:
         """The values of a column as an array that a frame takes over.
@@ -45,7 +44,7 @@ class StoredColumn:
             return pd.array(list(self.categories), dtype="str").take(codes, allow_fill=True)
         if self.dtype == "boolean":
             return pd.arrays.BooleanArray(numbers == 1, np.isnan(numbers))
-        return numbers.astype({"bool": bool}.get(self.dtype, self.dtype))
+        return numbers.astype({"bool": bool}.get(self.dtype, self.dtype), copy=False)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values that `from_dict` reads."""
@@ -54,7 +53,7 @@ class StoredColumn:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StoredColumn:
         """The column that `to_dict` wrote."""
-        return cls(values["name"], values["dtype"], tuple(values["categories"]))
+        return cls(values["name"], values["dtype"], values["kind"], tuple(values["categories"]))
 
 
 def decode(columns: Sequence[StoredColumn], vectors: np.ndarray, index: np.ndarray) -> pd.DataFrame:
@@ -72,21 +71,19 @@ def decode(columns: Sequence[StoredColumn], vectors: np.ndarray, index: np.ndarr
 def key_texts(key: pd.Series) -> list[str]:
     """The values of a key as text that `key_values` turns back."""
     if pd.api.types.is_datetime64_any_dtype(key.dtype):
-        from forge_sweep.sources.digest import nanoseconds
-
         key = nanoseconds(key)
     if pd.api.types.is_float_dtype(key.dtype):
         return [repr(value) for value in key.tolist()]  # the shortest text that gives the same float64 again
     return [str(value) for value in key.tolist()]
 
 
-def key_values(column: StoredColumn, texts: Sequence[str]) -> np.ndarray | pd.Series:
-    """The values of a key: numbers, texts, or times as nanoseconds since 1970 UTC, whose digest is that of the times.
+def key_values(column: StoredColumn, keys: np.ndarray | Sequence[str]) -> pd.Series:
+    """The values of a key; times as nanoseconds since 1970 UTC, whose digest is that of the times.
 
     Args:
         column: the key.
-        texts: (n,) as `key_texts` gave them.
+        keys: (n,) as they were read: numbers where the query made them such, else as `key_texts` gave them.
     """
     if column.dtype == "text":
-        return pd.Series(list(texts), dtype="str")
-    return np.array(texts, dtype=object).astype({"datetime": "int64"}.get(column.dtype, column.dtype))
+        return pd.Series(list(keys), dtype="str")
+    return pd.Series(np.array(keys, dtype="uint64" if column.dtype == "uint64" else None))

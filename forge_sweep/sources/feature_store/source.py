@@ -1,0 +1,176 @@
+"""``data.source = "postgres"``: a version of the feature store as a dataset."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from forge_sweep.errors import DataError
+from forge_sweep.experiment.rules import nearest
+from forge_sweep.preprocessing import Preprocessor, from_store
+from forge_sweep.sources.base import ROLES, Dataset, Split, TestLook, new_look
+from forge_sweep.sources.digest import fingerprints
+from forge_sweep.sources.feature_store import cache, reading
+from forge_sweep.sources.feature_store.address import Address
+from forge_sweep.sources.feature_store.codec import Block
+from forge_sweep.sources.feature_store.connection import CONFIRM, TUNER, connect, privileges, retrying
+from forge_sweep.sources.feature_store.versions import SPLITS, Version, find, looks, normalization, write_look
+
+if TYPE_CHECKING:
+    from forge_sweep.experiment import DataSpec
+
+VISIBLE = ("train", "val")
+
+
+class FeatureStoreSource:
+    """Reads the version ``data.version`` of the store that ``FORGE_SWEEP_DATA_URL`` names.
+
+    Rows are read in the role forge_tuner, which sees no test row; the test rows are read in the role forge_confirm.
+    """
+
+    def load(self, spec: DataSpec, *, root: Path, seed: int) -> Dataset:
+        """See `forge_sweep.sources.base.Source.load`; order and split were fixed at ingest, whatever ``seed`` is."""
+        address = Address.from_environment()
+        return retrying(lambda: _load(address, spec))
+
+
+@dataclass(frozen=True)
+class StoredTest:
+    """The test rows of a version, where they are.
+
+    Attributes:
+        address: the store.
+        version: whose rows.
+    """
+
+    address: Address
+    version: Version
+
+    def read(self, look: TestLook) -> Split:
+        """The test rows; each session that reads them leaves a line in the store's ledger first."""
+        return retrying(lambda: as_split(self.version, read_test(self.address, self.version, look)))
+
+    def count(self) -> int:
+        """How many looks the store has on record for this content."""
+
+        def counted() -> int:
+            with connect(self.address, role=TUNER) as connection:
+                return len(looks(connection, self.version.digest))
+
+        return retrying(counted)
+
+
+def read_test(address: Address, version: Version, look: TestLook) -> Block:
+    """The verified test rows of a version, with a line in the ledger."""
+    with connect(address, role=CONFIRM) as connection:
+        write_look(connection, version, look)
+        blocks = reading.verified(reading.stream(connection, version, ("test",)), version, ("test",))
+        return reading.gather(blocks, version, version.row_counts["test"])
+
+
+def read_all(address: Address, version: Version, purpose: str) -> Block:
+    """Every verified row of a version in its order, test rows too, with a line in the ledger."""
+    look = new_look(version.digest, purpose)
+    with connect(address, role=CONFIRM) as connection:
+        write_look(connection, version, look)
+        return reading.gather(reading.verified(reading.stream(connection, version), version), version, version.rows)
+
+
+def as_split(version: Version, block: Block) -> Split:
+    """Rows as a split of a dataset."""
+    return Split(reading.features(version, block), reading.targets(version, block), block.source_rows)
+
+
+def _load(address: Address, spec: DataSpec) -> Dataset:
+    warnings = []
+    with connect(address, role=TUNER) as connection:
+        version = find(connection, str(spec.version))
+        _refuse_other(spec, version)
+        stored = normalization(connection, version.normalization_version)
+        if (why := privileges(connection)) is not None:
+            warnings.append(
+                f"the login of the feature store could read test rows without a trace ({why}): "
+                "give sweeps a login that is only a member of forge_tuner and forge_confirm"
+            )
+        path = cache.path_of(version)
+        rows = sum(version.row_counts[name] for name in VISIBLE)
+        block, spoiled = _cached(path, version, rows)
+        if spoiled:
+            warnings.append(f"{path} was not the rows of {version.version}; it was removed, and they were read again")
+        if block is None:
+            fresh = reading.verified(reading.stream(connection, version, VISIBLE), version, VISIBLE)
+            block = reading.gather(cache.write(path, fresh), version, rows)
+    return _dataset(address, version, block, from_store(stored), tuple(warnings))
+
+
+def _cached(path: Path, version: Version, rows: int) -> tuple[Block | None, bool]:
+    """The verified rows of the cache file; and whether there was one that had to be removed."""
+    import pyarrow as pa
+
+    if not path.exists():
+        return None, False
+    try:
+        return reading.gather(reading.verified(cache.read(path, version), version, VISIBLE), version, rows), False
+    except (DataError, OSError, ValueError, pa.ArrowException):
+        path.unlink(missing_ok=True)
+        return None, True
+
+
+def _dataset(
+    address: Address, version: Version, block: Block, preprocessor: Preprocessor, warnings: tuple[str, ...]
+) -> Dataset:
+    train, valid = (as_split(version, block.of_split(code)) for code in range(len(VISIBLE)))
+    prints = {
+        "train": fingerprints(train.features, reading.kinds(version)),
+        "valid": fingerprints(valid.features, reading.kinds(version)),
+        "test": np.frombuffer(version.test_fingerprints, "<u8").astype(np.uint64),
+    }
+    if print_of(prints["train"]) != version.train_print:
+        raise DataError(
+            f"data.version: rows of {version.version} were fingerprinted otherwise than this version of pandas does; "
+            "duplicates of test rows could not be found",
+            hint="install the pandas version that ingested it, or ingest it as a new version",
+        )
+    return Dataset(
+        name=version.name,
+        version=version.version,
+        digest=version.digest,
+        split_digest=version.split_digest,
+        train=train,
+        valid=valid,
+        sizes={role: version.row_counts[name] for role, name in zip(ROLES, SPLITS, strict=True)},
+        source=f"{address} {version.name}",
+        categorical=version.categorical,
+        fingerprints=prints,  # type: ignore[arg-type]  # its keys are roles
+        _test=StoredTest(address, version),
+        preprocessor=preprocessor,
+        normalization_version=version.normalization_version,
+        warnings=warnings,
+    )
+
+
+def print_of(fingerprints: np.ndarray) -> str:
+    """SHA-256 (hex) of fingerprints (n,) uint64."""
+    return hashlib.sha256(fingerprints.astype("<u8").tobytes()).hexdigest()
+
+
+def _refuse_other(spec: DataSpec, version: Version) -> None:
+    """Raise DataError where the experiment declares another target or task than the version has."""
+    known = tuple(column.name for column in version.targets)
+    if spec.target != known:
+        absent = next((name for name in spec.target if name not in known), spec.target[0])
+        suggestion = nearest(absent, known)
+        raise DataError(
+            f"data.target = {absent!r}: no such column among the targets of {version.name}"
+            + (f"; {suggestion}" if suggestion else ""),
+            hint=f"write target = {list(known)} under [data]; another target needs another version",
+        )
+    if spec.task != version.task:
+        raise DataError(
+            f'data.task = "{spec.task}": version {version.name} was ingested for "{version.task}"',
+            hint=f'write task = "{version.task}" under [data]; another task needs another version',
+        )

@@ -1,0 +1,215 @@
+"""CSV and Parquet files as Arrow tables of bounded size, every row with its number in the file."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from forge_sweep.errors import DataError
+from forge_sweep.sources.feature_store.codec import BLOCK_ROWS
+from forge_sweep.sources.files import MISSING_WORDS, READERS, decoded, refuse_unreadable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CSV_BLOCK = 8 << 20
+"""Bytes of a CSV file that are read at a time; the kinds of its columns are those of the first block."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of a file.
+
+    Attributes:
+        table: the columns asked for.
+        rows: (n,) int64 position of each row in the file, from 0, unreadable rows included.
+    """
+
+    table: pa.Table
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """A row with too many or too few fields.
+
+    Attributes:
+        row: its position in the file, from 0.
+        seen: number of fields.
+        expected: number of columns.
+        text: the row.
+    """
+
+    row: int
+    seen: int
+    expected: int
+    text: str
+
+
+class TableFile(ABC):
+    """One file.
+
+    Attributes:
+        path: the file.
+        names: its columns.
+        first_line: what a message calls the first row: 2 below a header line, 1 in a table without lines.
+    """
+
+    path: Path
+    names: list[str]
+    first_line: int
+
+    @abstractmethod
+    def types(self, columns: Sequence[str]) -> dict[str, pa.DataType]:
+        """The type of each column; of a CSV file as its first block shows it, ``null`` where that shows no value."""
+
+    @abstractmethod
+    def pieces(self, columns: Sequence[str], on_malformed: Callable[[Malformed], None]) -> Iterator[Piece]:
+        """The rows in order. A CSV file gives text, in which missing values are null."""
+
+    @abstractmethod
+    def rows(self) -> int | None:
+        """How many rows there are, where the file says so."""
+
+
+def open_table(path: Path, separator: str) -> TableFile:
+    """The file, of the kind that its name says.
+
+    Raises:
+        DataError: it is of no known kind, is not there, or cannot be read.
+    """
+    refuse_unreadable(path, "data.path")
+    csv = next(ending for ending in READERS if path.name.lower().endswith(ending)) != ".parquet"
+    with reading(path):
+        file: TableFile = CsvTable(path, separator) if csv else ParquetTable(path)
+    if not file.names:
+        raise DataError(f"data.path: {path} holds no columns; expected a header and rows", hint="name another file")
+    return file
+
+
+class reading:  # a context manager, and reads like one
+    """Turns what Arrow raises about a file into a DataError that names it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, at: Any) -> None:
+        """Translate."""
+        import pyarrow as pa
+
+        if isinstance(error, pa.ArrowException | OSError | UnicodeDecodeError):
+            cause = str(error).splitlines()[0]
+            raise DataError(
+                f"data.path: {self.path} cannot be read: {cause}", hint="mend the file, or write it again"
+            ) from error
+
+
+class CsvTable(TableFile):
+    """A CSV file, compressed or not: UTF-8, with a header line."""
+
+    first_line = 2
+
+    def __init__(self, path: Path, separator: str) -> None:
+        self.path = path
+        self._separator = separator
+        self._inferred: dict[str, pa.DataType] = {}
+        with self._open({}) as reader:
+            self.names = list(reader.schema.names)
+            if len(set(self.names)) == len(self.names):
+                self._inferred = {field.name: field.type for field in reader.schema}
+
+    def types(self, columns: Sequence[str]) -> dict[str, pa.DataType]:
+        """See `TableFile`."""
+        return {name: self._inferred[name] for name in columns}
+
+    def pieces(self, columns: Sequence[str], on_malformed: Callable[[Malformed], None]) -> Iterator[Piece]:
+        """See `TableFile`. A quoted line break and an empty line do not count as lines."""
+        import pyarrow as pa
+
+        skipped: list[int] = []
+
+        def skip(row: Any) -> str:
+            position = row.number - self.first_line
+            skipped.append(position)
+            on_malformed(Malformed(position, row.actual_columns, row.expected_columns, row.text))
+            return "skip"
+
+        with reading(self.path), self._open(dict.fromkeys(self.names, pa.large_string()), skip) as reader:
+            following = 0
+            for batch in reader:
+                rows = _positions(following, batch.num_rows, skipped)
+                following = int(rows[-1]) + 1 if len(rows) else following
+                table = pa.Table.from_batches([batch]).select(list(columns))
+                for first in range(0, len(rows), BLOCK_ROWS):
+                    yield Piece(table.slice(first, BLOCK_ROWS), rows[first : first + BLOCK_ROWS])
+
+    def rows(self) -> int | None:
+        """See `TableFile`."""
+        return None
+
+    def _open(self, types: dict[str, Any], skip: Callable[[Any], str] | None = None) -> Any:
+        from pyarrow import csv
+
+        return csv.open_csv(
+            self.path,
+            read_options=csv.ReadOptions(block_size=CSV_BLOCK, use_threads=skip is None),
+            parse_options=csv.ParseOptions(
+                delimiter=self._separator, newlines_in_values=True, invalid_row_handler=skip or (lambda row: "skip")
+            ),
+            convert_options=csv.ConvertOptions(null_values=MISSING_WORDS, strings_can_be_null=True, column_types=types),
+        )
+
+
+class ParquetTable(TableFile):
+    """A Parquet file."""
+
+    first_line = 1
+
+    def __init__(self, path: Path) -> None:
+        from pyarrow import parquet
+
+        self.path = path
+        with parquet.ParquetFile(path) as file:
+            self._schema = file.schema_arrow
+            self._rows = file.metadata.num_rows
+        # An unnamed pandas index is the position of the row in some frame, not content.
+        self.names = [name for name in self._schema.names if not name.startswith("__index_level_")]
+
+    def types(self, columns: Sequence[str]) -> dict[str, pa.DataType]:
+        """See `TableFile`."""
+        empty = decoded(self._schema.empty_table().select(list(columns)), self.path, "data.path")
+        return {field.name: field.type for field in empty.schema}
+
+    def pieces(self, columns: Sequence[str], on_malformed: Callable[[Malformed], None]) -> Iterator[Piece]:
+        """See `TableFile`."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        following = 0
+        with reading(self.path), parquet.ParquetFile(self.path) as file:
+            for batch in file.iter_batches(BLOCK_ROWS, columns=list(columns)):
+                table = pa.Table.from_batches([batch]).select(list(columns))
+                yield Piece(
+                    decoded(table, self.path, "data.path"),
+                    np.arange(following, following + batch.num_rows, dtype=np.int64),
+                )
+                following += batch.num_rows
+
+    def rows(self) -> int | None:
+        """See `TableFile`."""
+        return int(self._rows)
+
+
+def _positions(first: int, count: int, skipped: list[int]) -> np.ndarray:
+    """The positions of ``count`` rows from ``first`` on, those that were skipped left out."""
+    near = [row for row in skipped if row >= first]
+    candidates = np.arange(first, first + count + len(near), dtype=np.int64)
+    return candidates[~np.isin(candidates, near)][:count]
