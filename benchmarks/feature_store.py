@@ -5,9 +5,9 @@
 
 Ingest is everything from a Parquet file to a frozen version: checks, split, normalization, digests, both vectors and
 the primary key. Reading is everything from the query to verified blocks of NumPy arrays. The limit is COPY in binary
-format of the very same rows: from a file into a table of the same columns without any index, and out through the very same
-query into a file, without a look at any byte. Peak memory is that of the process that ingests or reads, the server's
-not counted.
+format of the very same rows: from a file into a table of the same columns without any index, and out through the very
+same query into a file, without a look at any byte. Peak memory is that of the process that ingests or reads, the
+server's not counted.
 
 The server is the one of FORGE_SWEEP_TEST_DATABASE_URL, or one that is started here.
 """
@@ -69,7 +69,7 @@ def read(path: Path, name: str) -> None:
 
     with connect(Address.from_environment()) as connection:
         version = find(connection, name)
-        for _ in reading.verified(connection, version, splits=("train", "val", "test")):
+        for _ in reading.verified(reading.stream(connection, version), version):
             pass
 
 
@@ -97,11 +97,11 @@ def raw_copies(name: str, folder: Path) -> dict[str, float]:
     from forge_sweep.sources.feature_store import reading
     from forge_sweep.sources.feature_store.address import Address
     from forge_sweep.sources.feature_store.connection import connect
-    from forge_sweep.sources.feature_store.versions import find
+    from forge_sweep.sources.feature_store.versions import SPLITS, find
 
     with connect(Address.from_environment(), autocommit=True) as connection:
         version = find(connection, name)
-        query, values = reading.query(version, splits=("train", "val", "test"))
+        query, values = reading.query(version, SPLITS)
         out = copy_out(connection, query, folder / "query.bin", values)
         table = psycopg.sql.Identifier(version.partition)
         copy_out(connection, psycopg.sql.SQL("COPY {} TO STDOUT (FORMAT binary)").format(table), folder / "rows.bin")

@@ -73,7 +73,7 @@ def fit_stream(
     numeric = [i for i, column in enumerate(columns) if column.kind == "numeric"]
     boolean = [counts[i] for i, column in enumerate(columns) if column.kind == "boolean"]
     centers = _centers(blocks, numeric, [counts[i].present for i in numeric], impute, fill)
-    statistics = _statistics(blocks, numeric, centers)
+    statistics = _statistics(blocks, numeric, centers, _ends([counts[i] for i in numeric], centers))
     learned = statistics.get(scaler, {}) if numeric else {}
     modes = [float(2 * each.ones > each.present) for each in boolean]
     fills = np.array([*centers, *modes], np.float64)
@@ -109,6 +109,11 @@ class Count:
         elif len(present):
             self.low, self.high = min(self.low, float(present.min())), max(self.high, float(present.max()))
 
+    @property
+    def missing(self) -> bool:
+        """Whether a value was missing."""
+        return self.present < self.rows
+
     def column(self) -> Column:
         """The column of the schema."""
         names = self.coded.categories
@@ -118,7 +123,7 @@ class Count:
             name=self.coded.name,
             kind=self.coded.kind,
             dtype=self.coded.dtype,
-            missing=self.present < self.rows,
+            missing=self.missing,
             categories=tuple(names[code] for code in order),
             low=low,
             high=high,
@@ -146,18 +151,26 @@ def _centers(blocks: Blocks, numeric: list[int], present: list[int], impute: str
     return np.array([mean_of_sums(parts, n) for parts, n in zip(sums, present, strict=True)])
 
 
-def _statistics(blocks: Blocks, numeric: list[int], centers: np.ndarray) -> dict[str, dict[str, Any]]:
+def _ends(counts: list[Count], centers: np.ndarray) -> np.ndarray:
+    """Smallest and largest imputed number of each column, (2, numeric)."""
+    imputed = np.where([each.missing for each in counts], centers, np.nan)
+    lows, highs = np.array([each.low for each in counts]), np.array([each.high for each in counts])
+    return np.stack([np.fmin(lows, imputed), np.fmax(highs, imputed)])
+
+
+def _statistics(blocks: Blocks, numeric: list[int], centers: np.ndarray, ends: np.ndarray) -> dict[str, dict[str, Any]]:
     """The fitted attributes of both scalers over imputed numbers."""
     if not numeric:
         empty = np.empty(0)
         return {"standard": {"mean_": empty, "scale_": empty}, "minmax": {"data_min_": empty, "data_max_": empty}}
-    scalers = {kind: new_scaler(kind) for kind in ("standard", "minmax")}
+    standard, minmax = new_scaler("standard"), new_scaler("minmax")
     for block in regrouped(block[:, numeric] for block in blocks()):
-        filled = np.where(np.isnan(block), centers, block)
-        for scaler in scalers.values():
-            scaler.partial_fit(filled)
+        standard.partial_fit(np.where(np.isnan(block), centers, block))
+    minmax.fit(ends)  # what it learns is in the two ends of each column
+    minmax.n_samples_seen_ = int(standard.n_samples_seen_)
     return {
-        kind: {name: np.asarray(getattr(scaler, name)) for name in FITTED[kind]} for kind, scaler in scalers.items()
+        kind: {name: np.asarray(getattr(scaler, name)) for name in FITTED[kind]}
+        for kind, scaler in (("standard", standard), ("minmax", minmax))
     }
 
 

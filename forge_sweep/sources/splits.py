@@ -204,12 +204,17 @@ def _per_class(counts: np.ndarray, totals: np.ndarray, labels: list[str]) -> np.
 
 def _classes(targets: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
     """Class number of every row (n,) and the name of every class, in the order of labels."""
-    groups = targets.groupby(list(targets.columns), sort=True, dropna=True)
-    codes = groups.ngroup().fillna(-1).to_numpy(np.int64, copy=True)
+    if targets.shape[1] == 1:
+        codes, found = pd.factorize(targets.iloc[:, 0], sort=True)
+        labels = [repr(label) for label in found.tolist()]
+    else:
+        groups = targets.groupby(list(targets.columns), sort=True, dropna=True)
+        codes = groups.ngroup().fillna(-1).to_numpy(np.int64, copy=True)
+        first_rows = groups.head(1).sort_values(list(targets.columns))
+        labels = [", ".join(map(repr, row)) for row in first_rows.to_numpy().tolist()]
     if (codes < 0).all():
         raise DataError(f"data.target: {shown(targets.columns)} has no values", hint="name the column of labels")
-    first_rows = groups.head(1).sort_values(list(targets.columns))
-    labels = [", ".join(map(repr, row)) for row in first_rows.to_numpy().tolist()]
+    codes = codes.astype(np.int16 if len(labels) < 2**15 else np.int64)  # two bytes sort in linear time
     # The audit refuses rows without a target, with their numbers; here they only must not count as a class.
     codes[codes < 0] = np.bincount(codes[codes >= 0]).argmax()
     return codes, labels

@@ -47,7 +47,7 @@ def read(path: Path, version: Version) -> Iterator[Block]:
     from pyarrow import parquet
 
     width = len(version.features)
-    with parquet.ParquetFile(path) as file:
+    with parquet.ParquetFile(path, pre_buffer=False) as file:
         for batch in file.iter_batches(BLOCK_ROWS):
             columns = [
                 column.to_numpy(zero_copy_only=False) for column in batch.columns[: 2 + width + len(version.targets)]

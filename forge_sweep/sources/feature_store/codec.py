@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-BLOCK_ROWS = 65_536
-"""Rows that are handled at a time; with 40 features some 60 MB of buffers."""
+BLOCK_ROWS = 16_384
+"""Rows that are handled at a time. Larger ones are slower: the allocator takes their memory anew from the system."""
 
 Chunk = bytes | bytearray | memoryview
 
@@ -64,16 +64,14 @@ def vector(width: int) -> list[Any]:
     return [*head, ("elements", [("bytes", ">i4"), ("value", ">f8")], (width,))] if width else head[:4]
 
 
-def fill_vector(field: np.ndarray, values: np.ndarray) -> None:
-    """Write (n, width) values into a field of type `vector`."""
-    width = values.shape[1]
+def begin_vector(field: np.ndarray, width: int) -> None:
+    """Write all of a field of type `vector` but its values."""
     constants = {"bytes": 20 + 12 * width if width else 12, "dimensions": 1 if width else 0, "nulls": 0, "type": FLOAT8}
     for name, constant in constants.items():
         field[name] = constant
     if width:
         field["size"], field["first"] = width, 1
         field["elements"]["bytes"] = 8
-        field["elements"]["value"] = values
 
 
 class Encoder:
@@ -89,16 +87,16 @@ class Encoder:
         self._version_id = version_id
         self._normalization = normalization_version.encode()
         self._splits = [_text(name) for name in splits]
+        self._template: np.ndarray | None = None
 
     def encode(self, block: Block, scaled: np.ndarray) -> bytes:
         """The rows of a block with their scaled vectors, (n, m) float64."""
-        rows = np.empty(len(block.splits), self._row(block.raw.shape[1], scaled.shape[1], block.labels.shape[1]))
-        rows["fields"] = 8
-        rows["version"]["bytes"], rows["version"]["value"] = 4, self._version_id
-        rows["source_row"]["bytes"], rows["source_row"]["value"] = 8, block.source_rows
-        for name, values in (("raw", block.raw), ("scaled", scaled), ("labels", block.labels)):
-            fill_vector(rows[name], values)
-        rows["normalization"]["bytes"], rows["normalization"]["text"] = len(self._normalization), self._normalization
+        vectors = {"raw": block.raw, "scaled": scaled, "labels": block.labels}
+        rows = self._rows(len(block.splits), {name: values.shape[1] for name, values in vectors.items()})
+        rows["source_row"]["value"] = block.source_rows
+        for name, values in vectors.items():
+            if values.shape[1]:
+                rows[name]["elements"]["value"] = values
         fixed, width = rows.view(np.uint8).data, rows.itemsize
         heads = (fixed[start : start + width] for start in range(0, len(fixed), width))
         return b"".join(chain.from_iterable(zip(heads, self._tails(block), strict=True)))
@@ -110,18 +108,26 @@ class Encoder:
             return (name + NULL for name in names)
         return (name + _text(key) for name, key in zip(names, block.keys, strict=True))
 
-    def _row(self, raw: int, scaled: int, labels: int) -> np.dtype:
-        return np.dtype(
-            [
+    def _rows(self, n: int, widths: dict[str, int]) -> np.ndarray:
+        """Rows with all that is the same in each; their memory is used again for the next block."""
+        if self._template is None or len(self._template) < n:
+            row = [
                 ("fields", ">i2"),
                 ("version", [("bytes", ">i4"), ("value", ">i4")]),
                 ("source_row", [("bytes", ">i4"), ("value", ">i8")]),
-                ("raw", vector(raw)),
-                ("scaled", vector(scaled)),
-                ("labels", vector(labels)),
+                *((name, vector(width)) for name, width in widths.items()),
                 ("normalization", [("bytes", ">i4"), ("text", f"S{len(self._normalization)}")]),
             ]
-        )
+            rows = np.empty(n, np.dtype(row))
+            rows["fields"] = 8
+            rows["version"]["bytes"], rows["version"]["value"] = 4, self._version_id
+            rows["source_row"]["bytes"] = 8
+            for name, width in widths.items():
+                begin_vector(rows[name], width)
+            rows["normalization"]["bytes"] = len(self._normalization)
+            rows["normalization"]["text"] = self._normalization
+            self._template = rows
+        return self._template[:n]
 
 
 class Decoder:

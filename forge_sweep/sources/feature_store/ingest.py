@@ -4,7 +4,7 @@ The file is read once, in blocks; every row is checked and coded to a temporary 
 learned on the training rows are found out, and one transaction copies the rows, describes the version and freezes it. A
 process that is killed anywhere leaves a temporary folder, which the next ingest removes, and nothing in the database.
 
-Memory: buffers for blocks of 65,536 rows, and per row the key, the split column, the target and some 30 bytes while the
+Memory: buffers for some blocks of rows, and per row the key, the split column, the target and some 30 bytes while the
 order and the splits are decided.
 """
 
@@ -28,6 +28,7 @@ from forge_sweep.sources.assemble import key_order, refuse_bad_test_rows
 from forge_sweep.sources.base import Split
 from forge_sweep.sources.digest import fingerprints, kinds_of, split_digest
 from forge_sweep.sources.feature_store import reading
+from forge_sweep.sources.feature_store.ahead import ahead
 from forge_sweep.sources.feature_store.codec import HEADER, INSERTED, TRAILER, Block, Encoder
 from forge_sweep.sources.feature_store.columns import StoredColumn, decode, key_texts
 from forge_sweep.sources.feature_store.connection import connect
@@ -245,10 +246,15 @@ def copy(
         cursor.copy(statement.format(sql.Identifier(draft.partition))) as sending,
     ):
         sending.write(HEADER)
-        for block in arranged.blocks():
-            frame = reading.features(draft, block)
-            sending.write(encoder.encode(block, prepare(frame).astype(np.float64)))
-            proof.update(block, frame)
+
+        def rows() -> Iterator[bytes]:
+            for block in arranged.blocks():
+                frame = reading.features(draft, block)
+                proof.update(block, frame)
+                yield encoder.encode(block, prepare(frame).astype(np.float64))
+
+        for encoded in ahead(rows()):
+            sending.write(encoded)
             progress("storing", proof.rows, draft.rows)
         sending.write(TRAILER)
     return proof.version()

@@ -10,6 +10,7 @@ import pandas as pd
 
 from forge_sweep.errors import DataError
 from forge_sweep.sources.digest import ContentDigest, Kind
+from forge_sweep.sources.feature_store.ahead import ahead
 from forge_sweep.sources.feature_store.codec import Block, Decoder
 from forge_sweep.sources.feature_store.columns import decode, key_values
 from forge_sweep.sources.feature_store.versions import SPLITS, Version
@@ -51,7 +52,7 @@ def stream(connection: psycopg.Connection[Any], version: Version, splits: Sequen
     decoder = Decoder(len(version.features), len(version.targets), key)
     statement, values = query(version, splits)
     with connection.cursor() as cursor, cursor.copy(statement, values) as copy:
-        yield from decoder.blocks(copy)
+        yield from ahead(decoder.blocks(copy))
 
 
 def verified(blocks: Iterable[Block], version: Version, splits: Sequence[str] = SPLITS) -> Iterator[Block]:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from forge_sweep.errors import DataError
 from forge_sweep.sources.assemble import key_column, refuse_absent_columns, splitting_columns
+from forge_sweep.sources.feature_store.ahead import ahead
 from forge_sweep.sources.feature_store.coding import Coder, NumberCoder, coder, inferred
 from forge_sweep.sources.feature_store.columns import StoredColumn
 from forge_sweep.sources.feature_store.tables import CsvTable, Malformed, Piece, open_table
@@ -87,14 +88,13 @@ class RowFile:
 
     def scan(self, on_reject: Callable[[Reject], None]) -> Iterator[CodedRows]:
         """Every row once, in the order of the file; rows that are wrong go to ``on_reject`` instead."""
-
-        def malformed(row: Malformed) -> None:
-            fields = f"{row.seen} fields"
-            on_reject(Reject(self._line(row.row), "", fields, f"{row.expected} fields", {"text": row.text}))
-
         columns = [*self.feature_names, *self.spec.target, *self.side_names]
         types = self.table.types(columns)
-        for piece in self.table.pieces(columns, malformed):
+        for piece in ahead(self.table.pieces(columns)):
+            for row in piece.malformed:
+                on_reject(self._reject_malformed(row))
+            if not len(piece.rows):
+                continue
             if not self._coders:
                 self._begin(piece, types)
             yield self._coded(piece, on_reject)
@@ -193,6 +193,10 @@ class RowFile:
             self._labels = set([*self._labels, *(label for label in seen if label not in self._labels)][:2])
         if len(self._labels) == 2:
             mistakes.add(self.spec.target[0], ~np.isin(values, list(self._labels)), "one of the two labels before it")
+
+    def _reject_malformed(self, row: Malformed) -> Reject:
+        line = self._line(row.row)
+        return Reject(line, "", f"{row.seen} fields", f"{row.expected} fields", {"text": row.text})
 
     def _reject(self, piece: Piece, row: int, mistakes: Mistakes) -> Reject:
         values = {name: None if value is None else str(value) for name, value in _row(piece.table, row).items()}

@@ -61,7 +61,7 @@ class Spool:
 
     def targets(self) -> np.ndarray:
         """All targets (n, targets), in the order of the file."""
-        return np.concatenate([block.targets for block in self.blocks(None)])
+        return np.concatenate([block.targets.copy() for block in self.blocks(None)])  # a view would keep the whole row
 
     def blocks(self, order: np.ndarray | None) -> Iterator[CodedRows]:
         """The rows in blocks of `BLOCK_ROWS`.

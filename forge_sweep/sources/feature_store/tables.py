@@ -27,11 +27,13 @@ class Piece:
 
     Attributes:
         table: the columns asked for.
-        rows: (n,) int64 position of each row in the file, from 0, unreadable rows included.
+        rows: (n,) int64 position of each row in the file, from 0, malformed rows included.
+        malformed: rows of a CSV file that were found on the way, and are not in the table.
     """
 
     table: pa.Table
     rows: np.ndarray
+    malformed: tuple[Malformed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class TableFile(ABC):
         """The type of each column; of a CSV file as its first block shows it, ``null`` where that shows no value."""
 
     @abstractmethod
-    def pieces(self, columns: Sequence[str], on_malformed: Callable[[Malformed], None]) -> Iterator[Piece]:
+    def pieces(self, columns: Sequence[str]) -> Iterator[Piece]:
         """The rows in order. A CSV file gives text, in which missing values are null."""
 
     @abstractmethod
@@ -130,16 +132,15 @@ class CsvTable(TableFile):
         """See `TableFile`."""
         return {name: self._inferred[name] for name in columns}
 
-    def pieces(self, columns: Sequence[str], on_malformed: Callable[[Malformed], None]) -> Iterator[Piece]:
+    def pieces(self, columns: Sequence[str]) -> Iterator[Piece]:
         """See `TableFile`. A quoted line break and an empty line do not count as lines."""
         import pyarrow as pa
 
-        skipped: list[int] = []
+        skipped: list[Malformed] = []
 
         def skip(row: Any) -> str:
             position = row.number - self.first_line
-            skipped.append(position)
-            on_malformed(Malformed(position, row.actual_columns, row.expected_columns, row.text))
+            skipped.append(Malformed(position, row.actual_columns, row.expected_columns, row.text))
             return "skip"
 
         with reading(self.path), self._open(dict.fromkeys(self.names, pa.large_string()), skip) as reader:
@@ -147,9 +148,15 @@ class CsvTable(TableFile):
             for batch in reader:
                 rows = _positions(following, batch.num_rows, skipped)
                 following = int(rows[-1]) + 1 if len(rows) else following
+                # The reader is some blocks ahead of what it gives.
+                passed = [row for row in skipped if row.row < following]
+                del skipped[: len(passed)]
                 table = pa.Table.from_batches([batch]).select(list(columns))
                 for first in range(0, len(rows), BLOCK_ROWS):
-                    yield Piece(table.slice(first, BLOCK_ROWS), rows[first : first + BLOCK_ROWS])
+                    found = tuple(passed) if first == 0 else ()
+                    yield Piece(table.slice(first, BLOCK_ROWS), rows[first : first + BLOCK_ROWS], found)
+            nothing = pa.table(dict.fromkeys(columns, pa.nulls(0, pa.large_string())))
+            yield Piece(nothing, np.empty(0, np.int64), tuple(skipped))
 
     def rows(self) -> int | None:
         """See `TableFile`."""
@@ -188,13 +195,14 @@ class ParquetTable(TableFile):
         empty = decoded(self._schema.empty_table().select(list(columns)), self.path, "data.path")
         return {field.name: field.type for field in empty.schema}
 
-    def pieces(self, columns: Sequence[str], on_malformed: Callable[[Malformed], None]) -> Iterator[Piece]:
+    def pieces(self, columns: Sequence[str]) -> Iterator[Piece]:
         """See `TableFile`."""
         import pyarrow as pa
         from pyarrow import parquet
 
         following = 0
-        with reading(self.path), parquet.ParquetFile(self.path) as file:
+        # Buffering ahead would hold the whole file in memory.
+        with reading(self.path), parquet.ParquetFile(self.path, pre_buffer=False) as file:
             for batch in file.iter_batches(BLOCK_ROWS, columns=list(columns)):
                 table = pa.Table.from_batches([batch]).select(list(columns))
                 yield Piece(
@@ -208,8 +216,8 @@ class ParquetTable(TableFile):
         return int(self._rows)
 
 
-def _positions(first: int, count: int, skipped: list[int]) -> np.ndarray:
+def _positions(first: int, count: int, skipped: Sequence[Malformed]) -> np.ndarray:
     """The positions of ``count`` rows from ``first`` on, those that were skipped left out."""
-    near = [row for row in skipped if row >= first]
+    near = [row.row for row in skipped if row.row >= first]
     candidates = np.arange(first, first + count + len(near), dtype=np.int64)
     return candidates[~np.isin(candidates, near)][:count]
