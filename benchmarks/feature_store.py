@@ -132,7 +132,7 @@ def copy_out(connection: Any, query: Any, path: Path, values: Any = ()) -> float
 
 @contextlib.contextmanager
 def database() -> Iterator[None]:
-    """FORGE_SWEEP_DATA_URL names a new database with our tables for a while."""
+    """FORGE_SWEEP_DATABASE_URL names a new database with our tables for a while."""
     import psycopg
 
     from forge_sweep.sources.feature_store.address import Address
@@ -144,7 +144,7 @@ def database() -> Iterator[None]:
         admin = stack.enter_context(psycopg.connect(url.replace("+psycopg", ""), autocommit=True))
         admin.execute(f"CREATE DATABASE {name}")
         stack.callback(admin.execute, f"DROP DATABASE {name} WITH (FORCE)")
-        os.environ["FORGE_SWEEP_DATA_URL"] = other_database(url, name)
+        os.environ["FORGE_SWEEP_DATABASE_URL"] = other_database(url, name)
         init(Address.from_environment())
         yield
 

@@ -79,7 +79,7 @@ def database(server: str) -> Iterator[Callable[..., str]]:
 def store(database: Callable[..., str], template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Address:
     """An empty feature store, which the environment names; its cache is a folder of the test."""
     url = database(like=template)
-    monkeypatch.setenv("FORGE_SWEEP_DATA_URL", url)
+    monkeypatch.setenv("FORGE_SWEEP_DATABASE_URL", url)
     monkeypatch.setenv("FORGE_SWEEP_CACHE", str(tmp_path / "cache"))
     return Address.parse(url)
 

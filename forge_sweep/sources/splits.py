@@ -204,6 +204,7 @@ def _per_class(counts: np.ndarray, totals: np.ndarray, labels: list[str]) -> np.
 
 def _classes(targets: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
     """Class number of every row (n,) and the name of every class, in the order of labels."""
+    codes: np.ndarray
     if targets.shape[1] == 1:
         codes, found = pd.factorize(targets.iloc[:, 0], sort=True)
         labels = [repr(label) for label in found.tolist()]

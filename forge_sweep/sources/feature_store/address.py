@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from forge_sweep.errors import DataError, MissingExtra
 
-VARIABLE = "FORGE_SWEEP_DATA_URL"
+VARIABLE = "FORGE_SWEEP_DATABASE_URL"
 EXAMPLE = "postgresql://NAME:PASSWORD@HOST:5432/features"
 SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 
@@ -27,7 +27,7 @@ class Address:
 
     @classmethod
     def from_environment(cls) -> Address:
-        """The address in ``FORGE_SWEEP_DATA_URL``.
+        """The address in ``FORGE_SWEEP_DATABASE_URL``.
 
         Raises:
             DataError: the variable is not set, or holds no PostgreSQL URL.

@@ -56,11 +56,11 @@ def connect(address: Address, *, role: str | None = None, autocommit: bool = Fal
         if _passes(error):
             raise StoreDown(
                 f"the feature store at {address} does not answer: {_words(error)}",
-                hint="start the server or correct FORGE_SWEEP_DATA_URL, and run the same command again",
+                hint="start the server or correct FORGE_SWEEP_DATABASE_URL, and run the same command again",
             ) from None
         raise DataError(
             f"the feature store at {address} refuses the connection: {_words(error)}",
-            hint="correct the name, password or database in FORGE_SWEEP_DATA_URL (or ~/.pgpass)",
+            hint="correct the name, password or database in FORGE_SWEEP_DATABASE_URL (or ~/.pgpass)",
         ) from None
     try:
         _refuse_old(connection)

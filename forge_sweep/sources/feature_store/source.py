@@ -27,7 +27,7 @@ VISIBLE = ("train", "val")
 
 
 class FeatureStoreSource:
-    """Reads the version ``data.version`` of the store that ``FORGE_SWEEP_DATA_URL`` names.
+    """Reads the version ``data.version`` of the store that ``FORGE_SWEEP_DATABASE_URL`` names.
 
     Rows are read in the role forge_tuner, which sees no test row; the test rows are read in the role forge_confirm.
     """

@@ -1,0 +1,85 @@
+"""Registered models by the data they were trained on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from forge_sweep.tracking import store as stores
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A version of a registered model.
+
+    Attributes:
+        name: registered model.
+        version: its version.
+        aliases: such as ``champion``.
+    """
+
+    name: str
+    version: str
+    aliases: tuple[str, ...]
+
+    @property
+    def uri(self) -> str:
+        """``models:/NAME/VERSION``."""
+        return f"models:/{self.name}/{self.version}"
+
+
+def models_trained_on(dataset_version: str, store: Path) -> tuple[TrainedModel, ...]:
+    """Every registered version that was trained on this dataset version, the newest first.
+
+    Args:
+        dataset_version: ``<name>@<first digits of the digest>``, as runs record it.
+        store: folder of the embedded stores; nothing is created there.
+
+    Raises:
+        TrackingDown: the store cannot be reached.
+    """
+    client = _client(store)
+    if client is None:
+        return ()
+    with stores.translated("the search for registered models"):
+        condition = f"tags.`forge.dataset_version` = '{dataset_version}'"
+        found = list(client.search_model_versions(condition))
+        aliases = {name: client.get_registered_model(name).aliases for name in {each.name for each in found}}
+    models = [
+        TrainedModel(
+            each.name,
+            str(each.version),
+            tuple(sorted(alias for alias, v in aliases[each.name].items() if str(v) == str(each.version))),
+        )
+        for each in found
+    ]
+    return tuple(sorted(models, key=lambda model: (model.name, -int(model.version))))
+
+
+@contextlib.contextmanager
+def downloaded(model: TrainedModel, store: Path) -> Iterator[Path]:
+    """The folder of a model's bundle, for a while."""
+    from mlflow import artifacts
+
+    with TemporaryDirectory(prefix="forge-sweep-") as folder, stores.translated(f"the download of {model.uri}"):
+        uri = stores.default_uri(store)
+        with stores.current(uri):
+            path = artifacts.download_artifacts(artifact_uri=model.uri, dst_path=folder, tracking_uri=uri)
+        manifests = sorted(Path(path).glob("**/manifest.json"))
+        yield manifests[0].parent
+
+
+def _client(store: Path) -> MlflowClient | None:
+    """A client, or None where nothing was ever stored."""
+    uri = stores.default_uri(store)
+    if uri.startswith("sqlite") and not (store / "mlflow.db").exists():
+        return None
+    with stores.translated("a request"):
+        return stores.connect(uri, store)
