@@ -17,6 +17,7 @@ ForgeSweepError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
@@ -26,6 +27,15 @@ if TYPE_CHECKING:
 
 Failure = Literal["out-of-memory", "diverged", "data", "code", "time-out", "lost-worker"]
 FAILURES: tuple[Failure, ...] = get_args(Failure)
+
+
+_LOGIN = re.compile(r"://[^/\s'\"]*@")
+_PASSWORD = re.compile(r"(password\s*=\s*)('[^']*'|[^&\s'\"]+)", re.IGNORECASE)
+
+
+def masked(text: str) -> str:
+    """The text without the logins of URLs and without ``password=...``: fit to be shown, logged and stored."""
+    return _PASSWORD.sub(r"\1***", _LOGIN.sub("://***@", text))
 
 
 class ForgeSweepError(Exception):

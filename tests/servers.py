@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def free_port() -> int:
@@ -20,7 +22,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def answers(address: str, process: subprocess.Popen[str]) -> bool:
+def answers(address: str, process: subprocess.Popen[Any]) -> bool:
     """Whether a server that is starting answers within a minute."""
     for _ in range(120):
         with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5) as answer:
@@ -32,17 +34,40 @@ def answers(address: str, process: subprocess.Popen[str]) -> bool:
 
 
 @contextlib.contextmanager
-def ui(store: Path) -> Iterator[str]:
-    """`forge-sweep ui` on the experiment `surface`: the link it prints, once both its servers answer."""
+def running(command: Sequence[str], address: str, *, log: Path, **variables: str) -> Iterator[None]:
+    """A server, from when it answers at an address until the end; all it starts ends with it."""
+    scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environ = {**os.environ, "PATH": scripts, **variables}
+    with log.open("ab") as file:
+        process = subprocess.Popen(command, env=environ, stdout=file, stderr=file, start_new_session=True)
+    try:
+        assert answers(address, process), log.read_text(encoding="utf-8", errors="replace")
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextlib.contextmanager
+def ui(store: Path, variables: Mapping[str, str] | None = None) -> Iterator[str]:
+    """`forge-sweep ui` on the experiment `surface`: the link it prints, once its servers answer.
+
+    Args:
+        store: folder of the embedded stores.
+        variables: of the environment; an MLflow server that MLFLOW_TRACKING_URI names is the one to look at.
+    """
     port = free_port()
     words = [str(Path(sys.executable).with_name("forge-sweep")), "ui", "surface", "--store", str(store)]
+    environ = {**os.environ, **(variables or {})}
+    addresses = [f"http://127.0.0.1:{port}/health", f"http://127.0.0.1:{port + 1}/dashboard"]
     with subprocess.Popen(
-        [*words, "--port", str(port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [*words, "--port", str(port)], env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         try:
             assert process.stdout is not None
             link = process.stdout.readline().partition("MLflow: ")[2].strip()
-            for address in (f"http://127.0.0.1:{port}/health", f"http://127.0.0.1:{port + 1}/dashboard"):
+            for address in addresses[environ.get("MLFLOW_TRACKING_URI", "").startswith("http") :]:
                 assert answers(address, process), address
             yield link
         finally:

@@ -8,8 +8,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from typer.main import get_command
 
 from forge_sweep import cli
+from forge_sweep.cli import data
 from forge_sweep.errors import FAILURES
 from forge_sweep.experiment import HYPERPARAMETERS, Experiment, flatten, parse
 
@@ -46,10 +48,10 @@ def test_the_readme_names_every_command_and_every_failure_class_is_in_the_guide(
     """A new command or class needs a line for users."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
-    commands = [
-        command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback
-    ]
+    commands = {*get_command(cli.app).commands}
     assert {name for name in commands if f"forge-sweep {name}" not in readme} == set()
+    store = (ROOT / "docs" / "feature-store.md").read_text(encoding="utf-8")
+    assert {name for name in get_command(data.app).commands if f"forge-sweep data {name}" not in store} == set()
     assert {name for name in FAILURES if f"`{name}`" not in guide} == set()
 
 

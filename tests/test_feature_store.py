@@ -1,9 +1,8 @@
-"""The feature store as a source: the conformance suite, the equality with files, and all that protects the rows."""
+"""The feature store as a source: the conformance suite, the equality with files, and rows that were changed."""
 
 from __future__ import annotations
 
 import inspect
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,16 @@ import pandas as pd
 import pytest
 
 from forge_sweep import sources
+from forge_sweep.errors import DataError
 from forge_sweep.experiment import DataSpec
 from forge_sweep.sources import Dataset
+from forge_sweep.sources.feature_store import reading
 from forge_sweep.sources.feature_store.address import Address
+from forge_sweep.sources.feature_store.codec import Block
 from forge_sweep.sources.feature_store.connection import connect
-from forge_sweep.sources.feature_store.ingest import ingest
 from forge_sweep.sources.feature_store.versions import Version, drop, versions
 from forge_sweep.testing import StoredSourceContract, look, table
-
-_names = (f"v{number}" for number in itertools.count())
-
-
-def put(section: dict[str, Any], folder: Path, seed: int, store: Address, **settings: Any) -> Version:
-    """Ingest a file as a section declares it."""
-    name = section.get("version") or next(_names)
-    spec = DataSpec(**{key: value for key, value in section.items() if key != "version"})
-    return ingest(spec, name=name, root=folder, seed=seed, address=store, **settings)
-
-
-def get(version: Version, **changes: Any) -> Dataset:
-    """The dataset of a version."""
-    section = {"target": [column.name for column in version.targets], "task": version.task}
-    spec = DataSpec(**{"source": "postgres", "version": version.name, **section, **changes})
-    return sources.load(spec, root=Path(), seed=0)
+from tests.postgres import behind, get, put, run_sql
 
 
 class InStore(StoredSourceContract):
@@ -111,3 +97,144 @@ def test_a_version_is_the_file_it_was_ingested_from(store: Address, folder: Path
     """Digests, splits, frames with their types, row numbers and fingerprints."""
     from_file = sources.load(DataSpec(**SECTION), root=folder, seed=3)
     same(get(put(SECTION, folder, 3, store)), from_file, folder)
+
+
+# The same rows, wherever they are
+
+
+def test_postgres_parquet_and_csv_have_one_digest(store: Address, folder: Path) -> None:
+    """And the same splits, rows and types."""
+    table().to_csv(folder / "table.csv", index=False)
+    in_csv, in_parquet = ({**SECTION, "path": f"table.{kind}"} for kind in ("csv", "parquet"))
+    stored = get(put(in_csv, folder, 3, store))
+    for section in (in_csv, in_parquet):
+        same(stored, sources.load(DataSpec(**section), root=folder, seed=3), folder)
+
+
+def test_rows_keep_their_order_when_the_table_is_rewritten(store: Address, folder: Path) -> None:
+    """VACUUM FULL moves every row on the disk."""
+    version = put(SECTION, folder, 3, store)
+    before = rows_of(store, version)
+    behind(store.conninfo, f"UPDATE {version.partition} SET source_row = source_row WHERE feature_id % 3 = 0")
+    run_sql(store.conninfo, f"VACUUM FULL {version.partition}")
+    same_rows(before, rows_of(store, version))
+
+
+def test_a_shuffled_file_with_a_key_is_the_same_version(store: Address, folder: Path) -> None:
+    """Batch by batch; only the places of the rows in their files differ."""
+    first = put(SECTION, folder, 3, store)
+    shuffled = table().sample(frac=1.0, random_state=3).reset_index(drop=True)
+    shuffled.to_parquet(folder / "shuffled.parquet")
+    second = put({**SECTION, "path": "shuffled.parquet"}, folder, 3, store)
+    assert (first.digest, first.split_digest) == (second.digest, second.split_digest)
+    assert first.normalization_version == second.normalization_version
+    same_rows(rows_of(store, first), rows_of(store, second))
+    for version, frame in ((first, table()), (second, shuffled), (first, table())):  # in turn, so that caches are read
+        dataset = get(version)
+        assert dataset.warnings == get(first).warnings
+        assert list(dataset.train.features["age"]) == list(frame["age"].iloc[dataset.train.rows])
+
+
+def test_columns_in_another_order_are_the_same_content(store: Address, folder: Path) -> None:
+    """Each version gives its own order back, from the cache too."""
+    table().iloc[:, ::-1].to_parquet(folder / "turned.parquet")
+    first, second = put(SECTION, folder, 3, store), put({**SECTION, "path": "turned.parquet"}, folder, 3, store)
+    assert first.digest == second.digest
+    for version in (first, second, first, second):
+        names = [column.name for column in version.features]
+        assert list(get(version).train.features) == names
+        assert len(get(version).warnings) == 1  # the superuser's
+
+
+def rows_of(store: Address, version: Version) -> list[Block]:
+    """Every row, in blocks, verified."""
+    with connect(store) as connection, reading.rows(connection, version) as blocks:
+        return list(blocks)
+
+
+def same_rows(first: list[Block], second: list[Block]) -> None:
+    """The blocks are equal but for the places in the source."""
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        for name in ("splits", "raw", "labels", "keys"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+# Changed behind the triggers
+
+TAMPERED = {
+    "one value": "UPDATE {rows} SET raw_vector[1] = raw_vector[1] + 1 WHERE {train}",
+    "the last bit of a value": "UPDATE {rows} SET raw_vector[1] = raw_vector[1] + 1e-14 WHERE {train}",
+    "a missing value": "UPDATE {rows} SET raw_vector[1] = 'NaN' WHERE {train}",
+    "a label": "UPDATE {rows} SET labels[1] = 1 - labels[1] WHERE {train}",
+    "a key": "UPDATE {rows} SET row_key = '5000' WHERE {train}",
+    "a row is gone": "DELETE FROM {rows} WHERE {train}",
+    "all rows are gone": "DELETE FROM {rows}",
+    "a row twice": "INSERT INTO {rows} ({all}) SELECT {all} FROM {rows} WHERE {train}",
+    "a row in another place": "UPDATE {rows} SET feature_id = feature_id + 1000 WHERE {train}",
+    "a validation row that trains": "UPDATE {rows} SET split = 'train' WHERE {val}",
+    "a validation row that tests": "UPDATE {rows} SET split = 'test' WHERE {val}",
+    "a test row that trains": "UPDATE {rows} SET split = 'train' WHERE {test}",
+}
+STORED_COLUMNS = "dataset_version, split, source_row, row_key, raw_vector, scaled_vector, labels, normalization_version"
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_a_row_that_was_changed_is_found(what: str, store: Address, folder: Path) -> None:
+    """By a superuser whom no trigger stops; the load refuses and says what to do."""
+    version = put(SECTION, folder, 3, store)
+    rows = version.partition
+    of = {
+        split: f"feature_id = (SELECT min(feature_id) FROM {rows} WHERE split = '{split}' AND raw_vector[1] <> 'NaN')"
+        for split in ("train", "val", "test")
+    }
+    behind(store.conninfo, TAMPERED[what].format(rows=rows, all=STORED_COLUMNS, **of))
+    with pytest.raises(DataError, match=r"(?s)rows of v\d+@.* are not those that were ingested: .*restore it from"):
+        get(version)
+
+
+def test_a_test_row_that_was_changed_is_found_at_the_look(store: Address, folder: Path) -> None:
+    """Nothing else reads it."""
+    version = put(SECTION, folder, 3, store)
+    behind(store.conninfo, f"UPDATE {version.partition} SET labels[1] = 1 - labels[1] WHERE split = 'test'")
+    dataset = get(version)
+    with pytest.raises(DataError, match="the test rows of"):
+        look(dataset, folder)
+
+
+@pytest.mark.parametrize("column", ["means", "stds", "fills"])
+def test_parameters_that_were_changed_are_found(column: str, store: Address, folder: Path) -> None:
+    """They are named by their content."""
+    version = put(SECTION, folder, 3, store)
+    behind(store.conninfo, f"UPDATE normalization_params SET {column}[1] = {column}[1] + 1")
+    with pytest.raises(DataError, match=r"normalization_params.* are not those that were learned"):
+        get(version)
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["a'b", 'a"b', "a;b", "a b", "-a", "a/b", "ä", "a\n", "%s", "{}"])
+def test_a_name_with_other_signs_is_refused(name: str, store: Address, folder: Path) -> None:
+    with pytest.raises(DataError, match=r"expected letters, digits, _ \. and -"):
+        put({**SECTION, "version": name}, folder, 3, store)
+
+
+def test_a_name_is_taken_once(store: Address, folder: Path) -> None:
+    """It is found out before the file is read."""
+    put({**SECTION, "version": "fraud_v1"}, folder, 3, store)
+    with pytest.raises(DataError, match=r"(?s)has this version already.*forge-sweep data drop fraud_v1"):
+        put({**SECTION, "version": "fraud_v1", "path": "not_there.csv"}, folder, 3, store)
+
+
+def test_a_parent_that_is_not_there_is_refused(store: Address, folder: Path) -> None:
+    with pytest.raises(DataError, match="no such version; there are none"):
+        put(SECTION, folder, 3, store, parent="fraud_v0")
+
+
+def test_another_target_or_task_needs_another_version(store: Address, folder: Path) -> None:
+    version = put(SECTION, folder, 3, store)
+    with pytest.raises(DataError, match=r"data\.target = 'labels': no such column .*did you mean"):
+        get(version, target="labels")
+    with pytest.raises(DataError, match=r'data\.task = "multiclass": .* was ingested for "binary"'):
+        get(version, task="multiclass")

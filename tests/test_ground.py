@@ -56,6 +56,7 @@ def declared() -> list[Requirement]:
     """Every dependency that requirements.lock answers for."""
     listed = [
         *PROJECT["project"]["dependencies"],
+        *PROJECT["project"]["optional-dependencies"]["postgres"],
         *PROJECT["project"]["optional-dependencies"]["dev"],
         *PROJECT["dependency-groups"]["build"],
     ]
@@ -98,7 +99,8 @@ def test_the_lock_answers_for_every_declared_dependency() -> None:
 
 def test_the_package_imports_nothing_that_is_not_declared() -> None:
     """What only comes along with another package may leave with its next version."""
-    names = [requirement.name for requirement in map(Requirement, PROJECT["project"]["dependencies"])]
+    listed = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["postgres"]]
+    names = [requirement.name for requirement in map(Requirement, listed)]
     names += ["torch", "pytest"]  # the extra gp, and the conformance suites in forge_sweep.testing
     providers = importlib.metadata.packages_distributions()
     allowed = {

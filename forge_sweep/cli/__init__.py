@@ -7,9 +7,10 @@ Exit codes: 0 ok, 1 failure, 2 usage or experiment file, 3 a gate refused, 130 i
 from __future__ import annotations
 
 import errno
-import json
+import logging
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from forge_sweep import __version__
-from forge_sweep.errors import ForgeSweepError, InputError
+from forge_sweep.cli import data
+from forge_sweep.cli.printing import MLRUNS, AsJson, Store, cell, complain, emit, print_features, wide
+from forge_sweep.errors import ForgeSweepError, InputError, masked
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -52,9 +55,6 @@ Overrides = Annotated[
         metavar="[KEY=VALUE]...", help="Override keys of the file, such as study.n_trials=4.", show_default=False
     ),
 ]
-Store = Annotated[Path, typer.Option("--store", help="Folder of the embedded MLflow and Optuna stores.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-MLRUNS = Path("mlruns")
 
 
 def main() -> None:
@@ -66,18 +66,44 @@ def main() -> None:
             emit(
                 {"event": "error", "exit_code": error.exit_code, "text": error.message, "fix": error.hint}, indent=None
             )
-        complain(str(error))
+        if debugging():
+            print_traceback(error)
+        complain(masked(str(error)))
         sys.exit(error.exit_code)
     except Exception as error:
-        if not disk_is_full(error):
-            raise
-        complain("the disk is full; what was written is kept\n  fix: make room and run the same command again")
+        if disk_is_full(error):
+            complain("the disk is full; what was written is kept\n  fix: make room and run the same command again")
+        else:
+            print_traceback(error)
         sys.exit(1)
 
 
-def complain(text: str) -> None:
-    """An error for people, on standard error."""
-    Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(text)}", soft_wrap=True, highlight=False)
+def debugging() -> bool:
+    """Whether ``--debug`` was given."""
+    return logging.getLogger("forge_sweep").isEnabledFor(logging.DEBUG)
+
+
+def print_traceback(error: Exception) -> None:
+    """The traceback on standard error, without the logins that messages of libraries may repeat."""
+    sys.stderr.write(masked("".join(traceback.format_exception(error))))
+
+
+class Masking(logging.Formatter):
+    """Log lines without logins."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return masked(super().format(record))
+
+
+def start_debugging(wanted: bool) -> None:
+    """Let everything that is logged through, on standard error."""
+    if wanted:
+        handler = logging.StreamHandler()
+        handler.setFormatter(Masking("%(asctime)s %(name)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(handler)
+        for name in ("forge_sweep", "psycopg", "alembic"):
+            logging.getLogger(name).setLevel(logging.DEBUG)
 
 
 def disk_is_full(error: BaseException | None) -> bool:
@@ -101,8 +127,15 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", callback=start_debugging, help="Print log lines and tracebacks, logins masked."),
+    ] = False,
 ) -> None:
     """Hyperparameter sweeps for Keras: one TOML file in, one registered model out."""
+
+
+app.add_typer(data.app, name="data")
 
 
 @app.command()
@@ -287,35 +320,10 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def emit(value: Any, indent: int | None = 2) -> None:
-    """Print JSON."""
-    typer.echo(json.dumps(value, indent=indent, default=str))
-
-
 def row_as_dict(row: TrialRow) -> dict[str, Any]:
     """A trial for machines."""
     names = ("number", "state", "value", "params", "failure", "cause", "epochs", "seconds", "imported")
     return {name: getattr(row, name) for name in names}
-
-
-def cell(value: Any) -> str:
-    """A value in a table."""
-    if value is None:
-        return "-"
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
-
-
-def wide() -> Console:
-    """A console for tables: nothing is cut where the output goes to a file or a pipe."""
-    return Console() if sys.stdout.isatty() else Console(width=1000)
-
-
-def print_features(rows: list[dict[str, Any]]) -> None:
-    """The audit's figures of every feature, over the training rows."""
-    table = Table(*rows[0], box=None)
-    for row in rows:
-        table.add_row(*map(cell, row.values()))
-    wide().print(table)
 
 
 def print_result(name: str, result: SweepResult) -> None:

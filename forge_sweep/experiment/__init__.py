@@ -73,6 +73,7 @@ __all__ = [
     "json_schema",
     "load",
     "parse",
+    "parse_data",
 ]
 
 SECTIONS: dict[str, type[BaseModel]] = {
@@ -142,6 +143,20 @@ def parse(
         update={"direction": direction(experiment.data.task, experiment.objective.metric)}
     )
     return experiment.model_copy(update={"objective": objective})
+
+
+def parse_data(sections: Mapping[str, Any]) -> tuple[DataSpec, PreprocessingSpec]:
+    """Check ``data`` and ``preprocessing`` alone, as they stand in an experiment file.
+
+    Args:
+        sections: the two tables.
+
+    Raises:
+        ExperimentError: they have mistakes; all of them are listed.
+    """
+    rest = {"name": "data", "objective": {"metric": "val_loss"}, "study": {"n_trials": 1}}
+    experiment = parse({**rest, **sections}, root=Path())
+    return experiment.data, experiment.preprocessing
 
 
 def json_schema() -> dict[str, Any]:

@@ -15,13 +15,14 @@ output exists, and else all zeros; so is a missing category.
 
 from __future__ import annotations
 
-from forge_sweep.preprocessing.normalization import Normalization, from_store, same_settings
+from forge_sweep.preprocessing.normalization import STORED, Normalization, from_store, name_of, same_settings
 from forge_sweep.preprocessing.preprocessor import Preprocessor
 from forge_sweep.preprocessing.schema import CODE, Column, Kind, Schema
 from forge_sweep.preprocessing.streaming import Coded, fit_stream
 
 __all__ = [
     "CODE",
+    "STORED",
     "Coded",
     "Column",
     "Kind",
@@ -30,5 +31,6 @@ __all__ = [
     "Schema",
     "fit_stream",
     "from_store",
+    "name_of",
     "same_settings",
 ]

@@ -18,6 +18,9 @@ from forge_sweep.preprocessing.schema import Schema
 COLUMNS = {"standard": {"mean_": "means", "scale_": "stds"}, "minmax": {"data_min_": "mins", "data_max_": "maxes"}}
 """Which learned attribute of a scaler stands in which column of the store."""
 
+STORED = ("feature_names", "means", "stds", "mins", "maxes", "fills", "recipe", "row_count")
+"""What the store keeps."""
+
 
 @dataclass(frozen=True, eq=False)
 class Normalization:
@@ -42,9 +45,7 @@ class Normalization:
     @property
     def name(self) -> str:
         """``standard-median-`` and the first 12 digits of the SHA-256 over all of it: equal names, equal parameters."""
-        text = json.dumps(self.to_store(), sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        return f"{self.preprocessor.scaler}-{self.preprocessor.impute}-{digest}"
+        return name_of(self.to_store())
 
     def to_store(self) -> dict[str, Any]:
         """The columns of ``normalization_params`` but for the name and the time."""
@@ -60,6 +61,13 @@ class Normalization:
             "recipe": {"format": FORMAT, **settings, "schema": pre.schema.to_dict(), "learned": learned},
             "row_count": self.row_count,
         }
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+    """The name that `Normalization.to_store` belongs to, whether the row comes from there or from the store."""
+    learned = {name: row[name] for name in STORED}
+    digest = hashlib.sha256(json.dumps(learned, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{row['recipe']['scaler']}-{row['recipe']['impute']}-{digest}"
 
 
 def from_store(row: Mapping[str, Any]) -> Preprocessor:

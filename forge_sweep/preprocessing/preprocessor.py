@@ -86,7 +86,7 @@ class Preprocessor:
         _refuse_infinite(numeric, schema)
         centers = [_center(column, impute, fill) for column in numeric.T]
         modes = [_mode(column) for column in _stack(values, schema, "boolean").T]
-        filled = np.where(np.isnan(numeric), np.array(centers), numeric)
+        filled = imputed(numeric, np.array(centers))
         learned = _learn_scaler(scaler, filled) if scaler != "none" and filled.shape[1] else {}
         return cls(schema, scaler, impute, fill, max_categories, np.array([*centers, *modes], np.float64), learned)
 
@@ -134,7 +134,7 @@ class Preprocessor:
             return
         rows, columns = np.nonzero(bad)
         name = self.output_names[columns[0]]
-        first = ", ".join(map(str, np.unique(rows[columns == columns[0]])[:10]))
+        first = ", ".join(map(str, features.index[np.unique(rows[columns == columns[0]])][:10]))
         seen = features[name].iloc[rows[0]]
         raise SchemaError(
             f"column {name!r} holds {seen} (rows {first}); expected numbers that float32 can hold",
@@ -261,6 +261,13 @@ def _center(column: np.ndarray, impute: str, fill: float) -> float:
 def mean_of_sums(sums: Sequence[float], n: int) -> float:
     """The mean of n values, of which consecutive blocks have these sums; 0 for none."""
     return math.fsum(sums) / n if n else 0.0
+
+
+def imputed(numbers: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """Numbers (n, columns) to be learned from: missing ones replaced, and one zero, since a minimum may be either."""
+    filled = np.where(np.isnan(numbers), centers, numbers)
+    filled += 0.0  # -0.0 + 0.0 is 0.0
+    return filled
 
 
 def fit_blocks(rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -14,7 +14,15 @@ import numpy as np
 
 from forge_sweep.errors import DataError
 from forge_sweep.preprocessing.normalization import Normalization
-from forge_sweep.preprocessing.preprocessor import FIT_ROWS, FITTED, Preprocessor, fit_blocks, mean_of_sums, new_scaler
+from forge_sweep.preprocessing.preprocessor import (
+    FIT_ROWS,
+    FITTED,
+    Preprocessor,
+    fit_blocks,
+    imputed,
+    mean_of_sums,
+    new_scaler,
+)
 from forge_sweep.preprocessing.schema import Column, Kind, Schema
 from forge_sweep.preprocessing.selection import medians
 
@@ -41,6 +49,7 @@ class Coded:
     categories: tuple[str, ...] = ()
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what overflows is refused by name
 def fit_stream(
     blocks: Blocks,
     columns: Sequence[Coded],
@@ -61,7 +70,7 @@ def fit_stream(
         max_categories: most categories with an output of their own, per column.
 
     Raises:
-        DataError: the scaler is none that the store can keep.
+        DataError: the scaler is none that the store can keep, or numbers are too large for it.
     """
     if scaler not in STORED_SCALERS:
         raise DataError(
@@ -75,6 +84,7 @@ def fit_stream(
     centers = _centers(blocks, numeric, [counts[i].present for i in numeric], impute, fill)
     statistics = _statistics(blocks, numeric, centers, _ends([counts[i] for i in numeric], centers))
     learned = statistics.get(scaler, {}) if numeric else {}
+    _refuse_overflow(learned, [columns[i].name for i in numeric])
     modes = [float(2 * each.ones > each.present) for each in boolean]
     fills = np.array([*centers, *modes], np.float64)
     preprocessor = Preprocessor(schema, scaler, impute, fill, max_categories, fills, learned)
@@ -153,9 +163,9 @@ def _centers(blocks: Blocks, numeric: list[int], present: list[int], impute: str
 
 def _ends(counts: list[Count], centers: np.ndarray) -> np.ndarray:
     """Smallest and largest imputed number of each column, (2, numeric)."""
-    imputed = np.where([each.missing for each in counts], centers, np.nan)
+    missing = np.where([each.missing for each in counts], centers, np.nan)
     lows, highs = np.array([each.low for each in counts]), np.array([each.high for each in counts])
-    return np.stack([np.fmin(lows, imputed), np.fmax(highs, imputed)])
+    return np.stack([np.fmin(lows, missing), np.fmax(highs, missing)]) + 0.0  # one zero, as `imputed` has
 
 
 def _statistics(blocks: Blocks, numeric: list[int], centers: np.ndarray, ends: np.ndarray) -> dict[str, dict[str, Any]]:
@@ -165,13 +175,24 @@ def _statistics(blocks: Blocks, numeric: list[int], centers: np.ndarray, ends: n
         return {"standard": {"mean_": empty, "scale_": empty}, "minmax": {"data_min_": empty, "data_max_": empty}}
     standard, minmax = new_scaler("standard"), new_scaler("minmax")
     for block in regrouped(block[:, numeric] for block in blocks()):
-        standard.partial_fit(np.where(np.isnan(block), centers, block))
+        standard.partial_fit(imputed(block, centers))
     minmax.fit(ends)  # what it learns is in the two ends of each column
     minmax.n_samples_seen_ = int(standard.n_samples_seen_)
     return {
         kind: {name: np.asarray(getattr(scaler, name)) for name in FITTED[kind]}
         for kind, scaler in (("standard", standard), ("minmax", minmax))
     }
+
+
+def _refuse_overflow(learned: dict[str, Any], names: list[str]) -> None:
+    """Raise DataError that lists the columns for which a scaler learned something infinite."""
+    finite = [np.isfinite(values) for values in learned.values() if values.ndim]
+    infinite = [name for name, *each in zip(names, *finite, strict=False) if not all(each)]
+    if infinite:
+        raise DataError(
+            f"columns hold numbers that are too large to be scaled: {', '.join(infinite)}",
+            hint="write them in a larger unit, or leave these columns out",
+        )
 
 
 def regrouped(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forge_sweep.errors import InputError, SweepStopped
+from forge_sweep.errors import InputError, MissingExtra, SweepStopped
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -50,6 +52,7 @@ def open_storage(url: str, store: Path) -> RDBStorage:
 
     Raises:
         InputError: ``FORGE_SWEEP_STORAGE`` names no database that can be used.
+        MissingExtra: it names a PostgreSQL, and psycopg is not installed.
     """
     import optuna
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -59,11 +62,24 @@ def open_storage(url: str, store: Path) -> RDBStorage:
         with creating(store):
             return _sqlite(url) if url.startswith("sqlite") else _server(url)
     except (ArgumentError, ImportError, SQLAlchemyError) as error:
-        scheme = url.partition(":")[0]  # the rest may hold a password
-        raise InputError(
-            f"the study database ({scheme}:...) cannot be used: {type(error).__name__}",
-            hint="set FORGE_SWEEP_STORAGE to a reachable SQLAlchemy URL and install its driver, or unset it for SQLite",
-        ) from error
+        raise _unusable(url, error) from error
+
+
+def _unusable(url: str, error: Exception) -> InputError:
+    """What to say of a database that could not be opened: of its URL the scheme alone, the rest may hold a password."""
+    scheme = url.partition(":")[0]
+    if isinstance(error, ImportError) and scheme in ("postgresql", "postgresql+psycopg"):
+        return MissingExtra(f"FORGE_SWEEP_STORAGE = {scheme}://...", "postgres")
+    return InputError(
+        f"the study database ({scheme}:...) cannot be used: {_words(error)}",
+        hint="set FORGE_SWEEP_STORAGE to a reachable SQLAlchemy URL and install its driver, or unset it for SQLite",
+    )
+
+
+def _words(error: Exception | None) -> str:
+    """What the server said, or the kind of error: a driver's own words may repeat a part of the URL."""
+    said = re.search(r"FATAL: +(.+)", str(getattr(error, "orig", "")))
+    return said.group(1) if said else type(error).__name__
 
 
 def _sqlite(url: str) -> RDBStorage:
@@ -92,10 +108,29 @@ def _sqlite(url: str) -> RDBStorage:
 
 
 def _server(url: str) -> RDBStorage:
-    """A database server; a connection that broke while a trial trained is replaced before it is used."""
+    """A database server; a connection that broke while a trial trained is replaced before it is used.
+
+    Connections are closed when the storage is dropped: a server has few of them.
+    """
+    import sqlalchemy
     from optuna.storages import RDBStorage
 
-    return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    weakref.finalize(storage, storage.engine.dispose)
+
+    # Optuna would speak of invalid data in a commit.
+    @sqlalchemy.event.listens_for(storage.engine, "handle_error")
+    def stop_the_sweep(context: sqlalchemy.ExceptionContext) -> None:
+        unreachable = context.connection is None and isinstance(
+            context.sqlalchemy_exception, sqlalchemy.exc.OperationalError
+        )
+        if (context.is_disconnect or unreachable) and not context.is_pre_ping:
+            raise SweepStopped(
+                f"the study database does not answer: {_words(context.sqlalchemy_exception)}",
+                hint="once it does, run the same command again: finished trials stay finished",
+            )
+
+    return storage
 
 
 @contextlib.contextmanager

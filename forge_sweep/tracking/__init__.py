@@ -14,6 +14,7 @@ from forge_sweep.tracking.registration import requirements
 from forge_sweep.tracking.runs import Run
 from forge_sweep.tracking.store import default_uri, prepare_store
 from forge_sweep.tracking.tracker import Tracker, environment_tags
+from forge_sweep.tracking.trained_on import TrainedModel, downloaded, models_trained_on
 from forge_sweep.tracking.writes import Status
 
 __all__ = [
@@ -21,9 +22,12 @@ __all__ = [
     "Run",
     "Status",
     "Tracker",
+    "TrainedModel",
     "_load_pyfunc",
     "default_uri",
+    "downloaded",
     "environment_tags",
+    "models_trained_on",
     "prepare_store",
     "requirements",
 ]

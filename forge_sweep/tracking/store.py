@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forge_sweep.environment import without_credentials
-from forge_sweep.errors import ForgeSweepError, InputError, TrackingDown
+from forge_sweep.errors import ForgeSweepError, InputError, TrackingDown, masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -136,7 +136,8 @@ def translated(what: str) -> Iterator[None]:
         if _is_outage(error):
             raise TrackingDown(_one_line(error)) from error
         if _is_missing_driver(error):
-            raise InputError(f"{VARIABLE} needs a package: {_one_line(error)}", hint="install the driver") from error
+            hint = "install the driver; that of postgresql+psycopg:// by pip install 'forge-sweep[postgres]'"
+            raise InputError(f"{VARIABLE} needs a package: {_one_line(error)}", hint=hint) from error
         if isinstance(error, MlflowException):
             raise InputError(f"MLflow refused {what}: {_one_line(error)}", hint=_hint(error)) from error
         raise
@@ -155,7 +156,7 @@ def _check(uri: str) -> None:
     if uri.startswith("postgresql://") and importlib.util.find_spec("psycopg") is None:
         raise InputError(
             f"{VARIABLE} starts with postgresql://, which means psycopg 3 since SQLAlchemy 2.1; it is not installed",
-            hint="pip install 'psycopg[binary]' and write postgresql+psycopg://, or name the driver you have",
+            hint="pip install 'forge-sweep[postgres]' and write postgresql+psycopg://, or name the driver you have",
         )
 
 
@@ -263,4 +264,4 @@ def _one_line(error: Exception) -> str:
 
     cause = error.__cause__ if isinstance(error.__cause__, DBAPIError) else error
     text = str(cause.orig if isinstance(cause, DBAPIError) else cause).strip() or type(error).__name__
-    return re.sub(r"//[^/@\s]+@", "//", text.splitlines()[0])[:400]
+    return masked(text.splitlines()[0])[:400]

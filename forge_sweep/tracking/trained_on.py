@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from forge_sweep.errors import BundleError
 from forge_sweep.tracking import store as stores
 
 if TYPE_CHECKING:
@@ -36,11 +37,11 @@ class TrainedModel:
 
 
 def models_trained_on(dataset_version: str, store: Path) -> tuple[TrainedModel, ...]:
-    """Every registered version that was trained on this dataset version, the newest first.
+    """Every registered version that was trained on this dataset version: those with an alias first, then the newest.
 
     Args:
         dataset_version: ``<name>@<first digits of the digest>``, as runs record it.
-        store: folder of the embedded stores; nothing is created there.
+        store: folder of the embedded stores; where there is none, none is made, and no model is found.
 
     Raises:
         TrackingDown: the store cannot be reached.
@@ -60,26 +61,38 @@ def models_trained_on(dataset_version: str, store: Path) -> tuple[TrainedModel, 
         )
         for each in found
     ]
-    return tuple(sorted(models, key=lambda model: (model.name, -int(model.version))))
+    return tuple(sorted(models, key=lambda model: (not model.aliases, model.name, -int(model.version))))
 
 
 @contextlib.contextmanager
 def downloaded(model: TrainedModel, store: Path) -> Iterator[Path]:
-    """The folder of a model's bundle, for a while."""
-    from mlflow import artifacts
+    """The folder of a model's bundle, for a while.
 
-    with TemporaryDirectory(prefix="forge-sweep-") as folder, stores.translated(f"the download of {model.uri}"):
+    Raises:
+        TrackingDown: the store cannot be reached.
+        BundleError: the model is none of ours.
+    """
+    with TemporaryDirectory(prefix="forge-sweep-") as folder:
+        manifests = sorted(_download(model, store, Path(folder)).glob("**/manifest.json"))
+        if not manifests:
+            raise BundleError(f"{model.uri} holds no bundle", hint="register models with forge-sweep run")
+        yield manifests[0].parent
+
+
+def _download(model: TrainedModel, store: Path, folder: Path) -> Path:
+    with stores.translated(f"the download of {model.uri}"):
+        from mlflow import artifacts
+
         uri = stores.default_uri(store)
         with stores.current(uri):
-            path = artifacts.download_artifacts(artifact_uri=model.uri, dst_path=folder, tracking_uri=uri)
-        manifests = sorted(Path(path).glob("**/manifest.json"))
-        yield manifests[0].parent
+            return Path(artifacts.download_artifacts(artifact_uri=model.uri, dst_path=str(folder), tracking_uri=uri))
 
 
 def _client(store: Path) -> MlflowClient | None:
     """A client, or None where nothing was ever stored."""
     uri = stores.default_uri(store)
-    if uri.startswith("sqlite") and not (store / "mlflow.db").exists():
+    path = stores._sqlite_path(uri)
+    if path is not None and not path.exists():
         return None
     with stores.translated("a request"):
         return stores.connect(uri, store)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from dataclasses import dataclass, field
-from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from forge_sweep.errors import DataError, MissingExtra
 
@@ -33,7 +32,7 @@ class Address:
             DataError: the variable is not set, or holds no PostgreSQL URL.
             MissingExtra: psycopg is not installed.
         """
-        url = os.environ.get(VARIABLE, "").strip()
+        url = Hidden(os.environ.get(VARIABLE, "").strip())
         if not url:
             raise DataError(
                 f"{VARIABLE} is not set; expected the URL of the feature store",
@@ -49,45 +48,59 @@ class Address:
             DataError: this is no PostgreSQL URL.
             MissingExtra: psycopg is not installed.
         """
+        url = Hidden(url)
         if importlib.util.find_spec("psycopg") is None or importlib.util.find_spec("alembic") is None:
             raise MissingExtra('data.source = "postgres"', "postgres")
-        import psycopg
-        from psycopg.conninfo import conninfo_to_dict
-
-        scheme, _, rest = url.partition("://")
-        conninfo = f"postgresql://{rest}"
-        try:
-            understood = scheme in SCHEMES and bool(conninfo_to_dict(conninfo)) and _port(urlsplit(conninfo))
-        except (psycopg.ProgrammingError, ValueError):
-            understood = False
-        if not understood:
+        if not _understood(url):
             raise DataError(
                 f"{VARIABLE} is no PostgreSQL URL (it is not repeated here: it may hold a password)",
                 hint=f"write it as {EXAMPLE}, with %-escapes for signs such as / @ : # ? % in name and password",
             )
-        return cls(conninfo)
+        return cls(Hidden(f"postgresql://{url.partition('://')[2]}"))
 
     @property
     def masked(self) -> str:
         """The address without password and query."""
-        parts = urlsplit(self.conninfo)
-        login, at, host = parts.netloc.rpartition("@")
-        return urlunsplit(("postgresql", f"{login.partition(':')[0]}{at}{host}", parts.path, "", ""))
+        login, at, place = _parts(self.conninfo)
+        return f"postgresql://{login.partition(':')[0]}{at}{place}"
 
     @property
     def login(self) -> str:
         """The user name in the URL, or ""."""
-        return unquote(urlsplit(self.conninfo).username or "")
+        from psycopg.conninfo import conninfo_to_dict
 
-    @property
-    def sqlalchemy_url(self) -> str:
-        """The URL for SQLAlchemy with psycopg 3, secrets included."""
-        return self.conninfo.replace("postgresql://", "postgresql+psycopg://", 1)
+        return str(conninfo_to_dict(self.conninfo).get("user") or "")
 
     def __str__(self) -> str:
         return self.masked
 
 
-def _port(parts: SplitResult) -> bool:
-    """Whether the port is one; raises ValueError where it is none."""
-    return parts.port is None or parts.port > 0
+class Hidden(str):
+    """Text that is not shown where a traceback shows variables."""
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
+def _understood(url: str) -> bool:
+    """Whether libpq takes the URL, and nothing of a password ends up in host, port or database."""
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        stated = conninfo_to_dict(f"postgresql://{url.partition('://')[2]}")
+    except psycopg.ProgrammingError:
+        return False
+    ports = [port for port in str(stated.get("port", "")).split(",") if port]
+    known = url.partition("://")[0] in SCHEMES and bool(stated)
+    return known and all(map(str.isdecimal, ports)) and "@" not in _parts(url)[2]
+
+
+def _parts(url: str) -> tuple[str, str, str]:
+    """Login with password, ``@`` or "", and hosts with database, as libpq takes a URL apart.
+
+    A login ends at the first ``@``, which stands before the first ``/``; any other sign may be part of a password.
+    """
+    authority, slash, path = url.partition("://")[2].partition("/")
+    login, at, hosts = authority.partition("@") if "@" in authority else ("", "", authority)
+    return login, at, f"{hosts}{slash}{path}".partition("?")[0]

@@ -48,6 +48,10 @@ class Coder(ABC):
     def code(self, values: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
         """Values (n,) as float64 with NaN for missing, and which of them (n,) are none of the column's kind."""
 
+    def inexact(self, coded: np.ndarray) -> np.ndarray:
+        """Which coded values (n,) may not be what stands in the file."""
+        return np.zeros(len(coded), bool)
+
     def accept(self, coded: np.ndarray) -> None:
         """Take note of values (m,) whose rows are kept."""
         self.missing = self.missing or bool(np.isnan(coded).any())
@@ -74,7 +78,7 @@ class NumberCoder(Coder):
         self._any = False
 
     def code(self, values: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-        """See `Coder`. A whole number that float64 does not hold is wrong."""
+        """See `Coder`."""
         import pyarrow as pa
 
         if pa.types.is_large_string(values.type):
@@ -83,9 +87,11 @@ class NumberCoder(Coder):
                 self._dtype = "float64"
         else:
             coded, wrong = _floats(values), np.zeros(len(values), bool)
-        if self._dtype != "float64":
-            wrong = wrong | (np.abs(coded) > EXACT_INTEGER)
         return coded, wrong
+
+    def inexact(self, coded: np.ndarray) -> np.ndarray:
+        """See `Coder`. 2**53 may have been 2**53 + 1."""
+        return np.abs(coded) >= EXACT_INTEGER if self._dtype != "float64" else super().inexact(coded)
 
     def accept(self, coded: np.ndarray) -> None:
         """See `Coder`."""
@@ -267,7 +273,7 @@ def _parsed(values: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, bool]:
         texts = values.to_pandas()
         coded = pd.to_numeric(texts, errors="coerce").to_numpy(np.float64, na_value=np.nan)
         right = texts[~np.isnan(coded)]
-        return coded, np.isnan(coded) & texts.notna().to_numpy(), bool(right.str.fullmatch(r"\s*[+-]?\d+\s*").all())
+        return coded, np.isnan(coded) & texts.notna().to_numpy(), bool(right.str.fullmatch(r"\s*-?\d+\s*").all())
 
 
 def _floats(values: pa.ChunkedArray) -> np.ndarray:

@@ -53,23 +53,10 @@ def connect(address: Address, *, role: str | None = None, autocommit: bool = Fal
     try:
         connection = _attempts(PATIENCE_S)(_open, address, autocommit)
     except psycopg.OperationalError as error:
-        if _passes(error):
-            raise StoreDown(
-                f"the feature store at {address} does not answer: {_words(error)}",
-                hint="start the server or correct FORGE_SWEEP_DATABASE_URL, and run the same command again",
-            ) from None
-        raise DataError(
-            f"the feature store at {address} refuses the connection: {_words(error)}",
-            hint="correct the name, password or database in FORGE_SWEEP_DATABASE_URL (or ~/.pgpass)",
-        ) from None
-    try:
-        _refuse_old(connection)
-        if role is not None:
-            _act_as(connection, role)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+        refusal = _refusal(address, error)
+    else:
+        return _ready(connection, role)
+    raise refusal  # not where the error was caught, which would keep it, and with it psycopg's variables: the password
 
 
 def retrying(work: Callable[[], T]) -> T:
@@ -79,7 +66,7 @@ def retrying(work: Callable[[], T]) -> T:
         work: opens its own connections, and gives everything or raises.
 
     Raises:
-        StoreDown: the connection was lost each time.
+        StoreDown: the connection was lost each time, or the server gave up, as by a time-out that it is set to.
     """
     import psycopg
     import tenacity
@@ -88,11 +75,11 @@ def retrying(work: Callable[[], T]) -> T:
     try:
         return again(work)
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-        if not connection_was_lost(error):
-            raise
-        raise StoreDown(
-            f"the feature store broke off {LOADS} times: {_words(error)}", hint="run the same command again"
-        ) from None
+        if connection_was_lost(error):
+            what, hint = f"broke off {LOADS} times", "run the same command again"
+        else:
+            what, hint = "gave up", "raise the limit of the server or of the login, and run the same command again"
+        raise StoreDown(f"the feature store {what}: {words(error)}", hint=hint) from None
 
 
 def connection_was_lost(error: BaseException) -> bool:
@@ -104,19 +91,45 @@ def connection_was_lost(error: BaseException) -> bool:
     return isinstance(error, psycopg.OperationalError) and (error.sqlstate is None or error.sqlstate.startswith("08"))
 
 
+def words(error: Exception) -> str:
+    """The first line that libpq or the server said; neither repeats a password."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
 def require_schema(connection: psycopg.Connection[Any]) -> None:
-    """Raise DataError where the tables are missing, or are those of another version of forge_sweep."""
+    """Raise DataError where the tables are missing, out of reach, or of another version of forge_sweep."""
     from forge_sweep.sources.feature_store.schema import HEAD
 
-    row = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (REVISION_TABLE,)).fetchone()
-    found = row is not None and row[0] and connection.execute(f"SELECT version_num FROM {REVISION_TABLE}").fetchone()
-    if not found or found[0] != HEAD:
+    if (found := revision(connection)) != HEAD:
         database = connection.info.dbname
-        seen = f"tables of revision {found[0]}" if found else "no tables of forge_sweep"
+        seen = f"tables of revision {found}" if found else "no tables of forge_sweep"
         raise DataError(
             f"database {database!r} has {seen}; expected revision {HEAD}",
             hint="run `forge-sweep data init` as the owner of the database",
         )
+
+
+def revision(connection: psycopg.Connection[Any]) -> str | None:
+    """The revision of the tables; None where there are none.
+
+    Raises:
+        DataError: the login may not read them.
+    """
+    import psycopg
+
+    try:
+        row = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (REVISION_TABLE,)).fetchone()
+        if row is None or not row[0]:
+            return None
+        found = connection.execute(f"SELECT version_num FROM {REVISION_TABLE}").fetchone()
+        return None if found is None else str(found[0])
+    except psycopg.errors.InsufficientPrivilege:
+        login = connection.info.user
+        raise DataError(
+            f"{login} may not read the feature store in database {connection.info.dbname!r}",
+            hint=f'as an administrator: GRANT {TUNER} TO "{login}"; or log in as the owner of the feature store',
+        ) from None
 
 
 def privileges(connection: psycopg.Connection[Any]) -> str | None:
@@ -130,6 +143,31 @@ def privileges(connection: psycopg.Connection[Any]) -> str | None:
     name, superuser, bypasses, owns = row
     words = {"is a superuser": superuser, "bypasses row-level security": bypasses, "owns training_features": owns}
     return next((f"{name} {what}" for what, holds in words.items() if holds), None)
+
+
+def _refusal(address: Address, error: psycopg.OperationalError) -> StoreDown | DataError:
+    """What to raise for a connection that could not be opened."""
+    if _passes(error):
+        return StoreDown(
+            f"the feature store at {address} does not answer: {words(error)}",
+            hint="start the server or correct FORGE_SWEEP_DATABASE_URL, and run the same command again",
+        )
+    return DataError(
+        f"the feature store at {address} refuses the connection: {words(error)}",
+        hint="correct the name, password or database in FORGE_SWEEP_DATABASE_URL (or ~/.pgpass)",
+    )
+
+
+def _ready(connection: psycopg.Connection[Any], role: str | None) -> psycopg.Connection[Any]:
+    """The connection, in its role; closed where it cannot be used."""
+    try:
+        _refuse_old(connection)
+        if role is not None:
+            _act_as(connection, role)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _open(address: Address, autocommit: bool) -> psycopg.Connection[Any]:
@@ -178,12 +216,6 @@ def _passes(error: psycopg.OperationalError) -> bool:
     if "authentication failed" in text or "does not exist" in text.replace("No such file", ""):
         return False
     return any(word in text for word in PASSING)
-
-
-def _words(error: Exception) -> str:
-    """The first line that libpq or the server said; neither repeats a password."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
 
 
 def _refuse_old(connection: psycopg.Connection[Any]) -> None:

@@ -31,11 +31,11 @@ from forge_sweep.sources.feature_store import reading
 from forge_sweep.sources.feature_store.ahead import ahead
 from forge_sweep.sources.feature_store.codec import HEADER, INSERTED, TRAILER, Block, Encoder
 from forge_sweep.sources.feature_store.columns import StoredColumn, decode, key_texts
-from forge_sweep.sources.feature_store.connection import connect
+from forge_sweep.sources.feature_store.connection import connect, words
 from forge_sweep.sources.feature_store.rows import Reject, RowFile
 from forge_sweep.sources.feature_store.source import print_of
 from forge_sweep.sources.feature_store.spool import Spool
-from forge_sweep.sources.feature_store.versions import SPLITS, Version, begin, complete, refuse_taken
+from forge_sweep.sources.feature_store.versions import SPLITS, Version, begin, complete, refuse_taken, was_stored
 from forge_sweep.sources.splits import TRAIN, assign, refuse_empty
 from forge_sweep.task import Task
 
@@ -130,33 +130,28 @@ def ingest(
     path = (root / Path(spec.path).expanduser()).resolve()
     file = RowFile(path, spec)
     with Spool(len(file.feature_names), len(spec.target)) as spool:
-        rejected = scan(file, spool, Rejects(max_errors, rejects, path), progress)
+        scan(file, spool, Rejects(max_errors, rejects, path), progress)
         draft = replace(_draft(name, spec, seed, file), parent=parent, source=source or str(path))
         arranged = arrange(file, spool, spec, seed, draft)
         learned = learn(arranged, spec, preprocessing or PreprocessingSpec(), progress)
-        rejected.close()
         return store(arranged, learned, address, progress)
 
 
-def scan(file: RowFile, spool: Spool, rejects: Rejects, progress: Progress) -> Rejects:
+def scan(file: RowFile, spool: Spool, rejects: Rejects, progress: Progress) -> None:
     """Read every row once.
 
     Raises:
         DataError: more rows are wrong than may be, or none is left.
     """
     total = file.table.rows()
-    try:
+    with contextlib.closing(rejects):
         for block in file.scan(rejects.add):
             spool.append(block)
             progress("reading", spool.rows + rejects.count, total)
-    except BaseException:
-        rejects.close()
-        raise
-    rejects.refuse()
+        rejects.refuse()
     if not spool.rows:
         raise DataError(f"data.path: {file.table.path} holds no rows; expected a header and rows", hint="name another")
     spool.finish(file.remaps())
-    return rejects
 
 
 def arrange(file: RowFile, spool: Spool, spec: DataSpec, seed: int, draft: Version) -> Arranged:
@@ -214,20 +209,37 @@ def store(arranged: Arranged, learned: Normalization, address: Address, progress
     """Copy, describe and freeze, in one transaction."""
     import psycopg
 
+    name = arranged.draft.name
     try:
         with connect(address) as connection:
-            number = begin(connection, arranged.draft.name)
+            number = begin(connection, name)
             draft = replace(arranged.draft, version_id=number, normalization_version=learned.name)
             version = copy(connection, replace(arranged, draft=draft), learned, progress)
             progress("freezing", version.rows, version.rows)
-            complete(connection, version, learned.to_store())
+            version = complete(connection, version, learned.to_store())
+            commit(connection, address, version)
         return version
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StoreDown(
-            f"the feature store broke off while {arranged.draft.name} was ingested: {cause}; nothing was stored",
+            f"the feature store broke off while {name} was ingested: {words(error)}; nothing was stored",
             hint="run the same command again once the server is there and has room",
         ) from None
+    except psycopg.Error as error:
+        raise DataError(
+            f"the feature store refuses {name}: {words(error)}; nothing was stored",
+            hint="mend what the server names, and run the same command again",
+        ) from None
+
+
+def commit(connection: psycopg.Connection[Any], address: Address, version: Version) -> None:
+    """Commit; where the connection breaks off in its midst, another one finds out what came of it."""
+    import psycopg
+
+    try:
+        connection.commit()
+    except (psycopg.OperationalError, psycopg.InterfaceError):
+        if not was_stored(address, version):
+            raise
 
 
 def copy(
@@ -329,7 +341,6 @@ class Rejects:
         """Raise DataError where more rows are wrong than may be."""
         if self.count <= self._allowed:
             return
-        self.close()
         listed = "\n  ".join(map(str, self._first))
         more = f"\n  and {self.count - len(self._first):,} more" if self.count > len(self._first) else ""
         written = f"; all of them are in {self._path}" if self._path else ""
@@ -347,12 +358,18 @@ class Rejects:
     def _write(self, reject: Reject) -> None:
         if self._path is None:
             return
-        if self._writer is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = csv.writer(self._stack.enter_context(self._path.open("w", newline="", encoding="utf-8")))
-            self._writer.writerow(["line", "column", "value", "expected", "row"])
         row = json.dumps(reject.row, ensure_ascii=False)
-        self._writer.writerow([reject.line, reject.column, reject.value, reject.reason, row])
+        try:
+            self._writer = self._writer or self._begin(self._path)
+            self._writer.writerow([reject.line, reject.column, reject.value, reject.reason, row])
+        except OSError as error:
+            raise DataError(f"--rejects {self._path} cannot be written: {error}", hint="name another file") from None
+
+    def _begin(self, path: Path) -> Any:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer = csv.writer(self._stack.enter_context(path.open("w", newline="", encoding="utf-8")))
+        writer.writerow(["line", "column", "value", "expected", "row"])
+        return writer
 
 
 def _draft(name: str, spec: DataSpec, seed: int, file: RowFile) -> Version:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,8 @@ KEYS = {
 }
 """How a key is read where its type has a fixed width; any other is read as text."""
 
+RESTORE = "the table was changed behind its triggers: restore it from a backup, or ingest the data as a new version"
+
 
 def query(version: Version, splits: Sequence[str]) -> tuple[SQL | Composed, tuple[Any, ...]]:
     """The query that every reading of rows goes through, and the values to bind."""
@@ -40,8 +43,23 @@ def query(version: Version, splits: Sequence[str]) -> tuple[SQL | Composed, tupl
     return sql.SQL(text.replace("{key}", key)), (list(SPLITS), version.version_id, list(splits))
 
 
-def stream(connection: psycopg.Connection[Any], version: Version, splits: Sequence[str] = SPLITS) -> Iterator[Block]:
+@contextlib.contextmanager
+def rows(
+    connection: psycopg.Connection[Any], version: Version, splits: Sequence[str] = SPLITS
+) -> Iterator[Iterator[Block]]:
+    """The verified rows of a version in blocks, see `stream` and `verified`; the query ends with the context.
+
+    Whoever stops reading, by an error say, has to end the query before the connection is used or closed: psycopg would
+    wait for its end forever.
+    """
+    with contextlib.closing(stream(connection, version, splits)) as unchecked:
+        yield verified(unchecked, version, splits)
+
+
+def stream(connection: psycopg.Connection[Any], version: Version, splits: Sequence[str] = SPLITS) -> Generator[Block]:
     """The rows of a version in blocks, in its order, as far as the connection's role may see them; nothing is checked.
+
+    To be read to its end, or closed: see `rows`.
 
     Args:
         connection: in any role.
@@ -69,9 +87,9 @@ def verified(blocks: Iterable[Block], version: Version, splits: Sequence[str] = 
         yield block
     for name, digest in digests.items():
         if digest.rows != version.row_counts[name]:
-            _refuse(version, name, f"{digest.rows} rows", f"{version.row_counts[name]}")
+            _refuse(version, f"the {name} rows", f"{digest.rows} rows", f"{version.row_counts[name]}")
         if (found := digest.hexdigest()) != version.role_digests[name]:
-            _refuse(version, name, f"the digest {found[:12]}", version.role_digests[name][:12])
+            _refuse(version, f"the {name} rows", f"the digest {found[:12]}", version.role_digests[name][:12])
 
 
 class RowDigest:
@@ -138,13 +156,13 @@ def gather(blocks: Iterable[Block], version: Version, rows: int) -> Block:
     for block in blocks:
         end = at + len(block.splits)
         if end > rows:
-            _refuse(version, "rows", f"more than {rows} rows", f"{rows}")
+            _refuse(version, "the rows", f"more than {rows} rows", f"{rows}")
         raw[at:end], labels[at:end] = block.raw, block.labels
         splits[at:end], source_rows[at:end] = block.splits, block.source_rows
         keys.extend([] if block.keys is None else [block.keys])
         at = end
     if at != rows:
-        _refuse(version, "rows", f"{at} rows", f"{rows}")
+        _refuse(version, "the rows", f"{at} rows", f"{rows}")
     return Block(splits, source_rows, raw, labels, _joined(keys))
 
 
@@ -154,9 +172,8 @@ def _joined(keys: list[Any]) -> np.ndarray | list[str] | None:
     return np.concatenate(keys) if isinstance(keys[0], np.ndarray) else [key for part in keys for key in part]
 
 
-def _refuse(version: Version, split: str, seen: str, expected: str) -> None:
+def _refuse(version: Version, what: str, seen: str, expected: str) -> None:
     raise DataError(
-        f"data.version: the {split} rows of {version.version} are not those that were ingested: {seen}; "
-        f"expected {expected}",
-        hint="the table was changed behind its triggers: restore it from a backup, or ingest the data as a new version",
+        f"data.version: {what} of {version.version} are not those that were ingested: {seen}; expected {expected}",
+        hint=RESTORE,
     )

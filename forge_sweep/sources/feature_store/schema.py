@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forge_sweep.errors import DataError
-from forge_sweep.sources.feature_store.connection import CONFIRM, TUNER, connect
+from forge_sweep.sources.feature_store.connection import CONFIRM, TUNER, connect, retrying, revision
 
 if TYPE_CHECKING:
     import psycopg
@@ -39,17 +40,20 @@ def init(address: Address) -> str:
         DataError: the login may not create what is missing; says what an administrator has to run.
         StoreDown: nobody answers.
     """
+    return retrying(lambda: _init(address))
+
+
+def _init(address: Address) -> str:
     import psycopg
 
     with connect(address) as connection:
-        # Roles belong to the whole server, so two databases may be made ready at the same time.
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (INIT_LOCK,))
         _create_roles(connection)
     with connect(address, autocommit=True) as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", (INIT_LOCK,))
-        before = _revision(connection)
+        before = revision(connection)
         try:
-            _migrate(address)
+            _migrate(address, before)
         except psycopg.errors.InsufficientPrivilege as error:
             raise DataError(
                 f"{connection.info.user} may not make tables in {address}: {error.diag.message_primary}",
@@ -62,44 +66,43 @@ def init(address: Address) -> str:
 
 def _create_roles(connection: psycopg.Connection[Any]) -> None:
     """The roles that are missing; they cannot log in, logins become members of them."""
-    import psycopg
-    from psycopg import sql
+    from psycopg import errors, sql
 
     found = {row[0] for row in connection.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'forge_%%'", ())}
     missing = [role for role in (TUNER, CONFIRM) if role not in found]
     try:
         for role in missing:
-            connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(role)))
-    except psycopg.errors.InsufficientPrivilege:
+            # Roles belong to the whole server, on which another database may be made ready at the same time.
+            with contextlib.suppress(errors.DuplicateObject, errors.UniqueViolation), connection.transaction():
+                connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(role)))
+    except errors.InsufficientPrivilege:
         raise DataError(
             f"{connection.info.user} may not create roles, and the server lacks {', '.join(missing)}",
             hint="as an administrator: " + "; ".join(f"CREATE ROLE {role} NOLOGIN" for role in missing),
         ) from None
 
 
-def _revision(connection: psycopg.Connection[Any]) -> str | None:
-    from forge_sweep.sources.feature_store.connection import REVISION_TABLE
-
-    row = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (REVISION_TABLE,)).fetchone()
-    if row is None or not row[0]:
-        return None
-    found = connection.execute(f"SELECT version_num FROM {REVISION_TABLE}").fetchone()
-    return None if found is None else str(found[0])
-
-
-def _migrate(address: Address) -> None:
+def _migrate(address: Address, before: str | None) -> None:
     """Run the migrations that are missing, all in one transaction."""
     import sqlalchemy
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
-    config = Config()
+    config, pool = Config(), sqlalchemy.NullPool
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
-    engine = sqlalchemy.create_engine(address.sqlalchemy_url, poolclass=sqlalchemy.NullPool, hide_parameters=True)
+    # Our own connection: SQLAlchemy's would have the password among its variables.
+    engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=lambda: connect(address), poolclass=pool)
     try:
         with engine.begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+    except CommandError:
+        raise DataError(
+            f"the feature store at {address} has tables of revision {before}, which this version of forge_sweep does "
+            f"not know; expected {HEAD}",
+            hint="use the version of forge_sweep that made them, or a newer one",
+        ) from None
     except sqlalchemy.exc.DBAPIError as error:
         raise (error.orig or error) from None
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from forge_sweep.errors import DataError
 from forge_sweep.experiment.rules import nearest
-from forge_sweep.preprocessing import Preprocessor, from_store
+from forge_sweep.preprocessing import Preprocessor, from_store, name_of
 from forge_sweep.sources.base import ROLES, Dataset, Split, TestLook, new_look
 from forge_sweep.sources.digest import fingerprints
 from forge_sweep.sources.feature_store import cache, reading
@@ -21,6 +22,8 @@ from forge_sweep.sources.feature_store.connection import CONFIRM, TUNER, connect
 from forge_sweep.sources.feature_store.versions import SPLITS, Version, find, looks, normalization, write_look
 
 if TYPE_CHECKING:
+    import psycopg
+
     from forge_sweep.experiment import DataSpec
 
 VISIBLE = ("train", "val")
@@ -36,6 +39,14 @@ class FeatureStoreSource:
         """See `forge_sweep.sources.base.Source.load`; order and split were fixed at ingest, whatever ``seed`` is."""
         address = Address.from_environment()
         return retrying(lambda: _load(address, spec))
+
+
+def spec_of(version: Version) -> DataSpec:
+    """The section ``[data]`` that names a version."""
+    from forge_sweep.experiment import DataSpec
+
+    names = tuple(column.name for column in version.targets)
+    return DataSpec(source="postgres", version=version.name, target=names, task=version.task, positive=version.positive)
 
 
 @dataclass(frozen=True)
@@ -68,8 +79,8 @@ def read_test(address: Address, version: Version, look: TestLook) -> Block:
     """The verified test rows of a version, with a line in the ledger."""
     with connect(address, role=CONFIRM) as connection:
         write_look(connection, version, look)
-        blocks = reading.verified(reading.stream(connection, version, ("test",)), version, ("test",))
-        return reading.gather(blocks, version, version.row_counts["test"])
+        with reading.rows(connection, version, ("test",)) as blocks:
+            return reading.gather(blocks, version, version.row_counts["test"])
 
 
 def read_all(address: Address, version: Version, purpose: str) -> Block:
@@ -77,7 +88,24 @@ def read_all(address: Address, version: Version, purpose: str) -> Block:
     look = new_look(version.digest, purpose)
     with connect(address, role=CONFIRM) as connection:
         write_look(connection, version, look)
-        return reading.gather(reading.verified(reading.stream(connection, version), version), version, version.rows)
+        with reading.rows(connection, version) as blocks:
+            return reading.gather(blocks, version, version.rows)
+
+
+def visible(address: Address, name: str) -> tuple[Version, Block]:
+    """The version of this name and its verified training and validation rows, in its order.
+
+    Raises:
+        DataError: there is no such version, or its rows are not those that were ingested.
+        StoreDown: the store cannot be reached.
+    """
+
+    def read() -> tuple[Version, Block]:
+        with connect(address, role=TUNER) as connection:
+            version = find(connection, name)
+            return version, _visible(connection, version)[0]
+
+    return retrying(read)
 
 
 def as_split(version: Version, block: Block) -> Split:
@@ -90,32 +118,48 @@ def _load(address: Address, spec: DataSpec) -> Dataset:
     with connect(address, role=TUNER) as connection:
         version = find(connection, str(spec.version))
         _refuse_other(spec, version)
-        stored = normalization(connection, version.normalization_version)
+        preprocessor = _preprocessor(version, normalization(connection, version.normalization_version))
         if (why := privileges(connection)) is not None:
             warnings.append(
                 f"the login of the feature store could read test rows without a trace ({why}): "
                 "give sweeps a login that is only a member of forge_tuner and forge_confirm"
             )
-        path = cache.path_of(version)
-        rows = sum(version.row_counts[name] for name in VISIBLE)
-        block, spoiled = _cached(path, version, rows)
-        if spoiled:
-            warnings.append(f"{path} was not the rows of {version.version}; it was removed, and they were read again")
-        if block is None:
-            fresh = reading.verified(reading.stream(connection, version, VISIBLE), version, VISIBLE)
+        block, spoiled = _visible(connection, version)
+        warnings.extend(spoiled)
+    return _dataset(address, version, block, preprocessor, tuple(warnings))
+
+
+def _preprocessor(version: Version, stored: Mapping[str, Any]) -> Preprocessor:
+    """What was learned on the training rows, verified by its name."""
+    preprocessor = from_store(stored)
+    if (found := name_of(stored)) != version.normalization_version:
+        raise DataError(
+            f"data.version: the normalization_params of {version.version} are not those that were learned: {found}; "
+            f"expected {version.normalization_version}",
+            hint=reading.RESTORE,
+        )
+    return preprocessor
+
+
+def _visible(connection: psycopg.Connection[Any], version: Version) -> tuple[Block, list[str]]:
+    """The verified rows from the cache, or from the store; and what is to be said about the cache."""
+    path = cache.path_of(version)
+    rows = sum(version.row_counts[name] for name in VISIBLE)
+    block, spoiled = _cached(path, version, rows)
+    if block is None:
+        with reading.rows(connection, version, VISIBLE) as fresh:
             block = reading.gather(cache.write(path, fresh), version, rows)
-    return _dataset(address, version, block, from_store(stored), tuple(warnings))
+    words = f"{path} was not the rows of {version.version}; it was removed, and they were read again"
+    return block, [words] if spoiled else []
 
 
 def _cached(path: Path, version: Version, rows: int) -> tuple[Block | None, bool]:
     """The verified rows of the cache file; and whether there was one that had to be removed."""
-    import pyarrow as pa
-
-    if not path.exists():
-        return None, False
     try:
         return reading.gather(reading.verified(cache.read(path, version), version, VISIBLE), version, rows), False
-    except (DataError, OSError, ValueError, pa.ArrowException):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None, False
+    except Exception:  # whatever a reader makes of changed bytes
         path.unlink(missing_ok=True)
         return None, True
 

@@ -11,6 +11,7 @@ from types import TracebackType
 
 import numpy as np
 
+from forge_sweep.errors import DataError
 from forge_sweep.sources.feature_store.codec import BLOCK_ROWS
 from forge_sweep.sources.feature_store.rows import CodedRows
 
@@ -43,8 +44,18 @@ class Spool:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def append(self, block: CodedRows) -> None:
-        """Take the next rows."""
-        np.concatenate([block.features, block.targets], axis=1).tofile(self._file)
+        """Take the next rows.
+
+        Raises:
+            DataError: the disk is full.
+        """
+        try:
+            np.concatenate([block.features, block.targets], axis=1).tofile(self._file)
+        except OSError as error:
+            raise DataError(
+                f"{self._folder} has no room for the coded rows: {error}",
+                hint="export TMPDIR= a folder with 8 bytes for each value of the file",
+            ) from None
         self._positions.append(block.rows)
         self.rows += len(block.rows)
 
@@ -61,7 +72,11 @@ class Spool:
 
     def targets(self) -> np.ndarray:
         """All targets (n, targets), in the order of the file."""
-        return np.concatenate([block.targets.copy() for block in self.blocks(None)])  # a view would keep the whole row
+        targets, at = np.empty((self.rows, self._width - self._features)), 0
+        for block in self.blocks(None):
+            targets[at : at + len(block.rows)] = block.targets
+            at += len(block.rows)
+        return targets
 
     def blocks(self, order: np.ndarray | None) -> Iterator[CodedRows]:
         """The rows in blocks of `BLOCK_ROWS`.

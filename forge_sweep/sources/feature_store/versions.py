@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from forge_sweep.errors import DataError
+from forge_sweep.errors import DataError, StoreDown
 from forge_sweep.experiment.rules import nearest
 from forge_sweep.experiment.spec import NAME_PATTERN
+from forge_sweep.preprocessing import STORED
 from forge_sweep.sources.feature_store.columns import StoredColumn
-from forge_sweep.sources.feature_store.connection import connect, require_schema
+from forge_sweep.sources.feature_store.connection import connect, require_schema, retrying, words
 from forge_sweep.sources.feature_store.schema import PARTITION
 
 if TYPE_CHECKING:
@@ -21,16 +22,21 @@ if TYPE_CHECKING:
 
     from forge_sweep.sources.base import TestLook
     from forge_sweep.sources.feature_store.address import Address
+    from forge_sweep.task import TaskKind
 
 SPLITS = ("train", "val", "test")
 """What the store calls the roles, in their order."""
+
+LOCK = "hashtextextended(%s, 0)"
+"""The advisory lock on a name, which whoever ingests it holds until the end of the transaction."""
+
+DROP_WAIT_MS = 5_000
 
 COLUMNS = (
     *("version_id", "name", "features", "targets", "key", "categorical", "task", "positive", "classes", "row_counts"),
     *("digest", "split_digest", "role_digests", "train_print", "test_fingerprints", "parent", "source", "split"),
     *("dropped", "normalization_version", "created_by", "created_at", "frozen_at"),
 )
-NORMALIZATION = ("feature_names", "means", "stds", "mins", "maxes", "fills", "recipe", "row_count")
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Version:
     targets: tuple[StoredColumn, ...]
     key: StoredColumn | None
     categorical: tuple[str, ...]
-    task: str
+    task: TaskKind
     positive: Any
     classes: tuple[Any, ...]
     row_counts: dict[str, int]
@@ -157,7 +163,7 @@ def begin(connection: psycopg.Connection[Any], name: str) -> int:
     """
     from psycopg import errors, sql
 
-    row = connection.execute("SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", (name,)).fetchone()
+    row = connection.execute(f"SELECT pg_try_advisory_xact_lock({LOCK})", (name,)).fetchone()
     if not (row and row[0]):
         raise DataError(
             f"--version {name}: another process is ingesting it", hint="wait for it, or choose another name"
@@ -190,11 +196,15 @@ def refuse_taken(address: Address, name: str, parent: str | None) -> None:
             f"--version {name!r}: expected letters, digits, _ . and -, beginning with a letter or a digit",
             hint="such as fraud_v3_2026q1",
         )
-    with connect(address) as connection:
-        require_schema(connection)
-        _refuse_existing(connection, name)
-        if parent is not None:
-            find(connection, parent)
+
+    def check() -> None:
+        with connect(address) as connection:
+            require_schema(connection)
+            _refuse_existing(connection, name)
+            if parent is not None:
+                find(connection, parent)
+
+    retrying(check)
 
 
 def _refuse_existing(connection: psycopg.Connection[Any], name: str) -> None:
@@ -205,8 +215,8 @@ def _refuse_existing(connection: psycopg.Connection[Any], name: str) -> None:
         )
 
 
-def complete(connection: psycopg.Connection[Any], version: Version, params: Mapping[str, Any]) -> None:
-    """Index and freeze the rows and describe them; all of it is there once the caller commits.
+def complete(connection: psycopg.Connection[Any], version: Version, params: Mapping[str, Any]) -> Version:
+    """Index and freeze the rows and describe them; all of it is there once the caller commits. Returns the version.
 
     Args:
         connection: the one that `begin` and the rows went through.
@@ -214,46 +224,97 @@ def complete(connection: psycopg.Connection[Any], version: Version, params: Mapp
         params: the row of ``normalization_params``, see `Preprocessor.to_store`.
     """
     _insert_params(connection, version.normalization_version, params)
-    _insert_version(connection, version)
+    version = _insert_version(connection, version)
     _freeze(connection, version)
+    return version
+
+
+def was_stored(address: Address, version: Version) -> bool:
+    """Whether a version is in the store, once the transaction that was to store it has ended.
+
+    Raises:
+        StoreDown: nobody answers, so that it is not known.
+    """
+
+    def look() -> bool:
+        with connect(address) as connection:
+            connection.execute(f"SELECT pg_advisory_xact_lock({LOCK})", (version.name,))  # held until it has ended
+            query = "SELECT 1 FROM dataset_versions WHERE version_id = %s"
+            return connection.execute(query, (version.version_id,)).fetchone() is not None
+
+    try:
+        return retrying(look)
+    except StoreDown as error:
+        raise StoreDown(
+            f"{error.message}; {version.name} was stored as a whole, or not at all",
+            hint="once the server is there, `forge-sweep data list` says which",
+        ) from None
 
 
 def drop(address: Address, name: str) -> Version:
     """Remove a version, its rows, and what was learned on them unless another version uses it; the ledger stays.
 
     Raises:
-        DataError: there is no such version, another one was made from it, or the login is not the owner.
+        DataError: there is no such version, another one was made from it, it is in use, or the login is not the owner.
+        StoreDown: the store cannot be reached or broke off.
     """
+    import psycopg
+
+    try:
+        with connect(address) as connection:
+            version = find(connection, name)
+            _refuse_parent(connection, name)
+            _drop_rows(connection, version)
+            _drop_description(connection, version)
+        return version
+    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        raise StoreDown(
+            f"the feature store broke off while {name} was dropped: {words(error)}",
+            hint="`forge-sweep data list` says whether it is gone; if not, run the same command again",
+        ) from None
+
+
+def _refuse_parent(connection: psycopg.Connection[Any], name: str) -> None:
+    children = connection.execute("SELECT name FROM dataset_versions WHERE parent = %s", (name,)).fetchall()
+    if children:
+        listed = ", ".join(row[0] for row in children)
+        raise DataError(f"version {name} is the parent of {listed}", hint="drop these first")
+
+
+def _drop_rows(connection: psycopg.Connection[Any], version: Version) -> None:
     from psycopg import errors, sql
 
-    with connect(address) as connection:
-        version = find(connection, name)
-        children = connection.execute("SELECT name FROM dataset_versions WHERE parent = %s", (name,)).fetchall()
-        if children:
-            listed = ", ".join(row[0] for row in children)
-            raise DataError(f"version {name} is the parent of {listed}", hint="drop these first")
-        try:
-            connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(version.partition)))
-        except errors.InsufficientPrivilege:
-            raise DataError(
-                f"{connection.info.user} may not drop {name}", hint="drop it as the owner of the feature store"
-            ) from None
-        connection.execute("SELECT set_config('forge_sweep.dropping', %s, true)", (name,))
-        connection.execute("DELETE FROM dataset_versions WHERE name = %s", (name,))
-        connection.execute(
-            "DELETE FROM normalization_params p WHERE normalization_version = %s AND NOT EXISTS"
-            " (SELECT FROM dataset_versions d WHERE d.normalization_version = p.normalization_version)",
-            (version.normalization_version,),
-        )
-    return version
+    # While this waits for whoever reads or ingests, it keeps all others waiting.
+    connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(DROP_WAIT_MS)))
+    try:
+        connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(version.partition)))
+    except errors.InsufficientPrivilege:
+        raise DataError(
+            f"{connection.info.user} may not drop {version.name}", hint="drop it as the owner of the feature store"
+        ) from None
+    except errors.LockNotAvailable:
+        raise DataError(
+            f"version {version.name} cannot be dropped now: rows are being read or ingested",
+            hint="run the same command again once that is done",
+        ) from None
+
+
+def _drop_description(connection: psycopg.Connection[Any], version: Version) -> None:
+    connection.execute("SELECT set_config('forge_sweep.dropping', %s, true)", (version.name,))
+    connection.execute("DELETE FROM dataset_versions WHERE name = %s", (version.name,))
+    connection.execute(
+        "DELETE FROM normalization_params p WHERE normalization_version = %s AND NOT EXISTS"
+        " (SELECT FROM dataset_versions d WHERE d.normalization_version = p.normalization_version)",
+        (version.normalization_version,),
+    )
 
 
 def normalization(connection: psycopg.Connection[Any], normalization_version: str) -> dict[str, Any]:
     """The stored parameters of this name."""
-    query = f"SELECT {', '.join(NORMALIZATION)} FROM normalization_params WHERE normalization_version = %s"
+    query = f"SELECT {', '.join(STORED)} FROM normalization_params WHERE normalization_version = %s"
     row = connection.execute(query, (normalization_version,)).fetchone()
     assert row is not None, normalization_version  # a foreign key says so
-    return dict(zip(NORMALIZATION, row, strict=True))
+    return dict(zip(STORED, row, strict=True))
 
 
 def write_look(connection: psycopg.Connection[Any], version: Version, look: TestLook) -> None:
@@ -286,33 +347,37 @@ def _version(row: tuple[Any, ...]) -> Version:
     for name in ("categorical", "classes", "dropped"):
         values[name] = tuple(values[name])
     values["key"] = None if values["key"] is None else StoredColumn.from_dict(values["key"])
+    values["row_counts"] = {split: values["row_counts"][split] for split in SPLITS}  # JSONB keeps no order
     return Version(**values)
 
 
 def _insert_params(connection: psycopg.Connection[Any], name: str, params: Mapping[str, Any]) -> None:
-    from psycopg.types.json import Jsonb
+    from psycopg.types.json import Json, Jsonb
 
-    values = [Jsonb(params[key]) if key in ("feature_names", "recipe") else params[key] for key in NORMALIZATION]
+    values = [{"feature_names": Jsonb, "recipe": Json}.get(key, lambda value: value)(params[key]) for key in STORED]
     # Named by their content: another version that learned the very same finds them there.
     connection.execute(
-        f"INSERT INTO normalization_params (normalization_version, {', '.join(NORMALIZATION)})"
-        f" VALUES ({', '.join(['%s'] * (len(NORMALIZATION) + 1))}) ON CONFLICT (normalization_version) DO NOTHING",
+        f"INSERT INTO normalization_params (normalization_version, {', '.join(STORED)})"
+        f" VALUES ({', '.join(['%s'] * (len(STORED) + 1))}) ON CONFLICT (normalization_version) DO NOTHING",
         (name, *values),
     )
 
 
-def _insert_version(connection: psycopg.Connection[Any], version: Version) -> None:
+def _insert_version(connection: psycopg.Connection[Any], version: Version) -> Version:
+    """Describe the version; returns it with what the server knows of its making."""
     from psycopg.types.json import Jsonb
 
     columns = [column for column in COLUMNS if not column.startswith("created") and column != "frozen_at"]
     values = [_stored(getattr(version, column)) for column in columns]
     wrapped = [Jsonb(value) if isinstance(value, dict | list) else value for value in values]
     wrapped[columns.index("positive")] = None if version.positive is None else Jsonb(version.positive)
-    connection.execute(
+    made = connection.execute(
         f"INSERT INTO dataset_versions ({', '.join(columns)}, frozen_at) OVERRIDING SYSTEM VALUE"
-        f" VALUES ({', '.join(['%s'] * len(columns))}, clock_timestamp())",
+        f" VALUES ({', '.join(['%s'] * len(columns))}, clock_timestamp()) RETURNING created_by, created_at, frozen_at",
         wrapped,
-    )
+    ).fetchone()
+    assert made is not None
+    return replace(version, created_by=made[0], created_at=made[1], frozen_at=made[2])
 
 
 def _stored(value: Any) -> Any:
@@ -334,6 +399,8 @@ def _freeze(connection: psycopg.Connection[Any], version: Version) -> None:
         " FOR EACH ROW EXECUTE FUNCTION forge_sweep_refuse_frozen({name})",
         "CREATE TRIGGER frozen_whole BEFORE TRUNCATE ON {table}"
         " FOR EACH STATEMENT EXECUTE FUNCTION forge_sweep_refuse_frozen({name})",
+        # Policies of the parent hold for what is read through it; without one of its own the partition shows nothing.
+        "ALTER TABLE {table} ENABLE ROW LEVEL SECURITY",
         "REVOKE ALL ON {table} FROM PUBLIC",
     )
     for statement in statements:

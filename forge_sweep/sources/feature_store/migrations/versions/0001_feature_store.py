@@ -16,11 +16,11 @@ CREATE TABLE normalization_params (
     mins FLOAT8[] NOT NULL,
     maxes FLOAT8[] NOT NULL,
     fills FLOAT8[] NOT NULL,
-    recipe JSONB NOT NULL,
+    recipe JSON NOT NULL,  -- as it was written: JSONB has no negative zero, and makes whole numbers of large ones
     row_count BIGINT NOT NULL,
     computed_at TIMESTAMPTZ NOT NULL DEFAULT now()
 );
-COMMENT ON TABLE normalization_params 
+COMMENT ON TABLE normalization_params
     IS 'Learned on training rows only, after imputation; stds is what the scaler divides by';
 
 CREATE TABLE dataset_versions (
