@@ -17,7 +17,6 @@ from forge_sweep.sources.feature_store.versions import SPLITS, Version, find, wr
 from forge_sweep.sources.files import MISSING_WORDS
 
 if TYPE_CHECKING:
-    import psycopg
     import pyarrow as pa
 
     from forge_sweep.sources.feature_store.address import Address
@@ -68,7 +67,9 @@ def export(
             refuse_unwritable(version, path, split_column)
             if with_test:
                 write_look(connection, version, new_look(version.digest, purpose or f"export to {path.name}"))
-            return write(path, tables(connection, version, splits, split_column, progress))
+            with reading.rows(connection, version, splits) as blocks:
+                total = sum(version.row_counts[split] for split in splits)
+                return write(path, tables(version, blocks, split_column, lambda done: progress("writing", done, total)))
 
     return retrying(work)
 
@@ -92,18 +93,14 @@ def refuse_unwritable(version: Version, path: Path, split_column: str | None) ->
 
 
 def tables(
-    connection: psycopg.Connection[Any],
-    version: Version,
-    splits: tuple[str, ...],
-    split_column: str | None,
-    progress: Progress,
+    version: Version, blocks: Iterable[Block], split_column: str | None, written: Callable[[int], None]
 ) -> Iterator[pa.Table]:
-    """The verified rows in blocks."""
-    total, done = sum(version.row_counts[split] for split in splits), 0
-    for block in reading.verified(reading.stream(connection, version, splits), version, splits):
+    """The rows in blocks; ``written`` is told how many there were so far."""
+    done = 0
+    for block in blocks:
         yield as_table(version, block, split_column)
         done += len(block.splits)
-        progress("writing", done, total)
+        written(done)
 
 
 def as_table(version: Version, block: Block, split_column: str | None) -> pa.Table:
