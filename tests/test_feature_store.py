@@ -20,7 +20,7 @@ from forge_sweep.sources.feature_store.codec import Block
 from forge_sweep.sources.feature_store.connection import connect
 from forge_sweep.sources.feature_store.versions import Version, drop, versions
 from forge_sweep.testing import StoredSourceContract, look, table
-from tests.postgres import behind, get, put, run_sql
+from tests.postgres import behind, get, put, put_frame, run_sql
 
 
 class InStore(StoredSourceContract):
@@ -158,6 +158,17 @@ def same_rows(first: list[Block], second: list[Block]) -> None:
     for one, other in zip(first, second, strict=True):
         for name in ("splits", "raw", "labels", "keys"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_who_stops_reading_may_go_on_with_the_connection(store: Address, tmp_path: Path) -> None:
+    """The query ends with its context; psycopg alone would wait for the rest of the rows forever."""
+    frame = pd.DataFrame({"x": np.arange(100_000) / 7, "y": np.arange(100_000) % 2})
+    version = put_frame(frame, tmp_path, store)
+    with connect(store) as connection:
+        with reading.rows(connection, version) as blocks:
+            next(blocks)
+        connection.rollback()
+        assert connection.execute("SELECT count(*) FROM training_features").fetchone() == (100_000,)
 
 
 # Changed behind the triggers

@@ -17,7 +17,7 @@ from forge_sweep import sources
 from forge_sweep.errors import DataError, InputError
 from forge_sweep.experiment import DataSpec
 from forge_sweep.sources import Dataset
-from forge_sweep.sources.feature_store import tables
+from forge_sweep.sources.feature_store import rejects, tables
 from forge_sweep.sources.feature_store.address import Address
 from tests.postgres import ask, get, put, put_frame
 
@@ -136,7 +136,7 @@ def test_a_hopeless_file_is_not_read_to_its_end(
     store: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a separator is wrong, say, the message comes soon."""
-    monkeypatch.setattr("forge_sweep.sources.feature_store.ingest.HOPELESS", 20)
+    monkeypatch.setattr(rejects, "HOPELESS", 20)
     assert "at least 21 wrong rows" in refused([*right(10), *["1,a"] * 1000], tmp_path, store)
 
 

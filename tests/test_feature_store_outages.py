@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from forge_sweep.errors import DataError, ForgeSweepError, StoreDown
-from forge_sweep.sources.feature_store import cache, codec, connection, reading
+from forge_sweep.sources.feature_store import cache, codec, connection, reading, versions
 from forge_sweep.sources.feature_store.address import Address
 from forge_sweep.sources.feature_store.connection import connect
 from forge_sweep.sources.feature_store.schema import init
@@ -208,6 +208,22 @@ def kill_waiting(url: str, event: str) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+def test_a_drop_that_is_broken_off_removes_nothing(
+    version: Version, store: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message says how to find out."""
+    describe = versions._drop_description
+
+    def broken_off(*arguments: Any) -> None:
+        kill_others(store.conninfo)
+        describe(*arguments)
+
+    monkeypatch.setattr(versions, "_drop_description", broken_off)
+    with pytest.raises(StoreDown, match=r"(?s)broke off while .* was dropped: .*forge-sweep data list"):
+        versions.drop(store, version.name)
+    assert get(version).digest == version.digest
 
 
 def ingest_numbers(

@@ -239,7 +239,7 @@ def inferred(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
     written = io.BytesIO()
     csv.write_csv(pa.table({"column": values}), written)
-    size = max(written.tell(), 1)
+    size = min(max(written.tell(), 1), 2**31 - 1)  # one block, as far as there is one of this size
     table = csv.read_csv(
         pa.BufferReader(written.getvalue()),
         read_options=csv.ReadOptions(block_size=size),

@@ -23,7 +23,7 @@ PARTITION = "training_features_v"
 ORPHANS = f"""
 SELECT c.relname FROM pg_class c
 WHERE c.relkind = 'r' AND pg_table_is_visible(c.oid) AND c.relname ~ '^{PARTITION}[0-9]+$'
-    AND substr(c.relname, {len(PARTITION) + 1})::int NOT IN (SELECT version_id FROM dataset_versions)
+    AND c.relname NOT IN (SELECT '{PARTITION}' || version_id FROM dataset_versions)
 """
 
 
