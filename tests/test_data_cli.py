@@ -242,3 +242,17 @@ def test_log_lines_are_masked() -> None:
 
     record = logging.LogRecord("x", 10, "x", 1, "open %s", ("postgresql://me:se@cret@db/x?password=hush&a=1",), None)
     assert Masking().format(record) == "open postgresql://***@db/x?password=***&a=1"
+
+
+def test_drift_is_a_gate_where_it_is_asked_to_be(v1: Path, tmp_path: Path) -> None:
+    """Exit code 3 with the columns; without --gate it is a report."""
+    store = ["--store", str(tmp_path / "mlruns")]
+    shifted = table()
+    shifted["amount"] += 100
+    shifted.to_parquet(v1)
+    say("ingest", str(v1), "--version", "v2", *COLUMNS, *LEFT_OUT)
+    assert "amount" in say("drift", "v1", "v2", *store)
+    result = call("drift", "v1", "v2", "--gate", *store)
+    assert isinstance(result.exception, GateRefused) and result.exception.exit_code == 3
+    assert "warning: amount" in str(result.exception) and "amount" in result.stdout
+    say("drift", "v1", "v1", "--gate", *store)

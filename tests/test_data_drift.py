@@ -26,7 +26,7 @@ from forge_sweep.sources.feature_store.address import Address
 from forge_sweep.sources.feature_store.connection import connect
 from forge_sweep.sources.feature_store.ingest import ingest
 from forge_sweep.sources.feature_store.versions import Version
-from forge_sweep.tracking import TrainedModel, models_trained_on
+from forge_sweep.tracking import TrainedModel, models_trained_on, prepare_store
 from tests.surface import experiment, fake_run, no_network
 
 Put = Callable[..., Version]
@@ -283,3 +283,21 @@ def test_a_network_is_scored_in_a_fresh_process(put: Put, tmp_path: Path) -> Non
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_models_are_found_where_the_variable_says(put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of the embedded stores may not even be there; a version that holds no bundle says so."""
+    from mlflow import MlflowClient
+
+    version = put("a", loans(0))
+    address = f"sqlite:///{tmp_path}/elsewhere/mlflow.db"
+    prepare_store(address, tmp_path / "elsewhere")
+    client = MlflowClient(address)
+    client.create_registered_model("foreign")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no model")
+    client.create_model_version("foreign", str(tmp_path / "empty"), tags={"forge.dataset_version": version.version})
+    assert not compared("a", "a", tmp_path / "mlruns").models
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    (model,) = compared("a", "a", tmp_path / "mlruns").models
+    assert model.uri == "models:/foreign/1" and model.why == "models:/foreign/1 holds no bundle"

@@ -231,6 +231,7 @@ def drift(
     a: Reference,
     b: Current,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML file to write, with pictures.")] = None,
+    gate: Annotated[bool, typer.Option("--gate", help="Exit code 3 where anything drifted.")] = False,
     store: Store = MLRUNS,
     as_json: AsJson = False,
 ) -> None:
@@ -243,11 +244,13 @@ def drift(
         write_html(found, output)
     if as_json:
         emit(found.to_dict())
-        return
-    for line in found.lines():
-        typer.echo(line)
-    if output is not None:
-        typer.echo(f"wrote {output}")
+    else:
+        for line in found.lines():
+            typer.echo(line)
+        if output is not None:
+            typer.echo(f"wrote {output}")
+    if gate and found.findings:
+        raise GateRefused(f"{b} differs from {a}", found.findings)
 
 
 @app.command()

@@ -62,7 +62,7 @@ def prepare_store(uri: str, store: Path) -> None:
     from filelock import FileLock
 
     store.mkdir(parents=True, exist_ok=True)
-    if (path := _sqlite_path(uri)) is not None:
+    if (path := sqlite_path(uri)) is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.exists() or not path.stat().st_size:
@@ -168,7 +168,8 @@ def _scheme(uri: str) -> str:
     return found.group(1).lower() if found else ""
 
 
-def _sqlite_path(uri: str) -> Path | None:
+def sqlite_path(uri: str) -> Path | None:
+    """The file of an SQLite store; None for any other store."""
     if _scheme(uri) != "sqlite":
         return None
     from sqlalchemy.engine import make_url

@@ -91,7 +91,7 @@ def _download(model: TrainedModel, store: Path, folder: Path) -> Path:
 def _client(store: Path) -> MlflowClient | None:
     """A client, or None where nothing was ever stored."""
     uri = stores.default_uri(store)
-    path = stores._sqlite_path(uri)
+    path = stores.sqlite_path(uri)
     if path is not None and not path.exists():
         return None
     with stores.translated("a request"):
