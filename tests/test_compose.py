@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,27 +133,6 @@ def test_artifacts_are_kept_in_a_folder_that_the_images_user_may_write() -> None
     destination = f"--artifacts-destination={mount}/artifacts"
     assert destination in SERVICES["mlflow"]["command"]
     assert f"chmod 1777 {mount}" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
-
-
-def test_compose_itself_takes_the_file() -> None:
-    """And refuses it where a password is missing."""
-    command = next(filter(_runs, (["docker", "compose"], ["docker-compose"])), None)
-    if command is None:
-        pytest.skip("Compose is not installed; the other tests read the file themselves")
-    config = [*command, "--file", str(ROOT / "compose.yaml"), "config", "--quiet"]
-    done = subprocess.run(config, env={**os.environ, **PASSWORDS}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    refused = subprocess.run(config, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False)
-    assert refused.returncode != 0
-    assert "PASSWORD" in refused.stderr
-
-
-def _runs(words: list[str]) -> bool:
-    """Whether this is version 2 or newer of Compose."""
-    if shutil.which(words[0]) is None:
-        return False
-    asked = subprocess.run([*words, "version", "--short"], capture_output=True, text=True, check=False)
-    return asked.returncode == 0 and re.match(r"v?([2-9]|\d\d)\.", asked.stdout) is not None
 
 
 def test_postgresql_is_well_once_it_answers_over_tcp(prepared: Postgres) -> None:

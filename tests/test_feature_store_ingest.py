@@ -325,12 +325,15 @@ KEYS = {
 }
 
 
-@pytest.mark.parametrize("what", KEYS)
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
+BEYOND_CSV = "larger whole numbers"  # than int64, which is all that a CSV file has
+
+
+@pytest.mark.parametrize(
+    ("what", "kind"),
+    [(what, kind) for what in KEYS for kind in ("csv", "parquet") if (what, kind) != (BEYOND_CSV, "csv")],
+)
 def test_a_key_of_any_type_orders_the_rows(what: str, kind: str, store: Address, tmp_path: Path) -> None:
     """Rows that are shuffled are another file, and the same dataset."""
-    if (what, kind) == ("larger whole numbers", "csv"):
-        pytest.skip("a CSV file has no whole numbers beyond int64")
     frame = pd.DataFrame({"id": [KEYS[what](i * 77 % 1009) for i in range(300)], "x": np.arange(300) / 7})
     path = tmp_path / f"table.{kind}"
     digests = set()
