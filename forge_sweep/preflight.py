@@ -151,7 +151,7 @@ def _try(experiment: Experiment, dataset: Dataset, fitting: Sequence[Which]) -> 
             findings.append(_scaler_fails(scaler, training.classify(error)))
     if works:
         few = _few(works[0].data)
-        findings += [finding for which in fitting for finding in _corner(experiment, works[0].task, few, which)]
+        findings += [finding for which in fitting for finding in _corner(experiment, works[0], few, which)]
     return tuple(dict.fromkeys(findings))
 
 
@@ -163,11 +163,11 @@ def _scaler_fails(scaler: str, failure: TrialFailed) -> Finding:
 
 def _few(whole: training.TrainingData) -> training.TrainingData:
     """At most `ROWS` rows of each split."""
-    train, valid = _spread(len(whole.x_train)), _spread(len(whole.x_valid))
+    train, valid = _spread(len(whole.y_train)), _spread(len(whole.y_valid))
     return training.TrainingData(
-        x_train=whole.x_train[train],
+        x_train=training.each(lambda values: values[train], whole.x_train),
         y_train=whole.y_train[train],
-        x_valid=whole.x_valid[valid],
+        x_valid=training.each(lambda values: values[valid], whole.x_valid),
         y_valid=whole.y_valid[valid],
     )
 
@@ -177,13 +177,13 @@ def _spread(rows: int) -> np.ndarray:
     return np.linspace(0, rows - 1, min(rows, ROWS)).astype(np.int64)
 
 
-def _corner(experiment: Experiment, task: Task, few: training.TrainingData, which: Which) -> Iterator[Finding]:
+def _corner(experiment: Experiment, prepared: Prepared, few: training.TrainingData, which: Which) -> Iterator[Finding]:
     """Build a corner model, look at its loss and train one step."""
-    params = corner_params(experiment, which)
+    task, params = prepared.task, corner_params(experiment, which)
     subject = f"{which} model ({', '.join(f'{name}={params[name]}' for name in ('width', 'depth') if name in params)})"
     try:
         training.seed_everything(experiment.seed)
-        model = models.build(experiment.model.builder, few.x_train.shape[1], task, params)
+        model = models.build(experiment.model.builder, prepared.n_features, task, params)
         model.run_eagerly = True  # one step is done long before a graph would be traced
         yield from _initial_loss(model, task, few, subject)
         yield from _monitor(experiment.objective.metric, _logs_of_one_step(model, task, few))
@@ -203,7 +203,7 @@ def _logs_of_one_step(model: keras.Model, task: Task, few: training.TrainingData
         seen.update(logs)
         return False
 
-    rows = len(few.x_train)
+    rows = len(few.y_train)
     spec = training.FitSpec(epochs=1, patience=1, batch_size=rows, monitor="val_loss", direction="minimize")
     training.fit(model, task, few, spec, keep)
     return seen

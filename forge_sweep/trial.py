@@ -42,6 +42,11 @@ class Prepared:
     preprocessor: Preprocessor
     data: TrainingData
 
+    @property
+    def n_features(self) -> int:
+        """Columns of the preprocessed features."""
+        return len(self.preprocessor.output_names)
+
 
 @dataclass(frozen=True, eq=False)
 class TrialResult:
@@ -98,8 +103,8 @@ def run(
     try:
         prepared = prepare(splits, Recipe.of(experiment, params.get("scaler")))
         training.seed_everything(seed)
-        model = models.build(experiment.model.builder, prepared.data.x_train.shape[1], prepared.task, params)
-        spec = fit_spec(experiment, params, checkpoint, deadline_s)
+        model = models.build(experiment.model.builder, prepared.n_features, prepared.task, params)
+        spec = fit_spec(experiment, params, seed, checkpoint, deadline_s)
         fitted = training.fit(model, prepared.task, prepared.data, spec, on_epoch)
         scores = prepared.task.to_scores(training.outputs(model, prepared.data.x_valid))
     except ForgeSweepError:
@@ -135,8 +140,9 @@ def run_baseline(experiment: Experiment, splits: Dataset, kind: str, seed: int) 
     prepared = prepare(splits, Recipe.of(experiment, experiment.scalers[0]))
     data = prepared.data
     task = dataclasses.replace(prepared.task, from_logits=False)  # trees give probabilities whatever the network gives
-    model = baselines.fit(kind, task, data.x_train, data.y_train, seed=seed, class_weight=experiment.model.class_weight)
-    outputs = model.outputs(data.x_valid)
+    (x_train,), (x_valid,) = training.leaves(data.x_train), training.leaves(data.x_valid)
+    model = baselines.fit(kind, task, x_train, data.y_train, seed=seed, class_weight=experiment.model.class_weight)
+    outputs = model.outputs(x_valid)
     metrics = validation_metrics(task, data.y_valid, outputs)
     if not math.isfinite(metrics[experiment.objective.metric]):
         raise TrialFailed("diverged", f"{experiment.objective.metric} of {kind} is not finite")
@@ -147,7 +153,7 @@ def run_baseline(experiment: Experiment, splits: Dataset, kind: str, seed: int) 
         history=(),
         best_epoch=0,
         seconds=time.monotonic() - began,
-        batch_size=len(data.x_train),
+        batch_size=len(x_train),
         events=(),
         bundle=as_bundle(
             experiment, splits, prepared, model, task.to_scores(outputs), {"params": model.params, "seed": seed}
@@ -243,7 +249,9 @@ def prepare(splits: Dataset, recipe: Recipe) -> Prepared:
     return Prepared(task, preprocessor, data)
 
 
-def fit_spec(experiment: Experiment, params: Params, checkpoint: Path | None, deadline_s: float | None) -> FitSpec:
+def fit_spec(
+    experiment: Experiment, params: Params, seed: int, checkpoint: Path | None, deadline_s: float | None
+) -> FitSpec:
     """How long and by which metric a network is trained."""
     return FitSpec(
         epochs=experiment.study.epochs,
@@ -253,6 +261,7 @@ def fit_spec(experiment: Experiment, params: Params, checkpoint: Path | None, de
         direction=experiment.direction,
         deadline_s=deadline_s,
         checkpoint=checkpoint,
+        seed=seed,
     )
 
 

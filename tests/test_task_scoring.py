@@ -136,6 +136,43 @@ def test_multiclass_auc_is_the_mean_over_the_classes_present_in_validation() -> 
     assert math.isnan(task.score(encoded[encoded == 0], scores[encoded == 0])["auc"])
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=12))
+@pytest.mark.filterwarnings("ignore:A single label was found", "ignore:y_pred contains classes not in y_true")
+def test_metrics_of_decisions_are_scikit_learns_where_classes_are_missing_too(rows: list[tuple[int, int]]) -> None:
+    task = Task.learn("multiclass", frame(y=[0, 1, 2, 3] * 2))
+    truth, guess = (np.array(column) for column in zip(*rows, strict=True))
+    scores = np.full((len(rows), 4), 0.01)
+    scores[np.arange(len(rows)), guess] = 0.97
+    found = task.score(truth.astype(np.int32), scores)
+    expected = {
+        "accuracy": metrics.accuracy_score(truth, guess),
+        "balanced_accuracy": metrics.balanced_accuracy_score(truth, guess),
+        "f1": metrics.f1_score(truth, guess, average="macro", zero_division=0.0),
+        "log_loss": metrics.log_loss(truth, scores, labels=range(4)),
+        "mcc": metrics.matthews_corrcoef(truth, guess),
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 0.3, 0.5, 1.0])), min_size=1, max_size=12))
+def test_binary_decisions_and_losses_are_scikit_learns_where_a_class_is_missing_too(
+    rows: list[tuple[bool, float]],
+) -> None:
+    task = Task.learn("binary", frame(y=[False, True] * 2))
+    truth, score = (np.array(column) for column in zip(*rows, strict=True))
+    found = task.score(truth.astype(np.float32)[:, None], score[:, None])
+    expected = {
+        "precision": metrics.precision_score(truth, score >= 0.5, zero_division=0.0),
+        "recall": metrics.recall_score(truth, score >= 0.5, zero_division=0.0),
+        "f1": metrics.f1_score(truth, score >= 0.5, zero_division=0.0),
+        "log_loss": metrics.log_loss(truth, score, labels=[False, True]),
+        "brier": metrics.brier_score_loss(truth, score, pos_label=True),
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+
+
 def test_one_hot_and_integer_targets_score_alike() -> None:
     task, encoded, scores = learned("multiclass")
     one_hot = pd.DataFrame(np.eye(4, dtype=int)[encoded], columns=list("abcd"))

@@ -181,18 +181,6 @@ def test_the_same_seed_gives_bit_identical_weights_in_one_process(cancer):
     assert first != weights(6)
 
 
-def test_several_steps_per_call_give_the_same_weights_as_one(cancer, monkeypatch):
-    from forge_sweep.training import loop
-
-    task, data = cancer
-    several = build(task, data, compiled=True)
-    training.fit(several, task, data, spec(batch_size=30), go_on)
-    monkeypatch.setattr(loop, "STEPS_PER_CALL", 1)
-    single = build(task, data, compiled=True)
-    training.fit(single, task, data, spec(batch_size=30), go_on)
-    assert all(np.array_equal(a, b) for a, b in zip(several.get_weights(), single.get_weights(), strict=True))
-
-
 def test_a_loss_that_is_not_finite_stops_the_trial_as_diverged(cancer):
     task, data = cancer
     reports = []

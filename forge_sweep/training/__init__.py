@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from forge_sweep.training.backend import accelerators, load_backend, release, seed_everything, select_backend, settle
+from forge_sweep.training.data import Features, TrainingData, each, leaves
 from forge_sweep.training.failures import classify
-from forge_sweep.training.loop import FitResult, FitSpec, OnEpoch, TrainingData, fit
+from forge_sweep.training.loop import FitResult, FitSpec, OnEpoch, fit
 from forge_sweep.training.validation import Validation, data_loss, outputs
 
 __all__ = [
+    "Features",
     "FitResult",
     "FitSpec",
     "OnEpoch",
@@ -16,7 +18,9 @@ __all__ = [
     "accelerators",
     "classify",
     "data_loss",
+    "each",
     "fit",
+    "leaves",
     "load_backend",
     "outputs",
     "release",

@@ -31,6 +31,7 @@ class Course:
     Attributes:
         history: the logs of every whole epoch.
         events: what happened on the way, for people.
+        best_epoch: the epoch that early stopping takes for the best so far.
         pruned: whether ``on_epoch`` stopped what would have gone on.
         failure: why the trial failed, if it did.
         raised: what ``on_epoch`` raised, if it did, KeyboardInterrupt and the like included.
@@ -38,6 +39,7 @@ class Course:
 
     history: list[dict[str, float]] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
+    best_epoch: int = 0
     pruned: bool = False
     failure: TrialFailed | None = None
     raised: BaseException | None = None
@@ -48,7 +50,24 @@ class Course:
         model.stop_training = True
 
 
-class Evaluate(keras.callbacks.Callback):
+class BetweenSteps(keras.callbacks.Callback):
+    """A callback whose ``on_train_batch_end`` may come after any number of steps, as the compiled epoch calls it."""
+
+
+def needs_batches(callback: keras.callbacks.Callback) -> bool:
+    """Whether a callback wants to be called before or after each single batch."""
+    hooks = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
+    own = [hook for hook in hooks if not _is_default(callback, hook)]
+    return bool(own) and not isinstance(callback, BetweenSteps)
+
+
+def _is_default(callback: keras.callbacks.Callback, hook: str) -> bool:
+    """Whether a hook is the empty one of Keras' base class; some callbacks put functions in their place."""
+    found = getattr(callback, hook)
+    return getattr(found, "__func__", found) is getattr(keras.callbacks.Callback, hook)
+
+
+class Evaluate(BetweenSteps):
     """Puts validation metrics and the learning rate into the logs, so it comes first; fails a loss that is not finite.
 
     Keras hands one dictionary to all callbacks of an epoch, in order: what is added here is what later ones monitor.
@@ -65,7 +84,7 @@ class Evaluate(keras.callbacks.Callback):
         self.epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Stop at the first step after which the mean loss of the epoch is not finite."""
+        """Stop where the mean loss of the epoch so far is not finite."""
         self._require_finite("loss", (logs or {}).get("loss", 0.0))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
@@ -81,8 +100,8 @@ class Evaluate(keras.callbacks.Callback):
             self.course.fail(self.model, TrialFailed("diverged", f"{name} is {value}", hint=hint))
 
 
-class Deadline(keras.callbacks.Callback):
-    """Fails the trial once its time is over, after the step or epoch that passed the limit."""
+class Deadline(BetweenSteps):
+    """Fails the trial once its time is over, after the call or epoch that passed the limit."""
 
     def __init__(self, began: float, limit_s: float, course: Course) -> None:
         super().__init__()
@@ -91,7 +110,7 @@ class Deadline(keras.callbacks.Callback):
         self.course = course
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Check after each step."""
+        """Check after each step, or after the steps of one call."""
         self._check()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
@@ -167,6 +186,7 @@ class Report(keras.callbacks.Callback):
             return
         row = {name: float(value) for name, value in (logs or {}).items()}
         self.course.history.append(row)
+        self.course.best_epoch = int(self.stopper.best_epoch)
         self._record_events(epoch, row)
         over = self.model.stop_training or epoch + 1 == self.params["epochs"]
         try:

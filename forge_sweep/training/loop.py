@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from forge_sweep.errors import TrialFailed
 from forge_sweep.task import Direction, Task
+from forge_sweep.training.data import TrainingData, check_data, row_weights
 from forge_sweep.training.failures import classify
 from forge_sweep.training.validation import Validation
 
@@ -19,33 +21,11 @@ if TYPE_CHECKING:
     import keras
 
     from forge_sweep.training.callbacks import Course
+    from forge_sweep.training.epoch import CompiledEpoch
 
 OnEpoch = Callable[[int, dict[str, float]], bool]
 """Called after each epoch with its number and its logs (``loss``, ``val_loss``, ``val_auc``, ..., ``learning_rate``);
 True stops the trial as pruned, unless this epoch was its last one anyway."""
-
-STEPS_PER_CALL = 32
-"""Gradient steps in one call of the compiled function, TensorFlow only. On 2 cores with 7,000 x 40 rows and a batch of
-256, an epoch takes 0.11 s instead of 0.20 to 0.27 s, with bit-identical weights."""
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingData:
-    """Preprocessed arrays. They are read only.
-
-    Attributes:
-        x_train: (rows, features) float32.
-        y_train: targets as ``Task.encode`` gives them.
-        x_valid: (rows, features) float32.
-        y_valid: targets as ``Task.encode`` gives them.
-        class_weight: weight of each class code in the training loss, not in validation; None for equal weights.
-    """
-
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_valid: np.ndarray
-    y_valid: np.ndarray
-    class_weight: dict[int, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +41,9 @@ class FitSpec:
         direction: whether more or less of it is better.
         deadline_s: seconds from the start of the fit after which it fails as ``time-out``.
         checkpoint: ``.keras`` file for the best weights so far; its folder is made.
+        seed: decides the order of the rows in each epoch, 0 to 2**32 - 1, unless ``model.fit`` has to be used, which
+            shuffles as the backend's random state has it; drawn from Python's random state by default, which
+            ``training.seed_everything`` sets.
     """
 
     epochs: int
@@ -70,6 +53,7 @@ class FitSpec:
     direction: Direction
     deadline_s: float | None = None
     checkpoint: Path | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,12 +77,23 @@ class FitResult:
     batch_size: int
 
 
-def fit(model: keras.Model, task: Task, data: TrainingData, spec: FitSpec, on_epoch: OnEpoch) -> FitResult:
+def fit(
+    model: keras.Model,
+    task: Task,
+    data: TrainingData,
+    spec: FitSpec,
+    on_epoch: OnEpoch,
+    *,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> FitResult:
     """Train a compiled network and leave its best weights in it.
 
     Whichever way training ends, by its last epoch, early stopping or pruning, the weights of the best epoch by
-    ``spec.monitor`` are restored. Shuffling and dropout follow the backend's random state: call
+    ``spec.monitor`` are restored. Dropout follows the backend's random state, and shuffling ``spec.seed``: call
     ``training.seed_everything`` before the model is built for the same fit again.
+
+    On TensorFlow an epoch is one compiled function (see `epoch.CompiledEpoch`). What it cannot do goes through
+    ``model.fit``, with an event that says why; see `obstacle`.
 
     Args:
         model: a compiled Keras model.
@@ -108,6 +103,7 @@ def fit(model: keras.Model, task: Task, data: TrainingData, spec: FitSpec, on_ep
         on_epoch: called once per epoch, after early stopping and checkpoint have seen it. What it raises,
             KeyboardInterrupt and the like included, stops training cleanly and is raised again from here. Ctrl-C at any
             other time passes through at once, without the best weights.
+        callbacks: more of Keras' callbacks; they see the logs of `Validation` and run before ``on_epoch`` is called.
 
     Raises:
         TrialFailed: ``diverged``, ``time-out``, ``out-of-memory``, ``data``, or ``code`` with what is wrong. Nothing is
@@ -121,9 +117,9 @@ def fit(model: keras.Model, task: Task, data: TrainingData, spec: FitSpec, on_ep
         validate = Validation(task, data.x_valid, data.y_valid)
         check_data(data)
         check_monitor(spec.monitor, validate(model))
-        batch_size = trainable_batch_size(model, len(data.x_train), spec.batch_size, course.events)
-        callbacks = _callbacks(spec, validate, on_epoch, course, began)
-        _train(model, data, spec, batch_size, tuple(callbacks.values()))
+        batch_size = trainable_batch_size(model, len(data.y_train), spec.batch_size, course.events)
+        listed = _callbacks(spec, validate, on_epoch, course, began, callbacks)
+        _train(model, data, spec, batch_size, listed, course.events)
     except Exception as error:
         raise course.raised or classify(error) from error
     if reason := course.raised or course.failure:
@@ -131,21 +127,11 @@ def fit(model: keras.Model, task: Task, data: TrainingData, spec: FitSpec, on_ep
     return FitResult(
         state="pruned" if course.pruned else "finished",
         history=tuple(course.history),
-        best_epoch=int(callbacks["stopper"].best_epoch),
+        best_epoch=course.best_epoch,
         seconds=time.monotonic() - began,
         events=tuple(course.events),
         batch_size=batch_size,
     )
-
-
-def check_data(data: TrainingData) -> None:
-    """Raise TrialFailed for no rows, or for features that are not finite, which would look like a diverged network."""
-    for name, values in (("train", data.x_train), ("validation", data.x_valid)):
-        if not len(values):
-            raise TrialFailed("data", f"there are no {name} rows", hint="give them a share under [data.split]")
-        if bad := int((~np.isfinite(values).all(axis=1)).sum()):
-            seen = f"{bad} {name} rows have NaN or Inf after preprocessing"
-            raise TrialFailed("data", seen, hint="look at [preprocessing] and the audit of the data")
 
 
 def check_monitor(monitor: str, before: dict[str, float]) -> None:
@@ -198,8 +184,13 @@ def trainable_batch_size(model: keras.Model, rows: int, batch_size: int, events:
 
 
 def _callbacks(
-    spec: FitSpec, validate: Validation, on_epoch: OnEpoch, course: Course, began: float
-) -> dict[str, keras.callbacks.Callback]:
+    spec: FitSpec,
+    validate: Validation,
+    on_epoch: OnEpoch,
+    course: Course,
+    began: float,
+    more: Sequence[keras.callbacks.Callback],
+) -> list[keras.callbacks.Callback]:
     """The callbacks in the order in which they have to run."""
     from keras.callbacks import EarlyStopping, ReduceLROnPlateau
 
@@ -210,13 +201,28 @@ def _callbacks(
     reducer = ReduceLROnPlateau(
         spec.monitor, factor=0.5, patience=-(-spec.patience // 2), mode=mode, min_delta=0.0, min_lr=1e-6
     )
-    listed: dict[str, Any] = {"evaluate": Evaluate(validate, course)}
-    if spec.deadline_s is not None:
-        listed["deadline"] = Deadline(began, spec.deadline_s, course)
-    listed |= {"stopper": stopper, "reducer": reducer}
-    if spec.checkpoint is not None:
-        listed["checkpoint"] = Checkpoint(spec.checkpoint, stopper, course)
-    return {**listed, "report": Report(on_epoch, stopper, course)}
+    deadline = [] if spec.deadline_s is None else [Deadline(began, spec.deadline_s, course)]
+    checkpoint = [] if spec.checkpoint is None else [Checkpoint(spec.checkpoint, stopper, course)]
+    first = [Evaluate(validate, course), *deadline, stopper, reducer, *checkpoint]
+    return [*first, *more, Report(on_epoch, stopper, course)]
+
+
+def obstacle(model: keras.Model, callbacks: Sequence[keras.callbacks.Callback]) -> str | None:
+    """Why a model cannot be trained by the compiled epoch but by ``model.fit`` only; None where it can."""
+    import keras
+
+    from forge_sweep.training.callbacks import needs_batches
+
+    if keras.config.backend() != "tensorflow":
+        return f"the backend is {keras.config.backend()}"
+    if model.run_eagerly:
+        return "the model runs eagerly"
+    if model.distribute_strategy.num_replicas_in_sync > 1:
+        return "the model is spread over several devices"
+    if any(getattr(type(model), name) is not getattr(keras.Model, name) for name in ("train_step", "fit")):
+        return f"{type(model).__name__} trains in a way of its own"
+    batchwise = [type(callback).__name__ for callback in callbacks if needs_batches(callback)]
+    return f"{', '.join(batchwise)} wants to see every batch" if batchwise else None
 
 
 def _train(
@@ -225,19 +231,45 @@ def _train(
     spec: FitSpec,
     batch_size: int,
     callbacks: Sequence[keras.callbacks.Callback],
+    events: list[str],
 ) -> None:
-    """Run Keras' loop."""
-    import keras
+    """Train with the compiled epoch, or with ``model.fit`` and an event that says why."""
+    seed = random.getrandbits(32) if spec.seed is None else spec.seed
+    why = obstacle(model, callbacks)
+    if why is None:
+        from forge_sweep.training.epoch import CompiledEpoch
 
-    if keras.config.backend() == "tensorflow":
-        model.steps_per_execution = min(STEPS_PER_CALL, -(-len(data.x_train) // batch_size))
+        _drive(model, CompiledEpoch(model, data, batch_size, seed), spec.epochs, callbacks)
+        return
+    events.append(f"trained by model.fit, not by the compiled epoch: {why}")
     model.fit(
         data.x_train,
         data.y_train,
+        sample_weight=row_weights(data),
         batch_size=batch_size,
         epochs=spec.epochs,
-        class_weight=data.class_weight,
         callbacks=list(callbacks),
         shuffle=True,
         verbose=0,
     )
+
+
+def _drive(
+    model: keras.Model, epoch: CompiledEpoch, epochs: int, callbacks: Sequence[keras.callbacks.Callback]
+) -> None:
+    """What ``model.fit`` does around its epochs."""
+    from keras.callbacks import CallbackList
+
+    listed = CallbackList(list(callbacks), add_history=True, model=model, epochs=epochs, steps=epoch.steps, verbose=0)
+    model.stop_training = False
+    listed.on_train_begin()
+    logs: dict[str, float] = {}
+    for number in range(epochs):
+        model.reset_metrics()
+        listed.on_epoch_begin(number)
+        logs = epoch(number, listed)
+        listed.on_epoch_end(number, logs)
+        if model.stop_training:
+            break
+    model.optimizer.finalize_variable_values(model.trainable_weights)
+    listed.on_train_end(logs)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from forge_sweep.training.data import Features, each, leaves
+
 if TYPE_CHECKING:
     import keras
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 SMALLEST_CHUNK = 16
 
 
-def outputs(model: keras.Model, x: np.ndarray, batch_size: int = 4096) -> np.ndarray:
+def outputs(model: keras.Model, x: Features, batch_size: int = 4096) -> np.ndarray:
     """Raw outputs of a network, in inference mode.
 
     Rows go through in chunks that are filled up to a power of two. A backend so compiles a few shapes at most however
@@ -22,26 +24,32 @@ def outputs(model: keras.Model, x: np.ndarray, batch_size: int = 4096) -> np.nda
     the CPUs tried.
 
     Args:
-        model: a Keras model with one input and one output, compiled or not.
-        x: (n, features).
+        model: a Keras model with one output, compiled or not.
+        x: (n, features), or such an array for each input.
         batch_size: most rows per chunk.
 
     Returns:
         (n, units) float32.
     """
-    x = np.asarray(x, dtype=np.float32)
-    if not len(x):
+    rows = len(leaves(x)[0])
+    if not rows:
         return np.empty((0, *model.output_shape[1:]), dtype=np.float32)
-    chunks = [x[start : start + batch_size] for start in range(0, len(x), batch_size)]
-    return np.concatenate([_chunk_outputs(model, chunk, batch_size) for chunk in chunks])
+    starts = range(0, rows, batch_size)
+    return np.concatenate(
+        [_chunk_outputs(model, x, start, min(batch_size, rows - start), batch_size) for start in starts]
+    )
 
 
-def _chunk_outputs(model: keras.Model, chunk: np.ndarray, batch_size: int) -> np.ndarray:
-    """Outputs of at most ``batch_size`` rows."""
-    rows = len(chunk)
+def _chunk_outputs(model: keras.Model, x: Features, start: int, rows: int, batch_size: int) -> np.ndarray:
+    """Outputs of the rows from ``start`` on, at most ``batch_size``."""
     filled = min(batch_size, max(SMALLEST_CHUNK, 1 << (rows - 1).bit_length()))
-    padding = np.zeros((filled - rows, *chunk.shape[1:]), dtype=chunk.dtype)
-    return np.asarray(model.predict_on_batch(np.concatenate([chunk, padding])), dtype=np.float32)[:rows]
+
+    def fill(values: np.ndarray) -> np.ndarray:
+        chunk = np.zeros((filled, *values.shape[1:]), dtype=np.float32 if values.dtype.kind == "f" else values.dtype)
+        chunk[:rows] = values[start : start + rows]
+        return chunk
+
+    return np.asarray(model.predict_on_batch(each(fill, x)), dtype=np.float32)[:rows]
 
 
 def data_loss(model: keras.Model, encoded: np.ndarray, found: np.ndarray) -> float:
@@ -69,11 +77,11 @@ class Validation:
 
     Args:
         task: what is predicted.
-        x: (n, features) preprocessed validation features.
+        x: (n, features) preprocessed validation features, or such an array for each input.
         y: their targets, as ``task.encode`` gives them.
     """
 
-    def __init__(self, task: Task, x: np.ndarray, y: np.ndarray) -> None:
+    def __init__(self, task: Task, x: Features, y: np.ndarray) -> None:
         self.task = task
         self.x = x
         self.y = y
