@@ -186,6 +186,8 @@ TAMPERED = {
     "a validation row that trains": "UPDATE {rows} SET split = 'train' WHERE {val}",
     "a validation row that tests": "UPDATE {rows} SET split = 'test' WHERE {val}",
     "a test row that trains": "UPDATE {rows} SET split = 'train' WHERE {test}",
+    "a shorter vector": "UPDATE {rows} SET raw_vector = '{{1}}' WHERE {train}",
+    "a code of no text": "UPDATE {rows} SET raw_vector[5] = 99 WHERE {train}",
 }
 STORED_COLUMNS = "dataset_version, split, source_row, row_key, raw_vector, scaled_vector, labels, normalization_version"
 
@@ -200,7 +202,7 @@ def test_a_row_that_was_changed_is_found(what: str, store: Address, folder: Path
         for split in ("train", "val", "test")
     }
     behind(store.conninfo, TAMPERED[what].format(rows=rows, all=STORED_COLUMNS, **of))
-    with pytest.raises(DataError, match=r"(?s)rows of v\d+@.* are not those that were ingested: .*restore it from"):
+    with pytest.raises(DataError, match=r"(?s)rows of v\d+@.* are not those that were ingested: .*restore them from"):
         get(version)
 
 
@@ -220,6 +222,36 @@ def test_parameters_that_were_changed_are_found(column: str, store: Address, fol
     behind(store.conninfo, f"UPDATE normalization_params SET {column}[1] = {column}[1] + 1")
     with pytest.raises(DataError, match=r"normalization_params.* are not those that were learned"):
         get(version)
+
+
+DESCRIBED = {
+    "digest": "digest = repeat('0', 64)",
+    "split digest": "split_digest = repeat('0', 64)",
+    "task": "task = 'multiclass'",
+    "classes": """classes = '["yes", "no"]'""",
+    "rows per split": """row_counts = '{"train": 84, "val": 18, "test": 17}'""",
+    "fingerprints": "test_fingerprints = '\\x00'",
+    "name of a feature": "features = replace(features::text, 'age', 'edad')::jsonb",
+    "parameters of other rows": "normalization_version = (SELECT min(normalization_version) FROM normalization_params"
+    " WHERE normalization_version <> d.normalization_version)",
+}
+
+
+@pytest.mark.parametrize("what", DESCRIBED)
+def test_a_description_that_was_changed_is_found(what: str, store: Address, folder: Path) -> None:
+    """Whatever it is that runs would record, or train with; the other version is untouched."""
+    version, other = (put(SECTION, folder, seed, store) for seed in (3, 4))
+    behind(store.conninfo, f"UPDATE dataset_versions d SET {DESCRIBED[what]} WHERE name = '{version.name}'")
+    with pytest.raises(DataError, match=rf"the description of {version.name} is not the one that was stored"):
+        get(version)
+    get(other)
+
+
+def test_numbers_of_a_description_keep_its_seal(store: Address, tmp_path: Path) -> None:
+    """Labels that JSONB writes otherwise than Python does."""
+    frame = pd.DataFrame({"x": np.arange(90) / 7, "y": np.arange(90) % 3 * 1e22 - 0.5e22})
+    version = put_frame(frame, tmp_path, store, task="multiclass")
+    assert get(version).digest == version.digest
 
 
 # Names

@@ -20,7 +20,10 @@ from forge_sweep.sources.feature_store.schema import init
 from forge_sweep.sources.feature_store.versions import Version, drop
 from tests.postgres import OwnServer, ask, at, behind, get, put_frame, run_sql
 
-TABLES = ("alembic_version_forge_sweep", "dataset_versions", "normalization_params", "test_looks", "training_features")
+TABLES = (
+    *("alembic_version_forge_sweep", "dataset_versions", "normalization_params"),
+    *("test_looks", "test_texts", "training_features"),
+)
 
 
 def frame(n: int = 60) -> pd.DataFrame:

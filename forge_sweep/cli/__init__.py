@@ -68,7 +68,7 @@ def main() -> None:
             )
         if debugging():
             print_traceback(error)
-        complain(masked(str(error)))
+        complain(str(error))
         sys.exit(error.exit_code)
     except Exception as error:
         if disk_is_full(error):

@@ -265,7 +265,7 @@ def export(
     """Write the rows of a version to a file."""
     from forge_sweep.data.export import export as write
 
-    with progressing() as progress:
+    with progressing("nothing was written") as progress:
         rows = write(address(), version, file, with_test=with_test, split_column=split_column, progress=progress)
     typer.echo(f"wrote {file}: {rows:,} rows" + ("" if with_test else "; test rows only come --with-test"))
 
@@ -332,8 +332,8 @@ def refuse_contradiction(
 
 
 @contextmanager
-def progressing() -> Iterator[Progress]:
-    """A progress bar on a terminal (standard error), and nothing elsewhere; Ctrl-C says that nothing was stored."""
+def progressing(interrupted: str = "nothing was stored") -> Iterator[Progress]:
+    """A progress bar on a terminal (standard error), and nothing elsewhere; Ctrl-C says what became of the command."""
     from rich import progress
 
     columns = (
@@ -355,7 +355,7 @@ def progressing() -> Iterator[Progress]:
 
             yield show
     except KeyboardInterrupt:
-        typer.echo("interrupted: nothing was stored", err=True)
+        typer.echo(f"interrupted: {interrupted}", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -387,10 +387,15 @@ def print_version(version: Version) -> None:
         typer.echo(f"{name:<14}{value}")
     table = Table("feature", "type", "categories", box=None)
     for column in version.features:
-        kinds = ", ".join(column.categories[:5]) + ", ..." * (len(column.categories) > 5)
+        kinds = ", ".join(map(shortened, column.categories[:5])) + ", ..." * (len(column.categories) > 5)
         table.add_row(escape(column.name), column.dtype, escape(kinds) or "-")
     typer.echo()
     wide().print(table, highlight=False)
+
+
+def shortened(text: str, longest: int = 40) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def split_in_words(split: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from forge_sweep.sources.base import new_look
 from forge_sweep.sources.feature_store import reading
 from forge_sweep.sources.feature_store.connection import CONFIRM, TUNER, connect, retrying
 from forge_sweep.sources.feature_store.source import VISIBLE
-from forge_sweep.sources.feature_store.versions import SPLITS, Version, find, write_look
+from forge_sweep.sources.feature_store.versions import SPLITS, Version, find, with_unseen, write_look
 from forge_sweep.sources.files import MISSING_WORDS
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def export(
             refuse_unwritable(version, path, split_column)
             if with_test:
                 write_look(connection, version, new_look(version.digest, purpose or f"export to {path.name}"))
+                version = with_unseen(connection, version)
+                refuse_unwritable(version, path, split_column)
             with reading.rows(connection, version, splits) as blocks:
                 total = sum(version.row_counts[split] for split in splits)
                 return write(path, tables(version, blocks, split_column, lambda done: progress("writing", done, total)))
@@ -84,7 +86,7 @@ def refuse_unwritable(version: Version, path: Path, split_column: str | None) ->
         )
     if path.suffix.lower() == ".csv":
         for column in columns:
-            if words := sorted(set(column.categories) & set(MISSING_WORDS)):
+            if words := sorted({*column.categories, *column.unseen} & set(MISSING_WORDS)):
                 raise DataError(
                     f"column {column.name!r} of {version.name} has the text {words[0]!r}, which in a CSV file is a "
                     "missing value",
@@ -138,6 +140,10 @@ def write(path: Path, blocks: Iterable[pa.Table]) -> int:
                 writer.write_table(table)
                 rows += table.num_rows
         partial.replace(path)
+    except OSError as error:
+        cause = str(error).splitlines()[0]
+        hint = "make room, or name another folder; for rows --from a version that is TMPDIR"
+        raise DataError(f"{path} cannot be written: {cause}", hint=hint) from None
     finally:
         partial.unlink(missing_ok=True)
     return rows

@@ -23,13 +23,16 @@ class StoredColumn:
         dtype: type that `forge_sweep.sources.assemble.tidy` gives the whole column: ``boolean`` has missing values,
             ``bool`` has none; ``text`` is kept as a code, the position in ``categories``; ``datetime`` only as a key.
         kind: how the content digest sees the whole column, see `forge_sweep.sources.digest`.
-        categories: every text of the column in order; only of ``text``, and empty for a key, which is no code.
+        categories: every text of training and validation rows in order; only of ``text``, and empty for a key, which is
+            no code.
+        unseen: texts that only test rows have, whose codes follow; empty where they are out of reach.
     """
 
     name: str
     dtype: Dtype
     kind: Kind
     categories: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
 
     def decode(self, numbers: np.ndarray) -> Any:
         """The values of a column as an array that a frame takes over.
@@ -39,16 +42,19 @@ class StoredColumn:
         """
         if self.dtype == "text":
             codes = np.where(np.isnan(numbers), -1, numbers).astype(np.intp)
-            if not self.categories:
+            texts = [*self.categories, *self.unseen]
+            if not texts:
                 return pd.array([np.nan] * len(codes), dtype="str")
-            return pd.array(list(self.categories), dtype="str").take(codes, allow_fill=True)
+            return pd.array(texts, dtype="str").take(codes, allow_fill=True)
         if self.dtype == "boolean":
             return pd.arrays.BooleanArray(numbers == 1, np.isnan(numbers))
         return numbers.astype({"bool": bool}.get(self.dtype, self.dtype), copy=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values that `from_dict` reads."""
-        return asdict(self)
+        """JSON values that `from_dict` reads, without ``unseen``: who reads them may not see test rows."""
+        values = asdict(self)
+        del values["unseen"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StoredColumn:

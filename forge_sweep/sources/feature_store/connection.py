@@ -145,6 +145,12 @@ def privileges(connection: psycopg.Connection[Any]) -> str | None:
     return next((f"{name} {what}" for what, holds in words.items() if holds), None)
 
 
+def may_confirm(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the login may look at test rows, with a line in the ledger."""
+    row = connection.execute("SELECT pg_has_role(session_user, %s, 'MEMBER')", (CONFIRM,)).fetchone()
+    return row is not None and bool(row[0])
+
+
 def _refusal(address: Address, error: psycopg.OperationalError) -> StoreDown | DataError:
     """What to raise for a connection that could not be opened."""
     if _passes(error):

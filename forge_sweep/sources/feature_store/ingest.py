@@ -35,7 +35,7 @@ from forge_sweep.sources.feature_store.rows import RowFile
 from forge_sweep.sources.feature_store.source import print_of
 from forge_sweep.sources.feature_store.spool import Spool
 from forge_sweep.sources.feature_store.versions import SPLITS, Version, begin, complete, refuse_taken, was_stored
-from forge_sweep.sources.splits import TRAIN, assign, refuse_empty
+from forge_sweep.sources.splits import TEST, TRAIN, assign, refuse_empty
 from forge_sweep.task import Task
 
 if TYPE_CHECKING:
@@ -164,10 +164,12 @@ def arrange(file: RowFile, spool: Spool, spec: DataSpec, seed: int, draft: Versi
     roles = assign(frame, spec, seed)
     refuse_empty(roles, spec)
     labels = frame[list(spec.target)]
-    train, test = labels[roles == TRAIN], labels[roles == len(SPLITS) - 1]
+    train, test = labels[roles == TRAIN], labels[roles == TEST]
     refuse_bad_test_rows(train, Split(test.iloc[:, :0], test, test.index.to_numpy()), spec)
     task = Task.learn(spec.task, train, positive=spec.positive)
     key = None if spec.key is None else _key_column(frame[spec.key])
+    features, codes = conceal(features, spool, order, roles)
+    spool.recode(codes)
     draft = replace(
         draft,
         features=features,
@@ -178,6 +180,34 @@ def arrange(file: RowFile, spool: Spool, spec: DataSpec, seed: int, draft: Versi
         split_digest=split_digest(roles),
     )
     return Arranged(spool, order, roles, None if spec.key is None else frame[spec.key], draft)
+
+
+def conceal(
+    features: tuple[StoredColumn, ...], spool: Spool, order: np.ndarray | None, roles: np.ndarray
+) -> tuple[tuple[StoredColumn, ...], dict[int, np.ndarray]]:
+    """The vocabularies of training and validation rows, and apart from them the texts that only test rows have.
+
+    Returns:
+        The columns, and new codes by old ones for each column that has such texts.
+    """
+    texts = [position for position, column in enumerate(features) if column.categories]
+    seen = {position: np.zeros(len(features[position].categories), bool) for position in texts}
+    at = 0
+    for coded in spool.blocks(order) if texts else ():
+        visible = coded.features[roles[at : at + len(coded.rows)] != TEST]
+        at += len(coded.rows)
+        for position in texts:
+            codes = visible[:, position]
+            seen[position][codes[~np.isnan(codes)].astype(np.intp)] = True
+    columns, recodes = list(features), {}
+    for position in [position for position in texts if not seen[position].all()]:
+        column, shown = features[position], seen[position]
+        names = np.array(column.categories, object)
+        columns[position] = replace(column, categories=tuple(names[shown]), unseen=tuple(names[~shown]))
+        new = np.empty(len(names))
+        new[np.argsort(~shown, kind="stable")] = np.arange(len(names))
+        recodes[position] = new
+    return tuple(columns), recodes
 
 
 def learn(arranged: Arranged, spec: DataSpec, preprocessing: PreprocessingSpec, progress: Progress) -> Normalization:

@@ -14,7 +14,7 @@ from forge_sweep.sources.digest import ContentDigest, Kind
 from forge_sweep.sources.feature_store.ahead import ahead
 from forge_sweep.sources.feature_store.codec import Block, Decoder
 from forge_sweep.sources.feature_store.columns import decode, key_values
-from forge_sweep.sources.feature_store.versions import SPLITS, Version
+from forge_sweep.sources.feature_store.versions import RESTORE, SPLITS, Version
 
 if TYPE_CHECKING:
     import psycopg
@@ -26,8 +26,6 @@ KEYS = {
     "float64": (">f8", "row_key::float8"),
 }
 """How a key is read where its type has a fixed width; any other is read as text."""
-
-RESTORE = "the table was changed behind its triggers: restore it from a backup, or ingest the data as a new version"
 
 
 def query(version: Version, splits: Sequence[str]) -> tuple[SQL | Composed, tuple[Any, ...]]:
@@ -70,7 +68,10 @@ def stream(connection: psycopg.Connection[Any], version: Version, splits: Sequen
     decoder = Decoder(len(version.features), len(version.targets), key)
     statement, values = query(version, splits)
     with connection.cursor() as cursor, cursor.copy(statement, values) as copy:
-        yield from ahead(decoder.blocks(copy))
+        try:
+            yield from ahead(decoder.blocks(copy))
+        except ValueError as error:
+            _refuse(version, "the rows", str(error), "vectors of the version's length")
 
 
 def verified(blocks: Iterable[Block], version: Version, splits: Sequence[str] = SPLITS) -> Iterator[Block]:
@@ -83,7 +84,12 @@ def verified(blocks: Iterable[Block], version: Version, splits: Sequence[str] = 
     for block in blocks:
         for code, name in enumerate(SPLITS):
             if name in digests:
-                digests[name].update(block.of_split(code))
+                try:
+                    digests[name].update(block.of_split(code))
+                except (IndexError, ValueError):  # a code that stands for no text, a number that is no integer
+                    _refuse(
+                        version, f"the {name} rows", "values that are none of their columns", "those of its columns"
+                    )
         yield block
     for name, digest in digests.items():
         if digest.rows != version.row_counts[name]:

@@ -13,13 +13,29 @@ import numpy as np
 from forge_sweep.errors import DataError
 from forge_sweep.experiment.rules import nearest
 from forge_sweep.preprocessing import Preprocessor, from_store, name_of
-from forge_sweep.sources.base import ROLES, Dataset, Split, TestLook, new_look
+from forge_sweep.sources.base import ROLES, Dataset, Split, TestLook
 from forge_sweep.sources.digest import fingerprints
 from forge_sweep.sources.feature_store import cache, reading
 from forge_sweep.sources.feature_store.address import Address
 from forge_sweep.sources.feature_store.codec import Block
-from forge_sweep.sources.feature_store.connection import CONFIRM, TUNER, connect, privileges, retrying
-from forge_sweep.sources.feature_store.versions import SPLITS, Version, find, looks, normalization, write_look
+from forge_sweep.sources.feature_store.connection import (
+    CONFIRM,
+    TUNER,
+    connect,
+    may_confirm,
+    privileges,
+    retrying,
+)
+from forge_sweep.sources.feature_store.versions import (
+    RESTORE,
+    SPLITS,
+    Version,
+    find,
+    looks,
+    normalization,
+    with_unseen,
+    write_look,
+)
 
 if TYPE_CHECKING:
     import psycopg
@@ -63,7 +79,7 @@ class StoredTest:
 
     def read(self, look: TestLook) -> Split:
         """The test rows; each session that reads them leaves a line in the store's ledger first."""
-        return retrying(lambda: as_split(self.version, read_test(self.address, self.version, look)))
+        return retrying(lambda: as_split(*read_test(self.address, self.version, look)))
 
     def count(self) -> int:
         """How many looks the store has on record for this content."""
@@ -75,21 +91,13 @@ class StoredTest:
         return retrying(counted)
 
 
-def read_test(address: Address, version: Version, look: TestLook) -> Block:
-    """The verified test rows of a version, with a line in the ledger."""
+def read_test(address: Address, version: Version, look: TestLook) -> tuple[Version, Block]:
+    """The version with all of its texts, and its verified test rows, with a line in the ledger."""
     with connect(address, role=CONFIRM) as connection:
         write_look(connection, version, look)
-        with reading.rows(connection, version, ("test",)) as blocks:
-            return reading.gather(blocks, version, version.row_counts["test"])
-
-
-def read_all(address: Address, version: Version, purpose: str) -> Block:
-    """Every verified row of a version in its order, test rows too, with a line in the ledger."""
-    look = new_look(version.digest, purpose)
-    with connect(address, role=CONFIRM) as connection:
-        write_look(connection, version, look)
-        with reading.rows(connection, version) as blocks:
-            return reading.gather(blocks, version, version.rows)
+        whole = with_unseen(connection, version)
+        with reading.rows(connection, whole, ("test",)) as blocks:
+            return whole, reading.gather(blocks, whole, whole.row_counts["test"])
 
 
 def visible(address: Address, name: str) -> tuple[Version, Block]:
@@ -124,6 +132,11 @@ def _load(address: Address, spec: DataSpec) -> Dataset:
                 f"the login of the feature store could read test rows without a trace ({why}): "
                 "give sweeps a login that is only a member of forge_tuner and forge_confirm"
             )
+        if not may_confirm(connection):
+            warnings.append(
+                f"the login of the feature store is no member of {CONFIRM}: a sweep will stop before its look at the "
+                f'test rows; as an administrator: GRANT {CONFIRM} TO "{connection.info.user}"'
+            )
         block, spoiled = _visible(connection, version)
         warnings.extend(spoiled)
     return _dataset(address, version, block, preprocessor, tuple(warnings))
@@ -136,7 +149,7 @@ def _preprocessor(version: Version, stored: Mapping[str, Any]) -> Preprocessor:
         raise DataError(
             f"data.version: the normalization_params of {version.version} are not those that were learned: {found}; "
             f"expected {version.normalization_version}",
-            hint=reading.RESTORE,
+            hint=RESTORE,
         )
     return preprocessor
 

@@ -70,6 +70,11 @@ class Spool:
         self.positions = np.concatenate(self._positions)
         self._positions.clear()
 
+    def recode(self, codes: Mapping[int, np.ndarray]) -> None:
+        """Change codes once more: new ones by those that were final until now, by column."""
+        changed = {column: _recoded(self._remaps[column], new) for column, new in codes.items()}
+        self._remaps = {**self._remaps, **changed}
+
     def targets(self) -> np.ndarray:
         """All targets (n, targets), in the order of the file."""
         targets, at = np.empty((self.rows, self._width - self._features)), 0

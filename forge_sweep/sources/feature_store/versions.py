@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from forge_sweep.errors import DataError, StoreDown
 from forge_sweep.experiment.rules import nearest
 from forge_sweep.experiment.spec import NAME_PATTERN
 from forge_sweep.preprocessing import STORED
+from forge_sweep.sources.base import shown
 from forge_sweep.sources.feature_store.columns import StoredColumn
 from forge_sweep.sources.feature_store.connection import connect, require_schema, retrying, words
 from forge_sweep.sources.feature_store.schema import PARTITION
@@ -32,11 +34,17 @@ LOCK = "hashtextextended(%s, 0)"
 
 DROP_WAIT_MS = 5_000
 
+RESTORE = (
+    "the tables were changed behind their triggers: restore them from a backup, or ingest the data as a new version"
+)
+
 COLUMNS = (
     *("version_id", "name", "features", "targets", "key", "categorical", "task", "positive", "classes", "row_counts"),
     *("digest", "split_digest", "role_digests", "train_print", "test_fingerprints", "parent", "source", "split"),
-    *("dropped", "normalization_version", "created_by", "created_at", "frozen_at"),
+    *("dropped", "normalization_version", "seal", "created_by", "created_at", "frozen_at"),
 )
+UNSEALED = ("version_id", "seal", "created_by", "created_at", "frozen_at")
+"""What says nothing about the content, or is not known before the version is stored."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,7 @@ class Version:
         dropped: columns that were left out.
         normalization_version: names what was learned on the training rows.
         version_id: number in the store.
+        seal: SHA-256 over this description, see `sealed`.
         created_by: login that ingested it.
         created_at: when that began.
         frozen_at: since when no row may change.
@@ -89,6 +98,7 @@ class Version:
     dropped: tuple[str, ...]
     normalization_version: str
     version_id: int = 0
+    seal: str = ""
     created_by: str = ""
     created_at: datetime | None = None
     frozen_at: datetime | None = None
@@ -131,21 +141,56 @@ class Look:
 
 
 def find(connection: psycopg.Connection[Any], name: str) -> Version:
-    """The version of this name.
+    """The version of this name, its description verified by its seal.
 
     Raises:
-        DataError: there is none, or the tables are missing.
+        DataError: there is none, the tables are missing, or the description is not the one that was stored.
     """
     require_schema(connection)
     row = connection.execute(f"SELECT {', '.join(COLUMNS)} FROM dataset_versions WHERE name = %s", (name,)).fetchone()
     if row is None:
         known = [row[0] for row in connection.execute("SELECT name FROM dataset_versions ORDER BY version_id")]
-        listed = f"; there are {', '.join(known)}" if known else "; there are none"
+        listed = f"; there are {shown(known)}" if known else "; there are none"
         raise DataError(
             f"data.version = {name!r}: the feature store has no such version{listed}",
             hint=nearest(name, known) or "ingest it: forge-sweep data ingest FILE --version " + name,
         )
-    return _version(row)
+    version = _version(row)
+    if (found := sealed(version)) != version.seal:
+        raise DataError(
+            f"data.version: the description of {name} is not the one that was stored: its seal is {found[:12]}; "
+            f"expected {version.seal[:12]}",
+            hint=RESTORE,
+        )
+    return version
+
+
+def sealed(version: Version) -> str:
+    """SHA-256 (hex) over all that describes the content of a version, as the store keeps it."""
+    described = {name: _plain(getattr(version, name)) for name in COLUMNS if name not in UNSEALED}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """JSON values that are the same before and after JSONB, which writes whole numbers without a fraction."""
+    if isinstance(value, StoredColumn):
+        value = value.to_dict()
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def with_unseen(connection: psycopg.Connection[Any], version: Version) -> Version:
+    """The version with the texts that only its test rows have; the connection has to be one that sees these rows."""
+    query = "SELECT texts FROM test_texts WHERE dataset_version = %s"
+    row = connection.execute(query, (version.version_id,)).fetchone()
+    texts = row[0] if row else {}
+    features = tuple(replace(column, unseen=tuple(texts.get(column.name, ()))) for column in version.features)
+    return replace(version, features=features)
 
 
 def versions(connection: psycopg.Connection[Any]) -> list[Version]:
@@ -326,9 +371,8 @@ def write_look(connection: psycopg.Connection[Any], version: Version, look: Test
         look: who reads them and what for.
     """
     connection.execute(
-        "INSERT INTO test_looks (dataset_version, version_name, digest, run, purpose, who)"
-        " VALUES (%s, %s, %s, %s, %s, %s)",
-        (version.version_id, version.name, version.digest, look.run, look.purpose, look.who),
+        "INSERT INTO test_looks (dataset_version, run, purpose, who) VALUES (%s, %s, %s, %s)",
+        (version.version_id, look.run, look.purpose, look.who),
     )
     connection.commit()
 
@@ -364,9 +408,10 @@ def _insert_params(connection: psycopg.Connection[Any], name: str, params: Mappi
 
 
 def _insert_version(connection: psycopg.Connection[Any], version: Version) -> Version:
-    """Describe the version; returns it with what the server knows of its making."""
+    """Describe the version; returns it with its seal and with what the server knows of its making."""
     from psycopg.types.json import Jsonb
 
+    version = replace(version, seal=sealed(version))
     columns = [column for column in COLUMNS if not column.startswith("created") and column != "frozen_at"]
     values = [_stored(getattr(version, column)) for column in columns]
     wrapped = [Jsonb(value) if isinstance(value, dict | list) else value for value in values]
@@ -377,6 +422,8 @@ def _insert_version(connection: psycopg.Connection[Any], version: Version) -> Ve
         wrapped,
     ).fetchone()
     assert made is not None
+    if unseen := {column.name: list(column.unseen) for column in version.features if column.unseen}:
+        connection.execute("INSERT INTO test_texts VALUES (%s, %s)", (version.version_id, Jsonb(unseen)))
     return replace(version, created_by=made[0], created_at=made[1], frozen_at=made[2])
 
 

@@ -45,8 +45,15 @@ CREATE TABLE dataset_versions (
     dropped JSONB NOT NULL,
     normalization_version TEXT NOT NULL REFERENCES normalization_params,
     created_by TEXT NOT NULL DEFAULT session_user,
+    seal TEXT NOT NULL,
     created_at TIMESTAMPTZ NOT NULL DEFAULT now(),
-    frozen_at TIMESTAMPTZ
+    frozen_at TIMESTAMPTZ NOT NULL
+);
+
+-- Texts of features that only test rows have: who may not see these rows may not see these either.
+CREATE TABLE test_texts (
+    dataset_version INTEGER PRIMARY KEY REFERENCES dataset_versions ON DELETE CASCADE,
+    texts JSONB NOT NULL
 );
 
 CREATE TABLE training_features (
@@ -70,9 +77,9 @@ CREATE TABLE test_looks (
     dataset_version INTEGER NOT NULL,
     version_name TEXT NOT NULL,
     digest TEXT NOT NULL,
-    run TEXT NOT NULL,
-    purpose TEXT NOT NULL,
-    who TEXT NOT NULL,
+    run TEXT NOT NULL CHECK (run !~ '[[:cntrl:]]'),
+    purpose TEXT NOT NULL CHECK (purpose ~ '[[:graph:]]' AND purpose !~ '[[:cntrl:]]'),
+    who TEXT NOT NULL CHECK (who ~ '[[:graph:]]' AND who !~ '[[:cntrl:]]'),
     db_user TEXT NOT NULL DEFAULT session_user,
     looked_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
     backend INTEGER NOT NULL DEFAULT pg_backend_pid(),
@@ -98,7 +105,24 @@ BEGIN
         USING ERRCODE = 'read_only_sql_transaction', HINT = 'ingest a new version, or `forge-sweep data drop` this one';
 END $$;
 CREATE TRIGGER frozen BEFORE UPDATE OR DELETE ON dataset_versions
-    FOR EACH ROW WHEN (OLD.frozen_at IS NOT NULL) EXECUTE FUNCTION forge_sweep_refuse_frozen_version();
+    FOR EACH ROW EXECUTE FUNCTION forge_sweep_refuse_frozen_version();
+
+-- A line says which version was looked at, by whom and when, whatever its writer says: what it opens is what it names.
+CREATE FUNCTION forge_sweep_note_look() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    EXECUTE format('SELECT name, digest FROM %I.dataset_versions WHERE version_id = $1', TG_TABLE_SCHEMA)
+        INTO NEW.version_name, NEW.digest USING NEW.dataset_version;
+    IF NEW.digest IS NULL THEN
+        RAISE EXCEPTION 'there is no dataset version of number %', NEW.dataset_version
+            USING ERRCODE = 'foreign_key_violation';
+    END IF;
+    NEW.db_user := session_user;
+    NEW.looked_at := clock_timestamp();
+    NEW.backend := pg_backend_pid();
+    NEW.transaction := txid_current();
+    RETURN NEW;
+END $$;
+CREATE TRIGGER noted BEFORE INSERT ON test_looks FOR EACH ROW EXECUTE FUNCTION forge_sweep_note_look();
 
 CREATE FUNCTION forge_sweep_refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -111,22 +135,29 @@ CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON test_looks
     FOR EACH STATEMENT EXECUTE FUNCTION forge_sweep_refuse_change('the ledger only grows');
 CREATE TRIGGER fixed BEFORE UPDATE ON normalization_params
     FOR EACH STATEMENT EXECUTE FUNCTION forge_sweep_refuse_change('parameters are named by their content');
+CREATE TRIGGER fixed BEFORE UPDATE OR TRUNCATE ON test_texts
+    FOR EACH STATEMENT EXECUTE FUNCTION forge_sweep_refuse_change('versions are frozen');
 """
 
 # Who is neither owner nor superuser sees what these policies show. A look counts once it is committed, and only for the
 # session that wrote it: nobody reads test rows and then takes the line back.
-SECURITY = """
+LOOKED_AT = """
+    SELECT l.dataset_version FROM test_looks l
+    WHERE l.backend = pg_backend_pid() AND l.db_user = session_user
+        AND l.transaction < txid_current() AND l.looked_at > clock_timestamp() - interval '1 hour'"""
+
+SECURITY = f"""
 ALTER TABLE training_features ENABLE ROW LEVEL SECURITY;
 CREATE POLICY tuner ON training_features FOR SELECT TO forge_tuner USING (split <> 'test');
 CREATE POLICY confirm ON training_features FOR SELECT TO forge_confirm USING (
-    split <> 'test' OR dataset_version IN (
-        SELECT l.dataset_version FROM test_looks l
-        WHERE l.backend = pg_backend_pid() AND l.db_user = session_user
-            AND l.transaction < txid_current() AND l.looked_at > now() - interval '1 hour'));
-REVOKE ALL ON dataset_versions, normalization_params, training_features, test_looks FROM PUBLIC;
+    split <> 'test' OR dataset_version IN ({LOOKED_AT}));
+ALTER TABLE test_texts ENABLE ROW LEVEL SECURITY;
+CREATE POLICY confirm ON test_texts FOR SELECT TO forge_confirm USING (dataset_version IN ({LOOKED_AT}));
+REVOKE ALL ON dataset_versions, normalization_params, training_features, test_looks, test_texts FROM PUBLIC;
 GRANT SELECT ON dataset_versions, normalization_params, training_features, test_looks, alembic_version_forge_sweep
     TO forge_tuner, forge_confirm;
-GRANT INSERT (dataset_version, version_name, digest, run, purpose, who) ON test_looks TO forge_confirm;
+GRANT SELECT ON test_texts TO forge_confirm;
+GRANT INSERT (dataset_version, run, purpose, who) ON test_looks TO forge_confirm;
 """
 
 
