@@ -17,6 +17,7 @@ from forge_sweep.experiment.spec import (
     ObjectiveSpec,
     PreprocessingSpec,
     StudySpec,
+    WorkersSpec,
 )
 from forge_sweep.task import METRICS, check_pairing, direction, pairings
 
@@ -30,6 +31,7 @@ class Sections:
     model: ModelSpec | None
     objective: ObjectiveSpec | None
     study: StudySpec | None
+    workers: WorkersSpec | None
 
 
 Rule = Callable[[Sections], Iterator[Mistake]]
@@ -379,6 +381,19 @@ def scaler_is_named_once(sections: Sections) -> Iterator[Mistake]:
         )
 
 
+def processes_are_asked_for(sections: Sections) -> Iterator[Mistake]:
+    """What only worker processes have is not set beside kind `serial`."""
+    workers = sections.workers
+    if workers is None or workers.kind != "serial":
+        return
+    hint = 'set workers.kind = "processes"'
+    if workers.n not in (None, 1):
+        yield Mistake("workers.n", str(workers.n), '1, since workers.kind = "serial"', hint)
+    for key in ("threads", "per_gpu", "memory_limit_mb"):
+        if key in workers.model_fields_set:
+            yield Mistake(f"workers.{key}", as_toml(getattr(workers, key)), 'nothing beside kind "serial"', hint)
+
+
 RULES: tuple[Rule, ...] = (
     source_fits,
     split_fits,
@@ -391,4 +406,5 @@ RULES: tuple[Rule, ...] = (
     momentum_has_a_user,
     sampler_fits_space,
     scaler_is_named_once,
+    processes_are_asked_for,
 )
