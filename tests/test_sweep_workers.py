@@ -232,7 +232,7 @@ def test_kill_9_of_random_workers_at_random_moments_loses_nothing(tmp_path: Path
 
 
 def test_n_and_the_rest_belong_to_processes() -> None:
-    with pytest.raises(ExperimentError, match=r'workers\.n = 2: expected 1.*set workers\.kind = "processes"'):
+    with pytest.raises(ExperimentError, match=r'workers\.n = 2: expected nothing.*set workers\.kind = "processes"'):
         experiment(workers={"n": 2})
     with pytest.raises(ExperimentError, match=r"workers\.memory_limit_mb"):
         experiment(workers={"memory_limit_mb": 100})

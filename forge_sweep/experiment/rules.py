@@ -384,14 +384,12 @@ def scaler_is_named_once(sections: Sections) -> Iterator[Mistake]:
 def processes_are_asked_for(sections: Sections) -> Iterator[Mistake]:
     """What only worker processes have is not set beside kind `serial`."""
     workers = sections.workers
-    if workers is None or workers.kind != "serial":
-        return
-    hint = 'set workers.kind = "processes"'
-    if workers.n not in (None, 1):
-        yield Mistake("workers.n", str(workers.n), '1, since workers.kind = "serial"', hint)
-    for key in ("threads", "per_gpu", "memory_limit_mb"):
-        if key in workers.model_fields_set:
-            yield Mistake(f"workers.{key}", as_toml(getattr(workers, key)), 'nothing beside kind "serial"', hint)
+    if workers is not None and workers.kind == "serial":
+        for key, field in type(workers).model_fields.items():
+            value = getattr(workers, key)
+            if key != "kind" and value != field.default and (key, value) != ("n", 1):
+                hint = 'set workers.kind = "processes"'
+                yield Mistake(f"workers.{key}", str(value), 'nothing beside workers.kind = "serial"', hint)
 
 
 RULES: tuple[Rule, ...] = (

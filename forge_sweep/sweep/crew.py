@@ -10,7 +10,7 @@ from types import TracebackType
 import pandas as pd
 
 from forge_sweep import environment, trial, workers
-from forge_sweep.bundle import golden_rows
+from forge_sweep.bundle import choose_golden
 from forge_sweep.experiment import Experiment, Params
 from forge_sweep.sweep.arrays import SharedArrays
 from forge_sweep.sweep.context import Context, OnEpoch
@@ -100,7 +100,7 @@ class Crew:
     def _golden(self) -> pd.DataFrame:
         """Train rows to try a bundle on; to a process goes no more than a bundle keeps."""
         features = self.context.dataset.train.features
-        return features if self.arrays is None else golden_rows(features)
+        return features if self.arrays is None else choose_golden(features)
 
 
 def recipe_of(experiment: Experiment, params: Params) -> Recipe:

@@ -27,7 +27,7 @@ from forge_sweep.workers.base import Job, Limits, Plan, Say, T, Task, WorkerLost
 from forge_sweep.workers.forkserver import Starter
 from forge_sweep.workers.watch import LOOK_EVERY_S, Watch, own_bytes
 
-START_LIMITS = Limits(seconds=300.0)
+START_LIMITS = Limits(silent_s=120.0)
 START_ATTEMPTS = 3
 END_S = 5.0
 
