@@ -114,9 +114,11 @@ def test_one_process_gives_the_trials_and_the_winner_of_the_serial_sweep(tmp_pat
 
 def test_a_trial_process_opens_no_database_and_reads_shared_arrays(tmp_path: Path) -> None:
     """Neither Optuna nor MLflow is imported there; the rows are memory maps; one process runs many trials."""
-    run(processes(2, study__n_trials=6, study__pruner="none"), tmp_path, Spy(0.01))
+    spec = processes(2, study__n_trials=6, study__pruner="none", workers__threads=1)
+    run(spec, tmp_path, Spy(0.01))
     seen = [r.data.tags["forge.events"].split("; ") for r in runs(tmp_path, "trial")]
     assert {tuple(events[1:]) for events in seen} == {("engines=[]", "rows=SavedArrays")}
+    assert {r.data.tags["forge.threads"] for r in runs(tmp_path, "trial")} == {"1"}
     assert len({events[0] for events in seen}) <= 2 and f"pid={os.getpid()}" not in {events[0] for events in seen}
 
 

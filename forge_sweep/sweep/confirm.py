@@ -181,7 +181,10 @@ def confirm_one(context: Context, crew: Crew, worker: Worker, candidate: Candida
     stop_if_asked(context)
     seed = derived_seed(context.experiment.seed, "confirm", candidate.label, s)
     run = context.child(
-        name, "confirm", {**candidate.about, "seed": seed, "confirm_seed": s}, **{"forge.confirms": candidate.words}
+        name,
+        "confirm",
+        {**candidate.about, "seed": seed, "confirm_seed": s},
+        **{"forge.confirms": candidate.words, **({} if candidate.baseline else crew.tags)},
     )
     try:
         result = train(context, crew, worker, candidate, seed, run, name)

@@ -56,6 +56,14 @@ class Crew:
         if self.arrays is not None:
             self.arrays.close()
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """What a run should say of where it was trained: convolutions depend on the number of threads."""
+        if self.arrays is None:
+            return {"forge.workers": "serial"}
+        threads = self.plan.shared.get("OMP_NUM_THREADS", "")
+        return {"forge.workers": f"{self.plan.n} processes", "forge.threads": threads}
+
     def run(self, job: Job) -> None:
         """Run a job on every worker; see `Workers.run`."""
         self.workers.run(job)

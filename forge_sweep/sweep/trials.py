@@ -107,7 +107,7 @@ def run_trial(context: Context, crew: Crew, worker: Worker, asked: Asked) -> Non
     """
     run: Run | None = None
     try:
-        run = open_trial(context, asked)
+        run = open_trial(context, crew, asked)
         ended = run_opened(context, crew, worker, asked, run)
     except WorkerLost as lost:
         assert run is not None
@@ -155,10 +155,10 @@ def trial_name(number: int) -> str:
     return f"trial-{number:04d}"
 
 
-def open_trial(context: Context, asked: Asked) -> Run:
+def open_trial(context: Context, crew: Crew, asked: Asked) -> Run:
     """The run of a trial, new or found again."""
     seed = derived_seed(context.experiment.seed, "trial", asked.number)
-    tags = {"optuna.trial_number": str(asked.number), "forge.attempt": str(asked.attempt)}
+    tags = {"optuna.trial_number": str(asked.number), "forge.attempt": str(asked.attempt), **crew.tags}
     params = {**asked.params, "seed": seed, "trial_number": asked.number}
     run = context.child(trial_name(asked.number), "trial", params, **tags)
     context.tell("trial_started", number=asked.number, params=asked.params)
