@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     from forge_sweep.checks.findings import Finding
@@ -55,6 +55,15 @@ class ForgeSweepError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\n  fix: {self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by state: an error of a worker process arrives whole, whatever arguments its class takes."""
+        return _revived, (type(self), self.args), self.__dict__
+
+
+def _revived(kind: type[ForgeSweepError], args: tuple[Any, ...]) -> ForgeSweepError:
+    """An unpickled error, before its state."""
+    return kind.__new__(kind, *args)
 
 
 class InputError(ForgeSweepError):

@@ -12,7 +12,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from forge_sweep import baselines, models, training
 from forge_sweep.bundle import Bundle
@@ -36,11 +36,13 @@ class Prepared:
         task: what is predicted, learned on train.
         preprocessor: fitted on train.
         data: arrays for training and validation, class weights included.
+        origin: which rows these are, for a model's metadata: versions and digests of the dataset.
     """
 
     task: Task
     preprocessor: Preprocessor
     data: TrainingData
+    origin: dict[str, Any]
 
     @property
     def n_features(self) -> int:
@@ -75,9 +77,17 @@ class TrialResult:
     bundle: Bundle
 
 
+class Arrays(Protocol):
+    """Rows that were prepared elsewhere, in the place of a `Dataset`: what a worker process gets."""
+
+    def prepared(self, recipe: Recipe) -> Prepared:
+        """The arrays of one recipe, as `prepare` makes them from the rows."""
+        ...
+
+
 def run(
     experiment: Experiment,
-    splits: Dataset,
+    splits: Dataset | Arrays,
     params: Params,
     seed: int,
     on_epoch: OnEpoch,
@@ -89,7 +99,7 @@ def run(
 
     Args:
         experiment: the experiment; its search space is not read.
-        splits: train and validation rows; the test split stays untouched.
+        splits: train and validation rows, or the arrays that were made of them; the test split stays untouched.
         params: every hyperparameter with its value.
         seed: seeds initial weights, shuffling and dropout.
         on_epoch: called with (epoch, metrics) after each epoch; True stops the trial as pruned.
@@ -101,7 +111,7 @@ def run(
     """
     began = time.monotonic()
     try:
-        prepared = prepare(splits, Recipe.of(experiment, params.get("scaler")))
+        prepared = arrays_of(splits, Recipe.of(experiment, params.get("scaler")))
         training.seed_everything(seed)
         model = models.build(experiment.model.builder, prepared.n_features, prepared.task, params)
         spec = fit_spec(experiment, params, seed, checkpoint, deadline_s)
@@ -123,21 +133,21 @@ def run(
         seconds=time.monotonic() - began,
         batch_size=fitted.batch_size,
         events=fitted.events,
-        bundle=as_bundle(experiment, splits, prepared, model, scores, {"params": params, "seed": seed}),
+        bundle=as_bundle(experiment, prepared, model, scores, {"params": params, "seed": seed}),
     )
 
 
-def run_baseline(experiment: Experiment, splits: Dataset, kind: str, seed: int) -> TrialResult:
+def run_baseline(experiment: Experiment, splits: Dataset | Arrays, kind: str, seed: int) -> TrialResult:
     """Fit one untuned baseline on the same arrays and score it with the same metrics as a network.
 
     Args:
         experiment: the experiment.
-        splits: train and validation rows.
+        splits: train and validation rows, or the arrays that were made of them.
         kind: one of ``baselines.kinds``.
         seed: seeds the trees.
     """
     began = time.monotonic()
-    prepared = prepare(splits, Recipe.of(experiment, experiment.scalers[0]))
+    prepared = arrays_of(splits, Recipe.of(experiment, experiment.scalers[0]))
     data = prepared.data
     task = dataclasses.replace(prepared.task, from_logits=False)  # trees give probabilities whatever the network gives
     (x_train,), (x_valid,) = training.leaves(data.x_train), training.leaves(data.x_valid)
@@ -155,9 +165,7 @@ def run_baseline(experiment: Experiment, splits: Dataset, kind: str, seed: int) 
         seconds=time.monotonic() - began,
         batch_size=len(x_train),
         events=(),
-        bundle=as_bundle(
-            experiment, splits, prepared, model, task.to_scores(outputs), {"params": model.params, "seed": seed}
-        ),
+        bundle=as_bundle(experiment, prepared, model, task.to_scores(outputs), {"params": model.params, "seed": seed}),
     )
 
 
@@ -229,6 +237,11 @@ class Recipe:
         return {name: getattr(self, name) for name in names}
 
 
+def arrays_of(splits: Dataset | Arrays, recipe: Recipe) -> Prepared:
+    """The splits as arrays: made here, or taken as they are."""
+    return prepare(splits, recipe) if isinstance(splits, Dataset) else splits.prepared(recipe)
+
+
 @functools.lru_cache(maxsize=len(SCALERS))
 def prepare(splits: Dataset, recipe: Recipe) -> Prepared:
     """Learn task, schema and preprocessor on train and turn both splits into arrays.
@@ -246,7 +259,17 @@ def prepare(splits: Dataset, recipe: Recipe) -> Prepared:
         y_valid=task.encode(valid.targets),
         class_weight=task.class_weights(y_train) if recipe.class_weight else None,
     )
-    return Prepared(task, preprocessor, data)
+    return Prepared(task, preprocessor, data, origin(splits, stored=preprocessor is splits.preprocessor))
+
+
+def origin(splits: Dataset, *, stored: bool) -> dict[str, Any]:
+    """What names the rows, and their normalisation where it is ``stored`` with them."""
+    return {
+        "dataset_version": splits.version,
+        "dataset_digest": splits.digest,
+        "split_digest": splits.split_digest,
+        "normalization_version": splits.normalization_version if stored else None,
+    }
 
 
 def fit_spec(
@@ -283,7 +306,6 @@ def plain_loss(task: Task, encoded: np.ndarray, outputs: np.ndarray, metrics: di
 
 def as_bundle(
     experiment: Experiment,
-    splits: Dataset,
     prepared: Prepared,
     model: Any,
     scores: np.ndarray,
@@ -291,7 +313,6 @@ def as_bundle(
 ) -> Bundle:
     """A trained model with all it needs to take raw rows; its threshold is chosen on validation."""
     task = prepared.task
-    stored = prepared.preprocessor is splits.preprocessor
     return Bundle(
         model=model,
         preprocessor=prepared.preprocessor,
@@ -299,10 +320,7 @@ def as_bundle(
         threshold=task.best_threshold(prepared.data.y_valid, scores),
         metadata={
             "experiment": experiment.resolved(),
-            "dataset_version": splits.version,
-            "dataset_digest": splits.digest,
-            "split_digest": splits.split_digest,
-            "normalization_version": splits.normalization_version if stored else None,
+            **prepared.origin,
             **made_by,
         },
     )

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from forge_sweep import sweep, training, trial
 from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Experiment, Params, parse
 from forge_sweep.sources import Dataset
+from forge_sweep.sweep import crew
 from forge_sweep.training import OnEpoch
-from forge_sweep.trial import TrialResult
+from forge_sweep.trial import Arrays, TrialResult
 
 EPOCHS = 6
 
@@ -53,14 +55,22 @@ def height(params: Params) -> float:
     return 0.6 + 0.3 * float(params["width"]) / 64 - 0.2 * float(params["dropout"])
 
 
-def fake_run(
-    seconds_per_epoch: float = 0.0, fail: Callable[[Params], TrialFailed | None] = lambda params: None
-) -> Callable[..., TrialResult]:
+def never(params: Params) -> TrialFailed | None:
+    """No trial fails."""
+    return None
+
+
+@dataclass(frozen=True)
+class fake_run:  # stands where a function does; a class, since a worker process has to unpickle it
     """A `trial.run` that climbs to `height` in `EPOCHS` epochs."""
 
-    def run(
+    seconds_per_epoch: float = 0.0
+    fail: Callable[[Params], TrialFailed | None] = never
+
+    def __call__(
+        self,
         experiment: Experiment,
-        splits: Dataset,
+        splits: Dataset | Arrays,
         params: Params,
         seed: int,
         on_epoch: OnEpoch,
@@ -68,13 +78,13 @@ def fake_run(
         checkpoint: Path | None = None,
         deadline_s: float | None = None,
     ) -> TrialResult:
-        failure = fail(params)
+        failure = self.fail(params)
         if failure is not None:
             raise failure
         noise = (seed % 1000) / 1e6
         history = []
         for epoch in range(EPOCHS):
-            time.sleep(seconds_per_epoch)
+            time.sleep(self.seconds_per_epoch)
             value = height(params) * (epoch + 1) / EPOCHS + noise
             losses = {"loss": 1 - value, "val_loss": 1 - value, "val_log_loss": 1 - value}
             history.append({**losses, "val_auc": value, "learning_rate": 1e-3})
@@ -86,19 +96,29 @@ def fake_run(
         value, best_epoch = history[-1][experiment.objective.metric], len(history) - 1
         return TrialResult(state, value, metrics, tuple(history), best_epoch, 0.1, 32, (), bundle)  # type: ignore[arg-type]
 
-    return run
+
+@dataclass(frozen=True)
+class NoBackend:
+    """In place of `orders.Setup`: a process for fakes needs no TensorFlow."""
+
+    backend: str
+    threads: int
+
+    def __call__(self) -> None:
+        """Nothing to do."""
 
 
 @contextmanager
 def no_network(run: Callable[..., TrialResult]) -> Iterator[None]:
     """Put a fake in the place of `trial.run` and of the pre-flight, and leave TensorFlow out."""
-    before = trial.run, sweep.try_models, training.load_backend
+    before = trial.run, sweep.try_models, training.load_backend, crew.PRELOAD, crew.setup_of
     trial.run, sweep.try_models = run, lambda experiment, dataset, watch: ()
     training.load_backend = lambda: None
+    crew.PRELOAD, crew.setup_of = ("forge_sweep.sweep.orders",), NoBackend
     try:
         yield
     finally:
-        trial.run, sweep.try_models, training.load_backend = before
+        trial.run, sweep.try_models, training.load_backend, crew.PRELOAD, crew.setup_of = before
 
 
 def die_after(point: str) -> None:

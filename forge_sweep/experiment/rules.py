@@ -17,6 +17,7 @@ from forge_sweep.experiment.spec import (
     ObjectiveSpec,
     PreprocessingSpec,
     StudySpec,
+    WorkersSpec,
 )
 from forge_sweep.task import METRICS, check_pairing, direction, pairings
 
@@ -30,6 +31,7 @@ class Sections:
     model: ModelSpec | None
     objective: ObjectiveSpec | None
     study: StudySpec | None
+    workers: WorkersSpec | None
 
 
 Rule = Callable[[Sections], Iterator[Mistake]]
@@ -379,6 +381,17 @@ def scaler_is_named_once(sections: Sections) -> Iterator[Mistake]:
         )
 
 
+def processes_are_asked_for(sections: Sections) -> Iterator[Mistake]:
+    """What only worker processes have is not set beside kind `serial`."""
+    workers = sections.workers
+    if workers is not None and workers.kind == "serial":
+        for key, field in type(workers).model_fields.items():
+            value = getattr(workers, key)
+            if key != "kind" and value != field.default and (key, value) != ("n", 1):
+                hint = 'set workers.kind = "processes"'
+                yield Mistake(f"workers.{key}", str(value), 'nothing beside workers.kind = "serial"', hint)
+
+
 RULES: tuple[Rule, ...] = (
     source_fits,
     split_fits,
@@ -391,4 +404,5 @@ RULES: tuple[Rule, ...] = (
     momentum_has_a_user,
     sampler_fits_space,
     scaler_is_named_once,
+    processes_are_asked_for,
 )

@@ -153,8 +153,26 @@ class ConfirmSpec(Section):
 class WorkersSpec(Section):
     """``[workers]``: where trials run."""
 
-    kind: Literal["serial"] = Field("serial", description="One trial at a time, in this process.")
-    n: Literal[1] = Field(1, description="Number of workers.")
+    kind: Literal["serial", "processes"] = Field(
+        "serial", description="One trial at a time in this process, or each worker's trials in a process of its own."
+    )
+    n: int | None = Field(
+        None, ge=1, description="Number of workers; follows from cores, memory and GPUs. 1 for `serial`."
+    )
+    threads: int | None = Field(
+        None, ge=1, description="Threads of one worker process; its share of the cores by default."
+    )
+    per_gpu: int = Field(1, ge=1, description="Worker processes on one GPU.")
+    memory_limit_mb: int | None = Field(
+        None,
+        ge=1,
+        description="Most MB that a trial may take before its process is killed; a share of what is free by default.",
+    )
+
+    @property
+    def parallel(self) -> bool:
+        """Whether several trials may run at once."""
+        return self.kind != "serial" and self.n != 1
 
 
 class TrackingSpec(Section):

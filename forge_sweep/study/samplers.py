@@ -64,7 +64,7 @@ def _tpe(experiment: Experiment, seed: int) -> samplers.BaseSampler:
     conditional = any(dimension.when for dimension in searched(experiment.space).values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # of group
-        return samplers.TPESampler(seed=seed, group=conditional, constant_liar=experiment.workers.n > 1)
+        return samplers.TPESampler(seed=seed, group=conditional, constant_liar=experiment.workers.parallel)
 
 
 def _cmaes(experiment: Experiment, seed: int) -> samplers.BaseSampler:

@@ -71,8 +71,8 @@ class Requeued:
 class Study(StudyView):
     """The study of one experiment, for the process that runs it.
 
-    Ask, run, report, tell: each trial that `ask` gives is ended by `tell` or `put_back` of the same object. Threads may
-    share the object. `hold` it and `requeue` before the first `ask`::
+    Ask, run, report, tell: each trial that `ask` gives is ended by `tell`, `put_back` or `lose` of the same object.
+    Threads may share the object. `hold` it and `requeue` before the first `ask`::
 
         with study.hold():
             study.requeue()
@@ -270,6 +270,17 @@ class Study(StudyView):
         with self._lock:
             self._wait(number)
             self._forget(number)
+
+    def lose(self, number: int) -> bool:
+        """Take back a trial whose worker died while this process lives.
+
+        Returns:
+            Whether it waits again; False where it was begun three times already and failed as ``lost-worker``.
+        """
+        with self._lock:
+            again = self._take_back(self._study.get_trials(deepcopy=False)[number])
+            self._forget(number)
+            return again
 
     def note(self, key: str, value: Any) -> None:
         """Keep a JSON value with the study, such as ``baseline:xgboost``: what a sweep has behind it besides trials."""

@@ -27,6 +27,7 @@ from forge_sweep.sources import Dataset
 from forge_sweep.study import Study, TrialState, open_study, require_packages, resumable
 from forge_sweep.sweep.confirm import confirm
 from forge_sweep.sweep.context import Context, Event, Interrupted, Watch, baseline_values, ignore
+from forge_sweep.sweep.crew import Crew
 from forge_sweep.sweep.publish import final_key, log_setting, publish
 from forge_sweep.sweep.trials import best_value, end_lost, fit_baselines, run_trials, trial_name
 from forge_sweep.tracking import Run, Tracker, default_uri
@@ -155,9 +156,10 @@ def phases(context: Context, parent: Run) -> dict[str, Any]:
     fit_baselines(context)
     about = {"total": context.study.n_trials, "done": context.study.n_done, "states": context.study.counts()}
     context.tell("phase", name="trials", best=best_value(context), baselines=baseline_values(context), **about)
-    run_trials(context)
-    context.tell("phase", name="confirm")
-    confirmed = confirm(context)
+    with Crew(context) as crew:
+        run_trials(context, crew)
+        context.tell("phase", name="confirm")
+        confirmed = confirm(context, crew)
     context.tell("phase", name="publish")
     return publish(context, parent, confirmed)
 

@@ -8,6 +8,7 @@ benchmarks").
 from __future__ import annotations
 
 import statistics
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,14 @@ from forge_sweep.sweep.context import (
     rank,
     stop_if_asked,
 )
+from forge_sweep.sweep.crew import Crew
+from forge_sweep.sweep.orders import Outcome
 from forge_sweep.tracking import Run
 from forge_sweep.training import classify
-from forge_sweep.trial import TrialResult
+from forge_sweep.workers import Worker, WorkerLost
+
+ATTEMPTS = 3
+"""A training whose process died this often has failed, as in the search."""
 
 
 @dataclass(frozen=True)
@@ -123,15 +129,16 @@ def candidates(context: Context) -> tuple[Candidate, ...]:
     return (*top, *baseline)
 
 
-def confirm(context: Context) -> tuple[Confirmed, ...]:
+def confirm(context: Context, crew: Crew) -> tuple[Confirmed, ...]:
     """Run every candidate with every seed; the best mean comes first.
 
     A configuration that fails with one of the seeds is left out: in production it would fail as often.
     """
+    chosen, seeds = candidates(context), tuple(range(1, context.experiment.confirm.seeds + 1))
+    found = run_all(context, crew, [(candidate, s) for candidate in chosen for s in seeds])
     confirmed = []
-    for candidate in candidates(context):
-        seeds = tuple(range(1, context.experiment.confirm.seeds + 1))
-        values = [confirm_one(context, candidate, s) for s in seeds]
+    for candidate in chosen:
+        values = [found[candidate.label, s] for s in seeds]
         kept = tuple(value for value in values if value is not None)
         if len(kept) < len(values):
             context.tell("message", text=f"{candidate.words} failed under another seed; left out", severity="warning")
@@ -143,7 +150,23 @@ def confirm(context: Context) -> tuple[Confirmed, ...]:
     return tuple(confirmed)
 
 
-def confirm_one(context: Context, candidate: Candidate, s: int) -> float | None:
+def run_all(context: Context, crew: Crew, todo: list[tuple[Candidate, int]]) -> dict[tuple[str, int], float | None]:
+    """The objective of every candidate with every seed, by label and seed; None where it failed."""
+    left, found = deque(todo), dict[tuple[str, int], float | None]()
+
+    def job(worker: Worker) -> None:
+        while left and not worker.stopping:
+            try:
+                candidate, s = left.popleft()
+            except IndexError:  # another worker took the last one
+                return
+            found[candidate.label, s] = confirm_one(context, crew, worker, candidate, s)
+
+    crew.run(job)
+    return found
+
+
+def confirm_one(context: Context, crew: Crew, worker: Worker, candidate: Candidate, s: int) -> float | None:
     """Train one candidate with one seed unless that is done, and keep its bundle until the choice.
 
     Returns:
@@ -158,11 +181,13 @@ def confirm_one(context: Context, candidate: Candidate, s: int) -> float | None:
     stop_if_asked(context)
     seed = derived_seed(context.experiment.seed, "confirm", candidate.label, s)
     run = context.child(
-        name, "confirm", {**candidate.about, "seed": seed, "confirm_seed": s}, **{"forge.confirms": candidate.words}
+        name,
+        "confirm",
+        {**candidate.about, "seed": seed, "confirm_seed": s},
+        **{"forge.confirms": candidate.words, **({} if candidate.baseline else crew.tags)},
     )
     try:
-        result = train(context, candidate, seed, run, context.checkpoints / f"{name}.keras")
-        keep(context, name, run, result)
+        result = train(context, crew, worker, candidate, seed, run, name)
     except TrialFailed as failure:
         finish_failed(run, failure)
         if failure.failure == "diverged":
@@ -176,38 +201,53 @@ def confirm_one(context: Context, candidate: Candidate, s: int) -> float | None:
     return result.value
 
 
-def train(context: Context, candidate: Candidate, seed: int, run: Run, checkpoint: Path) -> TrialResult:
-    """Train a network or a tree; nothing prunes it."""
-    experiment, dataset = context.experiment, context.dataset
+def train(
+    context: Context, crew: Crew, worker: Worker, candidate: Candidate, seed: int, run: Run, name: str
+) -> Outcome:
+    """Train a network or a tree, keep its bundle, and end its run; nothing prunes it."""
+    folder = bundle_folder(context, name)
     if candidate.baseline:
-        try:
-            return trial.run_baseline(experiment, dataset, candidate.baseline, seed)
-        except Exception as error:
-            raise classify(error) from error
-    on_epoch = OnEpoch(context, run, lambda epoch, metrics: False)
-    try:
-        limit = experiment.study.trial_timeout_s
-        return trial.run(experiment, dataset, candidate.params, seed, on_epoch, checkpoint=checkpoint, deadline_s=limit)
-    except TrialFailed:
-        if on_epoch.error is not None:
-            raise on_epoch.error from None
-        raise
-    finally:
-        run.flush()
-        checkpoint.unlink(missing_ok=True)
-
-
-def keep(context: Context, name: str, run: Run, result: TrialResult) -> None:
-    """Save the bundle of a confirmed candidate and end its run."""
-    result.bundle.save(bundle_folder(context, name), context.dataset.train.features)
+        result = train_baseline(context, candidate.baseline, seed, folder)
+    else:
+        result = train_network(context, crew, worker, candidate, seed, run, folder)
     objective = context.experiment.objective.metric
     summary = {f"best_{objective}": result.value, "seconds": result.seconds}
-    if result.history:
-        summary |= {"best_epoch": result.best_epoch, "epochs_run": len(result.history)}
+    if result.epochs:
+        summary |= {"best_epoch": result.best_epoch, "epochs_run": result.epochs}
     else:
         summary |= result.metrics
-    run.log_metrics({**summary, "threshold": result.bundle.threshold})
+    run.log_metrics({**summary, "threshold": result.threshold})
     finish(run, "finished", "FINISHED")
+    return result
+
+
+def train_baseline(context: Context, kind: str, seed: int, folder: Path) -> Outcome:
+    """Fit a tree, in this process, and keep its bundle."""
+    try:
+        result = trial.run_baseline(context.experiment, context.dataset, kind, seed)
+    except Exception as error:
+        raise classify(error) from error
+    result.bundle.save(folder, context.dataset.train.features)
+    return Outcome.of(result)
+
+
+def train_network(
+    context: Context, crew: Crew, worker: Worker, candidate: Candidate, seed: int, run: Run, folder: Path
+) -> Outcome:
+    """Train a network on a worker, which keeps the bundle; anew where the worker dies."""
+    checkpoint = folder.with_name(f"{folder.name}.keras")
+    for _ in range(ATTEMPTS):
+        on_epoch = OnEpoch(context, run, lambda epoch, metrics: False)
+        try:
+            return crew.train(worker, candidate.params, seed, checkpoint, on_epoch, keep=folder)
+        except TrialFailed:
+            if on_epoch.error is not None:
+                raise on_epoch.error from None
+            raise
+        except WorkerLost as lost:
+            why = str(lost)
+            context.tell("message", text=f"{folder.name} was lost and runs again: {why}", severity="warning")
+    raise TrialFailed("lost-worker", f"the process ended {ATTEMPTS} times before the training did: {why}")
 
 
 def bundle_folder(context: Context, name: str) -> Path:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import math
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,7 @@ class Context:
         key: identity of the parent run; the keys of its children begin with it.
         watch: told of every event.
         stopping: true once the user asked to stop.
+        lock: one worker at a time tells.
     """
 
     experiment: Experiment
@@ -69,10 +71,12 @@ class Context:
     key: str
     watch: Watch
     stopping: Callable[[], bool]
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def tell(self, kind: str, **data: Any) -> None:
-        """Tell whoever watches."""
-        self.watch(Event(kind, data))
+        """Tell whoever watches; a watcher need not be made for threads."""
+        with self.lock:
+            self.watch(Event(kind, data))
 
     @property
     def checkpoints(self) -> Path:

@@ -7,11 +7,12 @@ the same number, the same seed and the same MLflow run.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from forge_sweep import trial, workers
+from forge_sweep import trial
 from forge_sweep.errors import SweepStopped, TrialFailed
 from forge_sweep.experiment import derived_seed
 from forge_sweep.study import Asked
@@ -24,9 +25,11 @@ from forge_sweep.sweep.context import (
     finite,
     stop_if_asked,
 )
+from forge_sweep.sweep.crew import Crew
+from forge_sweep.sweep.orders import Outcome
 from forge_sweep.tracking import Run
-from forge_sweep.training import classify, release, settle
-from forge_sweep.trial import TrialResult
+from forge_sweep.training import classify, settle
+from forge_sweep.workers import Job, Worker, WorkerLost
 
 
 def fit_baselines(context: Context) -> None:
@@ -56,56 +59,90 @@ def fit_baseline(context: Context, kind: str) -> None:
     context.tell("baseline", name=kind, value=result.value, seconds=result.seconds)
 
 
-def run_trials(context: Context) -> None:
+def run_trials(context: Context, crew: Crew) -> None:
     """Run trials until the study has all of its `n_trials`, or the time is up."""
     settle()
-    workers.make(context.experiment.workers).run(job(context))
+    crew.run(job(context, crew))
 
 
-def job(context: Context) -> Callable[[str], None]:
+def job(context: Context, crew: Crew) -> Job:
     """The loop of one worker: ask, run, tell, until nothing is left."""
-    began = time.monotonic()
-    timeout_s = context.experiment.study.timeout_s or math.inf
+    time_is_up = deadline(context)
 
-    def loop(worker_id: str) -> None:
-        while True:
+    def loop(worker: Worker) -> None:
+        while not worker.stopping:
             stop_if_asked(context)
-            if time.monotonic() - began > timeout_s:
-                text = f"study.timeout_s = {timeout_s:g} is over: no new trial is started"
-                context.tell("message", text=text, severity="warning")
+            if time_is_up():
                 return
             asked = context.study.ask()
             if asked is None:
                 return
-            run_trial(context, asked)
-            release()
+            run_trial(context, crew, worker, asked)
             stop_if_hopeless(context)
 
     return loop
 
 
-def run_trial(context: Context, asked: Asked) -> None:
+def deadline(context: Context) -> Callable[[], bool]:
+    """Whether the time of this command is over, from now on; said once."""
+    began, said = time.monotonic(), threading.Event()
+    timeout_s = context.experiment.study.timeout_s or math.inf
+
+    def is_over() -> bool:
+        over = time.monotonic() - began > timeout_s
+        with context.lock:
+            if over and not said.is_set():
+                said.set()
+                text = f"study.timeout_s = {timeout_s:g} is over: no new trial is started"
+                context.tell("message", text=text, severity="warning")
+        return over
+
+    return is_over
+
+
+def run_trial(context: Context, crew: Crew, worker: Worker, asked: Asked) -> None:
     """Run one trial as a child run and tell the study how it ended.
 
     Whatever goes wrong outside the training itself, the user's wish to stop included, lets the trial wait again.
     """
     run: Run | None = None
     try:
-        run = open_trial(context, asked)
-        ended = run_opened(context, asked, run)
+        run = open_trial(context, crew, asked)
+        ended = run_opened(context, crew, worker, asked, run)
+    except WorkerLost as lost:
+        assert run is not None
+        take_back(context, asked, run, lost)
+        return
     except BaseException:
-        context.study.put_back(asked.number)
-        if run is not None:
-            finish(run, "waiting", "SCHEDULED")
+        try:
+            if run is not None:
+                finish(run, "waiting", "SCHEDULED")
+        finally:  # last, since another worker may take it up at once
+            context.study.put_back(asked.number)
         raise
     context.tell("trial_done", number=asked.number, best=best_value(context), **ended)
 
 
-def run_opened(context: Context, asked: Asked, run: Run) -> dict[str, Any]:
+def take_back(context: Context, asked: Asked, run: Run, lost: WorkerLost) -> None:
+    """Let a trial wait again whose worker died, or give it up where that happened too often."""
+    try:
+        finish(run, "waiting", "SCHEDULED")
+    finally:
+        again = context.study.lose(asked.number)
+    if not again:
+        end_lost(context, asked.number)
+        return
+    text = f"trial {asked.number} was lost and runs again: {lost}"
+    context.tell("message", text=text, severity="warning")
+
+
+def run_opened(context: Context, crew: Crew, worker: Worker, asked: Asked, run: Run) -> dict[str, Any]:
     """Train, log the end, tell the study; returns how it ended."""
     on_epoch = OnEpoch(context, run, lambda epoch, metrics: report(context, asked, epoch, metrics))
+    seed = derived_seed(context.experiment.seed, "trial", asked.number)
+    checkpoint = context.checkpoints / f"{trial_name(asked.number)}.keras"
     try:
-        result = train(context, asked, on_epoch)
+        result = crew.train(worker, asked.params, seed, checkpoint, on_epoch)
     except TrialFailed as failure:
         if on_epoch.error is not None:
             raise on_epoch.error from None
@@ -118,27 +155,14 @@ def trial_name(number: int) -> str:
     return f"trial-{number:04d}"
 
 
-def open_trial(context: Context, asked: Asked) -> Run:
+def open_trial(context: Context, crew: Crew, asked: Asked) -> Run:
     """The run of a trial, new or found again."""
     seed = derived_seed(context.experiment.seed, "trial", asked.number)
-    tags = {"optuna.trial_number": str(asked.number), "forge.attempt": str(asked.attempt)}
+    tags = {"optuna.trial_number": str(asked.number), "forge.attempt": str(asked.attempt), **crew.tags}
     params = {**asked.params, "seed": seed, "trial_number": asked.number}
     run = context.child(trial_name(asked.number), "trial", params, **tags)
     context.tell("trial_started", number=asked.number, params=asked.params)
     return run
-
-
-def train(context: Context, asked: Asked, on_epoch: OnEpoch) -> TrialResult:
-    """The training of one trial; its best weights are on disk while it lasts."""
-    experiment, checkpoint = context.experiment, context.checkpoints / f"{trial_name(asked.number)}.keras"
-    seed, limit = derived_seed(experiment.seed, "trial", asked.number), experiment.study.trial_timeout_s
-    try:
-        return trial.run(
-            experiment, context.dataset, asked.params, seed, on_epoch, checkpoint=checkpoint, deadline_s=limit
-        )
-    finally:
-        on_epoch.run.flush()
-        checkpoint.unlink(missing_ok=True)
 
 
 def report(context: Context, asked: Asked, epoch: int, metrics: Mapping[str, float]) -> bool:
@@ -147,17 +171,17 @@ def report(context: Context, asked: Asked, epoch: int, metrics: Mapping[str, flo
     return context.study.report(asked.number, epoch, metrics[context.experiment.objective.metric])
 
 
-def end_scored(context: Context, asked: Asked, run: Run, result: TrialResult) -> dict[str, Any]:
+def end_scored(context: Context, asked: Asked, run: Run, result: Outcome) -> dict[str, Any]:
     """Log the summary of a finished or pruned trial, end its run, then tell the study."""
     delta = delta_vs_baseline(context, result.value)
-    summary = {"best_epoch": result.best_epoch, "epochs_run": len(result.history), "seconds": result.seconds}
+    summary = {"best_epoch": result.best_epoch, "epochs_run": result.epochs, "seconds": result.seconds}
     compared = {} if delta is None else {"delta_vs_baseline": delta}
     run.log_metrics({f"best_{context.experiment.objective.metric}": result.value, **summary, **compared})
     run.set_tags({"forge.events": "; ".join(result.events), "forge.batch_size": str(result.batch_size)})
     finish(run, result.state, "FINISHED" if result.state == "finished" else "KILLED")
     attrs = {"metrics": finite(result.metrics), "best_epoch": result.best_epoch, "seconds": result.seconds}
     context.study.tell(asked.number, result.state, result.value, attrs=attrs)
-    shown = {"state": result.state, "value": result.value, "delta": delta, "epochs": len(result.history)}
+    shown = {"state": result.state, "value": result.value, "delta": delta, "epochs": result.epochs}
     return {**shown, "seconds": result.seconds, "metrics": attrs["metrics"]}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ _log = logging.getLogger("forge_sweep")
 
 
 class Tracker:
-    """Writes the runs of one MLflow experiment; not for several threads, each process has its own.
+    """Writes the runs of one MLflow experiment. Threads may share it, each with runs of its own; a process has its own.
 
     A write that fails because the store cannot be reached waits in ``<store>/journal/<experiment>.jsonl``, and so does
     all that follows, in order; a journal left by an earlier process is replayed first. What MLflow refuses raises
@@ -65,6 +66,7 @@ class Tracker:
         self._down = False
         self._next_attempt = -math.inf
         self._stuck: tuple[Record | None, int] = (None, 0)
+        self._lock = threading.RLock()  # one write at a time, in the order in which they wait in the journal
         self.replay()
 
     def __enter__(self) -> Tracker:
@@ -152,7 +154,7 @@ class Tracker:
                 hint=f"start it and run the same command again; the bundle is in {bundle_folder}",
             )
         candidate = registration.Candidate(run_key, bundle_folder, model_name, columns, requirements, tags, step)
-        with stores.translated(what), stores.current(self.uri):
+        with self._lock, stores.translated(what), stores.current(self.uri):
             return registration.register(self._session, candidate)
 
     def link(self, parent: str, metric: str, direction: str) -> str:
@@ -176,9 +178,10 @@ class Tracker:
 
     def replay(self) -> bool:
         """Try now to write what waits; returns whether nothing waits any more."""
-        if self._journal.waiting:
-            self._drain()
-        return not self._journal.waiting
+        with self._lock:
+            if self._journal.waiting:
+                self._drain()
+            return not self._journal.waiting
 
     def close(self) -> None:
         """Write what is buffered and what waits; what still waits is kept for the next process."""
@@ -199,18 +202,19 @@ class Tracker:
             InputError: MLflow refused it.
             TrackingDown: it could neither be made nor wait, as when the disk is full.
         """
-        if isinstance(write, writes.Finish):
-            self._open.pop(write.key, None)
-        if self._journal.waiting and time.monotonic() >= self._next_attempt:
-            self._drain()
-        if self._journal.waiting:
-            self._wait(write)
-            return
-        try:
-            self._apply(write)
-        except TrackingDown as error:
-            self._went_down(error)
-            self._wait(write)
+        with self._lock:
+            if isinstance(write, writes.Finish):
+                self._open.pop(write.key, None)
+            if self._journal.waiting and time.monotonic() >= self._next_attempt:
+                self._drain()
+            if self._journal.waiting:
+                self._wait(write)
+                return
+            try:
+                self._apply(write)
+            except TrackingDown as error:
+                self._went_down(error)
+                self._wait(write)
 
     def _wait(self, write: writes.Write) -> None:
         try:

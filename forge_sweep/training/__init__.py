@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from forge_sweep.training.backend import accelerators, load_backend, release, seed_everything, select_backend, settle
+from forge_sweep.training.backend import (
+    accelerators,
+    limit_threads,
+    load_backend,
+    release,
+    seed_everything,
+    select_backend,
+    settle,
+)
 from forge_sweep.training.data import Features, TrainingData, each, leaves
 from forge_sweep.training.failures import classify
 from forge_sweep.training.loop import FitResult, FitSpec, OnEpoch, fit
@@ -21,6 +29,7 @@ __all__ = [
     "each",
     "fit",
     "leaves",
+    "limit_threads",
     "load_backend",
     "outputs",
     "release",

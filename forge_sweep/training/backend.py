@@ -107,6 +107,22 @@ def accelerators() -> tuple[str, ...]:
     return tuple(device for device in keras.distribution.list_devices() if not device.startswith("cpu"))
 
 
+def limit_threads(count: int) -> None:
+    """Let one operation, and independent operations, use this many threads. Call it before the first operation.
+
+    Other backends than TensorFlow go by the environment variables that are set when they are imported, such as
+    ``OMP_NUM_THREADS``.
+
+    Raises:
+        RuntimeError: TensorFlow computes already.
+    """
+    if "tensorflow" in sys.modules:
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(count)
+        tf.config.threading.set_inter_op_parallelism_threads(count)
+
+
 def settle() -> None:
     """Take what is loaded by now out of the garbage collector's sight. Call it once, before the first trial.
 

@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from forge_sweep import environment
 from forge_sweep.training.data import TrainingData, row_weights
-
-if TYPE_CHECKING:
-    import numpy as np
 
 SEGMENT_S = 1.0
 """About how long one call may last. Between calls the deadline is looked at and Ctrl-C is heard."""
@@ -57,7 +55,7 @@ class CompiledEpoch:
         arrays = keras.utils.pack_x_y_sample_weight(data.x_train, data.y_train, row_weights(data))
         self.streamed = size_of(arrays) > RESIDENT_SHARE * free_bytes(self.device)
         with tf.device("CPU:0" if self.streamed else self.device):
-            self.data = arrays if self.streamed else tf.nest.map_structure(tf.convert_to_tensor, arrays)
+            self.data = arrays if self.streamed else tf.nest.map_structure(resident, arrays)
         self.stride = 1  # steps per call: doubled as long as a call is short
         if not model.optimizer.built:  # inside the function it would be traced twice, as for all that makes variables
             model.optimizer.build(model.trainable_variables)
@@ -136,6 +134,23 @@ class CompiledEpoch:
             return tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), data)
 
         return gathered
+
+
+ALIGNMENT = 64
+"""Bytes at a multiple of which TensorFlow wants its data to begin."""
+
+
+def resident(array: np.ndarray) -> tf.Tensor:
+    """An array as a tensor. A memory map on the CPU is taken as it is, so that processes share its pages."""
+    shareable = isinstance(array, np.memmap) and array.size and array.dtype.kind in "fi"
+    if shareable and array.ctypes.data % ALIGNMENT == 0 and on_cpu():
+        return tf.experimental.dlpack.from_dlpack(np.asarray(array).__dlpack__())
+    return tf.convert_to_tensor(array)
+
+
+def on_cpu() -> bool:
+    """Whether tensors are made on the CPU here."""
+    return "CPU:" in tf.constant(0).device
 
 
 def row_order(rows: int, seed: int, epoch: int | tf.Tensor) -> tf.Tensor:

@@ -2,11 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, Protocol, TypeVar
 
-Job = Callable[[str], None]
-"""One worker's loop. Gets the worker's id; returns when nothing is left to do."""
+T = TypeVar("T")
+
+Say = Callable[[Any], Any]
+"""Sends a message to the job that called the task and returns its answer."""
+
+Task = Callable[[Say], T]
+"""What a worker computes. It may be run in another process: it, its result, and what it says can be pickled."""
+
+
+class WorkerLost(Exception):
+    """The process of a task ended or hung, for no reason that lies in the task. The next call gets a new process."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a task may use where it runs in a process of its own. Beyond that the process is killed.
+
+    Attributes:
+        seconds: wall clock of one task; the task fails as ``time-out``.
+        silent_s: time in which it neither says anything nor computes; then it counts as lost.
+    """
+
+    seconds: float = math.inf
+    silent_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many processes run, and what each of them is given.
+
+    Attributes:
+        n: number of workers.
+        environment: variables of each worker; worker ``i`` has those at ``i``, modulo their number.
+        shared: variables that have to be there before the first import, the same for all.
+        start: ``forkserver`` shares the memory of what is imported and starts in milliseconds; ``spawn`` is for
+            platforms without it, and for GPUs, whose driver does not survive a fork.
+        preload: modules that the fork server imports; none may compute, since threads do not survive a fork either.
+        setup: called in each process before its first task; can be pickled.
+        memory_bytes: most memory of one process beyond what it had after ``setup``; None for no limit.
+    """
+
+    n: int = 1
+    environment: tuple[Mapping[str, str], ...] = ({},)
+    shared: Mapping[str, str] = field(default_factory=dict)
+    start: Literal["forkserver", "spawn"] = "forkserver"
+    preload: tuple[str, ...] = ()
+    setup: Callable[[], None] | None = None
+    memory_bytes: int | None = None
+
+
+class Worker(Protocol):
+    """What a job gets: its own hand in the run."""
+
+    @property
+    def id(self) -> str:
+        """Unique among the workers of all runs that are alive."""
+        ...
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the job of another worker failed, so that nothing new should be begun."""
+        ...
+
+    def call(self, task: Task[T], relay: Say, limits: Limits) -> T:
+        """Run a task and return its result.
+
+        What the task raises is raised here, and so is what ``relay`` raises: the task is then given up.
+
+        Args:
+            task: gets a function that sends a message to ``relay`` and returns its answer.
+            relay: called in this thread with each message.
+            limits: what the task may use.
+
+        Raises:
+            WorkerLost: the process of the task was killed from outside, crashed, or hangs.
+            TrialFailed: it passed a limit: ``time-out`` or ``out-of-memory``.
+            SweepStopped: no process can be started.
+        """
+        ...
+
+
+Job = Callable[[Worker], None]
+"""One worker's loop. Returns when nothing is left to do."""
 
 
 class Workers(Protocol):
@@ -14,22 +98,31 @@ class Workers(Protocol):
 
     What a backend holds to:
 
-    - Each worker calls the job once with an id of its own, unique among the workers of all runs that are alive. A
-      backend that replaces a dead worker calls the job again with a new id.
-    - Jobs may run at the same time, in threads, processes or on other machines; the job says what it shares. A backend
-      that leaves the process needs a job that can be pickled.
+    - Each worker runs the job once, with an id of its own. Jobs may run at the same time, in threads of this process;
+      the job says what it shares. What it hands to `Worker.call` may run in another process.
     - `run` returns when every job has returned. An exception of a job ends `run` with that exception, after the other
-      workers have come to an end; none is swallowed, and none is turned into another.
-    - KeyboardInterrupt reaches the jobs of this process and ends `run`.
-    - A backend starts nothing before `run` and leaves nothing behind after it: no thread, process or temporary file.
+      workers have come to an end (they see `Worker.stopping`); of several the first counts, the others are noted on it.
+    - KeyboardInterrupt in the thread of `run` gives up all tasks at once, reaches every job as KeyboardInterrupt from
+      `Worker.call`, and ends `run`.
+    - A process that dies, hangs or uses too much harms its own task only.
+    - A backend starts nothing before `run`, keeps processes warm between two runs, and leaves nothing behind after
+      `close`: no thread, process or temporary file. No process outlives this one, however it ends.
 
-    What the job holds to: it may be killed at any moment and be begun again, so that what counts is stored before it is
-    acted on. How work is shared out is the job's matter: workers pull trials from the study, none is handed out here.
+    What the job holds to: how work is shared out is its matter; workers pull trials, none is handed out here.
     """
 
     def run(self, job: Job) -> None:
-        """Run ``job(worker_id)`` on every worker and wait.
+        """Run ``job(worker)`` on every worker and wait.
 
         Args:
             job: one worker's loop.
         """
+
+    def close(self) -> None:
+        """End what is kept warm."""
+
+    def __enter__(self) -> Workers: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None: ...
