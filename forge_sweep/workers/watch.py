@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import psutil
@@ -33,9 +34,10 @@ class Watch:
         self.heard()
 
     def heard(self) -> None:
-        """The process said something."""
-        self.silent_s = 0.0
-        self.cpu_s = self._cpu_seconds()
+        """The process said something; it may be its last word."""
+        self.silent_s = self.cpu_s = 0.0
+        with contextlib.suppress(psutil.Error):  # it ended since: its pipe says so
+            self.cpu_s = self._cpu_seconds()
 
     def look(self) -> None:
         """Compare with the limits, at most every `LOOK_EVERY_S`.
