@@ -216,6 +216,8 @@ class ProcessWorkers:
     def run(self, job: Job) -> None:
         """Run the job on every worker; see `Workers`."""
         stop, given_up = threading.Event(), threading.Event()
+        # Not `Thread.join`: interrupted by Ctrl-C, Python 3.11 takes the thread for ended from then on.
+        ended = {slot.id: threading.Event() for slot in self.slots}
         raised: list[BaseException] = []
 
         def work(slot: Slot) -> None:
@@ -224,6 +226,8 @@ class ProcessWorkers:
             except BaseException as error:
                 raised.append(error)
                 stop.set()
+            finally:
+                ended[slot.id].set()
 
         for slot in self.slots:
             slot.begin(stop, given_up)
@@ -231,12 +235,13 @@ class ProcessWorkers:
         try:
             for thread in threads:
                 thread.start()
-            for thread in threads:
-                thread.join()
+            for event in ended.values():
+                event.wait()
         except BaseException:  # the second Ctrl-C, most likely
             given_up.set()
             for thread in threads:
-                thread.join()
+                if thread.ident is not None:  # it was started
+                    ended[thread.name].wait()
             raise
         if raised:
             raise self._first(raised)
