@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import resource
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +324,27 @@ KEYS = {
     "times": lambda i: pd.Timestamp("2026-01-01") + pd.Timedelta(seconds=i * 60_000.000001),
     "days": lambda i: (pd.Timestamp("1950-03-01") + pd.Timedelta(days=i)).date(),
 }
+
+
+@pytest.mark.parametrize("numbers", [[2**63 + i for i in range(60)], [0.5, *(2**53 + i for i in range(59))]])
+def test_whole_numbers_that_float64_would_round_are_refused(
+    numbers: list[float], store: Address, tmp_path: Path
+) -> None:
+    """Also where a CSV file has numbers beyond int64, or fractions, in the same column."""
+    said = refused([f"{number},a,{i % 2}" for i, number in enumerate(numbers)], tmp_path, store)
+    assert "whole numbers that float64 holds: below 2**53" in said
+
+
+def test_large_numbers_written_as_floats_are_what_float64_makes_of_them(store: Address, tmp_path: Path) -> None:
+    put_lines([f"{i}.5e30,a,{i % 2}" for i in range(60)], tmp_path, store)
+    assert same_as_file(tmp_path, store).train.features["x"].max() > 5e31
+
+
+def test_decimals_beyond_float64_are_refused(store: Address, tmp_path: Path) -> None:
+    """A Parquet file can hold 38 digits."""
+    x = [Decimal(f"1234567890123456789{i % 10}.12345") for i in range(60)]
+    with pytest.raises(DataError, match=r"column 'x'.*below 2\*\*53"):
+        put_frame(pd.DataFrame({"x": x, "y": np.arange(60) % 2}), tmp_path, store)
 
 
 BEYOND_CSV = "larger whole numbers"  # than int64, which is all that a CSV file has

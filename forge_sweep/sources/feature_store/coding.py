@@ -28,6 +28,7 @@ MOSTLY = 0.9
 TRUE, FALSE = ("1", "true", "True", "TRUE"), ("0", "false", "False", "FALSE")
 """Arrow's words for booleans in CSV files."""
 
+WHOLE = r"\s*[+-]?\d+\s*"
 WHOLE_CODE = re.compile(r"-?\d+\.0+")
 
 
@@ -48,7 +49,7 @@ class Coder(ABC):
     def code(self, values: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
         """Values (n,) as float64 with NaN for missing, and which of them (n,) are none of the column's kind."""
 
-    def inexact(self, coded: np.ndarray) -> np.ndarray:
+    def inexact(self, values: pa.ChunkedArray, coded: np.ndarray) -> np.ndarray:
         """Which coded values (n,) may not be what stands in the file."""
         return np.zeros(len(coded), bool)
 
@@ -89,9 +90,17 @@ class NumberCoder(Coder):
             coded, wrong = _floats(values), np.zeros(len(values), bool)
         return coded, wrong
 
-    def inexact(self, coded: np.ndarray) -> np.ndarray:
-        """See `Coder`. 2**53 may have been 2**53 + 1."""
-        return np.abs(coded) >= EXACT_INTEGER if self._dtype != "float64" else super().inexact(coded)
+    def inexact(self, values: pa.ChunkedArray, coded: np.ndarray) -> np.ndarray:
+        """See `Coder`. 2**53 may have been 2**53 + 1; what is written as a float is what float64 makes of it."""
+        import pyarrow as pa
+
+        large: np.ndarray = np.abs(coded) >= EXACT_INTEGER
+        if self._dtype != "float64" or pa.types.is_decimal(values.type) or not large.any():
+            return large
+        if not pa.types.is_large_string(values.type):
+            return np.zeros(len(coded), bool)
+        large[large] = values.filter(pa.array(large)).to_pandas().str.fullmatch(WHOLE).to_numpy(bool)
+        return large
 
     def accept(self, coded: np.ndarray) -> None:
         """See `Coder`."""

@@ -146,7 +146,9 @@ class RowFile:
             values, wrong = each.code(piece.table.column(name))
             coded[:, position] = values
             mistakes.add(name, wrong, each.expected)
-            mistakes.add(name, each.inexact(values), "whole numbers that float64 holds: below 2**53")
+            mistakes.add(
+                name, each.inexact(piece.table.column(name), values), "whole numbers that float64 holds: below 2**53"
+            )
             if name not in self.spec.target:
                 mistakes.add(name, np.isinf(values), "finite numbers, or none")
         self._check_targets(coded[:, len(self.feature_names) :], mistakes)
