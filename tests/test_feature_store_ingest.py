@@ -347,6 +347,17 @@ def test_decimals_beyond_float64_are_refused(store: Address, tmp_path: Path) -> 
         put_frame(pd.DataFrame({"x": x, "y": np.arange(60) % 2}), tmp_path, store)
 
 
+def test_lines_are_those_of_an_editor(store: Address, tmp_path: Path) -> None:
+    """Blank lines and line breaks within quotes count, in a compressed file too."""
+    records = ["x,c,y", "", "", *(f'{i},"a\nb",{i % 2}' for i in range(40)), "four,a,0", "", "41,a", "5,a,"]
+    for name, pack in (("a.csv", bytes), ("b.csv.gz", gzip.compress)):
+        (tmp_path / name).write_bytes(pack(("\ufeff" + "\n".join(records)).encode()))
+        with pytest.raises(DataError) as error:
+            put({"path": name, "target": ["y"], "task": "binary"}, tmp_path, 0, store)
+        for line in ("line 84, column 'x': 'four'", "line 86: 2 fields", "line 87, column 'y': missing"):
+            assert line in str(error.value)
+
+
 BEYOND_CSV = "larger whole numbers"  # than int64, which is all that a CSV file has
 
 

@@ -28,7 +28,7 @@ class Reject:
     """A row that is left out.
 
     Attributes:
-        line: line of a CSV file (its header is line 1, a record counts as one line), row of a Parquet file from 1.
+        line: line of a CSV file that the record begins in (the header is line 1), row of a Parquet file from 1.
         column: the first column that is wrong, or "".
         value: what stands there.
         reason: what was expected.
@@ -127,7 +127,7 @@ class RowFile:
         return frame
 
     def _line(self, row: int) -> int:
-        return row + self.table.first_line
+        return self.table.line(row)
 
     def _begin(self, piece: Piece, types: dict[str, pa.DataType]) -> None:
         """Decide what each column is, once its first values are known."""

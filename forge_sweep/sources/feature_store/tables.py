@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +69,10 @@ class TableFile(ABC):
     names: list[str]
     first_line: int
 
+    def line(self, row: int) -> int:
+        """What a message calls the row at this position of the file."""
+        return row + self.first_line
+
     @abstractmethod
     def types(self, columns: Sequence[str]) -> dict[str, pa.DataType]:
         """The type of each column; of a CSV file as its first block shows it, ``null`` where that shows no value."""
@@ -123,10 +130,15 @@ class CsvTable(TableFile):
         self.path = path
         self._separator = separator
         self._inferred: dict[str, pa.DataType] = {}
+        self._lines = Lines(path, separator)
         with self._open({}) as reader:
             self.names = list(reader.schema.names)
             if len(set(self.names)) == len(self.names):
                 self._inferred = {field.name: field.type for field in reader.schema}
+
+    def line(self, row: int) -> int:
+        """The line that the record begins in, blank lines and quoted line breaks counted."""
+        return self._lines.of(row)
 
     def types(self, columns: Sequence[str]) -> dict[str, pa.DataType]:
         """See `TableFile`."""
@@ -163,16 +175,59 @@ class CsvTable(TableFile):
         return None
 
     def _open(self, types: dict[str, Any], skip: Callable[[Any], str] | None = None) -> Any:
-        from pyarrow import csv
+        from pyarrow import csv as arrow
 
-        return csv.open_csv(
+        return arrow.open_csv(
             self.path,
-            read_options=csv.ReadOptions(block_size=CSV_BLOCK, use_threads=skip is None),
-            parse_options=csv.ParseOptions(
+            read_options=arrow.ReadOptions(block_size=CSV_BLOCK, use_threads=skip is None),
+            parse_options=arrow.ParseOptions(
                 delimiter=self._separator, newlines_in_values=True, invalid_row_handler=skip or (lambda row: "skip")
             ),
-            convert_options=csv.ConvertOptions(null_values=MISSING_WORDS, strings_can_be_null=True, column_types=types),
+            convert_options=arrow.ConvertOptions(
+                null_values=MISSING_WORDS, strings_can_be_null=True, column_types=types
+            ),
         )
+
+
+class Lines:
+    """Where the records of a CSV file begin. Read only once there is something to say about one: Arrow does not tell.
+
+    Args:
+        path: the file, compressed or not.
+        separator: of its fields.
+    """
+
+    def __init__(self, path: Path, separator: str) -> None:
+        self._path = path
+        self._separator = separator
+        self._begins = array("q")
+        self._reader: Iterator[int] | None = None
+
+    def of(self, row: int) -> int:
+        """The line of the record at this position, from 1; the header is the record before the first."""
+        self._reader = self._reader or self._read()
+        try:
+            while len(self._begins) <= row + 1:
+                self._begins.append(next(self._reader))
+        except (StopIteration, csv.Error, UnicodeError, OSError):  # it does not read the file as Arrow does
+            return row + CsvTable.first_line
+        return self._begins[row + 1]
+
+    def _read(self) -> Iterator[int]:
+        import pyarrow as pa
+
+        with pa.input_stream(str(self._path), compression="detect") as stream:
+            reader = csv.reader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=self._separator)
+            limit = csv.field_size_limit(2**31 - 1)  # of all readers; texts may be long
+            try:
+                while True:
+                    begins = reader.line_num + 1
+                    if next(reader, None):
+                        yield begins
+                    elif reader.line_num < begins:
+                        return
+            finally:
+                csv.field_size_limit(limit)
 
 
 class ParquetTable(TableFile):
