@@ -100,7 +100,7 @@ def test_mistakes_of_the_declaration_are_listed_at_once_by_option(rows: Path) ->
         (["--split", "random=x"], "--split random=x: expected random, column=COLUMN"),
         (["--split", "rows"], "--split"),
         (["--from", "v0"], "rows from one place"),
-        (["--drop", "ctiy"], "data.drop = 'ctiy': no such column; did you mean \"city\"?"),
+        (["--drop", "ctiy"], "--drop = 'ctiy': no such column; did you mean \"city\"?"),
         (["--scaler", "standard", "--version", "v 1"], "expected letters, digits"),
         (["--parent", "v0"], "no such version"),
     ],
@@ -256,3 +256,30 @@ def test_drift_is_a_gate_where_it_is_asked_to_be(v1: Path, tmp_path: Path) -> No
     assert isinstance(result.exception, GateRefused) and result.exception.exit_code == 3
     assert "warning: amount" in str(result.exception) and "amount" in result.stdout
     say("drift", "v1", "v1", "--gate", *store)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "said"),
+    [
+        ("a;y\n1;0\n2;1\n", ["--target", "y"], "--separator ';'"),
+        ("d,x,y\n2026-01-01,1,0\n2026-01-02,2,1\n", ["--target", "y"], "--drop 'd'"),
+        (",x,y\n1,1,0\n2,2,1\n", ["--target", "y"], '--drop ""'),
+        ("x,y\n1,0\n2,0\n3,0\n4,1\n", ["--target", "y"], "--no-stratify"),
+        ("x,y\n1,0\n2,1\n", ["--target", "y", "--shares", "0.5,0.5,0.5"], "--shares = train + valid + test = 1.5"),
+        (None, ["--target", "y"], "the working directory"),
+    ],
+)
+def test_a_fix_is_told_in_options(
+    text: str | None, words: list[str], said: str, store: Address, tmp_path: Path
+) -> None:
+    """Not in keys of an experiment file, which the command has none of."""
+    if text is not None:
+        (tmp_path / "rows.csv").write_text(text)
+    told = refusal("ingest", str(tmp_path / "rows.csv"), "--version", "v1", "--task", "binary", *words)
+    assert said in told and "[data" not in told and "data." not in told
+
+
+def test_a_version_is_named_where_a_temporary_file_is_read(v1: Path) -> None:
+    """A column that is not there, for one."""
+    told = refusal("ingest", "--from", "v1", "--version", "v2", "--split", "time=booked")
+    assert "version v1" in told and "rows.parquet" not in told

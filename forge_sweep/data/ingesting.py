@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,21 @@ if TYPE_CHECKING:
     from forge_sweep.experiment import DataSpec, PreprocessingSpec
     from forge_sweep.sources.feature_store.address import Address
     from forge_sweep.sources.feature_store.versions import Version
+
+
+KEYS = "target|task|key|drop|categorical|positive|separator"
+WORDS = (
+    (r"\bstratify = false under \[data\.split\]", "--no-stratify"),
+    (rf"\b({KEYS}) = \[?(\"[^\"]*\"|'[^']*')\]? under \[data\]", r"--\1 \2"),
+    (rf"\b({KEYS}) under \[data\]", r"--\1"),
+    (r",? under \[data(\.split)?\]", ""),
+    (r"that \[data\] names", "that are named"),
+    (r"\bdata\.path\b", "FILE"),
+    (r"\bdata\.split\.(column|group|time)\b", r"--split \1"),
+    (rf"\bdata\.({KEYS}|split)\b", r"--\1"),
+    (r"the folder of the experiment file", "the working directory"),
+)
+"""What errors say of an experiment file, and what that is on the command line."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +88,20 @@ def ingest_file(
         StoreDown: the store cannot be reached, or broke off; nothing was stored.
     """
     data, preprocessing = checked({"path": str(path.resolve()), **said(declared.data)}, declared)
-    return ingest(
-        data,
-        name=name,
-        root=Path(),
-        seed=declared.seed or 0,
-        address=address,
-        preprocessing=preprocessing,
-        max_errors=strictness.max_errors,
-        rejects=strictness.rejects,
-        parent=parent,
-        source=str(path),
-        progress=progress,
-    )
+    with words_of_options():
+        return ingest(
+            data,
+            name=name,
+            root=Path(),
+            seed=declared.seed or 0,
+            address=address,
+            preprocessing=preprocessing,
+            max_errors=strictness.max_errors,
+            rejects=strictness.rejects,
+            parent=parent,
+            source=str(path),
+            progress=progress,
+        )
 
 
 def ingest_version(address: Address, name: str, parent: str, declared: Declaration, *, progress: Progress) -> Version:
@@ -119,17 +137,35 @@ def ingest_version(address: Address, name: str, parent: str, declared: Declarati
             purpose=f"ingest of {name} from {parent}",
             progress=progress,
         )
-        return ingest(
-            data,
-            name=name,
-            root=Path(),
-            seed=declared.seed or 0,
-            address=address,
-            preprocessing=preprocessing,
-            parent=parent,
-            source=f"version {description.version.version}",
-            progress=progress,
-        )
+        with words_of_options({str(path): f"version {parent}"}):
+            return ingest(
+                data,
+                name=name,
+                root=Path(),
+                seed=declared.seed or 0,
+                address=address,
+                preprocessing=preprocessing,
+                parent=parent,
+                source=f"version {description.version.version}",
+                progress=progress,
+            )
+
+
+@contextlib.contextmanager
+def words_of_options(names: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Turn what an error says of an experiment file into words of the command line.
+
+    Args:
+        names: what else is to be called otherwise, such as a temporary file.
+    """
+    rules = [*((re.escape(name), other.replace("\\", r"\\")) for name, other in (names or {}).items()), *WORDS]
+    try:
+        yield
+    except DataError as error:
+        texts = [error.message, error.hint]
+        for pattern, replacement in rules:
+            texts = [re.sub(pattern, replacement, text) for text in texts]
+        raise DataError(texts[0], hint=texts[1]) from None
 
 
 def inherit(version: Version, stated: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,6 +220,8 @@ def option(path: str) -> str:
     if key.startswith("split."):
         share = key.removeprefix("split.") in ("train", "valid", "test")
         return "--shares" if share else "--split"
+    if path == "data.split":  # the shares do not sum to 1
+        return "--shares"
     return f"--{key.replace('_', '-')}" if section in ("data", "preprocessing") and key else path
 
 
