@@ -12,8 +12,9 @@ from forge_sweep import sources
 from forge_sweep.sources.feature_store import cache, versions
 from forge_sweep.sources.feature_store.address import Address
 from forge_sweep.sources.feature_store.connection import connect, retrying
+from forge_sweep.sources.feature_store.ledger import Look, looks
 from forge_sweep.sources.feature_store.source import spec_of
-from forge_sweep.sources.feature_store.versions import Look, Version
+from forge_sweep.sources.feature_store.versions import Version
 
 if TYPE_CHECKING:
     from forge_sweep.checks.audit import Audit
@@ -38,8 +39,8 @@ class Description:
     def to_dict(self) -> dict[str, Any]:
         """JSON values; fingerprints and the recipe of the preprocessor, which nobody reads, are left out."""
         shown = {name: value for name, value in self.normalization.items() if name != "recipe"}
-        looks = [dataclasses.asdict(look) for look in self.looks]
-        return {**as_dict(self.version), "normalization": shown, "test_looks": looks}
+        lines = [dataclasses.asdict(look) for look in self.looks]
+        return {**as_dict(self.version), "normalization": shown, "test_looks": lines}
 
 
 def listed(address: Address) -> list[Version]:
@@ -69,7 +70,7 @@ def described(address: Address, name: str) -> Description:
         with connect(address) as connection:
             version = versions.find(connection, name)
             stored = versions.normalization(connection, version.normalization_version)
-            return Description(version, stored, tuple(versions.looks(connection, version.digest)))
+            return Description(version, stored, tuple(looks(connection, version.digest)))
 
     return retrying(work)
 

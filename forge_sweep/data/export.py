@@ -12,8 +12,9 @@ from forge_sweep.errors import DataError
 from forge_sweep.sources.base import new_look
 from forge_sweep.sources.feature_store import reading
 from forge_sweep.sources.feature_store.connection import CONFIRM, TUNER, connect, retrying
+from forge_sweep.sources.feature_store.ledger import with_unseen, write_look
 from forge_sweep.sources.feature_store.source import VISIBLE
-from forge_sweep.sources.feature_store.versions import SPLITS, Version, find, with_unseen, write_look
+from forge_sweep.sources.feature_store.versions import SPLITS, Version, find
 from forge_sweep.sources.files import MISSING_WORDS
 
 if TYPE_CHECKING:

@@ -26,15 +26,13 @@ from forge_sweep.sources.feature_store.connection import (
     privileges,
     retrying,
 )
+from forge_sweep.sources.feature_store.ledger import looks, with_unseen, write_look
 from forge_sweep.sources.feature_store.versions import (
     RESTORE,
     SPLITS,
     Version,
     find,
-    looks,
     normalization,
-    with_unseen,
-    write_look,
 )
 
 if TYPE_CHECKING:

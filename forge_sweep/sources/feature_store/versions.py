@@ -22,7 +22,6 @@ from forge_sweep.sources.feature_store.schema import PARTITION
 if TYPE_CHECKING:
     import psycopg
 
-    from forge_sweep.sources.base import TestLook
     from forge_sweep.sources.feature_store.address import Address
     from forge_sweep.task import TaskKind
 
@@ -119,27 +118,6 @@ class Version:
         return f"{PARTITION}{self.version_id}"
 
 
-@dataclass(frozen=True)
-class Look:
-    """One line of the ledger.
-
-    Attributes:
-        version: name of the version.
-        run: MLflow run, or "".
-        purpose: what for.
-        who: user@host of the process.
-        db_user: login.
-        looked_at: when.
-    """
-
-    version: str
-    run: str
-    purpose: str
-    who: str
-    db_user: str
-    looked_at: datetime
-
-
 def find(connection: psycopg.Connection[Any], name: str) -> Version:
     """The version of this name, its description verified by its seal.
 
@@ -182,15 +160,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def with_unseen(connection: psycopg.Connection[Any], version: Version) -> Version:
-    """The version with the texts that only its test rows have; the connection has to be one that sees these rows."""
-    query = "SELECT texts FROM test_texts WHERE dataset_version = %s"
-    row = connection.execute(query, (version.version_id,)).fetchone()
-    texts = row[0] if row else {}
-    features = tuple(replace(column, unseen=tuple(texts.get(column.name, ()))) for column in version.features)
-    return replace(version, features=features)
 
 
 def versions(connection: psycopg.Connection[Any]) -> list[Version]:
@@ -360,28 +329,6 @@ def normalization(connection: psycopg.Connection[Any], normalization_version: st
     row = connection.execute(query, (normalization_version,)).fetchone()
     assert row is not None, normalization_version  # a foreign key says so
     return dict(zip(STORED, row, strict=True))
-
-
-def write_look(connection: psycopg.Connection[Any], version: Version, look: TestLook) -> None:
-    """A line in the ledger, committed: only then does this session see test rows.
-
-    Args:
-        connection: in the role `CONFIRM`.
-        version: whose test rows are read.
-        look: who reads them and what for.
-    """
-    connection.execute(
-        "INSERT INTO test_looks (dataset_version, run, purpose, who) VALUES (%s, %s, %s, %s)",
-        (version.version_id, look.run, look.purpose, look.who),
-    )
-    connection.commit()
-
-
-def looks(connection: psycopg.Connection[Any], digest: str) -> list[Look]:
-    """Every look at the test rows of the content with this digest, the oldest first."""
-    names = "version_name, run, purpose, who, db_user, looked_at"
-    rows = connection.execute(f"SELECT {names} FROM test_looks WHERE digest = %s ORDER BY look_id", (digest,))
-    return [Look(*row) for row in rows]
 
 
 def _version(row: tuple[Any, ...]) -> Version:
