@@ -191,7 +191,7 @@ def test_kill_9_at_any_moment_leaves_exactly_the_trials_that_were_asked_for(tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", ["trials:fit_baseline", "confirm:keep", "publish:score_on_test", "publish:register"])
+@pytest.mark.parametrize("point", ["trials:fit_baseline", "confirm:train", "publish:score_on_test", "publish:register"])
 def test_a_death_after_any_phase_is_made_up_for_by_the_same_command(tmp_path: Path, point: str) -> None:
     """One look at test and one model version, wherever the process died."""
     died = subprocess.run(killed(tmp_path, 3, 0.0, point), cwd=ROOT, check=False, timeout=300)
