@@ -14,6 +14,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from forge_sweep.cli import app
+from forge_sweep.data.ingesting import words_of_options
 from forge_sweep.errors import DataError, ExperimentError, ForgeSweepError, GateRefused, InputError
 from forge_sweep.sources.feature_store.address import Address
 from forge_sweep.testing import TABLE_DIGEST, table
@@ -283,3 +284,43 @@ def test_a_version_is_named_where_a_temporary_file_is_read(v1: Path) -> None:
     """A column that is not there, for one."""
     told = refusal("ingest", "--from", "v1", "--version", "v2", "--split", "time=booked")
     assert "version v1" in told and "rows.parquet" not in told
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("set positive under [data] to 'no' or 'yes'", "set --positive to 'no' or 'yes'"),
+        ("name a target that varies, or rescale it, under [data]", "name a target that varies, or rescale it"),
+        ('set task = "multiclass" or "regression" under [data]', 'set --task "multiclass" or "regression"'),
+        ("leave it out, or set stratify = false under [data.split]", "leave it out, or add --no-stratify"),
+        ("raise train under [data.split]", "raise the share of train: --shares"),
+        ("leave it out with drop = ['d e'] under [data]", "leave it out with --drop 'd e'"),
+        ("a time can split the rows (data.split.time)", "a time can split the rows (--split time=COLUMN)"),
+        ("choose another data.split.kind", "choose another --split"),
+        ("data.split.time = 't': no such column", "--split time='t': no such column"),
+        ("choose another column, or leave data.key out", "choose another column, or leave --key out"),
+        ("data: no column is left as a feature", "no column is left as a feature"),
+        ("positive = 3 is not a label of target 'y'", "--positive = 3 is not a label of target 'y'"),
+        ("data.path: /data.key/my data.split.csv cannot be read", "FILE: /data.key/my data.split.csv cannot be read"),
+        ("column 'data.key' is missing", "column 'data.key' is missing"),
+        ("what nobody has thought of", "what nobody has thought of"),
+    ],
+)
+def test_words_of_an_experiment_file_become_options(said: str, told: str) -> None:
+    """In message and fix alike; what is not known stays, and so do paths and names."""
+    with pytest.raises(DataError) as caught, words_of_options():
+        raise DataError(said, hint=said)
+    assert (caught.value.message, caught.value.hint) == (told, told)
+
+
+def test_a_temporary_file_is_called_by_its_version() -> None:
+    """Without the word FILE before it: no file was named."""
+    with pytest.raises(DataError) as caught, words_of_options({"/tmp/a/rows.parquet": "version v1"}):
+        raise DataError("data.path: /tmp/a/rows.parquet holds no rows")
+    assert caught.value.message == "version v1 holds no rows"
+
+
+def test_mistakes_of_a_declaration_name_no_key_of_a_file(rows: Path) -> None:
+    """Neither in what is expected nor in the fix."""
+    told = refusal("ingest", str(rows), "--version", "v1", *COLUMNS, "--split", "time", "--drop", "label")
+    assert "--split time=COLUMN" in told and "data.split" not in told and "data.target" not in told

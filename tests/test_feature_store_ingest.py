@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from forge_sweep import sources
 from forge_sweep.errors import DataError, InputError
@@ -151,8 +153,8 @@ def test_wrong_values_of_a_parquet_file_are_named_by_row(store: Address, tmp_pat
     frame.loc[7, "x"] = np.inf
     with pytest.raises(DataError) as caught:
         put_frame(frame, tmp_path, store)
-    assert "line 5, column 'y': missing" in str(caught.value)
-    assert "line 8, column 'x': 'inf'" in str(caught.value)
+    assert "row 5, column 'y': missing" in str(caught.value)
+    assert "row 8, column 'x': 'inf'" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -188,11 +190,20 @@ def test_a_whole_number_that_float64_does_not_hold_is_refused(number: int, store
     assert message in refused([*lines, f"{number},a,1"], tmp_path, store)
 
 
-def test_text_that_postgres_cannot_hold_is_refused(store: Address, tmp_path: Path) -> None:
-    """A text with a zero byte, of which Parquet has no fear."""
-    frame = pd.DataFrame({"x": ["a\0b", "c"] * 30, "y": [0, 0, 1, 1] * 15})
-    with pytest.raises(DataError, match=r"refuses .*; nothing was stored"):
-        put_frame(frame, tmp_path, store)
+@pytest.mark.parametrize("column", ["x", "id", "y"])
+def test_text_that_postgres_cannot_hold_is_refused_by_row(column: str, store: Address, tmp_path: Path) -> None:
+    """A text with a zero byte, of which Parquet has no fear: in a feature, the key or the target."""
+    frame = pd.DataFrame({"x": ["a", "c"] * 30, "id": [f"k{i}" for i in range(60)], "y": ["n", "n", "y", "y"] * 15})
+    frame.loc[7, column] = "a\0b"
+    with pytest.raises(
+        DataError, match=rf"1 wrong row;(?s:.*)row 8, column '{column}': 'a\\x00b'; expected text without"
+    ):
+        put_frame(frame, tmp_path, store, key="id")
+
+
+def test_text_that_postgres_cannot_hold_may_be_left_out(store: Address, tmp_path: Path) -> None:
+    version = put_lines([*right(), "1,a\0,1"], tmp_path, store, max_errors=1)
+    assert version.rows == ROWS and version.features[1].categories == ("a", "b")
 
 
 # Wrong files
@@ -356,6 +367,31 @@ def test_lines_are_those_of_an_editor(store: Address, tmp_path: Path) -> None:
             put({"path": name, "target": ["y"], "task": "binary"}, tmp_path, 0, store)
         for line in ("line 84, column 'x': 'four'", "line 86: 2 fields", "line 87, column 'y': missing"):
             assert line in str(error.value)
+
+
+def test_lines_of_wrong_rows_are_found_in_any_order(tmp_path: Path) -> None:
+    """Malformed rows are told before wrong values of the same block; a field may be of any length."""
+    (tmp_path / "a.csv").write_text("x,y\n\n" + 'a,"1\n2"\n\n' * 50 + "long" * 50_000 + ",1\nb,2\n")
+    limit = csv.field_size_limit()
+    lines = tables.Lines(tmp_path / "a.csv", ",")
+    assert [lines.of(row) for row in (51, 3, 50, 0)] == [154, 12, 153, 3]
+    assert csv.field_size_limit() == limit
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le"])
+def test_a_file_in_another_encoding_is_to_be_saved_as_utf8(encoding: str, store: Address, tmp_path: Path) -> None:
+    """With the mark of UTF-16 or without."""
+    text = "\n".join(["x,city,y", "1,é,1", *right()])
+    (tmp_path / "table.csv").write_bytes(text.encode(encoding))
+    with pytest.raises(DataError, match="fix: save the file as UTF-8"):
+        put({"path": "table.csv", "target": "y", "task": "binary"}, tmp_path, 0, store)
+
+
+def test_views_of_text_are_text(store: Address, tmp_path: Path) -> None:
+    """As some writers of Parquet keep it."""
+    views = pa.array(["a", None, "b"] * 20, pa.string_view())
+    parquet.write_table(pa.table({"x": views, "y": [0, 1] * 30}), tmp_path / "views.parquet")
+    assert same_as_file(tmp_path, store, path="views.parquet").train.features["x"].nunique() == 2
 
 
 BEYOND_CSV = "larger whole numbers"  # than int64, which is all that a CSV file has

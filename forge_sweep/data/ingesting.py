@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,15 +26,27 @@ if TYPE_CHECKING:
 
 
 KEYS = "target|task|key|drop|categorical|positive|separator"
+QUOTED = r"(?:\"[^\"]*\"|'[^']*')"
+KEY = r"(?<![\w'\"/.\\-])data\."  # and not a part of a path or of a quoted name
+END = r"\b(?!\.\w)"
 WORDS = (
-    (r"\bstratify = false under \[data\.split\]", "--no-stratify"),
+    (r"\b(?:set )?stratify = false under \[data\.split\]", "add --no-stratify"),
+    (r"\bstratify = true under \[data\.split\]", "no --no-stratify"),
+    (r"\braise train under \[data\.split\]", "raise the share of train: --shares"),
+    (rf"\b({KEYS}) = ({QUOTED} or {QUOTED}) under \[data\]", r"--\1 \2"),
     (rf"\b({KEYS}) = \[?(\"[^\"]*\"|'[^']*')\]? under \[data\]", r"--\1 \2"),
     (rf"\b({KEYS}) under \[data\]", r"--\1"),
     (r",? under \[data(\.split)?\]", ""),
     (r"that \[data\] names", "that are named"),
-    (r"\bdata\.path\b", "FILE"),
-    (r"\bdata\.split\.(column|group|time)\b", r"--split \1"),
-    (rf"\bdata\.({KEYS}|split)\b", r"--\1"),
+    (rf"{KEY}path{END}", "FILE"),
+    (rf"\({KEY}split\.(column|group|time)\)", r"(--split \1=COLUMN)"),
+    (rf", since {KEY}split\.kind = \"(\w+)\"", r": --split \1=COLUMN"),
+    (rf"{KEY}split\.(column|group|time) = ", r"--split \1="),
+    (rf"{KEY}split\.(column|group|time){END}", r"--split \1"),
+    (rf"{KEY}split\.kind{END}", "--split"),
+    (rf"{KEY}({KEYS}|split){END}", r"--\1"),
+    (r"^data: ", ""),
+    (r"^(positive|scaler) = ", r"--\1 = "),
     (r"the folder of the experiment file", "the working directory"),
 )
 """What errors say of an experiment file, and what that is on the command line."""
@@ -158,14 +170,21 @@ def words_of_options(names: Mapping[str, str] | None = None) -> Iterator[None]:
     Args:
         names: what else is to be called otherwise, such as a temporary file.
     """
-    rules = [*((re.escape(name), other.replace("\\", r"\\")) for name, other in (names or {}).items()), *WORDS]
+    rules = [
+        *((rf"(?:{KEY}path: )?{re.escape(name)}", other.replace("\\", r"\\")) for name, other in (names or {}).items()),
+        *WORDS,
+    ]
     try:
         yield
     except DataError as error:
-        texts = [error.message, error.hint]
-        for pattern, replacement in rules:
-            texts = [re.sub(pattern, replacement, text) for text in texts]
-        raise DataError(texts[0], hint=texts[1]) from None
+        raise DataError(reworded(error.message, rules), hint=reworded(error.hint, rules)) from None
+
+
+def reworded(text: str, rules: Sequence[tuple[str, str]] = WORDS) -> str:
+    """The text after each (pattern, replacement); what none of them knows stays."""
+    for pattern, replacement in rules:
+        text = re.sub(pattern, replacement, text)
+    return text
 
 
 def inherit(version: Version, stated: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,7 +228,8 @@ def checked(data: Mapping[str, Any], declared: Declaration) -> tuple[DataSpec, P
         return parse_data(sections)
     except ExperimentError as error:
         mistakes = [
-            Mistake(option(mistake.path), mistake.value, mistake.expected, mistake.hint) for mistake in error.mistakes
+            Mistake(option(mistake.path), mistake.value, reworded(mistake.expected), reworded(mistake.hint))
+            for mistake in error.mistakes
         ]
         raise ExperimentError("data ingest", mistakes) from None
 

@@ -53,6 +53,10 @@ class Coder(ABC):
         """Which coded values (n,) may not be what stands in the file."""
         return np.zeros(len(coded), bool)
 
+    def unstorable(self, coded: np.ndarray) -> np.ndarray:
+        """Which coded values (n,) PostgreSQL does not take."""
+        return np.zeros(len(coded), bool)
+
     def accept(self, coded: np.ndarray) -> None:
         """Take note of values (m,) whose rows are kept."""
         self.missing = self.missing or bool(np.isnan(coded).any())
@@ -151,6 +155,7 @@ class TextCoder(Coder):
         self._declared = declared
         self._codes: dict[str, int] = {}
         self._used: set[int] = set()
+        self._unstorable: list[int] = []
 
     def code(self, values: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
         """See `Coder`."""
@@ -177,7 +182,13 @@ class TextCoder(Coder):
                 f"column {self.name!r} has more than {MOST_CATEGORIES:,} different texts; expected categories",
                 hint=f"leave it out: --drop {self.name}",
             )
+        if "\0" in text:
+            self._unstorable.append(place)
         return place
+
+    def unstorable(self, coded: np.ndarray) -> np.ndarray:
+        """See `Coder`. A text with a zero byte."""
+        return np.isin(coded, self._unstorable) if self._unstorable else super().unstorable(coded)
 
     def accept(self, coded: np.ndarray) -> None:
         """See `Coder`."""
@@ -310,6 +321,16 @@ def _digits(values: pa.ChunkedArray, wrong: np.ndarray) -> pa.Array:
 
     kept = pc.if_else(pa.array(wrong), None, values.combine_chunks())
     return pc.cast(pc.cast(kept, pa.int64(), safe=False), pa.large_string())
+
+
+def zero_bytes(values: pa.ChunkedArray) -> np.ndarray:
+    """Which of the values (n,) are texts with a zero byte, which PostgreSQL does not take."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_large_string(values.type):
+        return np.zeros(len(values), bool)
+    return _mask(pc.fill_null(pc.match_substring(values, "\0"), False))
 
 
 def _mask(mask: Any) -> np.ndarray:

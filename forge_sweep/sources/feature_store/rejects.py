@@ -53,9 +53,10 @@ class Rejects:
             return
         listed = "\n  ".join(map(str, self._first))
         more = f"\n  and {self.count - len(self._first):,} more" if self.count > len(self._first) else ""
+        rows = "wrong row" if self.count == 1 else "wrong rows"
         written = f"; all of them are in {self._path}" if self._path else ""
         raise DataError(
-            f"{self._source}: {about}{self.count:,} wrong rows; expected at most {self._allowed:,}{written}\n  "
+            f"{self._source}: {about}{self.count:,} {rows}; expected at most {self._allowed:,}{written}\n  "
             f"{listed}{more}",
             hint="mend these rows, or leave them out: --max-errors N, and --rejects FILE keeps them; where texts are "
             "codes and no mistakes, --categorical COLUMN",

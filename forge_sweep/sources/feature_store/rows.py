@@ -13,7 +13,7 @@ import pandas as pd
 from forge_sweep.errors import DataError
 from forge_sweep.sources.assemble import key_column, refuse_absent_columns, splitting_columns
 from forge_sweep.sources.feature_store.ahead import ahead
-from forge_sweep.sources.feature_store.coding import Coder, NumberCoder, coder, inferred
+from forge_sweep.sources.feature_store.coding import Coder, NumberCoder, coder, inferred, zero_bytes
 from forge_sweep.sources.feature_store.columns import StoredColumn
 from forge_sweep.sources.feature_store.tables import CsvTable, Malformed, Piece, open_table
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from forge_sweep.experiment import DataSpec
+
+STORABLE = "text without a zero byte, which PostgreSQL does not take"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Reject:
         value: what stands there.
         reason: what was expected.
         row: the row, by column, as text.
+        unit: what ``line`` counts: ``line`` or ``row``.
     """
 
     line: int
@@ -40,10 +43,11 @@ class Reject:
     value: str
     reason: str
     row: dict[str, Any]
+    unit: str = "line"
 
     def __str__(self) -> str:
         where = f", column {self.column!r}: {self.value}" if self.column else f": {self.value}"
-        return f"line {self.line}{where}; expected {self.reason}"
+        return f"{self.unit} {self.line}{where}; expected {self.reason}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,8 +153,11 @@ class RowFile:
             mistakes.add(
                 name, each.inexact(piece.table.column(name), values), "whole numbers that float64 holds: below 2**53"
             )
+            mistakes.add(name, each.unstorable(values), STORABLE)
             if name not in self.spec.target:
                 mistakes.add(name, np.isinf(values), "finite numbers, or none")
+        for name in key_column(self.spec):
+            mistakes.add(name, zero_bytes(piece.table.column(name)), STORABLE)
         self._check_targets(coded[:, len(self.feature_names) :], mistakes)
         for row in np.flatnonzero(mistakes.wrong):
             on_reject(self._reject(piece, int(row), mistakes))
@@ -199,14 +206,14 @@ class RowFile:
 
     def _reject_malformed(self, row: Malformed) -> Reject:
         line = self._line(row.row)
-        return Reject(line, "", f"{row.seen} fields", f"{row.expected} fields", {"text": row.text})
+        return Reject(line, "", f"{row.seen} fields", f"{row.expected} fields", {"text": row.text}, self.table.unit)
 
     def _reject(self, piece: Piece, row: int, mistakes: Mistakes) -> Reject:
         values = {name: None if value is None else str(value) for name, value in _row(piece.table, row).items()}
         column, reason = mistakes.first(row)
         value = values[column]
         line = self._line(int(piece.rows[row]))
-        return Reject(line, column, "missing" if value is None else repr(value), reason, values)
+        return Reject(line, column, "missing" if value is None else repr(value), reason, values, self.table.unit)
 
 
 class Mistakes:

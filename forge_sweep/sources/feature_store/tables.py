@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 CSV_BLOCK = 8 << 20
 """Bytes of a CSV file that are read at a time; the kinds of its columns are those of the first block."""
 
+AS_UTF8 = "save the file as UTF-8"
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -63,11 +65,13 @@ class TableFile(ABC):
         path: the file.
         names: its columns.
         first_line: what a message calls the first row: 2 below a header line, 1 in a table without lines.
+        unit: what a message counts: ``line`` or ``row``.
     """
 
     path: Path
     names: list[str]
     first_line: int
+    unit: str
 
     def line(self, row: int) -> int:
         """What a message calls the row at this position of the file."""
@@ -98,6 +102,8 @@ def open_table(path: Path, separator: str) -> TableFile:
         file: TableFile = CsvTable(path, separator) if csv else ParquetTable(path)
     if not file.names:
         raise DataError(f"data.path: {path} holds no columns; expected a header and rows", hint="name another file")
+    if strange := next((name for name in file.names if "\0" in name), None):  # UTF-16 without its mark, mostly
+        raise DataError(f"data.path: {path} has a zero byte in the column name {strange!r}", hint=AS_UTF8)
     return file
 
 
@@ -116,15 +122,16 @@ class reading:  # a context manager, and reads like one
 
         if isinstance(error, pa.ArrowException | OSError | UnicodeDecodeError):
             cause = str(error).splitlines()[0]
-            raise DataError(
-                f"data.path: {self.path} cannot be read: {cause}", hint="mend the file, or write it again"
-            ) from error
+            encoded = isinstance(error, UnicodeDecodeError) or "invalid UTF8" in cause
+            hint = AS_UTF8 if encoded else "mend the file, or write it again"
+            raise DataError(f"data.path: {self.path} cannot be read: {cause}", hint=hint) from error
 
 
 class CsvTable(TableFile):
     """A CSV file, compressed or not: UTF-8, with a header line."""
 
     first_line = 2
+    unit = "line"
 
     def __init__(self, path: Path, separator: str) -> None:
         self.path = path
@@ -206,11 +213,14 @@ class Lines:
     def of(self, row: int) -> int:
         """The line of the record at this position, from 1; the header is the record before the first."""
         self._reader = self._reader or self._read()
+        limit = csv.field_size_limit(2**31 - 1)  # of all readers; texts may be long
         try:
             while len(self._begins) <= row + 1:
                 self._begins.append(next(self._reader))
-        except (StopIteration, csv.Error, UnicodeError, OSError):  # it does not read the file as Arrow does
+        except (StopIteration, csv.Error, ValueError, OSError):  # it does not read the file as Arrow does
             return row + CsvTable.first_line
+        finally:
+            csv.field_size_limit(limit)
         return self._begins[row + 1]
 
     def _read(self) -> Iterator[int]:
@@ -218,22 +228,19 @@ class Lines:
 
         with pa.input_stream(str(self._path), compression="detect") as stream:
             reader = csv.reader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=self._separator)
-            limit = csv.field_size_limit(2**31 - 1)  # of all readers; texts may be long
-            try:
-                while True:
-                    begins = reader.line_num + 1
-                    if next(reader, None):
-                        yield begins
-                    elif reader.line_num < begins:
-                        return
-            finally:
-                csv.field_size_limit(limit)
+            while True:
+                begins = reader.line_num + 1
+                if next(reader, None):
+                    yield begins
+                elif reader.line_num < begins:
+                    return
 
 
 class ParquetTable(TableFile):
     """A Parquet file."""
 
     first_line = 1
+    unit = "row"
 
     def __init__(self, path: Path) -> None:
         from pyarrow import parquet
@@ -247,7 +254,7 @@ class ParquetTable(TableFile):
 
     def types(self, columns: Sequence[str]) -> dict[str, pa.DataType]:
         """See `TableFile`."""
-        empty = decoded(self._schema.empty_table().select(list(columns)), self.path, "data.path")
+        empty = self._decoded(self._schema.empty_table().select(list(columns)))
         return {field.name: field.type for field in empty.schema}
 
     def pieces(self, columns: Sequence[str]) -> Iterator[Piece]:
@@ -261,7 +268,7 @@ class ParquetTable(TableFile):
             for batch in file.iter_batches(BLOCK_ROWS, columns=list(columns)):
                 table = pa.Table.from_batches([batch]).select(list(columns))
                 yield Piece(
-                    decoded(table, self.path, "data.path"),
+                    self._decoded(table),
                     np.arange(following, following + batch.num_rows, dtype=np.int64),
                 )
                 following += batch.num_rows
@@ -269,6 +276,17 @@ class ParquetTable(TableFile):
     def rows(self) -> int | None:
         """See `TableFile`."""
         return int(self._rows)
+
+    def _decoded(self, table: pa.Table) -> pa.Table:
+        """Without dictionaries, all text as one type: views, which some writers keep texts in, included."""
+        import pyarrow as pa
+
+        plain = decoded(table, self.path, "data.path")
+        columns = [
+            column.cast(pa.large_string()) if pa.types.is_string_view(column.type) else column
+            for column in plain.columns
+        ]
+        return pa.table(columns, names=plain.column_names)
 
 
 def _positions(first: int, count: int, skipped: Sequence[Malformed]) -> np.ndarray:
