@@ -23,6 +23,7 @@ PREFIX = "forge."
 """Of every attribute that this package keeps for itself."""
 
 IMPORTED = "forge.imported"
+OWNER = "forge.owner"
 PARAMS = "forge.params"
 ATTEMPT = "forge.attempt"
 FAILURE = "forge.failure"
