@@ -1,8 +1,8 @@
 """Optuna's database storage, made fit for several processes on several machines.
 
-- *Owners.* A trial that runs belongs to one process, by its attribute `OWNER`. Every write of a process is made only
-  while the trial is its own, looked up in the transaction of the write: a process that was paused so long that others
-  took its trial over changes nothing.
+- *Owners.* A trial that runs belongs to one process, by its attribute `OWNER`. A process writes only to its own,
+  looked up in the transaction of the write unless it was heard so shortly ago that nobody can have taken it for dead:
+  a process that was paused so long that others took its trial over changes nothing.
 - *Limit.* No trial is created beyond the sweep's total, looked up in the transaction that creates it.
 - *Turns.* What has to be done by one process at a time is done under a lock of the database.
 - *Outages.* What fails since the server does not answer is tried again, for a while.
@@ -43,9 +43,12 @@ PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 TURN_S = 60
 """A server takes the turn from a process that says nothing for so long: its machine may have lost its power."""
 
+OWN: tuple[str, ...] = ()
+"""No other owner's trials may be written to."""
+
 _FINISHED = UpdateFinishedTrialError
-_OWNER_OF = 'SELECT value_json FROM trial_user_attributes WHERE trial_id = :trial AND "key" = :key'
-_DROP = 'DELETE FROM study_user_attributes WHERE study_id = :study AND "key" = :key'
+_OWNER_OF = sqlalchemy.text('SELECT value_json FROM trial_user_attributes WHERE trial_id = :trial AND "key" = :key')
+_DROP = sqlalchemy.text('DELETE FROM study_user_attributes WHERE study_id = :study AND "key" = :key')
 
 _T = TypeVar("_T")
 _log = logging.getLogger("forge_sweep")
@@ -81,6 +84,7 @@ class Database(RDBStorage):
         limit: number of trials that the study may have, imported ones included; None for no limit.
         outage_s: seconds to wait for a server that does not answer.
         stopping: asked while waiting; true ends it.
+        surely_alive: whether nobody can have taken this process for dead.
     """
 
     def __init__(self, url: str, engine_kwargs: dict[str, Any]) -> None:
@@ -88,6 +92,7 @@ class Database(RDBStorage):
         self.limit: int | None = None
         self.outage_s = 0.0
         self.stopping: Callable[[], bool] = lambda: False
+        self.surely_alive: Callable[[], bool] = lambda: False
         self._here = threading.local()
         self._down = False
         super().__init__(url, engine_kwargs=engine_kwargs)
@@ -134,9 +139,7 @@ class Database(RDBStorage):
 
         self.outlast(write)
 
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Set a trial's state; a second attempt that finds it set (or the trial gone on) has nothing left to do."""
         attempts = 0
 
@@ -163,14 +166,17 @@ class Database(RDBStorage):
             TrialTaken: the trial does not run, or belongs to another process.
         """
         super().check_trial_is_updatable(trial_id, trial_state)
-        allowed = getattr(self._here, "allowed", (self.owner,))
+        allowed = getattr(self._here, "allowed", OWN)
         if not self.owner or allowed is None:
             return
-        if trial_state != TrialState.RUNNING or self._owner_of(self.scoped_session(), trial_id) not in allowed:
+        running = trial_state == TrialState.RUNNING
+        if running and allowed is OWN and self.surely_alive():
+            return
+        if not running or self._owner_of(self.scoped_session(), trial_id) not in (*allowed, self.owner):
             raise TrialTaken(f"trial (id {trial_id}) belongs to another process by now; nothing was written to it")
 
     def _owner_of(self, session: Session, trial_id: int) -> str:
-        found = session.execute(sqlalchemy.text(_OWNER_OF), {"trial": trial_id, "key": OWNER}).scalar()
+        found = session.execute(_OWNER_OF, {"trial": trial_id, "key": OWNER}).scalar()
         return "" if found is None else str(json.loads(found))
 
     def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Session) -> Any:
@@ -187,7 +193,7 @@ class Database(RDBStorage):
     @contextlib.contextmanager
     def on_behalf_of(self, *owners: str) -> Iterator[None]:
         """Write to trials of others: of dead ones, or of nobody (""). For the thread that asks."""
-        with self._allowing((*owners, self.owner)):
+        with self._allowing(owners):
             yield
 
     @contextlib.contextmanager
@@ -198,15 +204,12 @@ class Database(RDBStorage):
 
     @contextlib.contextmanager
     def _allowing(self, owners: tuple[str, ...] | None) -> Iterator[None]:
-        before = getattr(self._here, "allowed", ...)
+        before = getattr(self._here, "allowed", OWN)
         self._here.allowed = owners
         try:
             yield
         finally:
-            if before is ...:
-                del self._here.allowed
-            else:
-                self._here.allowed = before
+            self._here.allowed = before
 
     @contextlib.contextmanager
     def impatient(self) -> Iterator[None]:
@@ -264,7 +267,7 @@ class Database(RDBStorage):
 
         def drop() -> None:
             with self.engine.begin() as connection:
-                connection.execute(sqlalchemy.text(_DROP), {"study": study_id, "key": key})
+                connection.execute(_DROP, {"study": study_id, "key": key})
 
         self.outlast(drop)
 

@@ -184,6 +184,7 @@ class Owners:
         self._write(self.me)
         self._storage.owner = self.me.id
         self._beaten = time.monotonic()
+        self._storage.surely_alive = self.surely_alive
 
     def coordinate(self, alone: bool) -> Owner | None:
         """Become the process that carries the sweep, unless another one may do so; that one is returned.
@@ -255,7 +256,6 @@ class Owners:
         mine = {*self._earlier, "" if self.me is None else self.me.id}
         return [owner for owner in found.values() if owner.role == "run" and not owner.ended and owner.id not in mine]
 
-    @property
     def surely_alive(self) -> bool:
         """Whether no observer can have taken this process for dead: it was heard not long ago."""
         return time.monotonic() - self._beaten < LEASE_S / 2
@@ -317,4 +317,3 @@ class Owners:
 
     def _write(self, owner: Owner) -> None:
         self._storage.set_study_user_attr(self._study_id, f"{RECORD}{owner.id}", owner.values())
-

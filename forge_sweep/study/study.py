@@ -228,7 +228,7 @@ class Study(StudyView):
             SweepStopped: it was taken for dead, and another one carries the sweep.
         """
         owners = self._owners
-        if owners.me is not None and self._coordinates and not owners.surely_alive:
+        if owners.me is not None and self._coordinates and not owners.surely_alive():
             owners.beat()
         if owners.deposed:
             raise SweepStopped(
@@ -242,7 +242,7 @@ class Study(StudyView):
         Raises:
             TrialTaken: another process took it over.
         """
-        if not self._owners.surely_alive and not self._is_mine(number):
+        if not self._owners.surely_alive() and not self._is_mine(number):
             self._forget(number)
             raise self._taken(number)
 

@@ -162,7 +162,9 @@ def run_as_worker(
             run_trials(context, crew)
     finally:
         tracker.close()
-    left = "no trial is left to begin" if study.n_done + len(study.elsewhere()) >= study.n_trials else "the search ended"
+    left = (
+        "no trial is left to begin" if study.n_done + len(study.elsewhere()) >= study.n_trials else "the search ended"
+    )
     return Joined(study.name, dict(ended), left)
 
 
