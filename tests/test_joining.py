@@ -6,6 +6,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+
 import pytest
 
 from forge_sweep.errors import ResumeRefused, SweepStopped
@@ -125,19 +126,19 @@ def test_a_process_that_was_paused_too_long_drops_its_trial_and_goes_on(
     where = {"FORGE_SWEEP_STORAGE": url, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
     for name, value in where.items():
         monkeypatch.setenv(name, value)
-    with started("run", tmp_path / "one", 40, 0.3, "one", **where) as carrier:
-        with started("worker", tmp_path / "two", 40, 0.3, "two", **where) as worker:
-            worker.wait_until(lambda: worker.of("epoch"))
-            worker.kill(signal.SIGSTOP)
-            lost = trials_of(worker)[-1]
-            carrier.wait_until(lambda: carrier.said(f"trial {lost} was cut off and runs again"))
-            worker.kill(signal.SIGCONT)
-            worker.wait_until(lambda: worker.said(f"trial {lost} of surface was taken over by another process"))
-            worker.wait_until(lambda: len(trials_of(worker)) > trials_of(worker).index(lost) + 1)
-            carrier.kill(signal.SIGTERM)
-            assert carrier.end() == 130
-            worker.kill(signal.SIGTERM)
-            assert worker.end() == 130, worker.complaints
+    one, two = (("run", tmp_path / "one", 40, 0.3, "one"), ("worker", tmp_path / "two", 40, 0.3, "two"))
+    with started(*one, **where) as carrier, started(*two, **where) as worker:
+        worker.wait_until(lambda: worker.of("epoch"))
+        worker.kill(signal.SIGSTOP)
+        lost = trials_of(worker)[-1]
+        carrier.wait_until(lambda: carrier.said(f"trial {lost} was cut off and runs again"))
+        worker.kill(signal.SIGCONT)
+        worker.wait_until(lambda: worker.said(f"trial {lost} of surface was taken over by another process"))
+        worker.wait_until(lambda: len(trials_of(worker)) > trials_of(worker).index(lost) + 1)
+        carrier.kill(signal.SIGTERM)
+        assert carrier.end() == 130
+        worker.kill(signal.SIGTERM)
+        assert worker.end() == 130, worker.complaints
     study = study_of(tmp_path)
     taken = study.rows()[lost]
     assert taken.attempt == 2 and taken.epochs <= EPOCHS

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from forge_sweep.errors import ResumeRefused
 from forge_sweep.experiment import Experiment, flatten, is_budget
+from forge_sweep.study.shared import Shared
 from forge_sweep.study.space import Space, distributions, fits
 from forge_sweep.study.storage import CREATING, exists, locks_of, open_storage, storage_url
 from forge_sweep.study.study import Study
@@ -153,6 +154,20 @@ def join_study(experiment: Experiment, *, dataset: Mapping[str, str], store: Pat
     if name is None and studies:
         raise _refusal(studies, identity)
     return None if name is None else _study(storage, url, name, experiment, store)
+
+
+def find_shared(experiment_name: str, store: Path) -> Shared | None:
+    """The newest study of an experiment, to put its trials in order; None where there is none."""
+    url = storage_url(store)
+    if not exists(url):
+        return None
+    import optuna
+
+    storage = open_storage(url, store)
+    name = next(iter(_studies_of(storage, experiment_name)), None)
+    if name is None:
+        return None
+    return Shared(optuna.load_study(study_name=name, storage=storage), storage, url, store)
 
 
 def find_study(experiment_name: str, store: Path) -> StudyView | None:

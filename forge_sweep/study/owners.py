@@ -283,6 +283,11 @@ class Owners:
                     seen.still_s += passed
             return found
 
+    def watch_anew(self) -> None:
+        """Forget what was seen: only what is seen from now on shows who lives."""
+        with self._lock:
+            self._sightings.clear()
+
     def is_dead(self, id: str, found: Mapping[str, Owner]) -> bool:
         """Whether an owner is known to be dead; one without a record left in order."""
         owner = found.get(id)

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,21 +14,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from forge_sweep.errors import Failure, SweepStopped, TrialTaken
 from forge_sweep.experiment import Experiment, Params
+from forge_sweep.study.shared import Requeued, Shared, state_named
 from forge_sweep.study.space import suggest
-from forge_sweep.study.storage import SQLITE, held, holding, locks_of
+from forge_sweep.study.storage import SQLITE, held, holding
 from forge_sweep.study.view import (
     ACCEPTED,
     ATTEMPT,
     CAUSE,
     FAILURE,
-    NOTE,
     OWNER,
     PARAMS,
     PRUNED_AT,
     RESOLVED,
     SKIPPED,
     VALUE,
-    StudyView,
 )
 
 if TYPE_CHECKING:
@@ -37,15 +35,11 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from forge_sweep.study.database import Database
-    from forge_sweep.study.owners import Owner
 
 _log = logging.getLogger("forge_sweep")
 
 SEND_AGAIN_S = 1.0
 """How long reports wait before the next attempt to write them, while the database does not answer."""
-
-MAX_ATTEMPTS = 3
-"""A trial whose process died this often fails: it may be the trial that kills it."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +57,7 @@ class Asked:
     attempt: int
 
 
-@dataclass(frozen=True)
-class Requeued:
-    """The trials that a dead process left running.
-
-    Attributes:
-        waiting: numbers of those that wait and will be run again.
-        lost: numbers of those that failed as ``lost-worker``: they were begun too often already.
-    """
-
-    waiting: tuple[int, ...]
-    lost: tuple[int, ...]
-
-
-class Study(StudyView):
+class Study(Shared):
     """The study of one experiment, for a process that runs trials of it.
 
     Ask, run, report, tell: each trial that `ask` gives is ended by `tell`, `put_back` or `lose` of the same object.
@@ -103,19 +84,12 @@ class Study(StudyView):
         experiment: Experiment,
         store: Path,
     ) -> None:
-        from forge_sweep.study.owners import Owners
-
-        super().__init__(study, url)
-        self._storage = storage
-        self._study_id = storage.get_study_id_from_name(study.study_name)
+        super().__init__(study, storage, url, store)
         self._experiment = experiment
-        self._locks = locks_of(url, store)
-        self._lock = threading.RLock()
         self._running: dict[int, optuna.Trial] = {}
         self._reported: dict[int, int] = {}  # trial number -> completed epochs reported
         self._unsent: dict[int, list[tuple[int, float]]] = {}  # trial number -> reports that wait for the database
         self._send_again = -math.inf
-        self._owners = Owners(storage, self._study_id, study.study_name, self._locks)
         self._news = Requeued((), ())
         self._coordinates = False
         self._joined = False
@@ -199,6 +173,7 @@ class Study(StudyView):
         """Become the one that carries the sweep, once it is sure that no other does."""
         from forge_sweep.study import owners
 
+        self._owners.watch_anew()
         watched: set[str] = set()
         while (rival := self._owners.coordinate(alone=self.url.startswith(SQLITE))) is not None:
             if self._owners.lives(rival):
@@ -215,11 +190,6 @@ class Study(StudyView):
     def coordinates(self) -> bool:
         """Whether this process carries the sweep to its end."""
         return self._coordinates
-
-    @property
-    def owner(self) -> str:
-        """Id of this process among those that run trials; "" before the first `ask`, `hold` or `join`."""
-        return self._owners.me.id if self._owners.me is not None else ""
 
     def check_held(self) -> None:
         """Look whether this process may go on; costs nothing while it was heard in time.
@@ -252,63 +222,8 @@ class Study(StudyView):
 
     def _taken(self, number: int) -> TrialTaken:
         return TrialTaken(
-            f"trial {number} of {self.name} was taken over by another process, since this one was not heard for too long"
+            f"trial {number} of {self.name} was taken over by another process: this one was not heard for too long"
         )
-
-    def requeue(self) -> Requeued:
-        """Take back the trials of processes that died; call it under `hold` or `join`, before the first `ask`.
-
-        Such a trial waits again, with its number and parameters, or fails as ``lost-worker`` when it was begun three
-        times already. Trials of a process that may live are left alone; `ask` takes them back once it is known dead.
-        """
-        with self._lock, self._owners.turn():
-            return self._take_back_dead()
-
-    def _take_back_dead(self, but: str = "") -> Requeued:
-        """Take back what runs and belongs to nobody alive; call it in a turn.
-
-        Args:
-            but: an owner whose trials are left alone.
-        """
-        waits: dict[int, bool] = {}
-        found = self._owners.look()
-        for trial in self._running_trials():
-            owner = trial.user_attrs.get(OWNER, "")
-            if owner != but and self._owners.is_dead(owner, found):
-                with contextlib.suppress(_finished_meanwhile(), TrialTaken):
-                    waits[trial.number] = self._take_back(trial)
-        self._clean(found)
-        return Requeued(
-            waiting=tuple(number for number, again in waits.items() if again),
-            lost=tuple(number for number, again in waits.items() if not again),
-        )
-
-    def _clean(self, found: Mapping[str, Owner]) -> None:
-        """Note which owners died, and forget those that nothing refers to."""
-        for owner in found.values():
-            if self._owners.lives(owner) is False and owner.id != self.owner:
-                self._owners.bury(owner, "not heard any more")
-        self._owners.clean({str(trial.user_attrs.get(OWNER, "")) for trial in self._running_trials()})
-
-    def _running_trials(self) -> list[FrozenTrial]:
-        return [trial for trial in self._own_trials() if trial.state.name == "RUNNING"]
-
-    def _take_back(self, trial: FrozenTrial) -> bool:
-        """Let a trial wait again, or give it up; one that a kill cut off before it had an owner costs no attempt."""
-        owner, attempt = str(trial.user_attrs.get(OWNER, "")), int(trial.user_attrs.get(ATTEMPT, 1))
-        with self._storage.on_behalf_of(owner, ""):
-            self._write(trial.number, {OWNER: ""})  # from here on its old owner writes no more
-            if trial.user_attrs.get(OWNER) == "":
-                self._wait(trial.number)
-                return True
-            if attempt >= MAX_ATTEMPTS:
-                cause = f"the process ended {attempt} times before the trial did"
-                self._write(trial.number, {FAILURE: "lost-worker", CAUSE: cause})
-                self._study.tell(trial.number, state=_state("FAIL"))
-                return False
-            self._write(trial.number, {ATTEMPT: attempt + 1})
-            self._wait(trial.number)
-            return True
 
     def ask(self) -> Asked | None:
         """The next trial, or None when ``n_trials`` are done or under way.
@@ -363,10 +278,6 @@ class Study(StudyView):
         with self._lock:
             news, self._news = self._news, Requeued((), ())
             return news
-
-    def elsewhere(self) -> tuple[int, ...]:
-        """Numbers of the trials that other processes run now, or ran until they died."""
-        return tuple(t.number for t in self._running_trials() if t.user_attrs.get(OWNER) != self.owner)
 
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Report the objective after an epoch and ask whether to prune.
@@ -465,7 +376,7 @@ class Study(StudyView):
             if not written and not self._is_mine(number):
                 raise self._taken(number)
             self._write(number, written)
-            self._study.tell(number, value if state == "finished" else None, _state(_OPTUNA_STATES[state]))
+            self._study.tell(number, value if state == "finished" else None, state_named(_OPTUNA_STATES[state]))
             self._forget(number)
 
     def _check_reported(self, number: int) -> None:
@@ -486,13 +397,6 @@ class Study(StudyView):
         with self._lock, contextlib.suppress(TrialTaken), self._owners.turn():
             self._release(number)
         self._forget(number)
-
-    def _release(self, number: int) -> None:
-        """In this order: a kill in between leaves a trial that belongs to nobody, which `ask` lets wait."""
-        with self._storage.on_behalf_of():
-            self._write(number, {OWNER: ""})
-        with self._storage.on_behalf_of(""):
-            self._wait(number)
 
     def lose(self, number: int) -> bool:
         """Take back a trial whose worker died while this process lives.
@@ -516,38 +420,10 @@ class Study(StudyView):
             self._forget(number)
             raise self._taken(number) from None
 
-    def note(self, key: str, value: Any) -> None:
-        """Keep a JSON value with the study, such as ``baseline:xgboost``: what a sweep has behind it besides trials."""
-        self._study.set_user_attr(f"{NOTE}{key}", value)
-
     def _forget(self, number: int) -> None:
         self._running.pop(number, None)
         self._reported.pop(number, None)
         self._unsent.pop(number, None)
 
-    def _write(self, number: int, attrs: Mapping[str, Any]) -> None:
-        for key, value in attrs.items():
-            self._storage.set_trial_user_attr(self._trial_id(number), key, value)
-
-    def _wait(self, number: int) -> None:
-        self._storage.set_trial_state_values(self._trial_id(number), _state("WAITING"))
-
-    def _trial_id(self, number: int) -> int:
-        trial_id: int = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
-        return trial_id
-
 
 _OPTUNA_STATES = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
-
-
-def _finished_meanwhile() -> type[Exception]:
-    """What Optuna raises where a trial ended while it was being taken back."""
-    from optuna.exceptions import UpdateFinishedTrialError
-
-    return UpdateFinishedTrialError
-
-
-def _state(name: str) -> optuna.trial.TrialState:
-    from optuna.trial import TrialState
-
-    return TrialState[name]

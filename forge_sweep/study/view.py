@@ -154,6 +154,11 @@ class StudyView:
             return None
         return FailingStreak(*kinds.pop(), numbers=tuple(row.number for row in last))
 
+    def reports(self, number: int) -> dict[int, float]:
+        """What a trial reported after each epoch, by 0-based epoch."""
+        trial = self._study.get_trials(deepcopy=False)[number]
+        return {step - 1: value for step, value in sorted(trial.intermediate_values.items())}
+
     def notes(self, prefix: str = "") -> dict[str, Any]:
         """What `Study.note` wrote under keys that begin with ``prefix``."""
         notes = {k.removeprefix(NOTE): v for k, v in self._study.user_attrs.items() if k.startswith(NOTE)}
