@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from forge_sweep.study import StudyView, TrialRow
     from forge_sweep.sweep import Event, SweepResult
 
+REFUSED = 3
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -261,6 +262,39 @@ def trials(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> 
             console.print(
                 f"trial {row.number} failed ({row.failure}): {escape(row.cause)}", soft_wrap=True, highlight=False
             )
+
+
+@app.command()
+def reconcile(
+    experiment: Name,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what differs; exit code 3 where anything does.")
+    ] = False,
+    store: Store = MLRUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a sweep's trials in Optuna with its runs in MLflow, and repair what a kill left."""
+    from forge_sweep.sweep.reconcile import reconcile as compare
+
+    name = read(Path(experiment), None).name if experiment.endswith(".toml") else experiment
+    found = compare(name, store, repair=not dry_run, say=lambda text: typer.echo(text, err=True))
+    if as_json:
+        emit(found.to_dict())
+    elif not found.differences:
+        typer.echo(f"{found.study}: nothing to repair")
+    else:
+        table = Table("what", "is", "should be", "" if dry_run else "repaired", box=None)
+        for one in found.differences:
+            table.add_row(one.what, escape(one.seen), escape(one.expected), "" if dry_run else _yes(one.repaired))
+        wide().print(table)
+    if found.differences and dry_run:
+        raise typer.Exit(REFUSED)
+    if not all(one.repaired for one in found.differences):
+        raise typer.Exit(1)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 @app.command()

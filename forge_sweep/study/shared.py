@@ -118,8 +118,10 @@ class Shared(StudyView):
         return {number: "nobody" if owner is None else owner.words for number, owner in dead.items()}
 
     def unknown_owners(self) -> list[Owner]:
-        """Processes of which it has yet to be seen whether they live; each look brings that nearer."""
-        return [owner for owner in self._owners.look().values() if self._owners.lives(owner) is None]
+        """Processes that matter and of which it has yet to be seen whether they live; each look brings that nearer."""
+        referred = {trial.user_attrs.get(OWNER) for trial in self._running_trials()}
+        matter = [owner for owner in self._owners.look().values() if owner.role == "run" or owner.id in referred]
+        return [owner for owner in matter if self._owners.lives(owner) is None]
 
     def is_carried(self) -> bool:
         """Whether a living process carries the sweep to its end."""

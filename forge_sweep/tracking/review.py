@@ -13,11 +13,14 @@ from forge_sweep.environment import without_credentials
 from forge_sweep.tracking import store as stores
 from forge_sweep.tracking import writes
 from forge_sweep.tracking.journal import Journal
-from forge_sweep.tracking.runs import now_ms
+from forge_sweep.tracking.runs import now_ms, stored_params
 from forge_sweep.tracking.session import KEY_TAG, PARENT_TAG, Session, file_name
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
+
+SHARED_TAGS = ("forge.dataset_", "forge.contract", "optuna.study_name", "mlflow.source")
+"""Tags of a parent that hold for each of its trials."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -78,8 +81,10 @@ class Review:
         return len(self._journal)
 
     @_asked
-    def parents(self, key: str) -> list[Found]:
+    def with_key(self, key: str) -> list[Found]:
         """Runs with this key."""
+        if self._session.client.get_experiment_by_name(self._session.experiment) is None:
+            return []
         return [_found(run) for run in self._session.all_runs(f"tags.`{KEY_TAG}` = '{key}'")]
 
     @_asked
@@ -113,6 +118,20 @@ class Review:
         """Add points."""
         for name, value in metrics.items():
             self._session.client.log_metric(run.id, name, value, now_ms(), step)
+
+    @_asked
+    def make(
+        self, key: str, name: str, parent: Found, params: Mapping[str, object], tags: Mapping[str, object]
+    ) -> Found:
+        """A trial's run that is missing, under its parent and with what the parent says of data and code."""
+        shared = {name: value for name, value in parent.tags.items() if name.startswith(SHARED_TAGS)}
+        own = {"forge.kind": "trial", "forge.reconciled": "from the study", KEY_TAG: key, PARENT_TAG: parent.id}
+        all_tags = {**shared, **{name: str(value) for name, value in tags.items()}, **own}
+        client = self._session.client
+        made = client.create_run(self._session.experiment_id, now_ms(), all_tags, name)
+        for param, value in stored_params(params).items():
+            client.log_param(made.info.run_id, param, value)
+        return _found(client.get_run(made.info.run_id))
 
     @_asked
     def delete(self, run: Found) -> None:
