@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from forge_sweep import sweep
+from forge_sweep import cli, sweep
 from forge_sweep.cli.watchers import json_lines
 from forge_sweep.experiment import Experiment
 from forge_sweep.study import owners
@@ -118,24 +118,20 @@ def started(role: str, store: Path, n_trials: int, seconds: float, *more: object
 
 def main(role: str, store: str, n_trials: str, seconds: str, place: str = "", n_workers: str = "0") -> int:
     """Be that process."""
-    from forge_sweep.cli import stop_on_signals
-    from forge_sweep.errors import ForgeSweepError
-
     hasten(place)
     wanted = spec(int(n_trials), int(n_workers))
+    options: dict[str, Any] = {"store": Path(store), "watch": json_lines}
     try:
-        with no_network(fake_run(float(seconds))), stop_on_signals() as stopping:
+        with no_network(fake_run(float(seconds))), cli.stop_on_signals() as stopping:
             if role == "run":
-                sweep.run(wanted, store=Path(store), watch=json_lines, stopping=stopping)
+                sweep.run(wanted, stopping=stopping, **options)
             else:
-                joining.join(wanted, store=Path(store), wait_s=WAIT_S, watch=json_lines, stopping=stopping)
+                joining.join(wanted, stopping=stopping, wait_s=WAIT_S, **options)
     except KeyboardInterrupt:
-        return 130
-    except ForgeSweepError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
+        return cli.INTERRUPTED
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    cli.app = lambda **_: sys.exit(main(*sys.argv[1:]))
+    cli.main()  # which says what went wrong, and sets the exit code

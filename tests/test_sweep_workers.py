@@ -63,6 +63,15 @@ class Deadly(fake_run):
 
 
 @dataclass(frozen=True)
+class Termed(fake_run):
+    """Gets SIGTERM, as every process of a job does from a batch system."""
+
+    def __call__(self, *words: Any, **options: Any) -> TrialResult:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().__call__(*words, **options)
+
+
+@dataclass(frozen=True)
 class Stuck(fake_run):
     """Never comes back."""
 
@@ -134,6 +143,12 @@ def test_a_trial_whose_process_is_killed_runs_again_under_its_number_and_run(tmp
     assert {r.data.tags["forge.attempt"] for r in runs(tmp_path / "store", "trial")} == {"2"}
     lost = [e.data["text"] for e in events if e.kind == "message" and "runs again" in e.data["text"]]
     assert len(lost) >= 4 and all("SIGKILL" in text for text in lost)
+
+
+def test_a_worker_process_that_gets_sigterm_lets_the_sweep_end_its_trial(tmp_path: Path) -> None:
+    """What becomes of the trial is up to the sweep's own process, which gets the signal too."""
+    run(processes(1, study__n_trials=1, study__pruner="none"), tmp_path, Termed(0.01))
+    assert [(row.state, row.attempt) for row in study_of(tmp_path).rows()] == [("finished", 1)]
 
 
 def test_a_trial_that_kills_its_process_three_times_fails_as_lost_worker(tmp_path: Path) -> None:

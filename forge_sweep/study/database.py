@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import threading
@@ -236,7 +237,7 @@ class Database(RDBStorage):
     def _again(self, work: Callable[[], _T], outage: Outage) -> _T:
         began = time.monotonic()
         self.say_down(outage)
-        for pause in (*PAUSES_S, *iter(lambda: PAUSES_S[-1], None)):
+        for pause in itertools.chain(PAUSES_S, itertools.repeat(PAUSES_S[-1])):
             if self.stopping() or time.monotonic() - began > self.outage_s:
                 self.outage_s = 0.0  # what is left to do gets one attempt: the next command takes up the rest
                 raise outage

@@ -170,8 +170,13 @@ def run_as_worker(
 
 def wait_for_parent(context: Context) -> None:
     """Wait until MLflow has the run that the trials go under: the carrying process may have begun in an outage."""
-    said = False
+    began, said = time.monotonic(), False
     while not context.tracker.has(context.key):
+        if time.monotonic() - began >= WAIT_S:
+            raise SweepStopped(
+                f"MLflow at {context.tracker.address} has no run of {context.study.name} after {WAIT_S:g} s",
+                hint="set MLFLOW_TRACKING_URI as `forge-sweep run` has it, or look whether that server answers",
+            )
         if not said:
             said = True
             text = f"waiting for MLflow at {context.tracker.address} to have the run of {context.study.name}"
