@@ -12,7 +12,8 @@ import pandas as pd
 from forge_sweep import environment, trial, workers
 from forge_sweep.bundle import choose_golden
 from forge_sweep.experiment import Experiment, Params
-from forge_sweep.sweep.arrays import SharedArrays
+from forge_sweep.sweep import shipping
+from forge_sweep.sweep.arrays import ClusterArrays, SharedArrays
 from forge_sweep.sweep.context import Context, OnEpoch
 from forge_sweep.sweep.orders import Order, Outcome, Setup, as_variables
 from forge_sweep.trial import Recipe
@@ -43,18 +44,31 @@ class Crew:
         spec = context.experiment.workers
         self.context = context
         self.plan = plan(context.experiment, len(context.environment.gpus), context.environment.cores)
-        self.workers = workers.make(spec, self.plan)
-        self.arrays = SharedArrays(context.dataset, context.checkpoints / "arrays") if spec.kind != "serial" else None
-        if spec.kind != "serial":
+        self.workers = workers.make(spec, self.plan, lambda text: context.tell("message", text=text, severity="info"))
+        self.arrays = self._shared_arrays()
+        self.remote = spec.kind == "ray"
+        if spec.kind == "processes":
             context.tell("message", text=words(self.plan), severity="info")
+
+    def _shared_arrays(self) -> SharedArrays | ClusterArrays | None:
+        """How the rows come to the workers; None where they are here."""
+        match self.context.experiment.workers.kind:
+            case "serial":
+                return None
+            case "processes":
+                return SharedArrays(self.context.dataset, self.context.checkpoints / "arrays")
+            case "ray":
+                from forge_sweep.workers.ray import Stored
+
+                return ClusterArrays(self.context.dataset, Stored.put)
 
     def __enter__(self) -> Crew:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.workers.close()
         if self.arrays is not None:
-            self.arrays.close()
+            self.arrays.close()  # a process that maps a file keeps its pages; a cluster has to be there to be told
+        self.workers.close()
 
     @property
     def tags(self) -> dict[str, str]:
@@ -62,7 +76,7 @@ class Crew:
         if self.arrays is None:
             return {"forge.workers": "serial"}
         threads = self.plan.shared.get("OMP_NUM_THREADS", "")
-        return {"forge.workers": f"{self.plan.n} processes", "forge.threads": threads}
+        return {"forge.workers": "ray" if self.remote else f"{self.plan.n} processes", "forge.threads": threads}
 
     def run(self, job: Job) -> None:
         """Run a job on every worker; see `Workers.run`."""
@@ -100,6 +114,8 @@ class Crew:
         )
         limits = Limits() if limit is None else Limits(seconds=limit + GRACE_S)
         try:
+            if self.remote:
+                return shipping.call(worker, order, lambda epoch: on_epoch(*epoch), limits)
             return worker.call(order, lambda epoch: on_epoch(*epoch), limits)
         finally:
             on_epoch.run.flush()
@@ -125,6 +141,8 @@ def plan(experiment: Experiment, gpus: int, cores: int) -> Plan:
         cores: that this process may use.
     """
     spec = experiment.workers
+    if spec.kind == "ray":
+        return plan_of_cluster(experiment)
     devices = visible_devices(gpus, os.environ)
     available = environment.memory().available
     n = spec.n or min(default_n(cores, available, len(devices) * spec.per_gpu), experiment.study.n_trials)
@@ -138,6 +156,18 @@ def plan(experiment: Experiment, gpus: int, cores: int) -> Plan:
         preload=PRELOAD,
         setup=setup_of(experiment.backend, threads),
         memory_bytes=limit * 1_000_000 if limit else int(SHARE * available / n),
+    )
+
+
+def plan_of_cluster(experiment: Experiment) -> Plan:
+    """What each process on a Ray cluster gets; how many there are is the cluster's matter."""
+    spec, confirm = experiment.workers, experiment.confirm
+    threads = spec.threads or spec.cpus or 1
+    return Plan(
+        n=max(experiment.study.n_trials, confirm.top * confirm.seeds),
+        shared=as_variables(threads),
+        setup=setup_of(experiment.backend, threads),
+        memory_bytes=spec.memory_limit_mb and spec.memory_limit_mb * 1_000_000,
     )
 
 

@@ -23,6 +23,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from forge_sweep.workers.base import Say, Task
+
 LOST_PARENT = 3
 """Exit code of a process whose parent is gone."""
 
@@ -54,14 +56,19 @@ def _receive(connection: Connection) -> bytes:
 
 
 def _run(connection: Connection, pickled: bytes) -> tuple[str, Any]:
-    """Run a task; what it raises, or what cannot be sent, is its outcome too."""
+    """Run a task."""
 
     def say(message: Any) -> Any:
         connection.send(("say", message))
         return connection.recv()
 
+    return outcome(lambda: pickle.loads(pickled), say)
+
+
+def outcome(load: Callable[[], Task[Any]], say: Say) -> tuple[str, Any]:
+    """Run a task: ``done`` and its result, or ``raised`` and what it raised, or why its result cannot be sent."""
     try:
-        done = "done", pickle.loads(pickled)(say)
+        done = "done", load()(say)
         pickle.dumps(done)
     except BaseException as error:
         return "raised", portable(error)

@@ -23,7 +23,7 @@ import psutil
 
 from forge_sweep.errors import SweepStopped
 from forge_sweep.workers import child
-from forge_sweep.workers.base import Job, Limits, Plan, Say, T, Task, WorkerLost
+from forge_sweep.workers.base import Job, Limits, Plan, Say, T, Task, WorkerLost, first_of
 from forge_sweep.workers.forkserver import Starter
 from forge_sweep.workers.watch import LOOK_EVERY_S, Watch, own_bytes
 
@@ -244,16 +244,7 @@ class ProcessWorkers:
                     ended[thread.name].wait()
             raise
         if raised:
-            raise self._first(raised)
-
-    @staticmethod
-    def _first(raised: list[BaseException]) -> BaseException:
-        """The first exception; what else went wrong is noted on it."""
-        first, *others = raised
-        for other in others:
-            if str(other) != str(first):
-                first.add_note(f"and in another worker: {type(other).__name__}: {other}")
-        return first
+            raise first_of(raised)
 
     def close(self) -> None:
         """End all processes."""
