@@ -326,6 +326,7 @@ class Nodes:
         if event.kind == "epoch" and self.leaves and self.has_place(self.leaves):
             self.cluster.remove_node(self.leaves, allow_graceful=False)
             self.leaves = None
+            self.cluster._shutdown_at_exit = False  # its hooks are for the main thread, and this is a worker's
             self.joins = self.cluster.add_node(num_cpus=1, object_store_memory=ray_cluster.STORE_BYTES)
         elif event.kind == "epoch" and self.joins and event.data["number"] > 4:
             await_true(lambda: self.has_place(self.joins))  # from here on it takes its part of the trials
