@@ -1,8 +1,8 @@
 """What runs on a node: an actor that computes tasks in a thread and is asked for each of its words.
 
 The driver asks (`next`) and is answered with the next message, so that a message costs one round trip. Messages are
-pickled pairs of `workers.child`, and two more: ``pulse``, where there was none for a while, and ``over`` with the reason
-why this process is not to be used any more.
+pickled pairs as in `workers.child`, and two more: ``pulse``, where there was none for a while, and ``over`` with the
+reason why this process is not to be used any more.
 """
 
 from __future__ import annotations

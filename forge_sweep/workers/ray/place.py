@@ -19,6 +19,9 @@ from forge_sweep.workers.ray.cluster import Cluster
 from forge_sweep.workers.ray.store import dumps
 from forge_sweep.workers.watch import LOOK_EVERY_S, too_late
 
+DIAGNOSIS_S = 5.0
+"""Time in which Ray finds out that a node is gone, after its sockets were closed."""
+
 START_S = 120.0
 """Time in which an actor that has its node has to be set up; importing a backend from a slow disk takes its time."""
 
@@ -54,7 +57,7 @@ class Place:
             WorkerLost: its process died, or does not get ready.
             SweepStopped: its node is not made for this sweep.
         """
-        with understood():
+        with understood(self.actor):
             if not ray.wait([self._starting], timeout=LOOK_EVERY_S)[0]:
                 if self.about is not None and time.monotonic() - self._placed > START_S:
                     raise WorkerLost(f"it was not ready after {START_S:g} s")
@@ -95,7 +98,7 @@ class Place:
             Raised: the task itself raised.
         """
         hear = _Ear(time.monotonic(), limits, given_up)
-        with understood():
+        with understood(self.actor):
             kind, value = self._converse(dumps(task), relay, limits, hear)
         if kind == "raised":
             raise Raised(value)
@@ -180,7 +183,7 @@ def refuse_differences(about: About) -> None:
 
 
 @contextlib.contextmanager
-def understood() -> Iterator[None]:
+def understood(actor: Any) -> Iterator[None]:
     """Ray's errors in the words of `Worker.call`."""
     try:
         yield
@@ -195,10 +198,28 @@ def understood() -> Iterator[None]:
     except exceptions.RayTaskError:
         raise  # an error in our own part of the actor: no word of it is left out
     except exceptions.RayError as error:
+        error = diagnosis(actor, error)
         if "ModuleNotFoundError" in str(error) or "ImportError" in str(error):
             hint = "install forge-sweep on every node, the same version as here"
             raise SweepStopped(f"a Ray node cannot import forge_sweep: {gist(error)}", hint=hint) from error
-        raise WorkerLost(gist(error), announced=getattr(error, "preempted", False)) from error
+        if getattr(error, "preempted", False):
+            raise WorkerLost("its node was taken away, as the cluster had announced", announced=True) from error
+        raise WorkerLost(gist(error)) from error
+
+
+def diagnosis(actor: Any, error: exceptions.RayError) -> exceptions.RayError:
+    """What Ray finds out within a moment about an actor that it cannot reach."""
+    until = time.monotonic() + DIAGNOSIS_S
+    while isinstance(error, exceptions.ActorUnavailableError) and time.monotonic() < until:
+        try:
+            ray.get(actor.about.remote(), timeout=1.0)
+            return error  # it lives, but what it said last is gone
+        except exceptions.GetTimeoutError:
+            continue
+        except exceptions.RayError as found:
+            error = found
+        time.sleep(LOOK_EVERY_S)
+    return error
 
 
 def gist(error: BaseException) -> str:
@@ -207,6 +228,9 @@ def gist(error: BaseException) -> str:
     detail = text.partition("Worker exit detail: ")[2].partition(" Some common causes")[0]
     if detail:
         return f"its process died: {detail}"
+    unreachable = text.partition("temporarily unavailable: ")[2].partition(" The task may")[0]
+    if unreachable:
+        return f"its node cannot be reached: {unreachable}"
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     telling = [line for word in ("because", "unavailable", "Error") for line in lines if word in line]
     return (telling or lines)[0][:300]
