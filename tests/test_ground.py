@@ -101,13 +101,13 @@ def test_the_package_imports_nothing_that_is_not_declared() -> None:
     """What only comes along with another package may leave with its next version."""
     listed = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["postgres"]]
     names = [requirement.name for requirement in map(Requirement, listed)]
-    names += ["torch", "pytest"]  # the extra gp, and the conformance suites in forge_sweep.testing
+    names += ["torch", "ray", "pytest"]  # the extras gp and ray, and the conformance suites in forge_sweep.testing
     providers = importlib.metadata.packages_distributions()
     allowed = {
         module for module, owners in providers.items() if {o.lower().replace("_", "-") for o in owners} & set(names)
     }
     foreign = imported_modules() - set(sys.stdlib_module_names) - {"forge_sweep"}
-    assert foreign <= allowed | {"torch"}
+    assert foreign <= allowed | {"torch", "ray"}
 
 
 def test_every_dependency_names_the_module_it_is_for() -> None:

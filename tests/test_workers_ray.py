@@ -188,8 +188,9 @@ def test_a_node_with_other_packages_is_refused_with_the_differences(monkeypatch:
         crew.run(lambda worker: None)
 
 
-def test_an_address_where_no_cluster_is_is_refused_at_once() -> None:
-    with on_ray(address="127.0.0.1:9") as crew, pytest.raises(InputError, match=r"workers\.address = '127\.0\.0\.1:9'"):
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nonsense", "ray://127.0.0.1:10001"])
+def test_an_address_where_no_cluster_is_is_refused_at_once(address: str) -> None:
+    with on_ray(address=address) as crew, pytest.raises(InputError, match=f"workers.address = '{address}'"):
         crew.run(lambda worker: None)
     assert not ray.is_initialized()
 
@@ -214,6 +215,8 @@ def test_the_users_own_connection_and_handlers_are_left_as_they_are(cluster: Any
         (there,) = call(on_ray(), pid)
         assert ray.is_initialized()
         await_end([there])
+        with on_ray(address="10.0.0.5:6379") as crew, pytest.raises(InputError, match="is connected to"):
+            crew.run(lambda worker: None)
     finally:
         ray.shutdown()
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -44,6 +44,7 @@ class Cluster:
         self.gpus = spec.gpus or 0.0
         self.local = False
         self._ours = False
+        self._held = 0
 
     @property
     def request(self) -> dict[str, float]:
@@ -57,6 +58,7 @@ class Cluster:
             InputError: no cluster answers at the address.
         """
         if ray.is_initialized():
+            refuse_other(self.spec.address)
             return
         address = self.spec.address or os.environ.get("RAY_ADDRESS") or "local"
         common = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -79,8 +81,10 @@ class Cluster:
         self._ours = False
 
     def holds(self) -> int:
-        """How many trials all nodes together have room for, were nobody else there."""
-        return sum(fits(node, self.cpus, self.gpus) for node in nodes())
+        """How many trials all nodes together have room for, were nobody else there; while Ray is dumb, as before."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            self._held = sum(fits(node, self.cpus, self.gpus) for node in nodes())
+        return self._held
 
     def words(self) -> str:
         """What was asked for and what there is."""
@@ -101,6 +105,9 @@ def cores() -> int:
 
 def connect_to(address: str, options: Mapping[str, Any]) -> None:
     """Connect to a cluster that is there, or say what is wrong with the address."""
+    if "://" in address:
+        hint = 'run forge-sweep on a machine of the cluster, with workers.address = "auto"'
+        raise InputError(f"workers.address = {address!r}: Ray's client is too far away from the rows", hint=hint)
     hint = "start one (`ray start --head`), or correct workers.address (host:port, or auto) or RAY_ADDRESS"
     try:
         answers(address)
@@ -111,9 +118,17 @@ def connect_to(address: str, options: Mapping[str, Any]) -> None:
         raise InputError(f"workers.address = {address!r}: no Ray cluster to work with: {why}", hint=hint) from error
 
 
+def refuse_other(address: str | None) -> None:
+    """Raise InputError where the user connected this process to another cluster than the experiment names."""
+    here = ray.get_runtime_context().gcs_address
+    if address not in (None, "auto", "local", here):
+        hint = "leave workers.address out, or call ray.shutdown() before"
+        raise InputError(f"workers.address = {address!r}: this process is connected to {here} already", hint=hint)
+
+
 def answers(address: str) -> None:
     """Raise OSError where nobody listens at ``host:port``; other addresses are Ray's matter."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
+    host, _, port = address.rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
 
