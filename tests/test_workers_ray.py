@@ -370,14 +370,14 @@ def test_a_sweep_goes_on_while_a_node_is_lost_and_another_one_joins(
     nodes = Nodes(cluster, taken)
     joined = None
     try:
-        result = run(cluster_sweep(study__n_trials=24, study__pruner="none"), tmp_path, Where(0.1), watch=nodes.watch)
+        result = run(cluster_sweep(study__n_trials=16, study__pruner="none"), tmp_path, Where(0.1), watch=nodes.watch)
         joined = nodes.joins.node_id
     finally:
         for node in (nodes.leaves, nodes.joins):
             if node is not None:
                 cluster.remove_node(node)
-    assert result.trials == {"finished": 24}
-    check_nothing_is_lost(tmp_path, 24)
+    assert result.trials == {"finished": 16}
+    check_nothing_is_lost(tmp_path, 16)
     rows = study_of(tmp_path).rows()
     assert {row.attempt for row in rows} == {1, 2} and not any(row.failure for row in rows)
     seen = seen_by(tmp_path)
