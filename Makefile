@@ -56,13 +56,14 @@ format: install  ## Rewrite the code in the project's style
 	$(PIP) install --no-build-isolation --no-deps --no-index --editable .
 	@touch $@
 
-# Needs uv. The second lock follows the first, so that the image runs what the tests ran.
+# Needs uv. The others follow the first, so that the image and the benchmarks run what the tests ran.
 UV ?= uv
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile pyproject.toml --group build --universal \
   --fork-strategy fewest --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --quiet
 lock:  ## Resolve the dependencies again (add LOCK_FLAGS=--upgrade for newer ones)
 	$(COMPILE) $(LOCK_FLAGS) --extra dev --extra postgres -o requirements.lock
 	$(COMPILE) $(LOCK_FLAGS) --extra gpu --extra postgres -c requirements.lock -o requirements-gpu.lock
+	$(COMPILE) $(LOCK_FLAGS) --extra bench --extra ray -c requirements.lock -o requirements-bench.lock
 
 # The image. Its digest is known only after the build, so it is handed to each run; runs record it.
 ENGINE ?= $(firstword $(foreach engine,docker podman buildah,$(if $(shell command -v $(engine) 2>/dev/null),$(engine))))
