@@ -67,6 +67,7 @@ class Work:
         target: stop at the first epoch with this exact validation AUC, pruning on the way; None for equal work, which
             is the prepared configurations, all epochs, no pruning.
         cap_s: seconds after which a search for the target is given up.
+        study: replaces keys of our section ``[study]``.
     """
 
     problem: str
@@ -77,7 +78,7 @@ class Work:
     workers: int = 1
     target: float | None = None
     cap_s: float = 120.0
-    options: dict[str, Any] = field(default_factory=dict)
+    study: dict[str, Any] = field(default_factory=dict)
 
     @property
     def spec(self) -> Problem:

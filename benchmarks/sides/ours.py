@@ -63,7 +63,7 @@ def run(**arguments: Any) -> dict[str, Any]:
     """Our figures; see `recording.outcome` for the peers'."""
     work = Work(**arguments)
     study = {"sampler": "qmc", "pruner": "none", "patience": work.spec.epochs} if work.equal else {"n_trials": 10_000}
-    course = sweep_of(work, study=study)
+    course = sweep_of(work, study={**study, **work.study})
     found = {
         "seconds": course.seconds(course.phases.get("confirm") if course.reached is None else course.reached),
         "scoring_s": 0.0,
