@@ -1,7 +1,7 @@
 # Two commands on a fresh machine: `make sweep` and `make test`. Both use .venv, installed from requirements.lock.
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep test lint bench bench-store docs format lock image image-run clean
+.PHONY: help install sweep test lint bench bench-quick bench-memory bench-store peers docs format lock image image-run clean
 .DELETE_ON_ERROR:
 
 # The first interpreter that fits; another one: make sweep PYTHON=/path/to/python3.12
@@ -30,8 +30,14 @@ lint: install  ## Check style, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: install  ## Trials per hour against a hand-written loop
-	$(BIN)/python benchmarks/trials.py
+bench: .venv/.bench  ## Ours against the hand-written loop, KerasTuner, Ray Tune and the limit (12 minutes)
+	$(BIN)/python -m benchmarks all $(BENCH_FLAGS)
+
+bench-quick: .venv/.bench  ## The same on a small scale; its figures mean little (4 minutes)
+	$(BIN)/python -m benchmarks quick $(BENCH_FLAGS)
+
+bench-memory: .venv/.bench  ## Resident memory over 200 trials (8 minutes)
+	$(BIN)/python -m benchmarks memory $(BENCH_FLAGS)
 
 bench-store: install  ## Rows per second into and out of the feature store, against PostgreSQL's COPY (6 minutes, 12 GB)
 	$(BIN)/python benchmarks/feature_store.py $(SIZES)
@@ -54,6 +60,12 @@ format: install  ## Rewrite the code in the project's style
 
 .venv/.installed: .venv/.locked pyproject.toml
 	$(PIP) install --no-build-isolation --no-deps --no-index --editable .
+	@touch $@
+
+# The peers of the benchmarks, and Ray for its tests, beside the locked packages and at the same versions of these.
+peers: .venv/.bench  ## Add the packages of requirements-bench.lock to .venv
+.venv/.bench: .venv/.installed requirements-bench.lock
+	$(PIP) install --require-hashes --only-binary :all: -r requirements-bench.lock
 	@touch $@
 
 # Needs uv. The others follow the first, so that the image and the benchmarks run what the tests ran.

@@ -1,13 +1,13 @@
 """`make bench` and its parts: speed against the peers and the limit, as tables in Markdown.
 
-    python -m benchmarks all             # everything but memory, about 12 minutes on 2 idle cores
+    python -m benchmarks all             # everything but memory; how long that takes is said at its end
     python -m benchmarks quick           # a small run of everything, two or three minutes; its figures mean little
     python -m benchmarks trials --problems credit --sides ours plain
     python -m benchmarks memory          # 200 trials
     python -m benchmarks calibrate       # the targets of `target`, to be put into benchmarks/target.py
 
-Each side runs in a process of its own, on a store of its own. Imports are not counted; the start of worker processes and
-of Ray is, and is shown apart.
+Each side runs in a process of its own, on a store of its own. Imports are not counted; the start of worker processes
+and of Ray is, and is shown apart.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks import determinism, memory, overhead, suggestions, target, trials
 from benchmarks.problems import PROBLEMS
 from benchmarks.running import SideFailed
-from benchmarks.sides import OURS, OURS_2, PLAIN, SIDES
+from benchmarks.sides import OURS_2, SIDES
 from benchmarks.tables import machine, note, say
 
 Results = dict[str, Any]
@@ -115,15 +115,15 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("command", choices=COMMANDS)
     add = made.add_argument
-    add("--problems", nargs="+", choices=PROBLEMS, default=["synthetic", "shapes", "credit", "borrowers"])
+    add("--problems", nargs="+", choices=PROBLEMS, default=["synthetic", "credit", "borrowers"])
     add("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     add("--trials", type=int, help="of each peer at equal work; follows from the problem")
     add("--ours", type=int, help="trials of ours at equal work; follows from the problem")
     add("--seed", type=int, default=0, help="of equal work")
     add("--target-problems", nargs="+", choices=PROBLEMS, default=["shapes"])
-    add("--target-sides", nargs="+", choices=SIDES, default=[OURS_2, PLAIN, "keras-tuner", "ray-tune"])
+    add("--target-sides", nargs="+", choices=SIDES, default=[OURS_2, "keras-tuner", "ray-tune"])
     add("--seeds", type=int, default=3, help="of the time to target, whose median is shown")
-    add("--cap-s", type=float, default=120.0, help="after which a search for the target is given up")
+    add("--cap-s", type=float, default=60.0, help="after which a search for the target is given up")
     add("--finished", nargs="+", type=int, default=list(suggestions.FINISHED), help="trials, for suggestions")
     add("--memory-trials", type=int, default=200)
     add("--json", type=Path, help="file for all figures")

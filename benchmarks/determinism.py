@@ -1,6 +1,7 @@
-"""The price of ``deterministic = true``, and whether it buys equal weights: the same sweep without it, and with it twice.
+"""The price of ``deterministic = true``, and whether it buys equal weights.
 
-Each is a sweep in one process of its own; the weights of every trial are hashed as they were trained.
+The same sweep runs once without it and twice with it, in one process each time and a new one for each. The weights of
+every trial are hashed as they were trained.
 """
 
 from __future__ import annotations
@@ -24,9 +25,8 @@ def known() -> bool:
 
 def run(deterministic: bool | None, **arguments: Any) -> dict[str, Any]:
     """Seconds per trial and the SHA-256 of all weights of each trial, in the order of the trials."""
-    from forge_sweep import trial
-
     from benchmarks.sides.ours import sweep_of
+    from forge_sweep import trial
 
     work, digests = Work(**arguments), []
     trained = trial.run

@@ -109,7 +109,9 @@ def show(results: dict[str, dict[str, Any]]) -> None:
     rows = []
     for way, found in results.items():
         for index, curve in enumerate(found["curves"]):
-            name = WAYS[way][0] + ("" if len(found["curves"]) == 1 else ": parent" if index == 0 else f": child {index}")
+            name = WAYS[way][0] + (
+                "" if len(found["curves"]) == 1 else ": parent" if index == 0 else f": child {index}"
+            )
             ends = [f"{curve[at]:.0f}" for at in (0, len(curve) // 2, -1)]
             rows.append([name, len(curve), *ends, f"{growth(curve):.2f}"])
     table(["", "trials", "after the first", "half of them", "the last", "growth per trial"], rows)

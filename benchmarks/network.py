@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from benchmarks.recording import EpochLog, exact_auc
+from benchmarks.recording import EpochLog, Stop, exact_auc
 
 
 def build(params: Mapping[str, Any], n_features: int) -> keras.Model:
@@ -62,7 +62,6 @@ class ExactAuc(keras.callbacks.Callback):
 
 def stop_at(target: float | None, began: float, cap_s: float) -> Callable[[float], None]:
     """What ends a search in the same process: the target, or its cap."""
-    from benchmarks.recording import Stop
 
     def then(auc: float) -> None:
         if target is not None and (auc >= target or time.time() - began > cap_s):

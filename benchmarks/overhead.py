@@ -51,9 +51,8 @@ class Timed:
 
 def run(**arguments: Any) -> dict[str, Any]:
     """Seconds per trial of everything but training."""
-    from forge_sweep import trial
-
     from benchmarks.sides.ours import sweep_of
+    from forge_sweep import trial
 
     work = Work(**arguments)
     timed = Timed(trial.run)

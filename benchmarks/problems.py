@@ -1,7 +1,7 @@
 """What all sides train on and search: the same rows, arrays, networks and configurations.
 
-`prepare` writes a folder that every side reads: the rows with their split for us, the arrays that our preprocessor makes
-of them for the peers, and the configurations that all of them train at equal work.
+`prepare` writes a folder that every side reads: the rows with their split for us, the arrays that our preprocessor
+makes of them for the peers, and the configurations that all of them train at equal work.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def write_rows(work: Work) -> None:
     from sklearn.model_selection import train_test_split
 
     table, target = work.spec.rows(), work.spec.data["target"]
-    train, rest = train_test_split(table, test_size=0.3, stratify=table[target], random_state=SPLIT_SEED)
+    _, rest = train_test_split(table, test_size=0.3, stratify=table[target], random_state=SPLIT_SEED)
     valid, test = train_test_split(rest, test_size=0.5, stratify=rest[target], random_state=SPLIT_SEED)
     table.loc[:, "split"] = "train"
     table.loc[valid.index, "split"], table.loc[test.index, "split"] = "valid", "test"

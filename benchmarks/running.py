@@ -40,8 +40,17 @@ def call(function: str, *, variables: dict[str, str] | None = None, **arguments:
         answer, errors = place / "answer.json", place / "errors.txt"
         command = [sys.executable, "-m", "benchmarks.running", function, json.dumps(arguments), str(answer)]
         with errors.open("wb") as file:
-            code = wait(subprocess.Popen(command, cwd=place, env=environment(variables or {}), stdin=subprocess.DEVNULL,
-                                         stdout=file, stderr=file, start_new_session=True))
+            code = wait(
+                subprocess.Popen(
+                    command,
+                    cwd=place,
+                    env=environment(variables or {}),
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    start_new_session=True,
+                )
+            )
         if code or not answer.exists():
             said = errors.read_text(errors="replace")[-3000:]
             raise SideFailed(f"{function} ended with {code}:\n{said}")

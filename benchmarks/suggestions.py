@@ -1,12 +1,13 @@
 """Cost of a suggestion, ask and all its hyperparameters, in a study of many finished trials: ours against bare Optuna.
 
-TPE, four searched hyperparameters. Ours is `Study.ask` on its SQLite file; bare Optuna is `Study.ask` and `suggest_*`, in
-memory and on SQLite as Optuna opens it. A trial is told before the next is asked, outside the clock. The first
+TPE, four searched hyperparameters. Ours is `Study.ask` on its SQLite file; bare Optuna is `Study.ask` and `suggest_*`,
+in memory and on SQLite as Optuna opens it. A trial is told before the next is asked, outside the clock. The first
 suggestion of a process reads all trials from the file and is shown apart.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import statistics
 import time
@@ -16,7 +17,7 @@ from typing import Any
 
 from benchmarks.problems import PROBLEMS, Work, experiment_of
 from benchmarks.running import call, folder
-from benchmarks.tables import note, table
+from benchmarks.tables import note, say, table
 
 FINISHED = (10, 1_000, 10_000)
 ASKED = 10
@@ -29,57 +30,71 @@ def finished_trials(count: int) -> list[Any]:
     import optuna
 
     rng, search = random.Random(0), PROBLEMS[PROBLEM].search
-    distributions = {
-        name: (optuna.distributions.IntDistribution if found["type"] == "int" else optuna.distributions.FloatDistribution)(
-            found["low"], found["high"], log=found.get("log", False)
-        )
-        for name, found in search.items()
-    }  # fmt: skip
-
-    def draw(found: dict[str, Any]) -> float:
-        return rng.randint(found["low"], found["high"]) if found["type"] == "int" else rng.uniform(
-            found["low"], found["high"]
-        )  # fmt: skip
-
+    distributions = {name: distribution(found) for name, found in search.items()}
     return [
         optuna.trial.create_trial(
-            value=rng.random(), params={name: draw(found) for name, found in search.items()}, distributions=distributions
+            value=rng.random(),
+            params={name: draw(rng, found) for name, found in search.items()},
+            distributions=distributions,
         )
         for _ in range(count)
     ]
 
 
+def distribution(found: dict[str, Any]) -> Any:
+    """Optuna's distribution of a searched hyperparameter."""
+    from optuna.distributions import FloatDistribution, IntDistribution
+
+    kind = IntDistribution if found["type"] == "int" else FloatDistribution
+    return kind(found["low"], found["high"], log=found.get("log", False))
+
+
+def draw(rng: random.Random, found: dict[str, Any]) -> float:
+    """Any value of a searched hyperparameter."""
+    ends = found["low"], found["high"]
+    return rng.randint(*ends) if found["type"] == "int" else rng.uniform(*ends)
+
+
 def insert(storage: Any, study_id: int, trials: list[Any]) -> None:
     """Write finished trials to a database in one transaction; `Study.add_trials` takes a minute for 10,000."""
-    import json
-
-    from optuna.distributions import distribution_to_json
     from optuna.storages._rdb import models
 
-    rows: dict[Any, list[dict[str, Any]]] = {
-        model: []
-        for model in (models.TrialModel, models.TrialValueModel, models.TrialParamModel, models.TrialUserAttributeModel)
+    written = [(number, trial, number + 1) for number, trial in enumerate(trials)]
+    rows = {
+        models.TrialModel: [trial_row(study_id, *one) for one in written],
+        models.TrialValueModel: [
+            {"trial_id": key, "objective": 0, "value": trial.value, "value_type": "FINITE"} for _, trial, key in written
+        ],
+        models.TrialParamModel: [row for _, trial, key in written for row in param_rows(trial, key)],
+        models.TrialUserAttributeModel: [
+            {"trial_id": key, "key": "forge.params", "value_json": json.dumps(trial.params)}
+            for _, trial, key in written
+        ],
     }
-    written: dict[Any, str] = {}
-    for number, trial in enumerate(trials):
-        times = {"datetime_start": trial.datetime_start, "datetime_complete": trial.datetime_complete}
-        key = {"trial_id": number + 1}
-        rows[models.TrialModel].append(
-            {**key, "number": number, "study_id": study_id, "state": trial.state.name, **times}
-        )
-        rows[models.TrialValueModel].append({**key, "objective": 0, "value": trial.value, "value_type": "FINITE"})
-        for name, distribution in trial.distributions.items():
-            if name not in written:
-                written[name] = distribution_to_json(distribution)
-            internal = distribution.to_internal_repr(trial.params[name])
-            rows[models.TrialParamModel].append(
-                {**key, "param_name": name, "param_value": internal, "distribution_json": written[name]}
-            )
-        attrs = {"key": "forge.params", "value_json": json.dumps(trial.params)}
-        rows[models.TrialUserAttributeModel].append({**key, **attrs})
     with storage.engine.begin() as connection:
         for model, values in rows.items():
             connection.execute(model.__table__.insert(), values)
+
+
+def trial_row(study_id: int, number: int, trial: Any, key: int) -> dict[str, Any]:
+    """The row of a trial in Optuna's table."""
+    times = {"datetime_start": trial.datetime_start, "datetime_complete": trial.datetime_complete}
+    return {"trial_id": key, "number": number, "study_id": study_id, "state": trial.state.name, **times}
+
+
+def param_rows(trial: Any, key: int) -> list[dict[str, Any]]:
+    """The rows of its parameters."""
+    from optuna.distributions import distribution_to_json
+
+    return [
+        {
+            "trial_id": key,
+            "param_name": name,
+            "param_value": found.to_internal_repr(trial.params[name]),
+            "distribution_json": distribution_to_json(found),
+        }
+        for name, found in trial.distributions.items()
+    ]
 
 
 def ours(finished: int, store: str) -> dict[str, float]:
@@ -154,8 +169,6 @@ def measure(counts: tuple[int, ...]) -> dict[str, dict[str, dict[str, float]]]:
 
 def show(results: dict[str, dict[str, dict[str, float]]]) -> None:
     """The table."""
-    from benchmarks.tables import say
-
     say("### A suggestion in a study of finished trials, ms (and the first one of a process)\n")
     counts = list(results["ours"])
     rows = [

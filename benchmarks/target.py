@@ -1,9 +1,9 @@
 """Time to a validation AUC, each side as its users run it, with its own way to end hopeless trials.
 
-Ours is the default study (TPE, median pruner, early stopping) on two worker processes; KerasTuner is Hyperband; Ray Tune
-is OptunaSearch and ASHA, two trials at a time. The clock runs from the first trial, workers and engines to be started
-included, to the first epoch whose exact AUC on all validation rows is at the target. Our audit and pre-flight, which the
-peers do not have, end before it; how long they took is said.
+Ours is the default study (TPE, median pruner, early stopping) on two worker processes; KerasTuner is Hyperband; Ray
+Tune is OptunaSearch and ASHA, two trials at a time. The clock runs from the first trial, the start of workers and
+engines included, to the first epoch whose exact AUC on all validation rows is at the target. Our audit and pre-flight,
+which the peers do not have, end before it; how long they took is said.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from benchmarks.sides import OURS, SIDES
 from benchmarks.tables import say, seconds, table
 from benchmarks.trials import available, run_side
 
-QUANTILE = 0.9
+QUANTILE = 0.8
 RANDOM_TRIALS = 40
 TARGETS = {"shapes": 0.9675, "credit": 0.8575}
-"""What one in ten trials of a random search reaches: `QUANTILE` of the best AUCs of `RANDOM_TRIALS` trials without
+"""What one in five trials of a random search reaches: `QUANTILE` of the best AUCs of `RANDOM_TRIALS` trials without
 pruning, as ``python -m benchmarks calibrate`` prints it. Fixed, so that every run and machine has the same aim."""
 
 

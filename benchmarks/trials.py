@@ -24,11 +24,12 @@ Found = dict[str, Any]
 
 
 def available(names: list[str]) -> list[str]:
-    """The sides whose engine is installed; the others are named."""
-    found = [name for name in names if importlib.util.find_spec(SIDES[name].needs)]
-    for name in set(names) - set(found):
-        say(f"{SIDES[name].title} is left out: {SIDES[name].needs} is not installed (make bench installs it)\n")
-    return found
+    """The sides whose engine is installed; what the others lack is said."""
+    lacking = {name: [module for module in SIDES[name].needs if not importlib.util.find_spec(module)] for name in names}
+    for name, modules in lacking.items():
+        if modules:
+            say(f"{SIDES[name].title} is left out: {', '.join(modules)} not installed (make peers installs it)\n")
+    return [name for name, modules in lacking.items() if not modules]
 
 
 def run_side(side: Side, work: Work, variables: dict[str, str] | None = None) -> Found:

@@ -16,13 +16,13 @@ class Side:
         title: what the table calls it.
         function: see `running.call`.
         workers: trials at once.
-        needs: the module without which it is left out.
+        needs: modules without which it is left out.
     """
 
     title: str
     function: str
     workers: int = 1
-    needs: str = "forge_sweep"
+    needs: tuple[str, ...] = ()
 
 
 OURS, OURS_2, PLAIN = "ours", "ours-2", "plain"
@@ -30,7 +30,7 @@ OURS, OURS_2, PLAIN = "ours", "ours-2", "plain"
 SIDES = {
     OURS: Side("ours, one process", "sides.ours:run"),
     OURS_2: Side("ours, two worker processes", "sides.ours:run", workers=2),
-    PLAIN: Side("Optuna, `model.fit` and MLflow by hand", "sides.plain:run"),
-    "keras-tuner": Side("KerasTuner", "sides.keras_tuner:run", needs="keras_tuner"),
-    "ray-tune": Side("Ray Tune, two at a time", "sides.ray_tune:run", workers=2, needs="ray"),
+    PLAIN: Side("Optuna, `model.fit` and MLflow by hand", "sides.plain:run", needs=("optuna_integration",)),
+    "keras-tuner": Side("KerasTuner", "sides.keras_tuner:run", needs=("keras_tuner", "tensorboard")),
+    "ray-tune": Side("Ray Tune, two at a time", "sides.ray_tune:run", workers=2, needs=("ray",)),
 }

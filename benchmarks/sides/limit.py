@@ -6,6 +6,7 @@ if the trials were spread over them without any loss.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from typing import Any
@@ -32,7 +33,7 @@ def epoch_s(x: Any, x_valid: Any, point: dict[str, Any]) -> float:
 
     rng = np.random.default_rng(0)
     sizes = [x.shape[1], *[point["width"]] * point["depth"], 1]
-    kernels = [rng.normal(size=pair).astype(np.float32) for pair in zip(sizes, sizes[1:], strict=False)]
+    kernels = [rng.normal(size=pair).astype(np.float32) for pair in itertools.pairwise(sizes)]
     seconds = []
     for _ in range(EPOCHS):
         began = time.perf_counter()
