@@ -11,10 +11,12 @@ import pandas as pd
 
 from forge_sweep import environment, trial, workers
 from forge_sweep.bundle import choose_golden
+from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Experiment, Params
 from forge_sweep.sweep.arrays import SharedArrays
 from forge_sweep.sweep.context import Context, OnEpoch
 from forge_sweep.sweep.orders import Order, Outcome, Setup, as_variables
+from forge_sweep.training import FileCheckpoint
 from forge_sweep.trial import Recipe
 from forge_sweep.workers import Job, Limits, Plan, Worker
 
@@ -71,20 +73,50 @@ class Crew:
     def train(
         self, worker: Worker, params: Params, seed: int, checkpoint: Path, on_epoch: OnEpoch, keep: Path | None = None
     ) -> Outcome:
-        """Train one network on a worker.
+        """Train one network on a worker, or go on where it was cut off; with a smaller batch where memory runs out.
 
         Args:
             worker: runs it.
             params: every hyperparameter.
             seed: of this training.
-            checkpoint: file for the best weights while it runs.
+            checkpoint: file for its progress, which stays there until `forget_progress`.
             on_epoch: called here after each epoch.
             keep: folder for the bundle, where it is wanted.
 
         Raises:
             TrialFailed: it cannot give a score.
-            WorkerLost: its process died.
+            WorkerLost: its process died, or lost its GPU.
         """
+        path = checkpoint.absolute()
+        while True:
+            halvings = halved(path)
+            try:
+                return self._train(worker, params, seed, path, on_epoch, keep, halvings)
+            except TrialFailed as failure:
+                if failure.failure != "out-of-memory" or not trial.can_halve(params, halvings + 1):
+                    raise
+                self._halve(params, path, halvings + 1, on_epoch.run.key)
+            finally:
+                on_epoch.run.flush()
+
+    def _halve(self, params: Params, path: Path, halvings: int, key: str) -> None:
+        """Note beside the progress that the batch is halved from now on, and say so."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        halvings_file(path).write_text(str(halvings))
+        sizes = [trial.smaller(params, times)["batch_size"] for times in (halvings - 1, halvings)]
+        text = f"{key.rpartition('/')[2]} ran out of memory with batches of {sizes[0]} and goes on with {sizes[1]}"
+        self.context.tell("message", text=text, severity="warning")
+
+    def _train(
+        self,
+        worker: Worker,
+        params: Params,
+        seed: int,
+        path: Path,
+        on_epoch: OnEpoch,
+        keep: Path | None,
+        halvings: int,
+    ) -> Outcome:
         experiment = self.context.experiment
         limit = experiment.study.trial_timeout_s
         order = Order(
@@ -93,22 +125,38 @@ class Crew:
             rows=self.context.dataset if self.arrays is None else self.arrays.of(recipe_of(experiment, params)),
             params=params,
             seed=seed,
-            checkpoint=checkpoint.absolute(),
+            checkpoint=FileCheckpoint(path),
             deadline_s=limit,
+            halvings=halvings,
             keep=keep and keep.absolute(),
             golden=None if keep is None else self._golden(),
         )
         limits = Limits() if limit is None else Limits(seconds=limit + GRACE_S)
-        try:
-            return worker.call(order, lambda epoch: on_epoch(*epoch), limits)
-        finally:
-            on_epoch.run.flush()
-            checkpoint.unlink(missing_ok=True)
+        return worker.call(order, lambda epoch: on_epoch(*epoch), limits)
 
     def _golden(self) -> pd.DataFrame:
         """Train rows to try a bundle on; to a process goes no more than a bundle keeps."""
         features = self.context.dataset.train.features
         return features if self.arrays is None else choose_golden(features)
+
+
+def halvings_file(checkpoint: Path) -> Path:
+    """Where it stands how often the batch of a training was halved."""
+    return checkpoint.with_suffix(".halvings")
+
+
+def halved(checkpoint: Path) -> int:
+    """How often the batch of a training was halved so far, by an earlier process too."""
+    try:
+        return int(halvings_file(checkpoint).read_text())
+    except (FileNotFoundError, ValueError):  # none, or half-written by a process that was killed
+        return 0
+
+
+def forget_progress(checkpoint: Path) -> None:
+    """Remove what is kept of a training that has ended."""
+    FileCheckpoint(checkpoint).clear()
+    halvings_file(checkpoint).unlink(missing_ok=True)
 
 
 def recipe_of(experiment: Experiment, params: Params) -> Recipe:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from forge_sweep import training
+from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Experiment, Params
 from forge_sweep.sources import Dataset
 from forge_sweep.trial import Arrays, TrialResult
@@ -69,8 +70,9 @@ class Order:
         rows: a dataset, or arrays for a process that has none.
         params: every hyperparameter.
         seed: of this training.
-        checkpoint: file for the best weights while it runs.
+        checkpoint: where its progress is kept.
         deadline_s: seconds after which it fails as ``time-out``.
+        halvings: how often memory ran out before.
         keep: folder for the bundle, where it is wanted.
         golden: raw rows that the bundle is tried on.
     """
@@ -80,8 +82,9 @@ class Order:
     rows: Dataset | Arrays
     params: Params
     seed: int
-    checkpoint: Path
+    checkpoint: training.Checkpoint
     deadline_s: float | None = None
+    halvings: int = 0
     keep: Path | None = None
     golden: pd.DataFrame | None = None
 
@@ -93,6 +96,10 @@ class Order:
 
         try:
             return self._train(on_epoch)
+        except TrialFailed as failure:
+            if failure.failure == "out-of-memory":
+                training.forget()
+            raise
         finally:
             training.release()
 
@@ -105,6 +112,7 @@ class Order:
             on_epoch,
             checkpoint=self.checkpoint,
             deadline_s=self.deadline_s,
+            halvings=self.halvings,
         )
         if self.keep is not None:
             assert self.golden is not None

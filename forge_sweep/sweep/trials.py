@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from forge_sweep import trial
@@ -25,7 +26,7 @@ from forge_sweep.sweep.context import (
     finite,
     stop_if_asked,
 )
-from forge_sweep.sweep.crew import Crew
+from forge_sweep.sweep.crew import Crew, forget_progress
 from forge_sweep.sweep.orders import Outcome
 from forge_sweep.tracking import Run
 from forge_sweep.training import classify, settle
@@ -131,6 +132,7 @@ def take_back(context: Context, asked: Asked, run: Run, lost: WorkerLost) -> Non
         again = context.study.lose(asked.number)
     if not again:
         end_lost(context, asked.number)
+        forget_progress(checkpoint_of(context, asked.number))
         return
     text = f"trial {asked.number} was lost and runs again: {lost}"
     context.tell("message", text=text, severity="warning")
@@ -140,14 +142,22 @@ def run_opened(context: Context, crew: Crew, worker: Worker, asked: Asked, run: 
     """Train, log the end, tell the study; returns how it ended."""
     on_epoch = OnEpoch(context, run, lambda epoch, metrics: report(context, asked, epoch, metrics))
     seed = derived_seed(context.experiment.seed, "trial", asked.number)
-    checkpoint = context.checkpoints / f"{trial_name(asked.number)}.keras"
+    checkpoint = checkpoint_of(context, asked.number)
     try:
         result = crew.train(worker, asked.params, seed, checkpoint, on_epoch)
     except TrialFailed as failure:
         if on_epoch.error is not None:
             raise on_epoch.error from None
-        return end_failed(context, asked, run, failure)
-    return end_scored(context, asked, run, result)
+        ended = end_failed(context, asked, run, failure)
+    else:
+        ended = end_scored(context, asked, run, result)
+    forget_progress(checkpoint)  # last: what is killed before the study knows the end goes on from there
+    return ended
+
+
+def checkpoint_of(context: Context, number: int) -> Path:
+    """The file that holds the progress of a trial."""
+    return context.checkpoints / f"{trial_name(number)}.npz"
 
 
 def trial_name(number: int) -> str:
