@@ -115,6 +115,7 @@ def run(
     began = time.monotonic()
     try:
         prepared = arrays_of(splits, Recipe.of(experiment, params.get("scaler")))
+        training.fix_operations(experiment.deterministic)
         training.seed_everything(seed)
         used = smaller(params, halvings)
         model = training.reuse(models.build(experiment.model.builder, prepared.n_features, prepared.task, used))

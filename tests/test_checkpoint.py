@@ -89,7 +89,7 @@ def test_it_ends_as_a_fit_that_was_not_cut_off(tmp_path, kind, weights, params, 
 
 
 def test_early_stopping_and_the_learning_rate_remember_what_they_saw(tmp_path):
-    """Ascending the gradient makes the first epoch the best: the rate falls after two more, the end comes after three."""
+    """Ascending the gradient makes the first epoch the best one."""
     checkpoint = FileCheckpoint(tmp_path / "trial.npz")
 
     def ascending(on_epoch, keep):

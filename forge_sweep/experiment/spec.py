@@ -193,6 +193,10 @@ class Experiment(Section):
     description: str = Field("", description="One line for people.")
     seed: int = Field(0, ge=0, lt=2**32, description="Every random number follows from it.")
     backend: Backend = Field("tensorflow", description="Backend of Keras.")
+    deterministic: bool = Field(
+        False,
+        description="Use deterministic operations only (TensorFlow): the same weights again on GPUs too, more slowly.",
+    )
     data: DataSpec
     preprocessing: PreprocessingSpec = Field(default_factory=PreprocessingSpec)
     model: ModelSpec = Field(default_factory=ModelSpec)

@@ -197,6 +197,7 @@ def try_models(experiment: Experiment, dataset: Dataset, watch: Watch) -> tuple[
     """The pre-flight; its errors stop here."""
     watch(Event("phase", {"name": "preflight"}))
     training.load_backend()
+    training.fix_operations(experiment.deterministic)
     findings = preflight(experiment, dataset)
     report_findings(findings, watch)
     refuse("the pre-flight found errors; no trial was started", findings)

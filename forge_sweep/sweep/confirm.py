@@ -31,7 +31,7 @@ from forge_sweep.sweep.crew import Crew, forget_progress
 from forge_sweep.sweep.orders import Outcome
 from forge_sweep.tracking import Run
 from forge_sweep.training import classify
-from forge_sweep.workers import Worker, WorkerLost
+from forge_sweep.workers import Worker, WorkerLost, WorkerUnfit
 
 ATTEMPTS = 3
 """A training whose process died this often has failed, as in the search."""
@@ -160,7 +160,11 @@ def run_all(context: Context, crew: Crew, todo: list[tuple[Candidate, int]]) -> 
                 candidate, s = left.popleft()
             except IndexError:  # another worker took the last one
                 return
-            found[candidate.label, s] = confirm_one(context, crew, worker, candidate, s)
+            try:
+                found[candidate.label, s] = confirm_one(context, crew, worker, candidate, s)
+            except WorkerUnfit:
+                left.append((candidate, s))
+                raise
 
     crew.run(job)
     return found

@@ -11,14 +11,14 @@ import pandas as pd
 
 from forge_sweep import environment, trial, workers
 from forge_sweep.bundle import choose_golden
-from forge_sweep.errors import TrialFailed
+from forge_sweep.errors import SweepStopped, TrialFailed
 from forge_sweep.experiment import Experiment, Params
 from forge_sweep.sweep.arrays import SharedArrays
 from forge_sweep.sweep.context import Context, OnEpoch
 from forge_sweep.sweep.orders import Order, Outcome, Setup, as_variables
 from forge_sweep.training import FileCheckpoint
 from forge_sweep.trial import Recipe
-from forge_sweep.workers import Job, Limits, Plan, Worker
+from forge_sweep.workers import Job, Limits, Plan, Worker, WorkerUnfit
 
 GRACE_S = 60.0
 """How much longer than its own deadline a training may take, to prepare and to save, before its process is killed."""
@@ -67,8 +67,29 @@ class Crew:
         return {"forge.workers": f"{self.plan.n} processes", "forge.threads": threads}
 
     def run(self, job: Job) -> None:
-        """Run a job on every worker; see `Workers.run`."""
-        self.workers.run(job)
+        """Run a job on every worker; see `Workers.run`. One that is unfit leaves its work to the others.
+
+        Raises:
+            SweepStopped: all of them are unfit.
+        """
+        unfit: dict[str, WorkerUnfit] = {}
+
+        def guarded(worker: Worker) -> None:
+            if worker.id in unfit:
+                return
+            try:
+                job(worker)
+            except WorkerUnfit as error:
+                unfit[worker.id] = error
+                self.context.tell("message", text=f"a worker is given up: {error}", severity="warning")
+
+        before = -1
+        while len(unfit) != before:  # what an unfit one held may have come back after the others had ended
+            before = len(unfit)
+            self.workers.run(guarded)
+            if len(unfit) >= self.plan.n:
+                why = next(iter(unfit.values()))
+                raise SweepStopped(f"no worker is left: {why}", hint="look at nvidia-smi, then run the same command")
 
     def train(
         self, worker: Worker, params: Params, seed: int, checkpoint: Path, on_epoch: OnEpoch, keep: Path | None = None
@@ -93,6 +114,9 @@ class Crew:
             try:
                 return self._train(worker, params, seed, path, on_epoch, keep, halvings)
             except TrialFailed as failure:
+                if failure.failure == "lost-worker":  # this process itself; of another one the worker says so
+                    hint = "look at nvidia-smi, then run the same command: the trial goes on where it was"
+                    raise SweepStopped(f"the GPU is gone: {failure.message}", hint=hint) from failure
                 if failure.failure != "out-of-memory" or not trial.can_halve(params, halvings + 1):
                     raise
                 self._halve(params, path, halvings + 1, on_epoch.run.key)

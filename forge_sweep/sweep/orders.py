@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Experiment, Params
 from forge_sweep.sources import Dataset
 from forge_sweep.trial import Arrays, TrialResult
-from forge_sweep.workers import Say
+from forge_sweep.workers import Say, WorkerUnfit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,7 +138,22 @@ class Setup:
         training.select_backend(self.backend)
         training.load_backend()
         training.limit_threads(self.threads)
+        require_gpu(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         training.settle()
+
+
+def require_gpu(given: str) -> None:
+    """Refuse to compute on the CPU in silence where a process was given a GPU that is not there, or not any more.
+
+    Args:
+        given: ``CUDA_VISIBLE_DEVICES``; empty and ``-1`` give none.
+
+    Raises:
+        WorkerUnfit: the backend sees none.
+    """
+    if given in ("", "-1") or training.accelerators():
+        return
+    raise WorkerUnfit(f"it was given GPU {given}, and the backend sees none")
 
 
 def as_variables(threads: int) -> Mapping[str, str]:

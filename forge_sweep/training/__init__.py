@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from forge_sweep.training.backend import (
     accelerators,
+    fix_operations,
     forget,
     limit_threads,
     load_backend,
@@ -33,6 +34,7 @@ __all__ = [
     "data_loss",
     "each",
     "fit",
+    "fix_operations",
     "forget",
     "leaves",
     "limit_threads",

@@ -104,6 +104,38 @@ def seed_everything(seed: int) -> None:
     keras.utils.set_random_seed(seed)
 
 
+def fix_operations(deterministic: bool) -> None:
+    """Let the process use deterministic operations only, or make sure that it may use all.
+
+    On a CPU, the networks of this package give the same weights again either way; with it, other numbers come out,
+    since random numbers are drawn in another way, so that it belongs to an experiment. See
+    ``tf.config.experimental.enable_op_determinism``.
+
+    Args:
+        deterministic: what the experiment says; it cannot be taken back in a process.
+
+    Raises:
+        InputError: the backend is another one than TensorFlow, or the process was fixed for another experiment.
+    """
+    import keras
+
+    backend = keras.config.backend()
+    if backend != "tensorflow":
+        if deterministic:
+            hint = 'set deterministic = false, or backend = "tensorflow"'
+            raise InputError(f'deterministic = true is not there for backend = "{backend}"', hint=hint)
+        return
+    from tensorflow.python.framework import config  # the question is in no public module
+
+    if deterministic:
+        config.enable_op_determinism()
+    elif config.is_op_determinism_enabled():
+        raise InputError(
+            "deterministic = false, but an earlier experiment made this process deterministic: numbers would differ",
+            hint="start a new process",
+        )
+
+
 def accelerators() -> tuple[str, ...]:
     """The GPUs or TPUs that the backend computes on, such as ``gpu:0``; empty on a CPU."""
     import keras

@@ -1,7 +1,7 @@
 """Where trials run. One interface, one file per backend."""
 
 from forge_sweep.experiment import WorkersSpec
-from forge_sweep.workers.base import Job, Limits, Plan, Say, Task, Worker, WorkerLost, Workers
+from forge_sweep.workers.base import Job, Limits, Plan, Say, Task, Worker, WorkerLost, Workers, WorkerUnfit
 from forge_sweep.workers.processes import ProcessWorkers
 from forge_sweep.workers.serial import SerialWorkers
 
@@ -15,6 +15,7 @@ __all__ = [
     "Task",
     "Worker",
     "WorkerLost",
+    "WorkerUnfit",
     "Workers",
     "make",
 ]

@@ -21,6 +21,10 @@ class WorkerLost(Exception):
     """The process of a task ended or hung, for no reason that lies in the task. The next call gets a new process."""
 
 
+class WorkerUnfit(Exception):
+    """A worker cannot do its work any more, such as one whose GPU is gone. Others may; it is to be handed nothing."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a task may use where it runs in a process of its own. Beyond that the process is killed.
@@ -45,7 +49,7 @@ class Plan:
         start: ``forkserver`` shares the memory of what is imported and starts in milliseconds; ``spawn`` is for
             platforms without it, and for GPUs, whose driver does not survive a fork.
         preload: modules that the fork server imports; none may compute, since threads do not survive a fork either.
-        setup: called in each process before its first task; can be pickled.
+        setup: called in each process before its first task; can be pickled. May raise `WorkerUnfit`.
         memory_bytes: most memory of one process beyond what it had after ``setup``; None for no limit.
     """
 
@@ -82,7 +86,8 @@ class Worker(Protocol):
             limits: what the task may use.
 
         Raises:
-            WorkerLost: the process of the task was killed from outside, crashed, or hangs.
+            WorkerLost: the process of the task was killed from outside, crashed, hangs, or lost its GPU.
+            WorkerUnfit: what the worker was to compute on is not there.
             TrialFailed: it passed a limit: ``time-out`` or ``out-of-memory``.
             SweepStopped: no process can be started.
         """

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from forge_sweep.errors import SweepStopped
+from forge_sweep.errors import SweepStopped, TrialFailed
 from forge_sweep.workers import child
 from forge_sweep.workers.base import Job, Limits, Plan, Say, T, Task, WorkerLost
 from forge_sweep.workers.forkserver import Starter
@@ -177,6 +177,10 @@ class Slot:
             process.kill()
             raise
         if kind == "raised":
+            if isinstance(value, TrialFailed) and value.failure == "lost-worker":
+                self.child = None
+                process.kill()  # whatever it computes from now on fails too
+                raise WorkerLost(value.message) from value
             raise value
         result: T = value
         return result
