@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from forge_sweep.study import StudyView, TrialRow
     from forge_sweep.sweep import Event, SweepResult
 
+REFUSED = 3
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -167,6 +168,36 @@ def run(
 
 
 @app.command()
+def worker(
+    experiment: File,
+    overrides: Overrides = None,
+    wait: Annotated[
+        float,
+        typer.Option("--wait", min=0, metavar="SECONDS", help="How long to wait for `forge-sweep run` to search."),
+    ] = 600.0,
+    store: Store = MLRUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Join a sweep that `forge-sweep run` carries: run trials of it here, until none is left."""
+    from forge_sweep.cli.watchers import watching
+
+    loaded = read(experiment, overrides)
+    try:
+        with stop_on_signals() as stopping, watching(as_json=as_json, console=Console()) as watch:
+            from forge_sweep.sweep import joining
+
+            joined = joining.join(loaded, store=store, wait_s=wait, watch=watch, stopping=stopping)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: running trials wait again; others, or the next run, take them up", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        emit({"event": "done", **joined.to_dict()}, indent=None)
+    else:
+        counts = ", ".join(f"{count} {state}" for state, count in joined.trials.items()) or "no trial"
+        typer.echo(f"left {joined.study}: {joined.left}; ended here: {counts}")
+
+
+@app.command()
 def check(experiment: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Audit the data and try the smallest and the largest model, without starting a sweep."""
     from forge_sweep.cli.watchers import watching
@@ -231,6 +262,39 @@ def trials(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> 
             console.print(
                 f"trial {row.number} failed ({row.failure}): {escape(row.cause)}", soft_wrap=True, highlight=False
             )
+
+
+@app.command()
+def reconcile(
+    experiment: Name,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what differs; exit code 3 where anything does.")
+    ] = False,
+    store: Store = MLRUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a sweep's trials in Optuna with its runs in MLflow, and repair what a kill left."""
+    from forge_sweep.sweep.reconcile import reconcile as compare
+
+    name = read(Path(experiment), None).name if experiment.endswith(".toml") else experiment
+    found = compare(name, store, repair=not dry_run, say=lambda text: typer.echo(text, err=True))
+    if as_json:
+        emit(found.to_dict())
+    elif not found.differences:
+        typer.echo(f"{found.study}: nothing to repair")
+    else:
+        table = Table("what", "is", "should be", "" if dry_run else "repaired", box=None)
+        for one in found.differences:
+            table.add_row(one.what, escape(one.seen), escape(one.expected), "" if dry_run else _yes(one.repaired))
+        wide().print(table)
+    if found.differences and dry_run:
+        raise typer.Exit(REFUSED)
+    if not all(one.repaired for one in found.differences):
+        raise typer.Exit(1)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 @app.command()
@@ -302,15 +366,19 @@ def find(experiment: str, store: Path) -> StudyView:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C (or SIGTERM) asks the sweep to stop after the running epoch; the second aborts at once."""
+    """The first Ctrl-C asks the sweep to stop after the running epoch; the second aborts at once.
+
+    SIGTERM, which SLURM, Kubernetes and Docker send, is like the first, however often it comes: they kill soon enough.
+    """
     asked = False
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if asked:
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked = True
-        sys.stderr.write("\nstopping after this epoch; press Ctrl-C again to abort\n")
+        if not asked:
+            asked = True
+            sys.stderr.write("\nstopping after this epoch; press Ctrl-C again to abort\n")
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

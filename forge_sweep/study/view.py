@@ -23,6 +23,7 @@ PREFIX = "forge."
 """Of every attribute that this package keeps for itself."""
 
 IMPORTED = "forge.imported"
+OWNER = "forge.owner"
 PARAMS = "forge.params"
 ATTEMPT = "forge.attempt"
 FAILURE = "forge.failure"
@@ -152,6 +153,11 @@ class StudyView:
         if len(last) < STREAK or len(kinds) > 1 or last[0].state != "failed":
             return None
         return FailingStreak(*kinds.pop(), numbers=tuple(row.number for row in last))
+
+    def reports(self, number: int) -> dict[int, float]:
+        """What a trial reported after each epoch, by 0-based epoch."""
+        trial = self._study.get_trials(deepcopy=False)[number]
+        return {step - 1: value for step, value in sorted(trial.intermediate_values.items())}
 
     def notes(self, prefix: str = "") -> dict[str, Any]:
         """What `Study.note` wrote under keys that begin with ``prefix``."""

@@ -114,7 +114,7 @@ def run(
         try_models(experiment, dataset, watch)  # before there is a study: a wrong file leaves nothing behind
     stop_between(stopping)
     study = open_study(experiment, dataset=identity(dataset), store=store, fork=fork)
-    with study.hold():
+    with study.hold(stopping):
         report_opening(study, watch)
         tracker = Tracker(experiment.name, store, description=experiment.description)
         context = Context(experiment, dataset, study, tracker, here, store, begin(study)["key"], watch, stopping)
@@ -175,7 +175,7 @@ STATUSES: dict[TrialState, str] = {
 
 
 def prepare(context: Context, parent: Run, audit: Audit) -> None:
-    """Before the first trial: the setting is on record, and trials of a dead process wait again or are given up."""
+    """Before the first trial: the setting is on record, and trials of dead processes wait again or are given up."""
     if "sweep:setting" not in context.study.notes("sweep:"):
         log_setting(context, parent, audit)
         context.study.note("sweep:setting", "logged")
@@ -189,7 +189,9 @@ def prepare(context: Context, parent: Run, audit: Audit) -> None:
     if parent.run_id is not None:  # it answers: from here on the sweep's runs are there and nowhere else
         context.study.note("sweep:store", context.tracker.address)
     states = {f"{context.key}/{trial_name(row.number)}": STATUSES[row.state] for row in rows}
-    context.tracker.reap(context.key, states)
+    # Others may have begun more since the rows were read.
+    later = {f"{context.key}/{trial_name(number)}": "RUNNING" for number in range(len(rows), context.study.n_total)}
+    context.tracker.reap(context.key, {**later, **states})
     context.study.note("sweep:link", link(context))
 
 

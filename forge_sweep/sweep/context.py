@@ -52,7 +52,7 @@ class Context:
     Attributes:
         experiment: the experiment.
         dataset: its rows; the test split is behind `Dataset.look_at_test`.
-        study: the Optuna study, held by this process.
+        study: the Optuna study, which this process holds or joined.
         tracker: the MLflow store.
         environment: machine, packages, image and commit.
         store: folder of the embedded stores and of checkpoints.
@@ -82,6 +82,11 @@ class Context:
     def checkpoints(self) -> Path:
         """Folder of everything that is deleted once the sweep is complete."""
         return self.store / "checkpoints" / self.study.name
+
+    @property
+    def arrays(self) -> Path:
+        """Folder of the arrays that the workers of this process share."""
+        return self.checkpoints / ("arrays" if self.study.coordinates else f"arrays-{self.study.owner}")
 
     @functools.cached_property
     def environment_digest(self) -> str:
@@ -151,9 +156,10 @@ def finish_failed(run: Run, failure: TrialFailed) -> None:
 
 
 def stop_if_asked(context: Context) -> None:
-    """Leave the sweep where the user asked to."""
+    """Leave the sweep where the user asked to, or where another process carries it by now."""
     if context.stopping():
         raise Interrupted
+    context.study.check_held()
 
 
 def rank(context: Context, value: float) -> float:
@@ -172,7 +178,7 @@ class OnEpoch:
     Args:
         context: the sweep.
         run: where the curves go.
-        then: called with (epoch, metrics) last; its answer is whether to prune.
+        then: called with (epoch, metrics) first; its answer is whether to prune.
 
     Attributes:
         error: what went wrong in here, if anything did.
@@ -188,8 +194,9 @@ class OnEpoch:
         """Log the epoch and ask what comes then."""
         try:
             stop_if_asked(self.context)
-            self.run.log_epoch(epoch, metrics)
-            return self.then(epoch, metrics)
+            prune = self.then(epoch, metrics)
+            self.run.log_epoch(epoch, metrics)  # last: a trial that another process runs by now gets no point twice
+            return prune
         except Exception as error:
             self.error = error
             raise

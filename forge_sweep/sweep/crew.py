@@ -46,7 +46,7 @@ class Crew:
         self.context = context
         self.plan = plan(context.experiment, len(context.environment.gpus), context.environment.cores)
         self.workers = workers.make(spec, self.plan)
-        self.arrays = SharedArrays(context.dataset, context.checkpoints / "arrays") if spec.kind != "serial" else None
+        self.arrays = SharedArrays(context.dataset, context.arrays) if spec.kind != "serial" else None
         if spec.kind != "serial":
             context.tell("message", text=words(self.plan), severity="info")
 

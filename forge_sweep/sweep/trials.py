@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from forge_sweep import trial
-from forge_sweep.errors import SweepStopped, TrialFailed
+from forge_sweep.errors import SweepStopped, TrialFailed, TrialTaken
 from forge_sweep.experiment import derived_seed
 from forge_sweep.study import Asked
 from forge_sweep.sweep.context import (
@@ -31,6 +31,9 @@ from forge_sweep.sweep.orders import Outcome
 from forge_sweep.tracking import Run
 from forge_sweep.training import classify, settle
 from forge_sweep.workers import Job, Worker, WorkerLost
+
+POLL_S = 2.0
+"""How often a process that has nothing to run looks after the trials of others."""
 
 
 def fit_baselines(context: Context) -> None:
@@ -61,9 +64,17 @@ def fit_baseline(context: Context, kind: str) -> None:
 
 
 def run_trials(context: Context, crew: Crew) -> None:
-    """Run trials until the study has all of its `n_trials`, or the time is up."""
+    """Run trials until the study has all of its `n_trials`, or the time is up.
+
+    While a process that carries the sweep does so, others may join; see `joining`.
+    """
     settle()
+    if not context.study.coordinates:
+        crew.run(job(context, crew))
+        return
+    context.study.note(SEARCHING, True)
     crew.run(job(context, crew))
+    context.study.note(SEARCHING, False)
 
 
 def job(context: Context, crew: Crew) -> Job:
@@ -75,13 +86,42 @@ def job(context: Context, crew: Crew) -> Job:
             stop_if_asked(context)
             if time_is_up():
                 return
-            asked = context.study.ask()
+            asked = context.study.ask() if is_open(context) else None
+            report_taken_back(context)
             if asked is None:
+                if wait_for_others(context):
+                    continue
                 return
             run_trial(context, crew, worker, asked)
             stop_if_hopeless(context)
 
     return loop
+
+
+SEARCHING = "sweep:searching"
+"""Note of a study whose trials are being run: others may join."""
+
+
+def is_open(context: Context) -> bool:
+    """Whether trials may still be begun: a process that joined stops when the one that carries the sweep goes on."""
+    return context.study.coordinates or bool(context.study.notes(SEARCHING).get(SEARCHING))
+
+
+def wait_for_others(context: Context) -> bool:
+    """Wait a moment where others run the last trials: what they leave has to be run here. False where nobody does."""
+    if not context.study.coordinates or not context.study.elsewhere():
+        return False
+    time.sleep(POLL_S)
+    return True
+
+
+def report_taken_back(context: Context) -> None:
+    """Say which trials dead processes left, and end the runs of those that were given up."""
+    taken = context.study.taken_back()
+    for number in taken.waiting:
+        context.tell("message", text=f"trial {number} was cut off and runs again", severity="info")
+    for number in taken.lost:
+        end_lost(context, number)
 
 
 def deadline(context: Context) -> Callable[[], bool]:
@@ -114,20 +154,42 @@ def run_trial(context: Context, crew: Crew, worker: Worker, asked: Asked) -> Non
         assert run is not None
         take_back(context, asked, run, lost)
         return
+    except TrialTaken as taken:
+        drop(context, run, taken)
+        return
     except BaseException:
-        try:
-            if run is not None:
-                finish(run, "waiting", "SCHEDULED")
-        finally:  # last, since another worker may take it up at once
-            context.study.put_back(asked.number)
+        put_back(context, asked, run)
         raise
     context.tell("trial_done", number=asked.number, best=best_value(context), **ended)
+
+
+def put_back(context: Context, asked: Asked, run: Run | None) -> None:
+    """Let a trial wait again."""
+    try:
+        if run is not None:
+            context.study.check_mine(asked.number)
+            finish(run, "waiting", "SCHEDULED")
+    except TrialTaken as taken:
+        drop(context, run, taken)
+    finally:  # last, since another worker may take it up at once
+        context.study.put_back(asked.number)
+
+
+def drop(context: Context, run: Run | None, taken: TrialTaken) -> None:
+    """Leave a trial, and its run, to the process that has it by now."""
+    if run is not None:
+        context.tracker.drop(run)
+    context.tell("message", text=f"{taken.message}; it is dropped here", severity="warning")
 
 
 def take_back(context: Context, asked: Asked, run: Run, lost: WorkerLost) -> None:
     """Let a trial wait again whose worker died, or give it up where that happened too often."""
     try:
+        context.study.check_mine(asked.number)
         finish(run, "waiting", "SCHEDULED")
+    except TrialTaken as taken:
+        drop(context, run, taken)
+        return
     finally:
         again = context.study.lose(asked.number)
     if not again:
@@ -183,6 +245,7 @@ def report(context: Context, asked: Asked, epoch: int, metrics: Mapping[str, flo
 
 def end_scored(context: Context, asked: Asked, run: Run, result: Outcome) -> dict[str, Any]:
     """Log the summary of a finished or pruned trial, end its run, then tell the study."""
+    context.study.check_mine(asked.number)
     delta = delta_vs_baseline(context, result.value)
     summary = {"best_epoch": result.best_epoch, "epochs_run": result.epochs, "seconds": result.seconds}
     compared = {} if delta is None else {"delta_vs_baseline": delta}
@@ -197,6 +260,7 @@ def end_scored(context: Context, asked: Asked, run: Run, result: Outcome) -> dic
 
 def end_failed(context: Context, asked: Asked, run: Run, failure: TrialFailed) -> dict[str, Any]:
     """End the run of a failed trial with its class and cause, then tell the study."""
+    context.study.check_mine(asked.number)
     finish_failed(run, failure)
     context.study.tell(asked.number, "failed", None, failure=failure.failure, cause=failure.message)
     return {"state": "failed", "value": None, "failure": failure.failure, "cause": failure.message}

@@ -123,6 +123,10 @@ class Run:
             raise
         self._rows.clear()
 
+    def discard(self) -> None:
+        """Throw away the points that were collected."""
+        self._rows.clear()
+
     def finish(self, status: Status) -> None:
         """Write what was collected, then the last status."""
         self.flush()

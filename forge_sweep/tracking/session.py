@@ -109,7 +109,7 @@ class Session:
         """Key and id of each child that has no final status."""
         finals = " and ".join(f"attributes.status != '{status}'" for status in ("FINISHED", "KILLED", "FAILED"))
         condition = f"tags.{PARENT_TAG} = '{self.run_id(parent)}' and {finals}"
-        for run in self._all_runs(condition):
+        for run in self.all_runs(condition):
             yield run.data.tags.get(KEY_TAG, ""), run.info.run_id
 
     def answers(self) -> bool:
@@ -120,7 +120,7 @@ class Session:
             return False
         return True
 
-    def _all_runs(self, condition: str) -> list[MlflowRun]:
+    def all_runs(self, condition: str) -> list[MlflowRun]:
         """Every run, read before the caller changes what the condition asks for."""
         runs: list[MlflowRun] = []
         token: str | None = None

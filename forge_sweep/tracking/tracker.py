@@ -107,6 +107,25 @@ class Tracker:
         self._open[key] = Run(key, self._write, self._session.known_id, self._flush_s)
         return self._open[key]
 
+    def existing(self, key: str) -> Run:
+        """A run that another process opened and goes on writing: it is not set running, nor ended, here."""
+        return Run(key, self._write, self._session.known_id, self._flush_s)
+
+    def has(self, key: str) -> bool:
+        """Whether the store has a run with this key; False while it cannot be reached."""
+        try:
+            with self._lock, stores.translated(f"a look for the run {key!r}"):
+                return self._session.find(key) is not None
+        except TrackingDown:
+            return False
+
+    def drop(self, run: Run) -> None:
+        """Leave a run to another process: what was collected for it is thrown away."""
+        with self._lock:
+            run.discard()
+            self._open.pop(run.key, None)
+            self._session.closed(run.key)
+
     def reap(self, parent: str, states: Mapping[str, str]) -> None:
         """Close the child runs that no living process writes, so that MLflow agrees with the study.
 

@@ -84,6 +84,7 @@ class Open(Write):
             made = session.client.create_run(session.experiment_id, self.started, tags, self.name)
             session.created(self.key, made.info.run_id)
         else:
+            session.closed(self.key)  # another process may have written to it since
             session.client.update_run(run_id, status="RUNNING")
             for name in sorted({"forge.failure", "forge.cause"} & set(session.client.get_run(run_id).data.tags)):
                 session.client.delete_tag(run_id, name)  # of an end that is no longer the end

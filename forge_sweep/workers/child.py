@@ -21,7 +21,11 @@ import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
 from typing import Any
+
+TERM_S = 30.0
+"""How long a process goes on after SIGTERM; as long as SLURM and Kubernetes wait by default before they kill."""
 
 LOST_PARENT = 3
 """Exit code of a process whose parent is gone."""
@@ -31,7 +35,7 @@ def main(connection: Connection, environment: Mapping[str, str], setup: Callable
     """Serve tasks; the entry point of the process."""
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _end_soon)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _offer_to_oom_killer()
     try:
@@ -43,6 +47,13 @@ def main(connection: Connection, environment: Mapping[str, str], setup: Callable
     connection.send(("ready", None))
     while task := _receive(connection):
         connection.send(_run(connection, task))
+
+
+def _end_soon(number: int, frame: FrameType | None) -> None:
+    """SIGTERM reaches the whole job of a batch system: let the parent end the task in order, but not for ever."""
+    timer = threading.Timer(TERM_S, os._exit, (128 + number,))
+    timer.daemon = True
+    timer.start()
 
 
 def _receive(connection: Connection) -> bytes:
