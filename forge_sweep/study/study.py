@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from forge_sweep.errors import Failure, SweepStopped
 from forge_sweep.experiment import Experiment, Params
+from forge_sweep.study.cost import NO_COST, TrialCost
 from forge_sweep.study.space import suggest
 from forge_sweep.study.storage import embedded_url, holding
 from forge_sweep.study.view import (
     ACCEPTED,
     ATTEMPT,
     CAUSE,
+    COST,
     FAILURE,
     NOTE,
     PARAMS,
@@ -48,11 +50,13 @@ class Asked:
         number: dense from 0; the seed of the trial follows from it.
         params: every hyperparameter with its value; conditional ones only where they are active.
         attempt: 1, or more where the trial's process died.
+        cost: what earlier attempts took.
     """
 
     number: int
     params: Params
     attempt: int
+    cost: TrialCost = NO_COST
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,9 @@ class Study(StudyView):
             trial.set_user_attr(PARAMS, params)
             self._running[trial.number] = trial
             self._reported[trial.number] = self._study.get_trials(deepcopy=False)[trial.number].last_step or 0
-            return Asked(trial.number, params, trial.user_attrs.get(ATTEMPT, 1))
+            attrs = trial.user_attrs
+            cost = TrialCost.of(attrs[COST]) if COST in attrs else NO_COST
+            return Asked(trial.number, params, attrs.get(ATTEMPT, 1), cost)
 
     def _any_left(self) -> bool:
         trials, n_trials = self._own_trials(), self.n_trials
@@ -281,6 +287,10 @@ class Study(StudyView):
             again = self._take_back(self._study.get_trials(deepcopy=False)[number])
             self._forget(number)
             return again
+
+    def spend(self, number: int, cost: TrialCost) -> None:
+        """Keep what a trial that goes on, or waits again, has cost so far; `tell` takes it among its ``attrs``."""
+        self._write(number, {COST: cost.to_dict()})
 
     def note(self, key: str, value: Any) -> None:
         """Keep a JSON value with the study, such as ``baseline:xgboost``: what a sweep has behind it besides trials."""

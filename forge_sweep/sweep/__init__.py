@@ -20,11 +20,11 @@ from forge_sweep.checks.audit import Audit
 from forge_sweep.checks.audit import audit as audit_dataset
 from forge_sweep.checks.findings import Finding, errors
 from forge_sweep.environment import Environment
-from forge_sweep.errors import GateRefused, InputError
+from forge_sweep.errors import GateRefused, InputError, SweepStopped
 from forge_sweep.experiment import Experiment, flatten
 from forge_sweep.preflight import preflight
 from forge_sweep.sources import Dataset
-from forge_sweep.study import Study, TrialState, open_study, require_packages, resumable
+from forge_sweep.study import Study, StudyView, TrialState, open_study, require_packages, resumable
 from forge_sweep.sweep.confirm import confirm
 from forge_sweep.sweep.context import Context, Event, Interrupted, Watch, baseline_values, ignore
 from forge_sweep.sweep.crew import Crew
@@ -51,6 +51,9 @@ class SweepResult:
         run_id: the parent run.
         model: ``models:/NAME/VERSION``.
         link: the MLflow UI on this sweep's trials.
+        confirmed: the figures of every candidate.
+        ended_by: the key of the budget that ended the search: ``study.n_trials``, ``study.timeout_s`` and so on.
+        costs: what the trials of each state cost; see `StateCost`.
     """
 
     study: str
@@ -65,6 +68,8 @@ class SweepResult:
     model: str
     link: str
     confirmed: list[dict[str, Any]] = field(default_factory=list)
+    ended_by: str = "study.n_trials"
+    costs: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -110,7 +115,7 @@ def run(
     audit = inspect(experiment, dataset, watch)
     stop_between(stopping)
     begun = resumable(experiment, dataset=identity(dataset), store=store)
-    if begun is None or begun.n_done < experiment.study.n_trials:
+    if begun is None or goes_on(experiment, begun):
         try_models(experiment, dataset, watch)  # before there is a study: a wrong file leaves nothing behind
     stop_between(stopping)
     study = open_study(experiment, dataset=identity(dataset), store=store, fork=fork)
@@ -127,8 +132,8 @@ def run(
 def go(context: Context, audit: Audit) -> SweepResult:
     """Run what is left of a sweep under its parent run."""
     done = context.study.notes("final:").get(final_key(context))
-    if done is not None and context.study.n_done >= context.study.n_trials:
-        context.tell("message", text=f"sweep {context.study.name} is complete", severity="info")
+    if done is not None and (why := why_over(context)):
+        context.tell("message", text=f"sweep {context.study.name} is complete{why}", severity="info")
         return result(context, done)
     training.load_backend()
     refuse_other_store(context)
@@ -141,12 +146,14 @@ def go(context: Context, audit: Audit) -> SweepResult:
         parent.set_tags({"forge.state": "interrupted" if interrupted else "failed", "forge.cause": str(error)[:500]})
         parent.finish("KILLED" if interrupted else "FAILED")
         raise
-    parent.set_tags({"forge.state": "finished", "forge.model": final["model"]})
+    ended = ended_by(context)
+    final |= {"ended_by": ended}
+    parent.set_tags({"forge.state": "finished", "forge.model": final["model"], "forge.ended_by": ended})
     parent.finish("FINISHED")
     final |= {"run_id": parent.run_id, "link": link(context), "ended": time.time()}
     context.study.note("sweep:link", link(context))
     context.study.note(final_key(context), final)
-    shutil.rmtree(context.checkpoints, ignore_errors=True)
+    clear_checkpoints(context)
     return result(context, final)
 
 
@@ -158,10 +165,53 @@ def phases(context: Context, parent: Run) -> dict[str, Any]:
     context.tell("phase", name="trials", best=best_value(context), baselines=baseline_values(context), **about)
     with Crew(context) as crew:
         run_trials(context, crew)
+        refuse_nothing_finished(context)
+        known: dict[str, Any] | None = context.study.notes("final:").get(final_key(context))
+        if known is not None:  # a budget was raised and bought no whole trial
+            return known
         context.tell("phase", name="confirm")
         confirmed = confirm(context, crew)
     context.tell("phase", name="publish")
     return publish(context, parent, confirmed)
+
+
+def goes_on(experiment: Experiment, study: StudyView) -> bool:
+    """Whether there are trials left to run, and something to spend on them."""
+    limits = experiment.study.model_dump()
+    return study.n_done < experiment.study.n_trials and study.over(limits) is None
+
+
+def why_over(context: Context) -> str:
+    """Why the search is over, as the end of a sentence about it; "" where it is not."""
+    study = context.study
+    if study.n_done >= study.n_trials:
+        return f": {study.n_done} trials are done"
+    over = study.over(context.experiment.study.model_dump())
+    return f" with {study.n_done} of {study.n_trials} trials: {over.text}; raise it to go on" if over else ""
+
+
+def refuse_nothing_finished(context: Context) -> None:
+    """A budget that ends the search before a trial finished leaves nothing to confirm: it was too small."""
+    over, study = context.budget.is_over(), context.study
+    if over is None or study.best() is not None:
+        return
+    rows = [row for row in study.rows() if row.cost is not None]
+    costs = [
+        f"trial {row.number} took {row.cost.total.words()} for {row.epochs} epochs" for row in rows[:3] if row.cost
+    ]
+    raise SweepStopped(
+        f"{over.text}, and no trial finished: {'; '.join(costs) or 'none was begun'}",
+        hint=f"raise {over.key} and run again, which goes on from here (a trial has up to "
+        f"{context.experiment.study.epochs} epochs), or lower the upper ends of [model.search]",
+    )
+
+
+def clear_checkpoints(context: Context) -> None:
+    """Remove what a complete sweep needs no more; trials that wait for a larger budget keep what is theirs."""
+    waiting = tuple(trial_name(row.number) for row in context.study.rows() if row.state == "waiting")
+    for path in context.checkpoints.glob("*") if waiting else [context.checkpoints]:
+        if not (waiting and path.name.lstrip(".").startswith(waiting)):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 STATUSES: dict[TrialState, str] = {
@@ -357,6 +407,12 @@ def record_environment(context: Context, parent: Run) -> None:
     context.study.note(key, {"since": time.time(), "values": values})
 
 
+def ended_by(context: Context) -> str:
+    """The key of the budget that ended the search."""
+    over = context.budget.is_over()
+    return over.key if over and context.study.n_done < context.study.n_trials else "study.n_trials"
+
+
 def link(context: Context) -> str:
     """The UI's page with the curves of this sweep's trials, best first."""
     return context.tracker.link(
@@ -380,4 +436,6 @@ def result(context: Context, final: dict[str, Any]) -> SweepResult:
         model=final["model"],
         link=final["link"],
         confirmed=final["confirmed"],
+        ended_by=final.get("ended_by", "study.n_trials"),
+        costs=[cost.to_dict() for cost in context.study.costs_by_state()],
     )

@@ -17,11 +17,17 @@ from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Experiment
 from forge_sweep.sources import Dataset
 from forge_sweep.study import Study
+from forge_sweep.sweep.budget import Budget
+from forge_sweep.sweep.metering import Account
 from forge_sweep.tracking import Run, Status, Tracker, environment_tags
 
 
 class Interrupted(KeyboardInterrupt):
     """The user asked to stop; the running trial went back into the queue. No `Exception`: nothing may swallow it."""
+
+
+class BudgetOver(Interrupted):
+    """A budget of the search was used up in mid-trial; the trial went back into the queue, and the sweep goes on."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,13 @@ class Context:
     def checkpoints(self) -> Path:
         """Folder of everything that is deleted once the sweep is complete."""
         return self.store / "checkpoints" / self.study.name
+
+    @functools.cached_property
+    def budget(self) -> Budget:
+        """What the search may still spend."""
+        return Budget(
+            self.study, self.experiment.study, lambda text: self.tell("message", text=text, severity="warning")
+        )
 
     @functools.cached_property
     def environment_digest(self) -> str:
@@ -173,15 +186,23 @@ class OnEpoch:
         context: the sweep.
         run: where the curves go.
         then: called with (epoch, metrics) last; its answer is whether to prune.
+        account: what the training costs is put to it.
 
     Attributes:
         error: what went wrong in here, if anything did.
     """
 
-    def __init__(self, context: Context, run: Run, then: Callable[[int, Mapping[str, float]], bool]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        run: Run,
+        then: Callable[[int, Mapping[str, float]], bool],
+        account: Account | None = None,
+    ) -> None:
         self.context = context
         self.run = run
         self.then = then
+        self.account = account
         self.error: Exception | None = None
 
     def __call__(self, epoch: int, metrics: dict[str, float]) -> bool:

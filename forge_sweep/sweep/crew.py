@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -64,6 +65,14 @@ class Crew:
         threads = self.plan.shared.get("OMP_NUM_THREADS", "")
         return {"forge.workers": f"{self.plan.n} processes", "forge.threads": threads}
 
+    @property
+    def gpus_each(self) -> float:
+        """GPUs, or the part of one, that a worker holds; one in this process holds all that it sees."""
+        devices, spec = visible_devices(len(self.context.environment.gpus), os.environ), self.context.experiment.workers
+        if not devices or spec.kind == "serial":
+            return float(len(devices))
+        return min(1 / spec.per_gpu, len(devices) / self.plan.n)
+
     def run(self, job: Job) -> None:
         """Run a job on every worker; see `Workers.run`."""
         self.workers.run(job)
@@ -99,8 +108,9 @@ class Crew:
             golden=None if keep is None else self._golden(),
         )
         limits = Limits() if limit is None else Limits(seconds=limit + GRACE_S)
+        call = worker.call if on_epoch.account is None else functools.partial(on_epoch.account.call, worker)
         try:
-            return worker.call(order, lambda epoch: on_epoch(*epoch), limits)
+            return call(order, lambda epoch: on_epoch(*epoch), limits)
         finally:
             on_epoch.run.flush()
             checkpoint.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
     Raises:
         TrackingDown: the MLflow store cannot be reached; running the sweep again registers the model.
     """
-    winner, words = confirmed[0], verdict(context, confirmed)
+    winner, words = confirmed[0], verdict(context, confirmed) + cut_short(context)
     name = f"confirm-{winner.candidate.label}-s{winner.typical}"
     bundle = Bundle.load(bundle_folder(context, name))
     if winner.candidate.baseline == "constant":
@@ -48,6 +48,14 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
         "model": f"models:/{context.experiment.model_name}/{version}",
         "version": version,
     }
+
+
+def cut_short(context: Context) -> str:
+    """A sentence about the budget that ended the search before its ``n_trials``; "" where none did."""
+    over, study = context.budget.is_over(), context.study
+    if over is None or study.n_done >= study.n_trials:
+        return ""
+    return f" The search ended with {study.n_done} of {study.n_trials} trials: {over.text}."
 
 
 def score_on_test(context: Context, parent: Run, bundle: Bundle, winner: Confirmed) -> dict[str, float]:

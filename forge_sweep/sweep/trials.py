@@ -6,17 +6,15 @@ the same number, the same seed and the same MLflow run.
 
 from __future__ import annotations
 
-import math
-import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from forge_sweep import trial
 from forge_sweep.errors import SweepStopped, TrialFailed
 from forge_sweep.experiment import derived_seed
-from forge_sweep.study import Asked
+from forge_sweep.study import COST, Asked
 from forge_sweep.sweep.context import (
+    BudgetOver,
     Context,
     OnEpoch,
     baseline_values,
@@ -60,44 +58,30 @@ def fit_baseline(context: Context, kind: str) -> None:
 
 
 def run_trials(context: Context, crew: Crew) -> None:
-    """Run trials until the study has all of its `n_trials`, or the time is up."""
+    """Run trials until the study has all of its `n_trials`, or another budget is over."""
     settle()
-    crew.run(job(context, crew))
+    with context.budget.searching(crew.gpus_each):
+        crew.run(job(context, crew))
 
 
 def job(context: Context, crew: Crew) -> Job:
-    """The loop of one worker: ask, run, tell, until nothing is left."""
-    time_is_up = deadline(context)
+    """The loop of one worker: ask, run, tell, until nothing is left to do or to spend."""
 
     def loop(worker: Worker) -> None:
         while not worker.stopping:
             stop_if_asked(context)
-            if time_is_up():
+            if context.budget.is_over():
                 return
             asked = context.study.ask()
             if asked is None:
                 return
-            run_trial(context, crew, worker, asked)
+            try:
+                run_trial(context, crew, worker, asked)
+            except BudgetOver:
+                return
             stop_if_hopeless(context)
 
     return loop
-
-
-def deadline(context: Context) -> Callable[[], bool]:
-    """Whether the time of this command is over, from now on; said once."""
-    began, said = time.monotonic(), threading.Event()
-    timeout_s = context.experiment.study.timeout_s or math.inf
-
-    def is_over() -> bool:
-        over = time.monotonic() - began > timeout_s
-        with context.lock:
-            if over and not said.is_set():
-                said.set()
-                text = f"study.timeout_s = {timeout_s:g} is over: no new trial is started"
-                context.tell("message", text=text, severity="warning")
-        return over
-
-    return is_over
 
 
 def run_trial(context: Context, crew: Crew, worker: Worker, asked: Asked) -> None:
@@ -106,6 +90,7 @@ def run_trial(context: Context, crew: Crew, worker: Worker, asked: Asked) -> Non
     Whatever goes wrong outside the training itself, the user's wish to stop included, lets the trial wait again.
     """
     run: Run | None = None
+    context.budget.open(asked)
     try:
         run = open_trial(context, crew, asked)
         ended = run_opened(context, crew, worker, asked, run)
@@ -115,6 +100,7 @@ def run_trial(context: Context, crew: Crew, worker: Worker, asked: Asked) -> Non
         return
     except BaseException:
         try:
+            context.budget.break_off(asked.number)
             if run is not None:
                 finish(run, "waiting", "SCHEDULED")
         finally:  # last, since another worker may take it up at once
@@ -126,6 +112,7 @@ def run_trial(context: Context, crew: Crew, worker: Worker, asked: Asked) -> Non
 def take_back(context: Context, asked: Asked, run: Run, lost: WorkerLost) -> None:
     """Let a trial wait again whose worker died, or give it up where that happened too often."""
     try:
+        context.budget.break_off(asked.number, died=True)
         finish(run, "waiting", "SCHEDULED")
     finally:
         again = context.study.lose(asked.number)
@@ -138,7 +125,8 @@ def take_back(context: Context, asked: Asked, run: Run, lost: WorkerLost) -> Non
 
 def run_opened(context: Context, crew: Crew, worker: Worker, asked: Asked, run: Run) -> dict[str, Any]:
     """Train, log the end, tell the study; returns how it ended."""
-    on_epoch = OnEpoch(context, run, lambda epoch, metrics: report(context, asked, epoch, metrics))
+    account = context.budget.account(asked.number)
+    on_epoch = OnEpoch(context, run, lambda epoch, metrics: report(context, asked, epoch, metrics), account)
     seed = derived_seed(context.experiment.seed, "trial", asked.number)
     checkpoint = context.checkpoints / f"{trial_name(asked.number)}.keras"
     try:
@@ -166,21 +154,33 @@ def open_trial(context: Context, crew: Crew, asked: Asked) -> Run:
 
 
 def report(context: Context, asked: Asked, epoch: int, metrics: Mapping[str, float]) -> bool:
-    """Show an epoch and ask the study whether to prune."""
+    """Show an epoch and ask the study whether to prune.
+
+    Raises:
+        BudgetOver: a budget is over, and this trial would go on.
+    """
     context.tell("epoch", number=asked.number, epoch=epoch, metrics=metrics)
-    return context.study.report(asked.number, epoch, metrics[context.experiment.objective.metric])
+    prune = context.study.report(asked.number, epoch, metrics[context.experiment.objective.metric])
+    context.budget.completed(asked.number, epoch)
+    last = prune or epoch + 1 >= context.experiment.study.epochs
+    if not last and context.budget.is_over():
+        raise BudgetOver
+    return prune
 
 
 def end_scored(context: Context, asked: Asked, run: Run, result: Outcome) -> dict[str, Any]:
     """Log the summary of a finished or pruned trial, end its run, then tell the study."""
     delta = delta_vs_baseline(context, result.value)
-    summary = {"best_epoch": result.best_epoch, "epochs_run": result.epochs, "seconds": result.seconds}
+    cost = context.budget.account(asked.number).cost
+    took = {"seconds": result.seconds, "cpu_seconds": cost.total.cpu_s}
+    summary = {"best_epoch": result.best_epoch, "epochs_run": result.epochs, **took}
     compared = {} if delta is None else {"delta_vs_baseline": delta}
     run.log_metrics({f"best_{context.experiment.objective.metric}": result.value, **summary, **compared})
     run.set_tags({"forge.events": "; ".join(result.events), "forge.batch_size": str(result.batch_size)})
     finish(run, result.state, "FINISHED" if result.state == "finished" else "KILLED")
-    attrs = {"metrics": finite(result.metrics), "best_epoch": result.best_epoch, "seconds": result.seconds}
+    attrs = {"metrics": finite(result.metrics), "best_epoch": result.best_epoch, COST: cost.to_dict()}
     context.study.tell(asked.number, result.state, result.value, attrs=attrs)
+    context.budget.settle(asked.number, result.value if result.state == "finished" else None)
     shown = {"state": result.state, "value": result.value, "delta": delta, "epochs": result.epochs}
     return {**shown, "seconds": result.seconds, "metrics": attrs["metrics"]}
 
@@ -188,7 +188,9 @@ def end_scored(context: Context, asked: Asked, run: Run, result: Outcome) -> dic
 def end_failed(context: Context, asked: Asked, run: Run, failure: TrialFailed) -> dict[str, Any]:
     """End the run of a failed trial with its class and cause, then tell the study."""
     finish_failed(run, failure)
-    context.study.tell(asked.number, "failed", None, failure=failure.failure, cause=failure.message)
+    attrs = {COST: context.budget.account(asked.number).cost.to_dict()}
+    context.study.tell(asked.number, "failed", None, failure=failure.failure, cause=failure.message, attrs=attrs)
+    context.budget.settle(asked.number, counts=False)
     return {"state": "failed", "value": None, "failure": failure.failure, "cause": failure.message}
 
 
