@@ -114,7 +114,7 @@ def render(study: StudyView) -> str:
         costs=COSTS,
         costs_of=costs_of,
         states=study.costs_by_state(),
-        over=study.over(),
+        over=study.ended_by(),
         plots=plots(study),
         tenths=tenths,
         number=number,

@@ -200,11 +200,11 @@ def schema() -> None:
 def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
     """How far a sweep is: trials by state, best so far, what they cost, which budget is over."""
     study = find(experiment, store)
-    states, best, costs, over = study.counts(), study.best(), study.costs_by_state(), study.over()
+    states, best, costs, over = study.counts(), study.best(), study.costs_by_state(), study.ended_by()
     if as_json:
         shown = {"study": study.name, "trials": states, "best": None if best is None else row_as_dict(best)}
         spent = {"cost": [cost.to_dict() for cost in costs], "searched_s": round(study.wall_s(), 3)}
-        emit({**shown, **spent, "over": None if over is None else asdict(over)})
+        emit({**shown, **spent, "ended_by": None if over is None else asdict(over)})
         return
     counts = ", ".join(f"{count} {state}" for state, count in states.items()) or "no trials"
     typer.echo(f"{study.name}: {counts}")

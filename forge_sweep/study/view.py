@@ -190,8 +190,12 @@ class StudyView:
         """Seconds in which at least one command searched, as far as they have told."""
         return union_s(self.notes(SESSION).values())
 
+    def ended_by(self) -> Over | None:
+        """The budget that ended the search before its ``n_trials``; None where none did."""
+        return None if self.n_done >= self.n_trials else self.over()
+
     def over(self, limits: Mapping[str, Any] | None = None) -> Over | None:
-        """The budget that keeps the search from going on; None where none does, other than ``n_trials``.
+        """The budget other than ``n_trials`` that is over; None while all hold.
 
         Args:
             limits: the values of ``[study]``; by default those that the study was last run with.

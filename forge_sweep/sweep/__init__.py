@@ -192,7 +192,7 @@ def why_over(context: Context) -> str:
 
 def refuse_nothing_finished(context: Context) -> None:
     """A budget that ends the search before a trial finished leaves nothing to confirm: it was too small."""
-    over, study = context.budget.is_over(), context.study
+    over, study = context.budget.ended_by(), context.study
     if over is None or study.best() is not None:
         return
     rows = [row for row in study.rows() if row.cost is not None]
@@ -409,8 +409,8 @@ def record_environment(context: Context, parent: Run) -> None:
 
 def ended_by(context: Context) -> str:
     """The key of the budget that ended the search."""
-    over = context.budget.is_over()
-    return over.key if over and context.study.n_done < context.study.n_trials else "study.n_trials"
+    over = context.budget.ended_by()
+    return "study.n_trials" if over is None else over.key
 
 
 def link(context: Context) -> str:

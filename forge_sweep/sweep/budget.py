@@ -7,14 +7,13 @@ holds over restarts, and beside other processes that run the same study.
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from forge_sweep.experiment import StudySpec
 from forge_sweep.study import SESSION, Asked, Cost, Over, Progress, Spent, Study, over, union_s
-from forge_sweep.sweep.metering import SAVE_EVERY_S, Account, Clock
+from forge_sweep.sweep.metering import SAVE_EVERY_S, Account, Clocks
 
 LOOK_EVERY_S = 5.0
 """Least time between two looks at what other processes spend."""
@@ -26,17 +25,16 @@ class Budget:
     Args:
         study: keeps what was spent.
         spec: the limits.
-        say: told once when one of them is reached.
-        clock: seconds that pass in this process.
+        say: told once when one of them is over.
+        clocks: of this process.
     """
 
-    def __init__(
-        self, study: Study, spec: StudySpec, say: Callable[[str], None], clock: Clock = time.monotonic
-    ) -> None:
+    def __init__(self, study: Study, spec: StudySpec, say: Callable[[str], None], clocks: Clocks) -> None:
         self.study = study
         self.limits = spec.model_dump()
         self._say = say
-        self._clock = clock
+        self._clocks = clocks
+        self._clock = clocks.wall
         self._lock = threading.RLock()
         self._accounts: dict[int, Account] = {}
         self._settled: dict[int, Cost] = {}  # trials that do not run here
@@ -59,7 +57,7 @@ class Budget:
         """
         self._gpus = gpus
         with self._lock:
-            self._began, self._noted_at = (time.time(), self._clock()), self._clock()
+            self._began, self._noted_at = (self._clocks.date(), self._clock()), self._clock()
         try:
             yield
         except BaseException:
@@ -68,15 +66,20 @@ class Budget:
             raise
         self._note_session()
 
-    def is_over(self) -> Over | None:
-        """The budget that is over; once there is one, it stays."""
+    def is_over(self) -> bool:
+        """Whether a budget is over; once one is, it stays so, and is said."""
         with self._lock:
             if self._over is None:
                 self._look()
                 self._over = over(self.limits, self.spent)
-                if self._over is not None:
-                    self._say(f"{self._over.text}: no new trial is started, and what runs waits")
-            return self._over
+                if ended := self.ended_by():
+                    self._say(f"{ended.text}: no new trial is started, and what runs waits")
+            return self._over is not None
+
+    def ended_by(self) -> Over | None:
+        """The budget that ended the search before its ``n_trials``; None where none did."""
+        with self._lock:
+            return None if self._over is None or self.study.n_done >= self.study.n_trials else self._over
 
     @property
     def spent(self) -> Spent:

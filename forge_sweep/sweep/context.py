@@ -17,6 +17,7 @@ from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Experiment
 from forge_sweep.sources import Dataset
 from forge_sweep.study import Study
+from forge_sweep.sweep import metering
 from forge_sweep.sweep.budget import Budget
 from forge_sweep.sweep.metering import Account
 from forge_sweep.tracking import Run, Status, Tracker, environment_tags
@@ -92,9 +93,8 @@ class Context:
     @functools.cached_property
     def budget(self) -> Budget:
         """What the search may still spend."""
-        return Budget(
-            self.study, self.experiment.study, lambda text: self.tell("message", text=text, severity="warning")
-        )
+        say = functools.partial(self.tell, "message", severity="warning")
+        return Budget(self.study, self.experiment.study, lambda text: say(text=text), metering.CLOCKS)
 
     @functools.cached_property
     def environment_digest(self) -> str:

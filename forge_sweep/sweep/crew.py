@@ -12,7 +12,7 @@ import pandas as pd
 
 from forge_sweep import environment, trial, workers
 from forge_sweep.bundle import choose_golden
-from forge_sweep.experiment import Experiment, Params
+from forge_sweep.experiment import Experiment, Params, WorkersSpec
 from forge_sweep.sweep.arrays import SharedArrays
 from forge_sweep.sweep.context import Context, OnEpoch
 from forge_sweep.sweep.orders import Order, Outcome, Setup, as_variables
@@ -67,11 +67,9 @@ class Crew:
 
     @property
     def gpus_each(self) -> float:
-        """GPUs, or the part of one, that a worker holds; one in this process holds all that it sees."""
-        devices, spec = visible_devices(len(self.context.environment.gpus), os.environ), self.context.experiment.workers
-        if not devices or spec.kind == "serial":
-            return float(len(devices))
-        return min(1 / spec.per_gpu, len(devices) / self.plan.n)
+        """GPUs, or the part of one, that each worker holds."""
+        devices = visible_devices(len(self.context.environment.gpus), os.environ)
+        return gpus_held(self.context.experiment.workers, len(devices), self.plan.n)
 
     def run(self, job: Job) -> None:
         """Run a job on every worker; see `Workers.run`."""
@@ -154,6 +152,13 @@ def plan(experiment: Experiment, gpus: int, cores: int) -> Plan:
 def default_n(cores: int, available: int, gpu_places: int) -> int:
     """As many workers as there are places on GPUs; without one, as many as cores and memory allow."""
     return gpu_places or max(1, min(cores, int(SHARE * available) // PROCESS_BYTES))
+
+
+def gpus_held(spec: WorkersSpec, gpus: int, n: int) -> float:
+    """GPUs, or the part of one, that each of ``n`` workers holds; one in this process holds all that it sees."""
+    if not gpus or spec.kind == "serial":
+        return float(gpus)
+    return min(1 / spec.per_gpu, gpus / n)
 
 
 def visible_devices(gpus: int, variables: Mapping[str, str]) -> list[str]:

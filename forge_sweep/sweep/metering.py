@@ -27,18 +27,20 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Clocks:
-    """What is read where a training runs; a value that can be pickled.
+    """What is read here and where a training runs; a value that can be pickled.
 
     Attributes:
         wall: seconds that pass, whatever is done.
         cpu: CPU seconds of this process, over all of its threads.
+        date: seconds since 1970, the same for all machines.
     """
 
     wall: Clock = time.monotonic
     cpu: Clock = time.process_time
+    date: Clock = time.time
 
     def read(self) -> tuple[float, float]:
-        """Both."""
+        """Wall clock and CPU."""
         return self.wall(), self.cpu()
 
 

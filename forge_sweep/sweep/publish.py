@@ -52,8 +52,8 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
 
 def cut_short(context: Context) -> str:
     """A sentence about the budget that ended the search before its ``n_trials``; "" where none did."""
-    over, study = context.budget.is_over(), context.study
-    if over is None or study.n_done >= study.n_trials:
+    over, study = context.budget.ended_by(), context.study
+    if over is None:
         return ""
     return f" The search ended with {study.n_done} of {study.n_trials} trials: {over.text}."
 
