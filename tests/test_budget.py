@@ -160,6 +160,7 @@ def test_a_time_budget_holds_over_restarts(tmp_path: Path) -> None:
     assert result.trials["finished"] == 2 and result.trials["waiting"] == 1
 
 
+@pytest.mark.slow
 def test_what_a_killed_sweep_had_spent_counts_for_the_next_one(tmp_path: Path) -> None:
     """`kill -9` in the third epoch: what was trained is lost, is paid for, and stands in the report as lost."""
     words = [sys.executable, "-m", "tests.test_budget", str(tmp_path), "3"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -20,14 +19,15 @@ from forge_sweep.checks.audit import Audit
 from forge_sweep.checks.audit import audit as audit_dataset
 from forge_sweep.checks.findings import Finding, errors
 from forge_sweep.environment import Environment
-from forge_sweep.errors import GateRefused, InputError, SweepStopped
+from forge_sweep.errors import GateRefused, InputError
 from forge_sweep.experiment import Experiment, flatten
 from forge_sweep.preflight import preflight
 from forge_sweep.sources import Dataset
-from forge_sweep.study import Study, StudyView, TrialState, open_study, require_packages, resumable
+from forge_sweep.study import Study, TrialState, open_study, require_packages, resumable
 from forge_sweep.sweep.confirm import confirm
 from forge_sweep.sweep.context import Context, Event, Interrupted, Watch, baseline_values, ignore
 from forge_sweep.sweep.crew import Crew
+from forge_sweep.sweep.ending import clear_checkpoints, ended_by, goes_on, refuse_nothing_finished, why_over
 from forge_sweep.sweep.publish import final_key, log_setting, publish
 from forge_sweep.sweep.trials import best_value, end_lost, fit_baselines, run_trials, trial_name
 from forge_sweep.tracking import Run, Tracker, default_uri
@@ -173,45 +173,6 @@ def phases(context: Context, parent: Run) -> dict[str, Any]:
         confirmed = confirm(context, crew)
     context.tell("phase", name="publish")
     return publish(context, parent, confirmed)
-
-
-def goes_on(experiment: Experiment, study: StudyView) -> bool:
-    """Whether there are trials left to run, and something to spend on them."""
-    limits = experiment.study.model_dump()
-    return study.n_done < experiment.study.n_trials and study.over(limits) is None
-
-
-def why_over(context: Context) -> str:
-    """Why the search is over, as the end of a sentence about it; "" where it is not."""
-    study = context.study
-    if study.n_done >= study.n_trials:
-        return f": {study.n_done} trials are done"
-    over = study.over(context.experiment.study.model_dump())
-    return f" with {study.n_done} of {study.n_trials} trials: {over.text}; raise it to go on" if over else ""
-
-
-def refuse_nothing_finished(context: Context) -> None:
-    """A budget that ends the search before a trial finished leaves nothing to confirm: it was too small."""
-    over, study = context.budget.ended_by(), context.study
-    if over is None or study.best() is not None:
-        return
-    rows = [row for row in study.rows() if row.cost is not None]
-    costs = [
-        f"trial {row.number} took {row.cost.total.words()} for {row.epochs} epochs" for row in rows[:3] if row.cost
-    ]
-    raise SweepStopped(
-        f"{over.text}, and no trial finished: {'; '.join(costs) or 'none was begun'}",
-        hint=f"raise {over.key} and run again, which goes on from here (a trial has up to "
-        f"{context.experiment.study.epochs} epochs), or lower the upper ends of [model.search]",
-    )
-
-
-def clear_checkpoints(context: Context) -> None:
-    """Remove what a complete sweep needs no more; trials that wait for a larger budget keep what is theirs."""
-    waiting = tuple(trial_name(row.number) for row in context.study.rows() if row.state == "waiting")
-    for path in context.checkpoints.glob("*") if waiting else [context.checkpoints]:
-        if not (waiting and path.name.lstrip(".").startswith(waiting)):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 STATUSES: dict[TrialState, str] = {
@@ -405,12 +366,6 @@ def record_environment(context: Context, parent: Run) -> None:
         context.tell("message", text=text, severity="warning")
     values = {path: value for path, value in now.items() if path != "git_diff"}
     context.study.note(key, {"since": time.time(), "values": values})
-
-
-def ended_by(context: Context) -> str:
-    """The key of the budget that ended the search."""
-    over = context.budget.ended_by()
-    return "study.n_trials" if over is None else over.key
 
 
 def link(context: Context) -> str:

@@ -13,6 +13,7 @@ from forge_sweep.bundle import Bundle
 from forge_sweep.checks.audit import Audit, histograms_html
 from forge_sweep.sweep.confirm import Confirmed, bundle_folder, scored, verdict
 from forge_sweep.sweep.context import Context, baseline_values, finite
+from forge_sweep.sweep.ending import cut_short
 from forge_sweep.tracking import Run, requirements
 
 
@@ -48,14 +49,6 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
         "model": f"models:/{context.experiment.model_name}/{version}",
         "version": version,
     }
-
-
-def cut_short(context: Context) -> str:
-    """A sentence about the budget that ended the search before its ``n_trials``; "" where none did."""
-    over, study = context.budget.ended_by(), context.study
-    if over is None:
-        return ""
-    return f" The search ended with {study.n_done} of {study.n_trials} trials: {over.text}."
 
 
 def score_on_test(context: Context, parent: Run, bundle: Bundle, winner: Confirmed) -> dict[str, float]:
