@@ -392,6 +392,13 @@ def processes_are_asked_for(sections: Sections) -> Iterator[Mistake]:
                 yield Mistake(f"workers.{key}", str(value), 'nothing beside workers.kind = "serial"', hint)
 
 
+def plateau_is_whole(sections: Sections) -> Iterator[Mistake]:
+    """A least gain means nothing without the number of trials that may pass without one."""
+    study = sections.study
+    if study is not None and "plateau_delta" in study.model_fields_set and study.plateau_trials is None:
+        yield Mistake("study.plateau_trials", "", "a number of trials, since study.plateau_delta is set")
+
+
 RULES: tuple[Rule, ...] = (
     source_fits,
     split_fits,
@@ -405,4 +412,5 @@ RULES: tuple[Rule, ...] = (
     sampler_fits_space,
     scaler_is_named_once,
     processes_are_asked_for,
+    plateau_is_whole,
 )

@@ -22,7 +22,18 @@ Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
-BUDGET_FIELDS = ("description", "study.n_trials", "study.timeout_s", "confirm", "tracking", "workers")
+BUDGET_FIELDS = (
+    "description",
+    "study.n_trials",
+    "study.timeout_s",
+    "study.cpu_budget_s",
+    "study.gpu_budget_s",
+    "study.plateau_trials",
+    "study.plateau_delta",
+    "confirm",
+    "tracking",
+    "workers",
+)
 """What may change between two runs of one sweep: how much of it is run and where it is shown, not what a trial is."""
 
 
@@ -119,7 +130,7 @@ class ObjectiveSpec(Section):
 
 
 class StudySpec(Section):
-    """``[study]``: the Optuna study and the budget."""
+    """``[study]``: the Optuna study and its budgets; the first that is over ends the search."""
 
     sampler: Sampler = Field("tpe", description="Which sampler suggests the parameters.")
     pruner: Pruner = Field("median", description="Which pruner stops hopeless trials.")
@@ -127,7 +138,25 @@ class StudySpec(Section):
     epochs: int = Field(60, ge=1, description="Most epochs of one trial.")
     patience: int = Field(8, ge=1, description="Epochs without improvement of the objective before a trial stops.")
     timeout_s: float | None = Field(
-        None, gt=0, description="Seconds of one command after which it starts no new trial."
+        None, gt=0, allow_inf_nan=False, description="Seconds of searching, summed over interruptions."
+    )
+    cpu_budget_s: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="CPU seconds of all trials, over workers and interruptions."
+    )
+    gpu_budget_s: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="GPU seconds likewise: the seconds of a trial times the GPUs, or the part of one, that it holds.",
+    )
+    plateau_trials: int | None = Field(
+        None, ge=1, description="Finished and pruned trials after the last gain, in the order in which they ended."
+    )
+    plateau_delta: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="A finished trial is a gain where it is better than the last gain by more than this.",
     )
     trial_timeout_s: float | None = Field(None, gt=0, description="Seconds after which a trial fails as `time-out`.")
     startup_trials: int = Field(5, ge=0, description="Trials before median and percentile pruning begins.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 from forge_sweep import environment, trial, workers
 from forge_sweep.bundle import choose_golden
 from forge_sweep.errors import SweepStopped, TrialFailed
-from forge_sweep.experiment import Experiment, Params
+from forge_sweep.experiment import Experiment, Params, WorkersSpec
 from forge_sweep.sweep.arrays import SharedArrays
 from forge_sweep.sweep.context import Context, OnEpoch
 from forge_sweep.sweep.orders import Order, Outcome, Setup, as_variables
@@ -65,6 +66,12 @@ class Crew:
             return {"forge.workers": "serial"}
         threads = self.plan.shared.get("OMP_NUM_THREADS", "")
         return {"forge.workers": f"{self.plan.n} processes", "forge.threads": threads}
+
+    @property
+    def gpus_each(self) -> float:
+        """GPUs, or the part of one, that each worker holds."""
+        devices = visible_devices(len(self.context.environment.gpus), os.environ)
+        return gpus_held(self.context.experiment.workers, len(devices), self.plan.n)
 
     def run(self, job: Job) -> None:
         """Run a job on every worker; see `Workers.run`. One that is unfit leaves its work to the others.
@@ -156,7 +163,8 @@ class Crew:
             golden=None if keep is None else self._golden(),
         )
         limits = Limits() if limit is None else Limits(seconds=limit + GRACE_S)
-        return worker.call(order, lambda epoch: on_epoch(*epoch), limits)
+        call = worker.call if on_epoch.account is None else functools.partial(on_epoch.account.call, worker)
+        return call(order, lambda epoch: on_epoch(*epoch), limits)
 
     def _golden(self) -> pd.DataFrame:
         """Train rows to try a bundle on; to a process goes no more than a bundle keeps."""
@@ -216,6 +224,13 @@ def plan(experiment: Experiment, gpus: int, cores: int) -> Plan:
 def default_n(cores: int, available: int, gpu_places: int) -> int:
     """As many workers as there are places on GPUs; without one, as many as cores and memory allow."""
     return gpu_places or max(1, min(cores, int(SHARE * available) // PROCESS_BYTES))
+
+
+def gpus_held(spec: WorkersSpec, gpus: int, n: int) -> float:
+    """GPUs, or the part of one, that each of ``n`` workers holds; one in this process holds all that it sees."""
+    if not gpus or spec.kind == "serial":
+        return float(gpus)
+    return min(1 / spec.per_gpu, gpus / n)
 
 
 def visible_devices(gpus: int, variables: Mapping[str, str]) -> list[str]:
