@@ -182,20 +182,43 @@ class ConfirmSpec(Section):
 class WorkersSpec(Section):
     """``[workers]``: where trials run."""
 
-    kind: Literal["serial", "processes"] = Field(
-        "serial", description="One trial at a time in this process, or each worker's trials in a process of its own."
+    kind: Literal["serial", "processes", "ray"] = Field(
+        "serial",
+        description="One trial at a time in this process, each worker's trials in a process of its own, or on a Ray "
+        "cluster.",
     )
     n: int | None = Field(
-        None, ge=1, description="Number of workers; follows from cores, memory and GPUs. 1 for `serial`."
+        None,
+        ge=1,
+        description="Number of workers; follows from cores, memory and GPUs, for `ray` from the cluster while it grows "
+        "and shrinks. 1 for `serial`.",
     )
     threads: int | None = Field(
-        None, ge=1, description="Threads of one worker process; its share of the cores by default."
+        None,
+        ge=1,
+        description="Threads of one worker process; its share of the cores by default, for `ray` its `cpus`.",
     )
-    per_gpu: int = Field(1, ge=1, description="Worker processes on one GPU.")
+    per_gpu: int = Field(1, ge=1, description="Worker processes on one GPU (kind `processes`).")
     memory_limit_mb: int | None = Field(
         None,
         ge=1,
-        description="Most MB that a trial may take before its process is killed; a share of what is free by default.",
+        description="Most MB that a trial may take before its process is killed; by default a share of what is free, "
+        "for `ray` what Ray lets it take.",
+    )
+    address: str | None = Field(
+        None,
+        min_length=1,
+        description="The Ray cluster: `host:port`, `auto` for the one of this machine, `local` for one of its own; "
+        "RAY_ADDRESS by default, or else `local` (kind `ray`).",
+    )
+    cpus: int | None = Field(None, ge=1, description="CPUs of one trial; `threads` or 1 by default (kind `ray`).")
+    gpus: float | None = Field(
+        None, gt=0, description="GPUs of one trial, a part such as 0.25 allowed; none by default (kind `ray`)."
+    )
+    wait_s: float = Field(
+        300.0,
+        gt=0,
+        description="Seconds without a place for a single trial after which the sweep stops (kind `ray`).",
     )
 
     @property

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from forge_sweep import environment, sources, training
+from forge_sweep import environment, sources, training, workers
 from forge_sweep.checks.audit import Audit
 from forge_sweep.checks.audit import audit as audit_dataset
 from forge_sweep.checks.findings import Finding, errors
@@ -106,6 +106,7 @@ def run(
         Interrupted: ``stopping`` said so; what finished stays finished.
     """
     require_packages(experiment)
+    workers.require_packages(experiment.workers)
     training.select_backend(experiment.backend)
     if store.exists() and not store.is_dir():
         raise InputError(f"the store {store} is a file", hint="give a folder: --store mlruns")
@@ -224,6 +225,7 @@ def check(experiment: Experiment, *, watch: Watch = ignore) -> tuple[Finding, ..
         GateRefused: there are errors among the findings.
     """
     require_packages(experiment)
+    workers.require_packages(experiment.workers)
     training.select_backend(experiment.backend)
     dataset = load_data(experiment, watch)
     audit = inspect(experiment, dataset, watch)

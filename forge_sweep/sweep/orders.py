@@ -71,7 +71,7 @@ class Order:
         rows: a dataset, or arrays for a process that has none.
         params: every hyperparameter.
         seed: of this training.
-        checkpoint: where its progress is kept.
+        checkpoint: where its progress is kept; None keeps none.
         deadline_s: seconds after which it fails as ``time-out``.
         halvings: how often memory ran out before.
         keep: folder for the bundle, where it is wanted.
@@ -83,7 +83,7 @@ class Order:
     rows: Dataset | Arrays
     params: Params
     seed: int
-    checkpoint: training.Checkpoint
+    checkpoint: training.Checkpoint | None
     deadline_s: float | None = None
     halvings: int = 0
     keep: Path | None = None

@@ -184,13 +184,21 @@ def take_back(context: Context, asked: Asked, run: Run, lost: WorkerLost) -> Non
         drop(context, run, taken)
         return
     finally:
-        again = context.study.lose(asked.number)
+        again = waits_again(context, asked, lost)
     if not again:
         end_lost(context, asked.number)
         forget_progress(checkpoint_of(context, asked.number))
         return
     text = f"trial {asked.number} was lost and runs again: {lost}"
     context.tell("message", text=text, severity="warning")
+
+
+def waits_again(context: Context, asked: Asked, lost: WorkerLost) -> bool:
+    """Let a lost trial wait again; false where it is given up. A machine that was taken away counts as no attempt."""
+    if lost.announced:
+        context.study.put_back(asked.number)
+        return True
+    return context.study.lose(asked.number)
 
 
 def run_opened(context: Context, crew: Crew, worker: Worker, asked: Asked, run: Run) -> dict[str, Any]:
