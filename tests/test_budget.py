@@ -54,15 +54,16 @@ def fake_date() -> float:
 CLOCKS = metering.Clocks(fake_wall, fake_cpu, fake_date)
 
 
-def advance(wall: float = WALL_S, cpu: float = CPU_S) -> None:
-    NOW["wall"] += wall
-    NOW["cpu"] += cpu
+def advance(wall_s: float) -> None:
+    NOW["wall"] += wall_s
+    NOW["cpu"] += CPU_S
 
 
 @dataclass(frozen=True)
 class Costly(fake_run):
-    """Each epoch moves the clocks; `killed` says after which epochs of this process it is killed."""
+    """Each epoch moves the clocks; after `kill_after` epochs the process is killed."""
 
+    wall_s: float = WALL_S
     marks: Path | None = None
     kill_after: int | None = None
 
@@ -70,7 +71,7 @@ class Costly(fake_run):
         self, experiment: Experiment, splits: Any, params: Any, seed: int, on_epoch: Any, **options: Any
     ) -> TrialResult:
         def costly(epoch: int, metrics: dict[str, float]) -> bool:
-            advance()
+            advance(self.wall_s)
             answer = bool(on_epoch(epoch, metrics))
             self.die(epoch, seed)
             return answer
@@ -137,12 +138,24 @@ def test_a_cpu_budget_ends_the_search_in_mid_trial_and_a_larger_one_goes_on(tmp_
 def test_a_budget_that_buys_no_whole_trial_more_changes_nothing(tmp_path: Path) -> None:
     """No second look at test, no second version; the epochs are counted all the same."""
     first = run(spec(study__cpu_budget_s=EPOCHS * CPU_S + CPU_S), tmp_path, Costly())
+    before = NOW["cpu"]
     second = run(spec(study__cpu_budget_s=EPOCHS * CPU_S + 2 * CPU_S), tmp_path, Costly())
+    assert NOW["cpu"] - before == CPU_S, "and nothing is confirmed again"
     assert second.trials == {"finished": 1, "waiting": 1} and second.model == first.model
     assert len((tmp_path / "test_looks.jsonl").read_text().splitlines()) == 1
     (_, waiting) = study_of(tmp_path).rows()
     assert waiting.cost is not None and waiting.cost.total.cpu_s == 2 * CPU_S
     assert waiting.cost.lost.cpu_s == CPU_S, "this fake trains its first epoch again"
+
+
+def test_a_trial_that_ends_with_the_budget_is_not_cut_off(tmp_path: Path) -> None:
+    """What a process spends itself it knows to the epoch, without a look at the study."""
+    quick = Costly(wall_s=0.0)
+    run(spec(study__cpu_budget_s=2 * EPOCHS * CPU_S), tmp_path, quick)
+    assert [row.state for row in study_of(tmp_path).rows()] == ["finished", "finished"]
+    run(spec(study__cpu_budget_s=3.5 * EPOCHS * CPU_S), tmp_path, quick)
+    costs = [row.cost and row.cost.total.cpu_s / CPU_S for row in study_of(tmp_path).rows()]
+    assert costs == [EPOCHS, EPOCHS, EPOCHS, EPOCHS / 2]
 
 
 def test_a_time_budget_holds_over_restarts(tmp_path: Path) -> None:

@@ -417,7 +417,7 @@ def gpus_can_be_shared(sections: Sections) -> Iterator[Mistake]:
 def plateau_is_whole(sections: Sections) -> Iterator[Mistake]:
     """A least gain means nothing without the number of trials that may pass without one."""
     study = sections.study
-    if study is not None and "plateau_delta" in study.model_fields_set and study.plateau_trials is None:
+    if study is not None and study.plateau_delta and study.plateau_trials is None:
         yield Mistake("study.plateau_trials", "", "a number of trials, since study.plateau_delta is set")
 
 
