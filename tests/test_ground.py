@@ -18,7 +18,7 @@ from forge_sweep import experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-LOCKS = [ROOT / "requirements.lock", ROOT / "requirements-gpu.lock"]
+LOCKS = [ROOT / "requirements.lock", ROOT / "requirements-gpu.lock", ROOT / "requirements-bench.lock"]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.toml"))
 
 # Written in two halves, so that this file does not hold what it looks for.
@@ -95,6 +95,18 @@ def test_the_lock_answers_for_every_declared_dependency() -> None:
         assert requirement.name in locked, f"{requirement} is not locked; run make lock"
         version = str(locked[requirement.name].specifier).removeprefix("==")
         assert requirement.specifier.contains(version), f"{requirement} is locked at {version}; run make lock"
+
+
+def test_the_lock_of_the_benchmarks_answers_for_the_peers_and_changes_no_version() -> None:
+    """It is installed on top of the first one."""
+    locked = {requirement.name: requirement for requirement, _ in pins(ROOT / "requirements-bench.lock").values()}
+    extras = PROJECT["project"]["optional-dependencies"]
+    for requirement in map(Requirement, [*extras["bench"], *extras["ray"]]):
+        version = str(locked[requirement.name].specifier).removeprefix("==")
+        assert requirement.specifier.contains(version), f"{requirement} is locked at {version}; run make lock"
+    for requirement, _ in pins(ROOT / "requirements.lock").values():
+        both = locked.get(requirement.name)
+        assert both is None or both.specifier == requirement.specifier, f"{requirement} is {both} there; run make lock"
 
 
 def test_the_package_imports_nothing_that_is_not_declared() -> None:
