@@ -21,9 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from forge_sweep import sweep
+from forge_sweep import sweep, trial
 from forge_sweep.cli import app
-from forge_sweep.errors import ExperimentError, SweepStopped
+from forge_sweep.errors import ExperimentError, SweepStopped, TrialFailed
 from forge_sweep.experiment import BUDGET_FIELDS, Experiment, WorkersSpec
 from forge_sweep.study import Cost, Progress, Spent, Study, TrialCost, open_study, over, union_s
 from forge_sweep.sweep import Event, Interrupted, crew, metering
@@ -259,6 +259,27 @@ def test_a_killed_worker_costs_what_it_had_said(tmp_path: Path) -> None:
     assert table == {"finished": (3, 3 * EPOCHS * CPU_S), "lost": (3, 3 * 2 * CPU_S)}
 
 
+def test_a_training_that_is_called_again_with_a_smaller_batch_costs_both_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory runs out in the third epoch; from the beginning again, the first two are lost."""
+    monkeypatch.setattr(trial, "can_halve", lambda params, halvings: halvings < 2)
+    full = itertools.count()
+
+    @dataclass(frozen=True)
+    class Hungry(Costly):
+        def die(self, epoch: int, seed: int) -> None:
+            if next(full) == 1:
+                raise TrialFailed("out-of-memory", "it did not fit")
+
+    run(spec(study__n_trials=1), tmp_path, Hungry())
+    (row,) = study_of(tmp_path).rows()
+    assert row.state == "finished" and row.attempt == 1
+    assert row.cost == TrialCost(
+        Cost((2 + EPOCHS) * WALL_S, (2 + EPOCHS) * CPU_S), lost=Cost(2 * WALL_S, 2 * CPU_S), epochs=EPOCHS
+    )
+
+
 def test_gpu_seconds_are_seconds_times_the_part_that_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew, "gpus_held", lambda spec, gpus, n: 0.5)
     result = run(spec(study__gpu_budget_s=1.5 * EPOCHS * WALL_S / 2), tmp_path, Costly())
@@ -351,7 +372,7 @@ def test_what_another_process_spends_on_the_same_study_counts(tmp_path: Path) ->
     data = {"version": "v", "digest": "d" * 64, "split_digest": "s" * 64}
     limited = spec(study__cpu_budget_s=100, study__timeout_s=1e6)
     here, there = (open_study(limited, dataset=data, store=tmp_path) for _ in range(2))
-    budget = Budget(here, limited.study, lambda text: None, CLOCKS)
+    budget = Budget(here, here.resolved["study"], lambda text: None, CLOCKS)
     asked = there.ask()
     assert asked is not None and not budget.is_over()
     there.spend(asked.number, TrialCost(Cost(10, 60), epochs=1))

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
-from forge_sweep.experiment import StudySpec
 from forge_sweep.study import SESSION, Asked, Cost, Over, Progress, Spent, Study, over, union_s
 from forge_sweep.sweep.metering import SAVE_EVERY_S, Account, Clocks
 
@@ -24,14 +24,14 @@ class Budget:
 
     Args:
         study: keeps what was spent.
-        spec: the limits.
+        limits: the values of ``[study]``, those of the sweep where this process joined it.
         say: told once when one of them is over.
         clocks: of this process.
     """
 
-    def __init__(self, study: Study, spec: StudySpec, say: Callable[[str], None], clocks: Clocks) -> None:
+    def __init__(self, study: Study, limits: Mapping[str, Any], say: Callable[[str], None], clocks: Clocks) -> None:
         self.study = study
-        self.limits = spec.model_dump()
+        self.limits = limits
         self._say = say
         self._clocks = clocks
         self._clock = clocks.wall
@@ -39,9 +39,10 @@ class Budget:
         self._accounts: dict[int, Account] = {}
         self._settled: dict[int, Cost] = {}  # trials that do not run here
         self._settled_sum = Cost()
-        self._progress = Progress(study.direction, spec.plateau_delta)
+        self._progress = Progress(study.direction, limits.get("plateau_delta") or 0.0)
         self._gpus = 0.0
         self._over: Over | None = None
+        self._said = False
         self._looked_at = float("-inf")
         self._session = f"{SESSION}{uuid.uuid4().hex[:12]}"
         self._others: list[dict[str, float]] = []
@@ -66,18 +67,28 @@ class Budget:
             raise
         self._note_session()
 
-    def is_over(self) -> bool:
-        """Whether a budget is over; once one is, it stays so, and is said."""
+    def is_over(self, *, afresh: bool = False) -> bool:
+        """Whether a budget is over, which is said once. A plateau is not any more, where a late trial brings a gain.
+
+        Args:
+            afresh: look at what other processes did until now.
+        """
         with self._lock:
-            if self._over is None:
-                self._look()
-                self._over = over(self.limits, self.spent)
-                if ended := self.ended_by():
-                    self._say(f"{ended.text}: no new trial is started, and what runs waits")
+            self._look(afresh)
+            self._over = over(self.limits, self.spent)
+            ended = self.ended_by()
+            if ended is not None and not self._said:
+                self._said = True
+                self._say(f"{ended.text}: no new trial is started, and what runs waits")
             return self._over is not None
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether a trial runs in this process."""
+        return bool(self._accounts)
+
     def ended_by(self) -> Over | None:
-        """The budget that ended the search before its ``n_trials``; None where none did."""
+        """The budget that was over at the last look, before ``n_trials`` were done; None where none was."""
         with self._lock:
             return None if self._over is None or self.study.n_done >= self.study.n_trials else self._over
 
@@ -135,18 +146,18 @@ class Budget:
             self._settled[number] = cost
             self._settled_sum += cost
 
-    def _look(self) -> None:
+    def _look(self, afresh: bool) -> None:
         """Learn from the study what other processes spent, and what was spent before."""
-        if self._clock() - self._looked_at < LOOK_EVERY_S:
+        if not afresh and self._clock() - self._looked_at < LOOK_EVERY_S:
             return
         self._looked_at = self._clock()
-        if self.limits["timeout_s"] is not None:
+        if self.limits.get("timeout_s") is not None:
             notes = self.study.notes(SESSION)
             self._others = [note for key, note in notes.items() if key != self._session]
-        if self.limits["plateau_trials"] is not None:
+        if self.limits.get("plateau_trials") is not None:
             for number, objective in self.study.objectives():
                 self._progress.take(number, objective)
-        if self.limits["cpu_budget_s"] is not None or self.limits["gpu_budget_s"] is not None:
+        if any(self.limits.get(key) is not None for key in ("cpu_budget_s", "gpu_budget_s")):
             costs = self.study.costs()
             self._settled |= {n: cost.total for n, cost in costs.items() if n not in self._accounts}
             self._settled_sum = sum(self._settled.values(), Cost())

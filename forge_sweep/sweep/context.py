@@ -99,7 +99,7 @@ class Context:
     def budget(self) -> Budget:
         """What the search may still spend."""
         say = functools.partial(self.tell, "message", severity="warning")
-        return Budget(self.study, self.experiment.study, lambda text: say(text=text), metering.CLOCKS)
+        return Budget(self.study, self.study.resolved["study"], lambda text: say(text=text), metering.CLOCKS)
 
     @functools.cached_property
     def environment_digest(self) -> str:

@@ -77,6 +77,8 @@ class Metered:
 class Account:
     """The cost of one trial, over this attempt and the earlier ones. For one thread; others may read `cost`.
 
+    An attempt may call several times: after one that ran out of memory with a smaller batch.
+
     Args:
         study: keeps it.
         number: the trial.
@@ -94,14 +96,14 @@ class Account:
         self.cost = self.earlier = earlier
         self.gpus = gpus
         self.clock = clock
-        self.epoch: int | None = None  # the last one of this attempt
+        self.epoch: int | None = None  # the last one of this call
         self.behind = 0  # epochs that this attempt was taken up with; they are reported again, not trained
         self.at_epoch = earlier.total
         self.heard_at = self.saved_at = clock()
 
     def call(self, worker: Worker, task: Task[T], relay: Say, limits: Limits) -> T:
         """`Worker.call` with what the task costs put to this account."""
-        over = False
+        over, self.earlier, self.epoch = False, self.cost, None
 
         def heard(message: tuple[Any, float, float]) -> Any:
             nonlocal over
@@ -120,7 +122,7 @@ class Account:
         return result
 
     def _charge(self, seconds: float, cpu_s: float) -> None:
-        """This attempt took so much until now."""
+        """This call took so much until now."""
         self.heard_at = self.clock()
         spent = Cost(seconds, cpu_s, seconds * self.gpus)
         self.cost = replace(self.cost, total=self.earlier.total + spent)
@@ -130,7 +132,7 @@ class Account:
         self.behind = epochs
 
     def completed(self, epoch: int) -> None:
-        """An epoch was reported; the first new one says how much of the earlier attempts is done again."""
+        """An epoch was reported; the first new one says how much of the earlier ones is done again."""
         if epoch < self.behind:
             return
         lost = self.earlier.resumed_at(epoch).lost if self.epoch is None else self.cost.lost

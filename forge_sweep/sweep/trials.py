@@ -15,7 +15,7 @@ from typing import Any
 from forge_sweep import trial
 from forge_sweep.errors import SweepStopped, TrialFailed, TrialTaken
 from forge_sweep.experiment import derived_seed
-from forge_sweep.study import COST, Asked
+from forge_sweep.study import COST, Asked, Requeued
 from forge_sweep.sweep.context import (
     BudgetOver,
     Context,
@@ -34,6 +34,9 @@ from forge_sweep.workers import Job, Worker, WorkerLost
 
 POLL_S = 2.0
 """How often a process that has nothing to run looks after the trials of others."""
+
+POLL_HERE_S = 0.1
+"""How often a worker looks whether the others of this process have come to an end."""
 
 
 def fit_baselines(context: Context) -> None:
@@ -85,9 +88,11 @@ def job(context: Context, crew: Crew) -> Job:
         while not worker.stopping:
             stop_if_asked(context)
             if context.budget.is_over():
+                if not is_settled(context):
+                    continue
                 return
             asked = context.study.ask() if is_open(context) else None
-            report_taken_back(context)
+            report_taken_back(context, context.study.taken_back())
             if asked is None:
                 if wait_for_others(context):
                     continue
@@ -95,7 +100,7 @@ def job(context: Context, crew: Crew) -> Job:
             try:
                 run_trial(context, crew, worker, asked)
             except BudgetOver:
-                return
+                continue
             stop_if_hopeless(context)
 
     return loop
@@ -118,9 +123,33 @@ def wait_for_others(context: Context) -> bool:
     return True
 
 
-def report_taken_back(context: Context) -> None:
+def is_settled(context: Context) -> bool:
+    """Whether nothing runs any more, now that a budget is over, and it is over still; else waits a moment.
+
+    Others come to know of it within seconds. A trial that ends until then may bring the gain that a plateau lacked.
+    """
+    study = context.study
+    if context.budget.runs_here:
+        time.sleep(POLL_HERE_S)
+        return False
+    if not study.coordinates:
+        return True
+    if study.notes(SEARCHING).get(SEARCHING):  # who joined begins no other trial
+        study.note(SEARCHING, False)
+        if study.has_company():
+            time.sleep(POLL_S)
+    if study.elsewhere():
+        report_taken_back(context, study.requeue())
+        time.sleep(POLL_S)
+        return False
+    if context.budget.is_over(afresh=True):
+        return True
+    study.note(SEARCHING, True)
+    return False
+
+
+def report_taken_back(context: Context, taken: Requeued) -> None:
     """Say which trials dead processes left, and end the runs of those that were given up."""
-    taken = context.study.taken_back()
     for number in taken.waiting:
         context.tell("message", text=f"trial {number} was cut off and runs again", severity="info")
     for number in taken.lost:
