@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from forge_sweep import baselines, models, training
@@ -21,7 +22,7 @@ from forge_sweep.experiment import SCALERS, Experiment, Params, Scalar
 from forge_sweep.preprocessing import Preprocessor, Schema, same_settings
 from forge_sweep.sources import Dataset, Split
 from forge_sweep.task import Task, TaskKind
-from forge_sweep.training import FitSpec, OnEpoch, TrainingData
+from forge_sweep.training import Checkpoint, FitSpec, OnEpoch, OnResume, TrainingData, begin_anew
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,8 +93,10 @@ def run(
     seed: int,
     on_epoch: OnEpoch,
     *,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
     deadline_s: float | None = None,
+    halvings: int = 0,
+    on_resume: OnResume = begin_anew,
 ) -> TrialResult:
     """Train one network and score it on the validation split.
 
@@ -103,8 +106,10 @@ def run(
         params: every hyperparameter with its value.
         seed: seeds initial weights, shuffling and dropout.
         on_epoch: called with (epoch, metrics) after each epoch; True stops the trial as pruned.
-        checkpoint: file that holds the best weights while the trial runs.
-        deadline_s: seconds after which the trial fails as ``time-out``.
+        checkpoint: where progress is kept, and where a trial that was cut off goes on from.
+        deadline_s: seconds of training, over all attempts, after which the trial fails as ``time-out``.
+        halvings: how often memory ran out before; see `smaller`.
+        on_resume: called with the number of epochs in ``checkpoint``, before they are reported again.
 
     Raises:
         TrialFailed: the trial cannot give a score; its ``failure`` says of which kind.
@@ -112,10 +117,13 @@ def run(
     began = time.monotonic()
     try:
         prepared = arrays_of(splits, Recipe.of(experiment, params.get("scaler")))
+        training.fix_operations(experiment.deterministic)
         training.seed_everything(seed)
-        model = models.build(experiment.model.builder, prepared.n_features, prepared.task, params)
-        spec = fit_spec(experiment, params, seed, checkpoint, deadline_s)
-        fitted = training.fit(model, prepared.task, prepared.data, spec, on_epoch)
+        used = smaller(params, halvings)
+        model = training.reuse(models.build(experiment.model.builder, prepared.n_features, prepared.task, used))
+        identity = identify(experiment, prepared, params, seed)
+        spec = fit_spec(experiment, used, seed, checkpoint, identity, deadline_s)
+        fitted = training.fit(model, prepared.task, prepared.data, spec, on_epoch, on_resume=on_resume)
         scores = prepared.task.to_scores(training.outputs(model, prepared.data.x_valid))
     except ForgeSweepError:
         raise
@@ -132,8 +140,8 @@ def run(
         best_epoch=fitted.best_epoch,
         seconds=time.monotonic() - began,
         batch_size=fitted.batch_size,
-        events=fitted.events,
-        bundle=as_bundle(experiment, prepared, model, scores, {"params": params, "seed": seed}),
+        events=(*halved_event(params, used), *fitted.events),
+        bundle=as_bundle(experiment, prepared, model, scores, {"params": used, "seed": seed}),
     )
 
 
@@ -272,8 +280,59 @@ def origin(splits: Dataset, *, stored: bool) -> dict[str, Any]:
     }
 
 
+SMALLEST_BATCH = 8
+"""Rows of a batch that is not halved any more when memory runs out."""
+
+LINEAR = ("sgd",)
+"""Optimizers whose learning rate goes with the batch size, the others' with its square root; see `smaller`."""
+
+
+def smaller(params: Params, halvings: int) -> Params:
+    """The parameters with their batch halved, for a trial that ran out of memory, and a learning rate that fits it.
+
+    Half a batch takes half the learning rate with SGD (Goyal et al. 2017, https://arxiv.org/abs/1706.02677) and
+    1/sqrt(2) of it with optimizers that scale by the gradient's size (Malladi et al. 2022,
+    https://arxiv.org/abs/2205.10287).
+
+    Args:
+        params: hyperparameters as suggested.
+        halvings: how often; 0 gives ``params``.
+    """
+    if not halvings:
+        return params
+    batch_size = int(params["batch_size"]) >> halvings
+    share = batch_size / int(params["batch_size"])
+    rate = float(params["learning_rate"]) * (share if params.get("optimizer", "adam") in LINEAR else math.sqrt(share))
+    return {**params, "batch_size": batch_size, "learning_rate": rate}
+
+
+def can_halve(params: Params, halvings: int) -> bool:
+    """Whether the batch may be halved this often."""
+    return int(params["batch_size"]) >> halvings >= SMALLEST_BATCH
+
+
+def halved_event(asked: Params, used: Params) -> tuple[str, ...]:
+    """What is said of a trial with a smaller batch than it was asked for."""
+    if asked == used:
+        return ()
+    sizes = f"batch size {asked['batch_size']} -> {used['batch_size']}"
+    rates = f"learning rate {asked['learning_rate']:.3g} -> {used['learning_rate']:.3g}"
+    return (f"out of memory: {sizes}, {rates}",)
+
+
+def identify(experiment: Experiment, prepared: Prepared, params: Params, seed: int) -> str:
+    """Names one training: what was cut off is taken up again by the same one only. Its batch may be halved since."""
+    named = {"contract": experiment.contract(), "params": params, "seed": seed, **prepared.origin}
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+
+
 def fit_spec(
-    experiment: Experiment, params: Params, seed: int, checkpoint: Path | None, deadline_s: float | None
+    experiment: Experiment,
+    params: Params,
+    seed: int,
+    checkpoint: Checkpoint | None,
+    identity: str,
+    deadline_s: float | None,
 ) -> FitSpec:
     """How long and by which metric a network is trained."""
     return FitSpec(
@@ -284,6 +343,7 @@ def fit_spec(
         direction=experiment.direction,
         deadline_s=deadline_s,
         checkpoint=checkpoint,
+        identity=identity,
         seed=seed,
     )
 

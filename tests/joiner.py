@@ -1,7 +1,8 @@
 """A process of a sweep on the surface, for tests that kill, pause or cut off one of several.
 
 `python -m tests.joiner ROLE STORE N_TRIALS SECONDS_PER_EPOCH [PLACE] [N_WORKERS]`: ROLE is ``run`` or ``worker``; PLACE
-names a machine of its own, so that other processes must go by its beat. Events go to standard output as JSON lines.
+names a machine of its own, so that other processes must go by its beat. ``SURFACE_BUDGETS`` holds more keys of
+``[study]`` as JSON. Events go to standard output as JSON lines.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def hasten(place: str = "") -> None:
 
 def spec(n_trials: int, n_workers: int = 0) -> Experiment:
     """The surface, on so many worker processes or in this one; nothing is pruned, since judging depends on timing."""
-    more: dict[str, Any] = {"workers": {"kind": "processes", "n": n_workers}} if n_workers else {}
+    budgets = json.loads(os.environ.get("SURFACE_BUDGETS", "{}"))
+    more: dict[str, Any] = {f"study__{key}": value for key, value in budgets.items()}
+    more |= {"workers": {"kind": "processes", "n": n_workers}} if n_workers else {}
     return experiment(study__n_trials=n_trials, study__pruner="none", **more)
 
 

@@ -229,6 +229,7 @@ def test_rows_that_do_not_fit_are_streamed_to_the_same_weights(monkeypatch):
     resident, streamed = build(task, batch_norm=True), build(task, batch_norm=True)
     expected = train(resident, data)
     monkeypatch.setattr(epoch, "free_bytes", lambda device: 1000)
+    training.forget()
     assert epoch.CompiledEpoch(streamed, data, BATCH_SIZE, SEED).streamed
     assert train(streamed, data) == expected
     assert all(np.array_equal(a, b) for a, b in zip(state(resident), state(streamed), strict=True))

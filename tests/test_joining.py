@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -181,6 +182,25 @@ def test_the_total_is_that_of_the_sweep_not_of_the_workers_file(tmp_path: Path) 
         assert carrier.end() == 0, carrier.complaints
         assert worker.end() == 0, worker.complaints
     check_nothing_is_lost(tmp_path, 6)
+
+
+@pytest.mark.slow
+def test_a_budget_of_the_sweep_ends_the_trials_of_a_worker_too(shared: dict[str, str], tmp_path: Path) -> None:
+    """Though its own file has none. Nothing ends after the sweep did: what is confirmed is the best of all."""
+    budgets = json.dumps({"plateau_trials": 4, "plateau_delta": 0.05})
+    with (
+        started("run", tmp_path, 500, 0.2, SURFACE_BUDGETS=budgets) as carrier,
+        started("worker", tmp_path, 500, 0.2) as worker,
+    ):
+        assert carrier.end() == 0, carrier.complaints
+        assert worker.end() == 0, worker.complaints
+        assert trials_of(worker)
+    study = study_of(tmp_path)
+    ended_by = study.ended_by()
+    assert ended_by is not None and ended_by.key == "study.plateau_trials"
+    assert {row.state for row in study.rows()} <= {"finished", "waiting"} and study.n_done < 100
+    (key,) = study.notes("final:")
+    assert key.startswith(f"final:{study.n_done}:")
 
 
 @pytest.mark.slow

@@ -201,15 +201,6 @@ def test_the_first_ctrl_c_puts_every_running_trial_back_and_the_next_command_goe
     check_nothing_is_lost(tmp_path, 6)
 
 
-@pytest.mark.slow
-def test_a_time_budget_holds_for_all_workers_and_is_said_once(tmp_path: Path) -> None:
-    events: list[Event] = []
-    spec = processes(2, study__timeout_s=1.0, study__n_trials=500, study__pruner="none")
-    result = run(spec, tmp_path, fake_run(0.05), watch=events.append)
-    assert 0 < sum(result.trials.values()) < 500
-    assert sum("is over" in e.data["text"] for e in events if e.kind == "message") == 1
-
-
 @contextlib.contextmanager
 def random_kills(seed: int, count: int) -> Iterator[list[int]]:
     """Kill random worker processes of this process at random moments, as the OOM killer does."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import shutil
 import subprocess
 import sys
 
@@ -136,35 +135,13 @@ def test_the_learning_rate_is_halved_before_early_stopping(cancer):
     assert any("learning rate 1e-05 -> 5e-06" in event for event in result.events)
 
 
-def test_a_pruned_fit_ends_cleanly_with_its_best_weights(cancer, tmp_path):
+def test_a_pruned_fit_ends_cleanly_with_its_best_weights(cancer):
     task, data = cancer
     model = build(task, data)
-    path = tmp_path / "new" / "best.keras"
-    result = training.fit(model, task, data, spec(epochs=9, checkpoint=path), lambda epoch, logs: epoch == 1)
+    result = training.fit(model, task, data, spec(epochs=9), lambda epoch, logs: epoch == 1)
     assert result.state == "pruned"
     assert len(result.history) == 2
     assert objective(task, data, model) == result.history[result.best_epoch]["val_auc"]
-    assert [file.name for file in path.parent.iterdir()] == ["best.keras"]
-
-
-def test_the_checkpoint_holds_the_best_weights(cancer, tmp_path):
-    import keras
-
-    task, data = cancer
-    model = build(task, data)
-    training.fit(model, task, data, spec(checkpoint=tmp_path / "best.keras"), go_on)
-    saved = keras.saving.load_model(tmp_path / "best.keras")
-    for kept, stored in zip(model.get_weights(), saved.get_weights(), strict=True):
-        assert np.array_equal(kept, stored)
-
-
-def test_a_checkpoint_while_training_goes_on_does_not_disturb_it(cancer, tmp_path, monkeypatch):
-    from forge_sweep.training import callbacks
-
-    monkeypatch.setattr(callbacks, "CHECKPOINT_EVERY_S", 0.0)
-    task, data = cancer
-    with_files = training.fit(build(task, data), task, data, spec(checkpoint=tmp_path / "best.keras"), go_on)
-    assert with_files.history == training.fit(build(task, data), task, data, spec(), go_on).history
 
 
 def test_the_same_seed_gives_bit_identical_weights_in_one_process(cancer):
@@ -247,9 +224,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 @pytest.mark.parametrize("reason", [Interrupted, SystemExit])
-def test_an_interrupt_in_on_epoch_ends_training_cleanly_and_comes_out_again(cancer, tmp_path, reason):
-    import keras
-
+def test_an_interrupt_in_on_epoch_ends_training_cleanly_and_comes_out_again(cancer, reason):
     task, data = cancer
     model = build(task, data, optimizer="sgd", l2=0.0, learning_rate=0.05)
     model.optimizer.learning_rate = -0.05  # ascending the gradient makes the first epoch the best one
@@ -261,27 +236,10 @@ def test_an_interrupt_in_on_epoch_ends_training_cleanly_and_comes_out_again(canc
             raise reason
 
     with pytest.raises(reason):
-        training.fit(model, task, data, spec(epochs=9, patience=9, checkpoint=tmp_path / "best.keras"), interrupt)
-    saved = keras.saving.load_model(tmp_path / "best.keras")
+        training.fit(model, task, data, spec(epochs=9, patience=9), interrupt)
     assert len(first) == 3
-    for best, restored, stored in zip(first[0], model.get_weights(), saved.get_weights(), strict=True):
+    for best, restored in zip(first[0], model.get_weights(), strict=True):
         assert np.array_equal(best, restored)
-        assert np.array_equal(best, stored)
-
-
-def test_an_interrupt_outlives_a_checkpoint_that_cannot_be_written(cancer, tmp_path):
-    task, data = cancer
-    folder = tmp_path / "checkpoints"
-
-    def interrupt(epoch, logs):
-        if epoch == 1:
-            shutil.rmtree(folder)
-            folder.touch()  # the better weights of this epoch are still to be written
-            raise Interrupted
-
-    watching = spec(monitor="val_loss", direction="minimize", checkpoint=folder / "best.keras")
-    with pytest.raises(Interrupted):
-        training.fit(build(task, data), task, data, watching, interrupt)
 
 
 def test_an_epoch_that_ends_training_anyway_is_reported_but_not_pruned(cancer):

@@ -7,12 +7,14 @@ Exit codes: 0 ok, 1 failure, 2 usage or experiment file, 3 a gate refused, 130 i
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +25,7 @@ from rich.table import Table
 
 from forge_sweep import __version__
 from forge_sweep.cli import data
-from forge_sweep.cli.printing import MLRUNS, AsJson, Store, cell, complain, emit, print_features, wide
+from forge_sweep.cli.printing import MLRUNS, AsJson, Store, cell, complain, emit, print_costs, print_features, wide
 from forge_sweep.errors import ForgeSweepError, InputError, masked
 
 if TYPE_CHECKING:
@@ -227,17 +229,21 @@ def schema() -> None:
 
 @app.command()
 def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
-    """How far a sweep is: trials by state, best so far."""
+    """How far a sweep is: trials by state, best so far, what they cost, which budget is over."""
     study = find(experiment, store)
-    states = study.counts()
-    best = study.best()
+    states, best, costs, over = study.counts(), study.best(), study.costs_by_state(), study.ended_by()
     if as_json:
-        emit({"study": study.name, "trials": states, "best": None if best is None else row_as_dict(best)})
+        shown = {"study": study.name, "trials": states, "best": None if best is None else row_as_dict(best)}
+        spent = {"cost": [cost.to_dict() for cost in costs], "searched_s": round(study.wall_s(), 3)}
+        emit({**shown, **spent, "ended_by": None if over is None else asdict(over)})
         return
     counts = ", ".join(f"{count} {state}" for state, count in states.items()) or "no trials"
     typer.echo(f"{study.name}: {counts}")
     if best is not None:
         typer.echo(f"best: trial {best.number}, {best.value:.6g}")
+    if over is not None:
+        typer.echo(over.text)
+    print_costs(costs)
 
 
 @app.command()
@@ -248,15 +254,16 @@ def trials(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> 
     if as_json:
         emit([row_as_dict(row) for row in rows])
         return
-    from forge_sweep.report import varying
+    from forge_sweep.report import COSTS, costs_of, tenths, varying
 
     shown = varying(rows)
-    table = Table("trial", "state", "value", "epochs", "seconds", *shown, box=None)
+    table = Table("trial", "state", "value", "epochs", *COSTS, *shown, box=None)
     for row in rows:
-        cells = (row.value, row.epochs, row.seconds, *(row.params.get(name) for name in shown))
-        table.add_row(str(row.number), row.state, *map(cell, cells))
+        cells = map(cell, (row.value, row.epochs)), map(tenths, costs_of(row))
+        table.add_row(str(row.number), row.state, *itertools.chain(*cells), *(cell(row.params.get(n)) for n in shown))
     console = wide()
     console.print(table)
+    print_costs(study.costs_by_state())
     for row in rows:
         if row.failure:
             console.print(
@@ -391,7 +398,8 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 def row_as_dict(row: TrialRow) -> dict[str, Any]:
     """A trial for machines."""
     names = ("number", "state", "value", "params", "failure", "cause", "epochs", "seconds", "imported")
-    return {name: getattr(row, name) for name in names}
+    cost = None if row.cost is None else row.cost.to_dict()
+    return {**{name: getattr(row, name) for name in names}, "cost": cost}
 
 
 def print_result(name: str, result: SweepResult) -> None:
@@ -408,7 +416,7 @@ def print_result(name: str, result: SweepResult) -> None:
     console.print(table)
     counts = ", ".join(f"{count} {state}" for state, count in result.trials.items())
     lines = [
-        f"trials    {counts}",
+        f"trials    {counts}{'' if result.ended_by == 'study.n_trials' else f'; ended by {result.ended_by}'}",
         f"best      trial {result.best['number']}, {result.objective} {result.best['value']:.4f}"
         if result.best
         else "best      no trial finished",

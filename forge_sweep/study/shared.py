@@ -132,6 +132,10 @@ class Shared(StudyView):
         """Numbers of the trials that other processes run now, or ran until they died."""
         return tuple(t.number for t in self._running_trials() if t.user_attrs.get(OWNER) != self.owner)
 
+    def has_company(self) -> bool:
+        """Whether other processes than this one run trials of the study, or did until they died."""
+        return any(id != self.owner for id in self._owners.look())
+
     def _release(self, number: int) -> None:
         """In this order: a kill in between leaves a trial that belongs to nobody, which `ask` lets wait."""
         with self._storage.on_behalf_of():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from forge_sweep.errors import Failure, SweepStopped, TrialTaken
 from forge_sweep.experiment import Experiment, Params
+from forge_sweep.study.cost import NO_COST, TrialCost
 from forge_sweep.study.shared import Requeued, Shared, state_named
 from forge_sweep.study.space import suggest
 from forge_sweep.study.storage import SQLITE, held, holding
@@ -21,6 +22,7 @@ from forge_sweep.study.view import (
     ACCEPTED,
     ATTEMPT,
     CAUSE,
+    COST,
     FAILURE,
     OWNER,
     PARAMS,
@@ -50,11 +52,13 @@ class Asked:
         number: dense from 0; the seed of the trial follows from it.
         params: every hyperparameter with its value; conditional ones only where they are active.
         attempt: 1, or more where the trial's process died.
+        cost: what earlier attempts took.
     """
 
     number: int
     params: Params
     attempt: int
+    cost: TrialCost = NO_COST
 
 
 class Study(Shared):
@@ -271,7 +275,9 @@ class Study(Shared):
         trial.set_user_attr(PARAMS, params)
         self._running[trial.number] = trial
         self._reported[trial.number] = self._study.get_trials(deepcopy=False)[trial.number].last_step or 0
-        return Asked(trial.number, params, trial.user_attrs.get(ATTEMPT, 1))
+        attrs = trial.user_attrs
+        cost = TrialCost.of(attrs[COST]) if COST in attrs else NO_COST
+        return Asked(trial.number, params, attrs.get(ATTEMPT, 1), cost)
 
     def taken_back(self) -> Requeued:
         """What `ask` took back from dead processes since this was asked last."""
@@ -419,6 +425,11 @@ class Study(Shared):
         except TrialTaken:
             self._forget(number)
             raise self._taken(number) from None
+
+    def spend(self, number: int, cost: TrialCost) -> None:
+        """Keep what a trial that goes on, or waits again, has cost so far; `tell` takes it among its ``attrs``."""
+        with self._lock, self._as_owner(number):
+            self._write(number, {COST: cost.to_dict()})
 
     def _forget(self, number: int) -> None:
         self._running.pop(number, None)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from forge_sweep.experiment import Params
+from forge_sweep.study.cost import Over, Progress, Spent, StateCost, TrialCost, by_state, over, union_s
 
 if TYPE_CHECKING:
     import optuna
@@ -29,11 +30,15 @@ ATTEMPT = "forge.attempt"
 FAILURE = "forge.failure"
 CAUSE = "forge.cause"
 VALUE = "forge.value"
+COST = "forge.cost"
 PRUNED_AT = "forge.pruned_at"
 RESOLVED = "forge.resolved"
 SKIPPED = "forge.skipped"
 ACCEPTED = "forge.accepted"
 NOTE = "forge.note."
+
+SESSION = "search:"
+"""Of the notes in which each command keeps when it searched, and for how long."""
 
 STREAK = 3
 """Failures of one kind with one cause, one after the other, that say the sweep itself is broken."""
@@ -60,6 +65,7 @@ class TrialRow:
         cause: its cause in one line, else "".
         epochs: completed epochs reported so far.
         seconds: wall clock of the last attempt; None until it ends.
+        cost: what all attempts took; None for an imported trial, and for one that has not cost a few seconds yet.
         attrs: what the sweep gave to `Study.tell`.
         attempt: 1, or more where a worker was lost.
         imported: ``<study>#<number>`` that a fork took the trial from, else "".
@@ -76,6 +82,7 @@ class TrialRow:
     attrs: dict[str, Any]
     attempt: int = 1
     imported: str = ""
+    cost: TrialCost | None = None
 
 
 class FailingStreak(NamedTuple):
@@ -159,6 +166,56 @@ class StudyView:
         trial = self._study.get_trials(deepcopy=False)[number]
         return {step - 1: value for step, value in sorted(trial.intermediate_values.items())}
 
+    def costs(self) -> dict[int, TrialCost]:
+        """What each trial cost so far, by its number, imported ones and those without a cost aside."""
+        attrs = {trial.number: trial.user_attrs for trial in self._own_trials()}
+        return {number: TrialCost.of(values[COST]) for number, values in attrs.items() if COST in values}
+
+    def costs_by_state(self) -> list[StateCost]:
+        """What the trials of each state cost together; see `by_state`."""
+        return by_state(self.rows())
+
+    def objectives(self) -> list[tuple[int, float | None]]:
+        """Number and objective of each finished trial, None for a pruned one, in the order in which they ended."""
+        states = {"COMPLETE": True, "PRUNED": False}
+        ended = [
+            (trial.datetime_complete, trial.number, trial.value if states[trial.state.name] else None)
+            for trial in self._own_trials()
+            if trial.state.name in states and trial.datetime_complete is not None
+        ]
+        return [(number, value) for _, number, value in sorted(ended, key=lambda one: one[:2])]
+
+    def progress(self, delta: float) -> Progress:
+        """How many trials brought no gain of more than ``delta`` since the last one that did."""
+        progress = Progress(self.direction, delta)
+        for number, objective in self.objectives():
+            progress.take(number, objective)
+        return progress
+
+    def wall_s(self) -> float:
+        """Seconds in which at least one command searched, as far as they have told."""
+        return union_s(self.notes(SESSION).values())
+
+    def ended_by(self) -> Over | None:
+        """The budget that ended the search before its ``n_trials``; None where none did."""
+        return None if self.n_done >= self.n_trials else self.over()
+
+    def over(self, limits: Mapping[str, Any] | None = None) -> Over | None:
+        """The budget other than ``n_trials`` that is over; None while all hold.
+
+        Args:
+            limits: the values of ``[study]``; by default those that the study was last run with.
+        """
+        limits = self.resolved["study"] if limits is None else limits
+        costs = [cost.total for cost in self.costs().values()]
+        spent = Spent(
+            wall_s=self.wall_s(),
+            cpu_s=sum(cost.cpu_s for cost in costs),
+            gpu_s=sum(cost.gpu_s for cost in costs),
+            without_gain=self.progress(limits.get("plateau_delta") or 0.0).without_gain,
+        )
+        return over(limits, spent)
+
     def notes(self, prefix: str = "") -> dict[str, Any]:
         """What `Study.note` wrote under keys that begin with ``prefix``."""
         notes = {k.removeprefix(NOTE): v for k, v in self._study.user_attrs.items() if k.startswith(NOTE)}
@@ -225,6 +282,7 @@ def _row(trial: FrozenTrial) -> TrialRow:
         attrs={key: value for key, value in attrs.items() if not key.startswith(PREFIX)},
         attempt=attrs.get(ATTEMPT, 1),
         imported=attrs.get(IMPORTED, ""),
+        cost=TrialCost.of(attrs[COST]) if COST in attrs else None,
     )
 
 

@@ -27,11 +27,11 @@ from forge_sweep.sweep.context import (
     rank,
     stop_if_asked,
 )
-from forge_sweep.sweep.crew import Crew
+from forge_sweep.sweep.crew import Crew, forget_progress
 from forge_sweep.sweep.orders import Outcome
 from forge_sweep.tracking import Run
 from forge_sweep.training import classify
-from forge_sweep.workers import Worker, WorkerLost
+from forge_sweep.workers import Worker, WorkerLost, WorkerUnfit
 
 ATTEMPTS = 3
 """A training whose process died this often has failed, as in the search."""
@@ -160,7 +160,11 @@ def run_all(context: Context, crew: Crew, todo: list[tuple[Candidate, int]]) -> 
                 candidate, s = left.popleft()
             except IndexError:  # another worker took the last one
                 return
-            found[candidate.label, s] = confirm_one(context, crew, worker, candidate, s)
+            try:
+                found[candidate.label, s] = confirm_one(context, crew, worker, candidate, s)
+            except WorkerUnfit:
+                left.append((candidate, s))
+                raise
 
     crew.run(job)
     return found
@@ -192,11 +196,13 @@ def confirm_one(context: Context, crew: Crew, worker: Worker, candidate: Candida
         finish_failed(run, failure)
         if failure.failure == "diverged":
             context.study.note(key, {"value": None, "cause": failure.message})
+        forget_progress(progress_of(bundle_folder(context, name)))
         return None
     except BaseException:
         finish(run, "interrupted", "KILLED")
         raise
     context.study.note(key, {"value": result.value, "metrics": finite(result.metrics)})
+    forget_progress(progress_of(bundle_folder(context, name)))
     context.tell("confirm", name=name, words=candidate.words, seed=s, value=result.value)
     return result.value
 
@@ -235,7 +241,7 @@ def train_network(
     context: Context, crew: Crew, worker: Worker, candidate: Candidate, seed: int, run: Run, folder: Path
 ) -> Outcome:
     """Train a network on a worker, which keeps the bundle; anew where the worker dies."""
-    checkpoint = folder.with_name(f"{folder.name}.keras")
+    checkpoint = progress_of(folder)
     for _ in range(ATTEMPTS):
         on_epoch = OnEpoch(context, run, lambda epoch, metrics: False)
         try:
@@ -248,6 +254,11 @@ def train_network(
             why = str(lost)
             context.tell("message", text=f"{folder.name} was lost and runs again: {why}", severity="warning")
     raise TrialFailed("lost-worker", f"the process ended {ATTEMPTS} times before the training did: {why}")
+
+
+def progress_of(folder: Path) -> Path:
+    """The file that holds the progress of a training until its bundle is in the folder and noted."""
+    return folder.with_name(f"{folder.name}.npz")
 
 
 def bundle_folder(context: Context, name: str) -> Path:

@@ -17,11 +17,18 @@ from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Experiment
 from forge_sweep.sources import Dataset
 from forge_sweep.study import Study
+from forge_sweep.sweep import metering
+from forge_sweep.sweep.budget import Budget
+from forge_sweep.sweep.metering import Account
 from forge_sweep.tracking import Run, Status, Tracker, environment_tags
 
 
 class Interrupted(KeyboardInterrupt):
     """The user asked to stop; the running trial went back into the queue. No `Exception`: nothing may swallow it."""
+
+
+class BudgetOver(Interrupted):
+    """A budget of the search was used up in mid-trial; the trial went back into the queue, and the sweep goes on."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,12 @@ class Context:
     def arrays(self) -> Path:
         """Folder of the arrays that the workers of this process share."""
         return self.checkpoints / ("arrays" if self.study.coordinates else f"arrays-{self.study.owner}")
+
+    @functools.cached_property
+    def budget(self) -> Budget:
+        """What the search may still spend."""
+        say = functools.partial(self.tell, "message", severity="warning")
+        return Budget(self.study, self.study.resolved["study"], lambda text: say(text=text), metering.CLOCKS)
 
     @functools.cached_property
     def environment_digest(self) -> str:
@@ -179,19 +192,31 @@ class OnEpoch:
         context: the sweep.
         run: where the curves go.
         then: called with (epoch, metrics) first; its answer is whether to prune.
+        account: what the training costs is put to it.
 
     Attributes:
         error: what went wrong in here, if anything did.
     """
 
-    def __init__(self, context: Context, run: Run, then: Callable[[int, Mapping[str, float]], bool]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        run: Run,
+        then: Callable[[int, Mapping[str, float]], bool],
+        account: Account | None = None,
+    ) -> None:
         self.context = context
         self.run = run
         self.then = then
+        self.account = account
         self.error: Exception | None = None
 
-    def __call__(self, epoch: int, metrics: dict[str, float]) -> bool:
-        """Log the epoch and ask what comes then."""
+    def __call__(self, epoch: int, metrics: dict[str, float] | None) -> bool:
+        """Log the epoch and ask what comes then; without metrics: so many epochs were there already."""
+        if metrics is None:
+            if self.account is not None:
+                self.account.taken_up(epoch)
+            return False
         try:
             stop_if_asked(self.context)
             prune = self.then(epoch, metrics)

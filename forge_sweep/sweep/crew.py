@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,12 +12,15 @@ import pandas as pd
 
 from forge_sweep import environment, trial, workers
 from forge_sweep.bundle import choose_golden
-from forge_sweep.experiment import Experiment, Params
-from forge_sweep.sweep.arrays import SharedArrays
+from forge_sweep.errors import SweepStopped, TrialFailed
+from forge_sweep.experiment import Experiment, Params, WorkersSpec
+from forge_sweep.sweep import shipping
+from forge_sweep.sweep.arrays import ClusterArrays, SharedArrays
 from forge_sweep.sweep.context import Context, OnEpoch
 from forge_sweep.sweep.orders import Order, Outcome, Setup, as_variables
+from forge_sweep.training import FileCheckpoint
 from forge_sweep.trial import Recipe
-from forge_sweep.workers import Job, Limits, Plan, Worker
+from forge_sweep.workers import Job, Limits, Plan, Worker, WorkerUnfit
 
 GRACE_S = 60.0
 """How much longer than its own deadline a training may take, to prepare and to save, before its process is killed."""
@@ -43,18 +47,31 @@ class Crew:
         spec = context.experiment.workers
         self.context = context
         self.plan = plan(context.experiment, len(context.environment.gpus), context.environment.cores)
-        self.workers = workers.make(spec, self.plan)
-        self.arrays = SharedArrays(context.dataset, context.arrays) if spec.kind != "serial" else None
-        if spec.kind != "serial":
+        self.workers = workers.make(spec, self.plan, lambda text: context.tell("message", text=text, severity="info"))
+        self.arrays = self._shared_arrays()
+        self.remote = spec.kind == "ray"
+        if spec.kind == "processes":
             context.tell("message", text=words(self.plan), severity="info")
+
+    def _shared_arrays(self) -> SharedArrays | ClusterArrays | None:
+        """How the rows come to the workers; None where they are here."""
+        match self.context.experiment.workers.kind:
+            case "serial":
+                return None
+            case "processes":
+                return SharedArrays(self.context.dataset, self.context.arrays)
+            case "ray":
+                from forge_sweep.workers.ray import Stored
+
+                return ClusterArrays(self.context.dataset, Stored.put)
 
     def __enter__(self) -> Crew:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.workers.close()
         if self.arrays is not None:
-            self.arrays.close()
+            self.arrays.close()  # a process that maps a file keeps its pages; a cluster has to be there to be told
+        self.workers.close()
 
     @property
     def tags(self) -> dict[str, str]:
@@ -62,29 +79,89 @@ class Crew:
         if self.arrays is None:
             return {"forge.workers": "serial"}
         threads = self.plan.shared.get("OMP_NUM_THREADS", "")
-        return {"forge.workers": f"{self.plan.n} processes", "forge.threads": threads}
+        return {"forge.workers": "ray" if self.remote else f"{self.plan.n} processes", "forge.threads": threads}
+
+    @property
+    def gpus_each(self) -> float:
+        """GPUs, or the part of one, that each worker holds."""
+        devices = visible_devices(len(self.context.environment.gpus), os.environ)
+        return gpus_held(self.context.experiment.workers, len(devices), self.plan.n)
 
     def run(self, job: Job) -> None:
-        """Run a job on every worker; see `Workers.run`."""
-        self.workers.run(job)
+        """Run a job on every worker; see `Workers.run`. One that is unfit leaves its work to the others.
+
+        Raises:
+            SweepStopped: all of them are unfit.
+        """
+        unfit: dict[str, WorkerUnfit] = {}
+
+        def guarded(worker: Worker) -> None:
+            if worker.id in unfit:
+                return
+            try:
+                job(worker)
+            except WorkerUnfit as error:
+                unfit[worker.id] = error
+                self.context.tell("message", text=f"a worker is given up: {error}", severity="warning")
+
+        before = -1
+        while len(unfit) != before:  # what an unfit one held may have come back after the others had ended
+            before = len(unfit)
+            self.workers.run(guarded)
+            if len(unfit) >= self.plan.n:
+                why = next(iter(unfit.values()))
+                raise SweepStopped(f"no worker is left: {why}", hint="look at nvidia-smi, then run the same command")
 
     def train(
         self, worker: Worker, params: Params, seed: int, checkpoint: Path, on_epoch: OnEpoch, keep: Path | None = None
     ) -> Outcome:
-        """Train one network on a worker.
+        """Train one network on a worker, or go on where it was cut off; with a smaller batch where memory runs out.
 
         Args:
             worker: runs it.
             params: every hyperparameter.
             seed: of this training.
-            checkpoint: file for the best weights while it runs.
+            checkpoint: file for its progress, which stays there until `forget_progress`.
             on_epoch: called here after each epoch.
             keep: folder for the bundle, where it is wanted.
 
         Raises:
             TrialFailed: it cannot give a score.
-            WorkerLost: its process died.
+            WorkerLost: its process died, or lost its GPU.
         """
+        path = checkpoint.absolute()
+        while True:
+            halvings = halved(path)
+            try:
+                return self._train(worker, params, seed, path, on_epoch, keep, halvings)
+            except TrialFailed as failure:
+                if failure.failure == "lost-worker":  # this process itself; of another one the worker says so
+                    hint = "look at nvidia-smi, then run the same command: the trial goes on where it was"
+                    raise SweepStopped(f"the GPU is gone: {failure.message}", hint=hint) from failure
+                if failure.failure != "out-of-memory" or not trial.can_halve(params, halvings + 1):
+                    raise
+                self._halve(params, path, halvings + 1, on_epoch.run.key)
+            finally:
+                on_epoch.run.flush()
+
+    def _halve(self, params: Params, path: Path, halvings: int, key: str) -> None:
+        """Note beside the progress that the batch is halved from now on, and say so."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        halvings_file(path).write_text(str(halvings))
+        sizes = [trial.smaller(params, times)["batch_size"] for times in (halvings - 1, halvings)]
+        text = f"{key.rpartition('/')[2]} ran out of memory with batches of {sizes[0]} and goes on with {sizes[1]}"
+        self.context.tell("message", text=text, severity="warning")
+
+    def _train(
+        self,
+        worker: Worker,
+        params: Params,
+        seed: int,
+        path: Path,
+        on_epoch: OnEpoch,
+        keep: Path | None,
+        halvings: int,
+    ) -> Outcome:
         experiment = self.context.experiment
         limit = experiment.study.trial_timeout_s
         order = Order(
@@ -93,22 +170,41 @@ class Crew:
             rows=self.context.dataset if self.arrays is None else self.arrays.of(recipe_of(experiment, params)),
             params=params,
             seed=seed,
-            checkpoint=checkpoint.absolute(),
+            checkpoint=FileCheckpoint(path),
             deadline_s=limit,
+            halvings=halvings,
             keep=keep and keep.absolute(),
             golden=None if keep is None else self._golden(),
         )
         limits = Limits() if limit is None else Limits(seconds=limit + GRACE_S)
-        try:
-            return worker.call(order, lambda epoch: on_epoch(*epoch), limits)
-        finally:
-            on_epoch.run.flush()
-            checkpoint.unlink(missing_ok=True)
+        call = worker.call if on_epoch.account is None else functools.partial(on_epoch.account.call, worker)
+        if self.remote:
+            return shipping.call(call, order, lambda epoch: on_epoch(*epoch), limits)
+        return call(order, lambda epoch: on_epoch(*epoch), limits)
 
     def _golden(self) -> pd.DataFrame:
         """Train rows to try a bundle on; to a process goes no more than a bundle keeps."""
         features = self.context.dataset.train.features
         return features if self.arrays is None else choose_golden(features)
+
+
+def halvings_file(checkpoint: Path) -> Path:
+    """Where it stands how often the batch of a training was halved."""
+    return checkpoint.with_suffix(".halvings")
+
+
+def halved(checkpoint: Path) -> int:
+    """How often the batch of a training was halved so far, by an earlier process too."""
+    try:
+        return int(halvings_file(checkpoint).read_text())
+    except (FileNotFoundError, ValueError):  # none, or half-written by a process that was killed
+        return 0
+
+
+def forget_progress(checkpoint: Path) -> None:
+    """Remove what is kept of a training that has ended."""
+    FileCheckpoint(checkpoint).clear()
+    halvings_file(checkpoint).unlink(missing_ok=True)
 
 
 def recipe_of(experiment: Experiment, params: Params) -> Recipe:
@@ -125,6 +221,8 @@ def plan(experiment: Experiment, gpus: int, cores: int) -> Plan:
         cores: that this process may use.
     """
     spec = experiment.workers
+    if spec.kind == "ray":
+        return plan_of_cluster(experiment)
     devices = visible_devices(gpus, os.environ)
     available = environment.memory().available
     n = spec.n or min(default_n(cores, available, len(devices) * spec.per_gpu), experiment.study.n_trials)
@@ -141,9 +239,30 @@ def plan(experiment: Experiment, gpus: int, cores: int) -> Plan:
     )
 
 
+def plan_of_cluster(experiment: Experiment) -> Plan:
+    """What each process on a Ray cluster gets; how many there are is the cluster's matter."""
+    spec, confirm = experiment.workers, experiment.confirm
+    threads = spec.threads or spec.cpus or 1
+    return Plan(
+        n=max(experiment.study.n_trials, confirm.top * confirm.seeds),
+        shared=as_variables(threads),
+        setup=setup_of(experiment.backend, threads),
+        memory_bytes=spec.memory_limit_mb and spec.memory_limit_mb * 1_000_000,
+    )
+
+
 def default_n(cores: int, available: int, gpu_places: int) -> int:
     """As many workers as there are places on GPUs; without one, as many as cores and memory allow."""
     return gpu_places or max(1, min(cores, int(SHARE * available) // PROCESS_BYTES))
+
+
+def gpus_held(spec: WorkersSpec, gpus: int, n: int) -> float:
+    """GPUs, or the part of one, that each of ``n`` workers holds; one in this process holds all that it sees."""
+    if spec.kind == "ray":
+        return float(spec.gpus or 0)
+    if not gpus or spec.kind == "serial":
+        return float(gpus)
+    return min(1 / spec.per_gpu, gpus / n)
 
 
 def visible_devices(gpus: int, variables: Mapping[str, str]) -> list[str]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from forge_sweep import training
+from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Experiment, Params
 from forge_sweep.sources import Dataset
 from forge_sweep.trial import Arrays, TrialResult
-from forge_sweep.workers import Say
+from forge_sweep.workers import Say, WorkerUnfit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,8 +71,9 @@ class Order:
         rows: a dataset, or arrays for a process that has none.
         params: every hyperparameter.
         seed: of this training.
-        checkpoint: file for the best weights while it runs.
+        checkpoint: where its progress is kept; None keeps none.
         deadline_s: seconds after which it fails as ``time-out``.
+        halvings: how often memory ran out before.
         keep: folder for the bundle, where it is wanted.
         golden: raw rows that the bundle is tried on.
     """
@@ -80,23 +83,35 @@ class Order:
     rows: Dataset | Arrays
     params: Params
     seed: int
-    checkpoint: Path
+    checkpoint: training.Checkpoint | None
     deadline_s: float | None = None
+    halvings: int = 0
     keep: Path | None = None
     golden: pd.DataFrame | None = None
 
     def __call__(self, say: Say) -> Outcome:
-        """Train; ``say`` is told (epoch, metrics) after each epoch and answers whether to stop as pruned."""
+        """Train.
+
+        ``say`` is told (epoch, metrics) after each epoch and answers whether to stop as pruned. Where the training is
+        taken up again it is first told (epochs that are there already, None).
+        """
 
         def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
             return bool(say((epoch, metrics)))
 
+        def on_resume(epochs: int) -> None:
+            say((epochs, None))
+
         try:
-            return self._train(on_epoch)
+            return self._train(on_epoch, on_resume)
+        except TrialFailed as failure:
+            if failure.failure == "out-of-memory":
+                training.forget()
+            raise
         finally:
             training.release()
 
-    def _train(self, on_epoch: training.OnEpoch) -> Outcome:
+    def _train(self, on_epoch: training.OnEpoch, on_resume: training.OnResume) -> Outcome:
         result = self.run(
             self.experiment,
             self.rows,
@@ -105,6 +120,8 @@ class Order:
             on_epoch,
             checkpoint=self.checkpoint,
             deadline_s=self.deadline_s,
+            halvings=self.halvings,
+            on_resume=on_resume,
         )
         if self.keep is not None:
             assert self.golden is not None
@@ -129,7 +146,22 @@ class Setup:
         training.select_backend(self.backend)
         training.load_backend()
         training.limit_threads(self.threads)
+        require_gpu(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         training.settle()
+
+
+def require_gpu(given: str) -> None:
+    """Refuse to compute on the CPU in silence where a process was given a GPU that is not there, or not any more.
+
+    Args:
+        given: ``CUDA_VISIBLE_DEVICES``; empty and ``-1`` give none.
+
+    Raises:
+        WorkerUnfit: the backend sees none.
+    """
+    if given in ("", "-1") or training.accelerators():
+        return
+    raise WorkerUnfit(f"it was given GPU {given}, and the backend sees none")
 
 
 def as_variables(threads: int) -> Mapping[str, str]:

@@ -12,8 +12,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from forge_sweep.errors import InputError
+
+if TYPE_CHECKING:
+    import keras
 
 BACKENDS = ("tensorflow", "jax", "torch")
 
@@ -100,6 +104,38 @@ def seed_everything(seed: int) -> None:
     keras.utils.set_random_seed(seed)
 
 
+def fix_operations(deterministic: bool) -> None:
+    """Let the process use deterministic operations only, or make sure that it may use all.
+
+    On a CPU, the networks of this package give the same weights again either way; with it, other numbers come out,
+    since random numbers are drawn in another way, so that it belongs to an experiment. See
+    ``tf.config.experimental.enable_op_determinism``.
+
+    Args:
+        deterministic: what the experiment says; it cannot be taken back in a process.
+
+    Raises:
+        InputError: the backend is another one than TensorFlow, or the process was fixed for another experiment.
+    """
+    import keras
+
+    backend = keras.config.backend()
+    if backend != "tensorflow":
+        if deterministic:
+            hint = 'set deterministic = false, or backend = "tensorflow"'
+            raise InputError(f'deterministic = true is not there for backend = "{backend}"', hint=hint)
+        return
+    from tensorflow.python.framework import config  # the question is in no public module
+
+    if deterministic:
+        config.enable_op_determinism()
+    elif config.is_op_determinism_enabled():
+        raise InputError(
+            "deterministic = false, but an earlier experiment made this process deterministic: numbers would differ",
+            hint="start a new process",
+        )
+
+
 def accelerators() -> tuple[str, ...]:
     """The GPUs or TPUs that the backend computes on, such as ``gpu:0``; empty on a CPU."""
     import keras
@@ -133,8 +169,35 @@ def settle() -> None:
     gc.freeze()
 
 
+def reuse(model: keras.Model) -> keras.Model:
+    """The network to train in the place of a new one: one that was traced before, in the new one's state, or itself.
+
+    It belongs to the caller until `release`. On other backends than TensorFlow it is always the new one.
+
+    Args:
+        model: a compiled network that was not trained yet.
+    """
+    import keras
+
+    if keras.config.backend() != "tensorflow":
+        return model
+    from forge_sweep.training import networks
+
+    return networks.take(model)
+
+
+def forget() -> None:
+    """Drop what is kept for the next trial, as when memory ran out."""
+    if "keras" in sys.modules and sys.modules["keras"].config.backend() == "tensorflow":
+        from forge_sweep.training import networks
+
+        networks.forget()
+
+
 def release() -> None:
     """Give back what a finished trial leaves behind. Call it between trials, when no model is in use.
+
+    The next trial may take a network of these again, with other weights; see `reuse`.
 
     TensorFlow's gradient registry keeps the graph of every custom gradient for ever (tensorflow#97697), 6 MB per trial;
     neither ``clear_session`` nor the garbage collector reaches it.
@@ -144,6 +207,10 @@ def release() -> None:
     import keras
 
     keras.utils.clear_session(free_memory=False)  # one collection is enough, below
+    if keras.config.backend() == "tensorflow":
+        from forge_sweep.training import networks
+
+        networks.release_networks()
     if "tensorflow" in sys.modules:
         from tensorflow.python.framework import ops
 

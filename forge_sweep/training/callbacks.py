@@ -1,27 +1,33 @@
 """Callbacks of the training loop. What ends a trial they do not raise: they set ``model.stop_training`` and keep it.
 
 A callback that raises inside ``fit`` makes Keras skip ``on_train_end`` of all callbacks, so best weights would not be
-restored. What still does: a checkpoint that cannot be written, and Ctrl-C outside of ``on_epoch``. Imported by `loop`
-when a fit begins, since it imports Keras.
+restored. What still does: Ctrl-C outside of ``on_epoch``. Imported by `loop` when a fit begins, since it imports Keras.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import keras
+import numpy as np
 
 from forge_sweep.errors import TrialFailed
+from forge_sweep.training.checkpoint import Checkpoint, Progress, pack
 
 OnEpoch = Callable[[int, dict[str, float]], bool]
 
-CHECKPOINT_EVERY_S = 5.0
-"""Least time between two checkpoints: writing one takes as long as an epoch of a small network."""
+SAVE_FIRST_S = 5.0
+"""Time before the progress is saved first: what takes less is quicker trained again."""
+
+SAVE_EVERY_S = 5.0
+"""Least time between two savings."""
+
+SAVE_SHARE = 0.02
+"""Most of the time that saving may take."""
 
 
 @dataclass
@@ -32,6 +38,7 @@ class Course:
         history: the logs of every whole epoch.
         events: what happened on the way, for people.
         best_epoch: the epoch that early stopping takes for the best so far.
+        over: whether training would end after the last epoch of the history anyway.
         pruned: whether ``on_epoch`` stopped what would have gone on.
         failure: why the trial failed, if it did.
         raised: what ``on_epoch`` raised, if it did, KeyboardInterrupt and the like included.
@@ -40,9 +47,15 @@ class Course:
     history: list[dict[str, float]] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     best_epoch: int = 0
+    over: bool = False
     pruned: bool = False
     failure: TrialFailed | None = None
     raised: BaseException | None = None
+
+    def note(self, event: str) -> None:
+        """Add an event that holds for the whole fit, however often it was taken up again."""
+        if event not in self.events:
+            self.events.append(event)
 
     def fail(self, model: keras.Model, failure: TrialFailed) -> None:
         """Stop training because of ``failure``; the first one counts."""
@@ -124,51 +137,8 @@ class Deadline(BetweenSteps):
             self.course.fail(self.model, failure)
 
 
-class Checkpoint(keras.callbacks.Callback):
-    """Keeps the best weights on disk as a ``.keras`` file, at most ``CHECKPOINT_EVERY_S`` behind.
-
-    Keras' ``ModelCheckpoint`` writes in place, so a kill leaves half a file. This one writes beside it and renames. It
-    asks ``EarlyStopping`` for the best epoch, so that both always agree, and comes after it.
-    """
-
-    def __init__(self, path: Path, stopper: keras.callbacks.EarlyStopping, course: Course) -> None:
-        super().__init__()
-        self.path = path
-        self.stopper = stopper
-        self.course = course
-        self.saved_epoch = -1
-        self.saved_at = -math.inf
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Write the best weights if they are new and the last write is long enough ago."""
-        if self._is_behind() and time.monotonic() - self.saved_at >= CHECKPOINT_EVERY_S:
-            current = self.model.get_weights()
-            self.model.set_weights(self.stopper.best_weights)
-            self._save()
-            self.model.set_weights(current)
-
-    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        """Write what is not on disk yet; the best weights have been restored by now."""
-        if self._is_behind():
-            self._save()
-
-    def _is_behind(self) -> bool:
-        best = self.stopper.best_weights is not None
-        return best and self.course.failure is None and self.saved_epoch != self.stopper.best_epoch
-
-    def _save(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.stem}.partial.keras")
-        try:
-            self.model.save(partial)
-            os.replace(partial, self.path)
-        finally:
-            partial.unlink(missing_ok=True)
-        self.saved_epoch, self.saved_at = self.stopper.best_epoch, time.monotonic()
-
-
 class Report(keras.callbacks.Callback):
-    """Records each whole epoch and asks ``on_epoch`` whether to go on; comes last.
+    """Records each whole epoch and asks ``on_epoch`` whether to go on.
 
     An epoch that ends training anyway, by early stopping or as the last one, is reported like any other, but the answer
     does not count: there is nothing left to prune.
@@ -188,9 +158,9 @@ class Report(keras.callbacks.Callback):
         self.course.history.append(row)
         self.course.best_epoch = int(self.stopper.best_epoch)
         self._record_events(epoch, row)
-        over = self.model.stop_training or epoch + 1 == self.params["epochs"]
+        self.course.over = bool(self.model.stop_training) or epoch + 1 == self.params["epochs"]
         try:
-            self.course.pruned = bool(self.on_epoch(epoch, dict(row))) and not over
+            self.course.pruned = bool(self.on_epoch(epoch, dict(row))) and not self.course.over
         except BaseException as error:  # `fit` raises it again once the best weights are back
             self.course.raised = error
         if self.course.pruned or self.course.raised:
@@ -204,6 +174,114 @@ class Report(keras.callbacks.Callback):
         if self.stopper.stopped_epoch:
             best, monitor = self.stopper.best_epoch, self.stopper.monitor
             self.course.events.append(f"early stop after epoch {epoch}: {monitor} was best in epoch {best}")
+
+
+class Progressing(keras.callbacks.Callback):
+    """Takes training up from a progress, and saves the progress from time to time; comes last.
+
+    An epoch is saved after it was reported: what was reported twice after a kill is an epoch that is trained again, bit
+    by bit the same on a CPU.
+
+    Args:
+        keep: where the progress goes; None keeps nothing.
+        identity: names this training.
+        rememberers: callbacks before this one, by a name, and the attributes that they go by.
+        progress: what to take up.
+        began: when training would have begun without interruptions.
+        course: how the fit goes.
+    """
+
+    def __init__(
+        self,
+        keep: Checkpoint | None,
+        identity: str,
+        rememberers: Mapping[str, tuple[keras.callbacks.Callback, Sequence[str]]],
+        progress: Progress | None,
+        began: float,
+        course: Course,
+    ) -> None:
+        super().__init__()
+        self.keep = keep
+        self.identity = identity
+        self.rememberers = rememberers
+        self.progress = progress
+        self.began = began
+        self.course = course
+        self.base_rate = math.nan
+        self.due_s = SAVE_FIRST_S
+        self.saved_at = time.monotonic()
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Put everything back to where it was; the other callbacks have begun anew by now."""
+        self.base_rate = learning_rate(self.model)
+        if self.progress is None:
+            return
+        put_back(self.model, self.progress)
+        for name, attributes in self.progress.callbacks.items():
+            vars(self.rememberers[name][0]).update(attributes)
+        self.stopper.best_weights = list(self.progress.best)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Save where the last time is long enough ago, or where ``on_epoch`` was interrupted."""
+        due = time.monotonic() - self.saved_at >= self.due_s or self.course.raised is not None
+        if self.keep is None or not due or self.course.failure is not None or self.course.pruned:
+            return
+        began = time.monotonic()
+        try:
+            self.keep.save(pack(self._progress(epoch)))
+        except OSError as error:  # a full disk is no reason to end a training that needs none
+            self.course.note(f"progress could not be saved: {error}")
+        self.saved_at = time.monotonic()
+        self.due_s = max(SAVE_EVERY_S, (self.saved_at - began) / SAVE_SHARE)
+
+    @property
+    def stopper(self) -> keras.callbacks.EarlyStopping:
+        """It keeps the best weights."""
+        return self.rememberers["stopper"][0]
+
+    def _progress(self, epoch: int) -> Progress:
+        remembered = {
+            name: {attribute: as_json(getattr(callback, attribute)) for attribute in attributes}
+            for name, (callback, attributes) in self.rememberers.items()
+        }
+        return Progress(
+            identity=self.identity,
+            weights=values_of(self.model.variables),
+            optimizer=values_of(self.model.optimizer.variables),
+            best=self.stopper.best_weights,
+            history=self.course.history,
+            events=self.course.events,
+            best_epoch=self.course.best_epoch,
+            seconds=time.monotonic() - self.began,
+            base_rate=self.base_rate,
+            callbacks=remembered,
+            over=self.course.over,
+        )
+
+
+def put_back(model: keras.Model, progress: Progress) -> None:
+    """Set all variables; a learning rate that is now smaller from the beginning stays so in proportion."""
+    begins_with = learning_rate(model)
+    assign(model.variables, progress.weights)
+    assign(model.optimizer.variables, progress.optimizer)
+    if begins_with != progress.base_rate:
+        model.optimizer.learning_rate = learning_rate(model) * begins_with / progress.base_rate
+
+
+def as_json(value: Any) -> int | float | None:
+    """A count as it is, a metric as a float."""
+    return value if value is None or isinstance(value, int) else float(value)
+
+
+def values_of(variables: Iterable[keras.Variable]) -> list[np.ndarray]:
+    """Copies of the variables' values."""
+    return [np.array(variable) for variable in variables]
+
+
+def assign(variables: Sequence[keras.Variable], values: Sequence[np.ndarray]) -> None:
+    """Give each variable its value."""
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
 def learning_rate(model: keras.Model) -> float:

@@ -19,7 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from forge_sweep import environment
-from forge_sweep.training.data import TrainingData, row_weights
+from forge_sweep.training import networks
+from forge_sweep.training.data import TrainingData
 
 SEGMENT_S = 1.0
 """About how long one call may last. Between calls the deadline is looked at and Ctrl-C is heard."""
@@ -47,19 +48,26 @@ class CompiledEpoch:
 
     def __init__(self, model: keras.Model, data: TrainingData, batch_size: int, seed: int) -> None:
         self.model = model
-        self.rows = len(data.y_train)
         self.batch_size = batch_size
-        self.steps = -(-self.rows // batch_size)
-        self.seed = seed
         self.device = device_of(model)
-        arrays = keras.utils.pack_x_y_sample_weight(data.x_train, data.y_train, row_weights(data))
-        self.streamed = size_of(arrays) > RESIDENT_SHARE * free_bytes(self.device)
-        with tf.device("CPU:0" if self.streamed else self.device):
-            self.data = arrays if self.streamed else tf.nest.map_structure(resident, arrays)
         self.stride = 1  # steps per call: doubled as long as a call is short
         if not model.optimizer.built:  # inside the function it would be traced twice, as for all that makes variables
             model.optimizer.build(model.trainable_variables)
         self._run = tf.function(self._steps, autograph=False)
+        self.begin(data, seed)
+
+    def begin(self, data: TrainingData, seed: int) -> None:
+        """Take other rows and another order; arguments as for the class. What is traced serves rows of equal shapes."""
+        self.rows = len(data.y_train)
+        self.steps = -(-self.rows // self.batch_size)
+        self.seed = seed
+        placed = networks.rows_on(self.device, data, place)
+        self.data: Any = placed.arrays
+        self.streamed = placed.streamed
+
+    def end(self) -> None:
+        """Let go of the rows; `begin` comes before the next epoch."""
+        self.data = None
 
     def __call__(self, epoch: int, callbacks: keras.callbacks.CallbackList) -> dict[str, float]:
         """Train one epoch, or a part of it if a callback stops training or the mean loss is no longer finite.
@@ -92,10 +100,10 @@ class CompiledEpoch:
 
     def _source(self, epoch: int) -> Any:
         """Where the steps of an epoch take their batches from: all rows and the epoch, or an iterator over batches."""
-        number = tf.constant(epoch, tf.int64)
+        seeds = tf.constant((self.seed, epoch), tf.int64)
         if self.streamed:
-            return iter(batches(self.data, row_order(self.rows, self.seed, number), self.batch_size))
-        return self.data, number
+            return iter(batches(self.data, shuffled(self.rows, seeds), self.batch_size))
+        return self.data, seeds
 
     def _steps(self, source: Any, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
         """Gradient steps ``first`` to ``last - 1``, or up to the first one after which the mean loss is not finite.
@@ -126,14 +134,35 @@ class CompiledEpoch:
         """From the number of a step to its rows, in graph."""
         if self.streamed:
             return lambda step: source.get_next()
-        data, epoch = source
-        order = row_order(self.rows, self.seed, epoch)
+        data, seeds = source
+        order = shuffled(self.rows, seeds)
 
         def gathered(step: tf.Tensor) -> Any:
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
             return tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), data)
 
         return gathered
+
+
+def compiled_epoch(model: keras.Model, data: TrainingData, batch_size: int, seed: int) -> CompiledEpoch:
+    """A `CompiledEpoch`, the one that was compiled for this network before where there is one; see `networks`."""
+    known: dict[int, CompiledEpoch] = networks.epochs_of(model)
+    if batch_size in known:
+        known[batch_size].begin(data, seed)
+    else:
+        known[batch_size] = CompiledEpoch(model, data, batch_size, seed)
+    return known[batch_size]
+
+
+def place(arrays: Any, device: str) -> tuple[Any, bool]:
+    """Train rows where a network can take them from.
+
+    Returns:
+        Tensors on the device and False, or the arrays and True where they have to be streamed.
+    """
+    streamed = size_of(arrays) > RESIDENT_SHARE * free_bytes(device)
+    with tf.device("CPU:0" if streamed else device):
+        return (arrays if streamed else tf.nest.map_structure(resident, arrays)), streamed
 
 
 ALIGNMENT = 64
@@ -153,10 +182,14 @@ def on_cpu() -> bool:
     return "CPU:" in tf.constant(0).device
 
 
-def row_order(rows: int, seed: int, epoch: int | tf.Tensor) -> tf.Tensor:
+def row_order(rows: int, seed: int, epoch: int) -> tf.Tensor:
     """A permutation of the rows that depends on these three numbers only, (rows,) int32."""
-    both = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
-    return tf.random.experimental.stateless_shuffle(tf.range(rows), seed=both)
+    return shuffled(rows, tf.constant((seed, epoch), tf.int64))
+
+
+def shuffled(rows: int, seeds: tf.Tensor) -> tf.Tensor:
+    """The permutation for the seed of a fit and the number of an epoch, (2,) int64."""
+    return tf.random.experimental.stateless_shuffle(tf.range(rows), seed=seeds)
 
 
 def batches(arrays: Any, order: tf.Tensor, batch_size: int) -> tf.data.Dataset:

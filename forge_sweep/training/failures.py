@@ -15,6 +15,12 @@ from forge_sweep.errors import Failure, InputError, TrialFailed
 # Class names instead of classes: no backend is imported to find out that it was not the one.
 _OUT_OF_MEMORY = ("ResourceExhaustedError", "OutOfMemoryError", "MemoryError", "_ArrayMemoryError")
 _OUT_OF_MEMORY_TEXT = re.compile(r"RESOURCE_EXHAUSTED|out of memory|bad_alloc|OOM when allocating", re.IGNORECASE)
+_GPU_LOST_TEXT = re.compile(
+    r"CUDA_ERROR_(LAUNCH_FAILED|ILLEGAL_ADDRESS|ECC_UNCORRECTABLE|DEVICE_UNAVAILABLE|NO_DEVICE|UNKNOWN|DEINITIALIZED)"
+    r"|GPU (is lost|has fallen off the bus)|device[- ]side assert|failed to synchronize",
+    re.IGNORECASE,
+)
+"""What the driver says once a device or its context is gone; no later computation of the process can succeed."""
 _DIVERGED_TEXT = re.compile(r"Tensor had (NaN|Inf)|loss is (nan|inf)\b", re.IGNORECASE)
 _DATA_TEXT = re.compile(r"Input [Xy] contains|contains (NaN|infinity)|[Ll]abel.* contains", re.IGNORECASE)
 
@@ -54,6 +60,8 @@ def _failure(error: BaseException) -> Failure:
     text = str(error)
     if type(error).__name__ in _OUT_OF_MEMORY or isinstance(error, MemoryError) or _OUT_OF_MEMORY_TEXT.search(text):
         return "out-of-memory"
+    if _GPU_LOST_TEXT.search(text):
+        return "lost-worker"
     if isinstance(error, TimeoutError):
         return "time-out"
     if isinstance(error, BrokenExecutor):

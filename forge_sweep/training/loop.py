@@ -6,13 +6,14 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from forge_sweep.errors import TrialFailed
 from forge_sweep.task import Direction, Task
+from forge_sweep.training import checkpoint
+from forge_sweep.training.checkpoint import Checkpoint, Progress
 from forge_sweep.training.data import TrainingData, check_data, row_weights
 from forge_sweep.training.failures import classify
 from forge_sweep.training.validation import Validation
@@ -28,6 +29,14 @@ OnEpoch = Callable[[int, dict[str, float]], bool]
 True stops the trial as pruned, unless this epoch was its last one anyway."""
 
 
+OnResume = Callable[[int], None]
+"""Called with the number of epochs that a fit which was cut off has behind it."""
+
+
+def begin_anew(epochs: int) -> None:
+    """Nobody wants to know how many epochs were there already."""
+
+
 @dataclass(frozen=True)
 class FitSpec:
     """How long and by which metric a network is trained.
@@ -40,7 +49,8 @@ class FitSpec:
         monitor: the metric that decides on the best epoch, such as ``val_auc``.
         direction: whether more or less of it is better.
         deadline_s: seconds from the start of the fit after which it fails as ``time-out``.
-        checkpoint: ``.keras`` file for the best weights so far; its folder is made.
+        checkpoint: where progress is kept, from which the same fit goes on after it was cut off; None keeps nothing.
+        identity: names this fit among all; a checkpoint of another one is not used.
         seed: decides the order of the rows in each epoch, 0 to 2**32 - 1, unless ``model.fit`` has to be used, which
             shuffles as the backend's random state has it; drawn from Python's random state by default, which
             ``training.seed_everything`` sets.
@@ -52,7 +62,8 @@ class FitSpec:
     monitor: str
     direction: Direction
     deadline_s: float | None = None
-    checkpoint: Path | None = None
+    checkpoint: Checkpoint | None = None
+    identity: str = ""
     seed: int | None = None
 
 
@@ -64,7 +75,7 @@ class FitResult:
         state: ``pruned`` where ``on_epoch`` stopped what would have gone on.
         history: the logs of every epoch, in order.
         best_epoch: 0-based epoch whose weights the model has now.
-        seconds: wall clock.
+        seconds: wall clock, over all attempts where it was taken up again.
         events: what happened on the way, such as ``learning rate 0.001 -> 0.0005 after epoch 12``.
         batch_size: rows per gradient step, as trained; see `trainable_batch_size`.
     """
@@ -84,6 +95,7 @@ def fit(
     spec: FitSpec,
     on_epoch: OnEpoch,
     *,
+    on_resume: OnResume = begin_anew,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> FitResult:
     """Train a compiled network and leave its best weights in it.
@@ -95,15 +107,21 @@ def fit(
     On TensorFlow an epoch is one compiled function (see `epoch.CompiledEpoch`). What it cannot do goes through
     ``model.fit``, with an event that says why; see `obstacle`.
 
+    A fit that was cut off goes on from ``spec.checkpoint``, after the epochs that are in it were reported once more to
+    whoever may have lost them. With the compiled epoch on a CPU, weights and logs are those of a fit that was not cut
+    off, bit by bit; ``model.fit`` goes on with another order of the rows.
+
     Args:
         model: a compiled Keras model.
         task: what is predicted; scores every epoch.
         data: arrays for training and validation.
         spec: how to train.
-        on_epoch: called once per epoch, after early stopping and checkpoint have seen it. What it raises,
-            KeyboardInterrupt and the like included, stops training cleanly and is raised again from here. Ctrl-C at any
+        on_epoch: called once per epoch, after early stopping has seen it. What it raises, KeyboardInterrupt and the
+            like included, stops training cleanly, with its progress saved, and is raised again from here. Ctrl-C at any
             other time passes through at once, without the best weights.
+        on_resume: called once, before the epochs of a checkpoint are reported again, with their number.
         callbacks: more of Keras' callbacks; they see the logs of `Validation` and run before ``on_epoch`` is called.
+            Where a fit is taken up again they begin anew.
 
     Raises:
         TrialFailed: ``diverged``, ``time-out``, ``out-of-memory``, ``data``, or ``code`` with what is wrong. Nothing is
@@ -111,15 +129,23 @@ def fit(
     """
     from forge_sweep.training.callbacks import Course
 
-    began = time.monotonic()
     course = Course()
+    progress = checkpoint.find(spec.checkpoint, spec.identity, course.events)
+    began = time.monotonic() - (0.0 if progress is None else progress.seconds)
     try:
         validate = Validation(task, data.x_valid, data.y_valid)
         check_data(data)
         check_monitor(spec.monitor, validate(model))
         batch_size = trainable_batch_size(model, len(data.y_train), spec.batch_size, course.events)
-        listed = _callbacks(spec, validate, on_epoch, course, began, callbacks)
-        _train(model, data, spec, batch_size, listed, course.events)
+        if progress is not None:
+            on_resume(len(progress.history))
+            _replay(progress, course, on_epoch)
+        if course.over or course.pruned:
+            assert progress is not None
+            model.set_weights(list(progress.best))
+        else:
+            listed = _callbacks(spec, validate, on_epoch, course, began, callbacks, progress)
+            _train(model, data, spec, batch_size, listed, course)
     except Exception as error:
         raise course.raised or classify(error) from error
     if reason := course.raised or course.failure:
@@ -132,6 +158,19 @@ def fit(
         events=tuple(course.events),
         batch_size=batch_size,
     )
+
+
+def _replay(progress: Progress, course: Course, on_epoch: OnEpoch) -> None:
+    """Report the epochs of a progress again; only the answer to the last one may not have been heard before."""
+    course.history[:] = progress.history
+    course.events[:] = [*progress.events, f"taken up again after epoch {len(progress.history) - 1}"]
+    course.best_epoch, course.over = progress.best_epoch, progress.over
+    try:
+        answers = [on_epoch(epoch, dict(row)) for epoch, row in enumerate(progress.history)]
+    except BaseException as error:
+        course.raised = error
+        raise
+    course.pruned = bool(answers[-1]) and not course.over
 
 
 def check_monitor(monitor: str, before: dict[str, float]) -> None:
@@ -190,11 +229,12 @@ def _callbacks(
     course: Course,
     began: float,
     more: Sequence[keras.callbacks.Callback],
+    progress: Progress | None,
 ) -> list[keras.callbacks.Callback]:
     """The callbacks in the order in which they have to run."""
     from keras.callbacks import EarlyStopping, ReduceLROnPlateau
 
-    from forge_sweep.training.callbacks import Checkpoint, Deadline, Evaluate, Report
+    from forge_sweep.training.callbacks import Deadline, Evaluate, Progressing, Report
 
     mode = "max" if spec.direction == "maximize" else "min"
     stopper = EarlyStopping(spec.monitor, patience=spec.patience, mode=mode, restore_best_weights=True)
@@ -202,9 +242,13 @@ def _callbacks(
         spec.monitor, factor=0.5, patience=-(-spec.patience // 2), mode=mode, min_delta=0.0, min_lr=1e-6
     )
     deadline = [] if spec.deadline_s is None else [Deadline(began, spec.deadline_s, course)]
-    checkpoint = [] if spec.checkpoint is None else [Checkpoint(spec.checkpoint, stopper, course)]
-    first = [Evaluate(validate, course), *deadline, stopper, reducer, *checkpoint]
-    return [*first, *more, Report(on_epoch, stopper, course)]
+    rememberers = {
+        "stopper": (stopper, ("best", "best_epoch", "wait", "stopped_epoch")),
+        "reducer": (reducer, ("best", "wait", "cooldown_counter")),
+    }
+    progressing = Progressing(spec.checkpoint, spec.identity, rememberers, progress, began, course)
+    first = [Evaluate(validate, course), *deadline, stopper, reducer]
+    return [*first, *more, Report(on_epoch, stopper, course), progressing]
 
 
 def obstacle(model: keras.Model, callbacks: Sequence[keras.callbacks.Callback]) -> str | None:
@@ -231,23 +275,27 @@ def _train(
     spec: FitSpec,
     batch_size: int,
     callbacks: Sequence[keras.callbacks.Callback],
-    events: list[str],
+    course: Course,
 ) -> None:
-    """Train with the compiled epoch, or with ``model.fit`` and an event that says why."""
+    """Train what is left with the compiled epoch, or with ``model.fit`` and an event that says why."""
     seed = random.getrandbits(32) if spec.seed is None else spec.seed
+    epochs = range(len(course.history), spec.epochs)
     why = obstacle(model, callbacks)
     if why is None:
-        from forge_sweep.training.epoch import CompiledEpoch
+        from forge_sweep.training.epoch import compiled_epoch
 
-        _drive(model, CompiledEpoch(model, data, batch_size, seed), spec.epochs, callbacks)
+        _drive(model, compiled_epoch(model, data, batch_size, seed), epochs, callbacks)
         return
-    events.append(f"trained by model.fit, not by the compiled epoch: {why}")
+    course.note(f"trained by model.fit, not by the compiled epoch: {why}")
+    if not model.optimizer.built:  # what is put back needs its variables
+        model.optimizer.build(model.trainable_variables)
     model.fit(
         data.x_train,
         data.y_train,
         sample_weight=row_weights(data),
         batch_size=batch_size,
-        epochs=spec.epochs,
+        initial_epoch=epochs.start,
+        epochs=epochs.stop,
         callbacks=list(callbacks),
         shuffle=True,
         verbose=0,
@@ -255,16 +303,18 @@ def _train(
 
 
 def _drive(
-    model: keras.Model, epoch: CompiledEpoch, epochs: int, callbacks: Sequence[keras.callbacks.Callback]
+    model: keras.Model, epoch: CompiledEpoch, epochs: range, callbacks: Sequence[keras.callbacks.Callback]
 ) -> None:
     """What ``model.fit`` does around its epochs."""
     from keras.callbacks import CallbackList
 
-    listed = CallbackList(list(callbacks), add_history=True, model=model, epochs=epochs, steps=epoch.steps, verbose=0)
+    listed = CallbackList(
+        list(callbacks), add_history=True, model=model, epochs=epochs.stop, steps=epoch.steps, verbose=0
+    )
     model.stop_training = False
     listed.on_train_begin()
     logs: dict[str, float] = {}
-    for number in range(epochs):
+    for number in epochs:
         model.reset_metrics()
         listed.on_epoch_begin(number)
         logs = epoch(number, listed)

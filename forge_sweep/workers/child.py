@@ -24,6 +24,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from forge_sweep.workers.base import Say, Task
+
 TERM_S = 30.0
 """How long a process goes on after SIGTERM; as long as SLURM and Kubernetes wait by default before they kill."""
 
@@ -65,14 +67,19 @@ def _receive(connection: Connection) -> bytes:
 
 
 def _run(connection: Connection, pickled: bytes) -> tuple[str, Any]:
-    """Run a task; what it raises, or what cannot be sent, is its outcome too."""
+    """Run a task."""
 
     def say(message: Any) -> Any:
         connection.send(("say", message))
         return connection.recv()
 
+    return outcome(lambda: pickle.loads(pickled), say)
+
+
+def outcome(load: Callable[[], Task[Any]], say: Say) -> tuple[str, Any]:
+    """Run a task: ``done`` and its result, or ``raised`` and what it raised, or why its result cannot be sent."""
     try:
-        done = "done", pickle.loads(pickled)(say)
+        done = "done", load()(say)
         pickle.dumps(done)
     except BaseException as error:
         return "raised", portable(error)

@@ -1,0 +1,213 @@
+"""Networks of one architecture share what TensorFlow traced for the first of them.
+
+Tracing and the first call take a third of a small trial (docs/decisions/0009-compiled-epoch.md). The network of an
+earlier trial is taken again with the variables of the new one: initial weights, states of random generators, a fresh
+optimizer, the new learning rate. All else has to be the same. A search over widths gains nothing from it; a search over
+learning rates, a configuration that comes again, and the confirmation over several seeds do. Imported where TensorFlow
+runs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+
+from forge_sweep.training.data import TrainingData, row_weights
+
+MOST_NETWORKS = 8
+MOST_BYTES = 64_000_000
+"""What the variables of all idle networks together may take; networks that are large gain little from a saved trace."""
+
+LAYERS = {
+    *("InputLayer", "Dense", "Embedding", "Conv1D", "Conv2D", "Flatten", "Reshape", "Add", "Concatenate", "Multiply"),
+    *("Activation", "ReLU", "LeakyReLU", "ELU", "Softmax", "BatchNormalization", "LayerNormalization", "Dropout"),
+    *("MaxPooling1D", "MaxPooling2D", "AveragePooling1D", "AveragePooling2D"),
+    *("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalAveragePooling1D", "GlobalAveragePooling2D"),
+}
+"""Layers whose configuration and variables are all that they are."""
+
+
+@dataclass(eq=False)
+class Network:
+    """A network that was trained here, with what was traced for it.
+
+    Attributes:
+        signature: all that decides what was traced.
+        model: the network.
+        fresh_optimizer: the optimizer's variables before the first step.
+        busy: whether a trial holds the model.
+        epochs: compiled epochs by batch size.
+    """
+
+    signature: str
+    model: keras.Model
+    fresh_optimizer: list[np.ndarray]
+    busy: bool = True
+    epochs: dict[int, Any] = field(default_factory=dict)
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of its variables, at four bytes a number."""
+        variables = (*self.model.variables, *self.model.optimizer.variables)
+        return sum(4 * math.prod(variable.shape) for variable in variables)
+
+    def release(self) -> None:
+        """Let go of the model, and of the rows it was trained on."""
+        self.busy = False
+        for epoch in self.epochs.values():
+            epoch.end()
+
+    def begin_as(self, model: keras.Model) -> None:
+        """Take the state of a new network of the same signature."""
+        rate = float(model.optimizer.learning_rate)
+        for mine, new in zip(self.model.variables, model.variables, strict=True):
+            mine.assign(new)
+        for mine, value in zip(self.model.optimizer.variables, self.fresh_optimizer, strict=True):
+            mine.assign(value)
+        self.model.optimizer.learning_rate = rate
+
+
+_networks: list[Network] = []  # the one that was used last comes last
+_lock = threading.Lock()
+
+
+def take(model: keras.Model) -> keras.Model:
+    """The network to train in the place of a new one: an idle one of the same kind in the new one's state, or itself.
+
+    It is the caller's until `release_networks`.
+
+    Args:
+        model: a compiled network that was not trained yet.
+    """
+    kind = signature(model)
+    if kind is None:
+        return model
+    with _lock:
+        found = next((known for known in _networks if known.signature == kind and not known.busy), None)
+        if found is None:
+            model.optimizer.build(model.trainable_variables)
+            found = Network(kind, model, [np.array(variable) for variable in model.optimizer.variables])
+        else:
+            _networks.remove(found)
+            found.begin_as(model)
+        found.busy = True
+        _networks.append(found)
+    return found.model
+
+
+def epochs_of(model: keras.Model) -> dict[int, Any]:
+    """Compiled epochs of a network by batch size, to be looked up and added to."""
+    return next((known.epochs for known in _networks if known.model is model), {})
+
+
+def release_networks() -> None:
+    """Say that no caller uses a network any more; the oldest of too many are dropped."""
+    with _lock:
+        room, kept = MOST_BYTES, list[Network]()
+        for known in reversed(_networks[-MOST_NETWORKS:]):
+            room -= known.n_bytes
+            if room < 0:
+                break
+            known.release()
+            kept.insert(0, known)
+        _networks[:] = kept
+
+
+def forget() -> None:
+    """Drop all networks and rows, as when memory ran out."""
+    with _lock:
+        _networks.clear()
+        _rows.clear()
+
+
+def signature(model: keras.Model) -> str | None:
+    """All of a compiled network that its traces depend on, as text; None where that cannot be told.
+
+    The learning rate is a variable and left out.
+    """
+    if keras.config.backend() != "tensorflow" or not (_is_keras(model) and all(map(_is_known, model.layers))):
+        return None
+    compiled = model.get_compile_config()
+    optimizer = compiled["optimizer"]["config"]
+    if not isinstance(optimizer.get("learning_rate"), float) or _exclusions(model.optimizer):
+        return None
+    optimizer.update(learning_rate=None, name=None)
+    both = {"model": model.get_config(), "compiled": compiled, "device": model.variables[0].value.device}
+    if any(not str(module).startswith("keras") for module in _values(both, "module") if module is not None):
+        return None
+    return json.dumps(both, sort_keys=True, default=repr)
+
+
+def _is_keras(model: keras.Model) -> bool:
+    """Whether a network is a graph or a sequence of layers and nothing more."""
+    kind = type(model)
+    return kind.__module__.startswith("keras.") and kind.__name__ in ("Functional", "Sequential")
+
+
+def _is_known(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is one of `LAYERS`, as Keras made it."""
+    return type(layer).__module__.startswith("keras.") and type(layer).__name__ in LAYERS
+
+
+def _exclusions(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether variables were excluded from weight decay, which the configuration does not say."""
+    return bool(getattr(optimizer, "_exclude_from_weight_decay", None)) or bool(
+        getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
+    )
+
+
+def _values(tree: Any, key: str) -> Iterator[Any]:
+    """The values of a key anywhere in a configuration."""
+    if isinstance(tree, dict):
+        if key in tree:
+            yield tree[key]
+        for value in tree.values():
+            yield from _values(value, key)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from _values(value, key)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Train rows as a compiled epoch takes them.
+
+    Attributes:
+        data: what they were made from.
+        device: where the network is.
+        arrays: (features, targets, weights), as tensors on the device or as arrays that are streamed to it.
+        streamed: which of the two.
+    """
+
+    data: TrainingData
+    device: str
+    arrays: Any
+    streamed: bool
+
+
+_rows: list[Rows] = []
+
+
+def rows_on(device: str, data: TrainingData, place: Callable[[Any, str], tuple[Any, bool]]) -> Rows:
+    """The rows on a device. Those of the last fit are kept, since most trials of a sweep train on the same.
+
+    Args:
+        device: the device.
+        data: the rows.
+        place: called with (arrays, device) where they are not there yet; returns `Rows.arrays` and `Rows.streamed`.
+    """
+    with _lock:
+        found = next((known for known in _rows if known.data is data and known.device == device), None)
+        if found is None:
+            _rows.clear()  # first, so that they do not count as memory that is taken
+            packed = keras.utils.pack_x_y_sample_weight(data.x_train, data.y_train, row_weights(data))
+            found = Rows(data, device, *place(packed, device))
+            _rows.append(found)
+    return found
