@@ -48,11 +48,14 @@ class Asked:
         number: dense from 0; the seed of the trial follows from it.
         params: every hyperparameter with its value; conditional ones only where they are active.
         attempt: 1, or more where the trial's process died.
+        made: seconds since 1970 when this process made the trial; 0 where it had waited, so that another process may
+            have begun it.
     """
 
     number: int
     params: Params
     attempt: int
+    made: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,6 @@ class Crew:
         try:
             return worker.call(order, lambda epoch: on_epoch(*epoch), limits)
         finally:
-            on_epoch.run.flush()
             checkpoint.unlink(missing_ok=True)
 
     def _golden(self) -> pd.DataFrame:

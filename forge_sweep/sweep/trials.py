@@ -52,8 +52,7 @@ def fit_baseline(context: Context, kind: str) -> None:
         context.tell("message", text=f"baseline {kind} failed: {failure.message}", severity="warning")
         return
     run.log_params(result.bundle.metadata["params"])
-    run.log_metrics({**result.metrics, "seconds": result.seconds})
-    finish(run, "finished", "FINISHED")
+    finish(run, "finished", "FINISHED", {**result.metrics, "seconds": result.seconds})
     note = {"value": result.value, "metrics": finite(result.metrics), "seconds": result.seconds}
     context.study.note(f"baseline:{kind}", note)
     context.tell("baseline", name=kind, value=result.value, seconds=result.seconds)
@@ -176,9 +175,9 @@ def end_scored(context: Context, asked: Asked, run: Run, result: Outcome) -> dic
     delta = delta_vs_baseline(context, result.value)
     summary = {"best_epoch": result.best_epoch, "epochs_run": result.epochs, "seconds": result.seconds}
     compared = {} if delta is None else {"delta_vs_baseline": delta}
-    run.log_metrics({f"best_{context.experiment.objective.metric}": result.value, **summary, **compared})
-    run.set_tags({"forge.events": "; ".join(result.events), "forge.batch_size": str(result.batch_size)})
-    finish(run, result.state, "FINISHED" if result.state == "finished" else "KILLED")
+    figures = {f"best_{context.experiment.objective.metric}": result.value, **summary, **compared}
+    tags = {"forge.events": "; ".join(result.events), "forge.batch_size": str(result.batch_size)}
+    finish(run, result.state, "FINISHED" if result.state == "finished" else "KILLED", figures, tags)
     attrs = {"metrics": finite(result.metrics), "best_epoch": result.best_epoch, "seconds": result.seconds}
     context.study.tell(asked.number, result.state, result.value, attrs=attrs)
     shown = {"state": result.state, "value": result.value, "delta": delta, "epochs": result.epochs}
