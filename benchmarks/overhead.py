@@ -33,6 +33,7 @@ from forge_sweep.tracking import Run
 from forge_sweep.trial import TrialResult
 
 WARM_UP = 5
+now = time.perf_counter
 PARTS: tuple[tuple[str, Any, str], ...] = (
     ("ask", Study, "ask"),
     ("open run", trials, "open_trial"),
@@ -54,19 +55,19 @@ class Clock:
         self.transactions: Counter[tuple[str, str]] = Counter()
         self.statements: Counter[tuple[str, str]] = Counter()
         self.stack = ["other"]
-        self.since = time.perf_counter()
+        self.since = now()
 
     def reset(self) -> None:
         """Forget what was counted."""
         self.seconds.clear()
         self.transactions.clear()
         self.statements.clear()
-        self.since = time.perf_counter()
+        self.since = now()
 
     def _lap(self) -> None:
-        now = time.perf_counter()
-        self.seconds[self.stack[-1]] += now - self.since
-        self.since = now
+        at = now()
+        self.seconds[self.stack[-1]] += at - self.since
+        self.since = at
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, its time booked under a part."""
@@ -166,7 +167,7 @@ def run(experiment: Experiment, store: Path, clock: Clock, profile: cProfile.Pro
 
     def watch(event: sweep.Event) -> None:
         if event.kind == "trial_done":
-            times.append(time.perf_counter())
+            times.append(now())
             if len(times) == WARM_UP:
                 clock.reset()
                 if profile is not None:
@@ -207,8 +208,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--pruner", default="none")
     parser.add_argument("--sampler", default="tpe")
+    parser.add_argument("--cpu", action="store_true", help="processor time, which others on the machine disturb less")
     parser.add_argument("--profile", action="store_true")
     asked = parser.parse_args()
+    if asked.cpu:
+        globals()["now"] = time.process_time
     clock, profile = Clock(), cProfile.Profile() if asked.profile else None
     experiment = declared(asked.trials, asked.epochs, asked.pruner, asked.sampler)
     with tempfile.TemporaryDirectory() as store, measured(clock):

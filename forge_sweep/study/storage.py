@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from forge_sweep.errors import InputError, MissingExtra, SweepStopped
 
 if TYPE_CHECKING:
-    from optuna.storages import RDBStorage
+    from forge_sweep.study.rows import Storage
 
 SQLITE = "sqlite:///"
 LOCKED_TIMEOUT_S = 60
@@ -45,7 +45,7 @@ def exists(url: str) -> bool:
     return not url.startswith(SQLITE) or Path(url.removeprefix(SQLITE)).exists()
 
 
-def open_storage(url: str, store: Path) -> RDBStorage:
+def open_storage(url: str, store: Path) -> Storage:
     """Connect, and create the tables where they are missing.
 
     Several processes that create the tables of one new database at once break it, so that is done under a lock.
@@ -82,16 +82,17 @@ def _words(error: Exception | None) -> str:
     return said.group(1) if said else type(error).__name__
 
 
-def _sqlite(url: str) -> RDBStorage:
+def _sqlite(url: str) -> Storage:
     """SQLite that several processes of one machine can share.
 
     Optuna counts on ``SELECT ... FOR UPDATE``, which SQLite ignores: two workers would pop the same waiting trial
     (optuna#4002). BEGIN IMMEDIATE takes the write lock at the start of each transaction instead.
     """
     import sqlalchemy
-    from optuna.storages import RDBStorage
 
-    storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCKED_TIMEOUT_S}})
+    from forge_sweep.study.rows import Storage
+
+    storage = Storage(url, engine_kwargs={"connect_args": {"timeout": LOCKED_TIMEOUT_S}})
 
     @sqlalchemy.event.listens_for(storage.engine, "connect")
     def set_pragmas(connection: Any, _: Any) -> None:
@@ -107,15 +108,16 @@ def _sqlite(url: str) -> RDBStorage:
     return storage
 
 
-def _server(url: str) -> RDBStorage:
+def _server(url: str) -> Storage:
     """A database server; a connection that broke while a trial trained is replaced before it is used.
 
     Connections are closed when the storage is dropped: a server has few of them.
     """
     import sqlalchemy
-    from optuna.storages import RDBStorage
 
-    storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    from forge_sweep.study.rows import Storage
+
+    storage = Storage(url, engine_kwargs={"pool_pre_ping": True})
     weakref.finalize(storage, storage.engine.dispose)
 
     # Optuna would speak of invalid data in a commit.

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,9 @@ from forge_sweep.study.view import (
 
 if TYPE_CHECKING:
     import optuna
-    from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
+
+    from forge_sweep.study.rows import Storage
 
 _log = logging.getLogger("forge_sweep")
 
@@ -90,7 +92,7 @@ class Study(StudyView):
     def __init__(
         self,
         study: optuna.Study,
-        storage: RDBStorage,
+        storage: Storage,
         url: str,
         experiment: Experiment,
         store: Path,
@@ -178,12 +180,16 @@ class Study(StudyView):
         with self._lock:
             if not self._any_left():
                 return None
-            trial = self._study.ask()
-            params = suggest(trial, self._experiment.space)
-            trial.set_user_attr(PARAMS, params)
+            asked_at, trial = time.time(), self._study.ask()
+            attrs = trial.user_attrs
+            begun = PARAMS in attrs  # an earlier `ask` gave it to somebody
+            before = self._storage.get_trial(trial._trial_id).last_step if begun else 0
+            with self._storage.together():
+                params = suggest(trial, self._experiment.space)
+                trial.set_user_attr(PARAMS, params)
             self._running[trial.number] = trial
-            self._reported[trial.number] = self._study.get_trials(deepcopy=False)[trial.number].last_step or 0
-            return Asked(trial.number, params, trial.user_attrs.get(ATTEMPT, 1))
+            self._reported[trial.number] = before or 0
+            return Asked(trial.number, params, attrs.get(ATTEMPT, 1), 0.0 if begun else asked_at)
 
     def _any_left(self) -> bool:
         trials, n_trials = self._own_trials(), self.n_trials
@@ -254,8 +260,9 @@ class Study(StudyView):
             own: dict[str, Any] = {FAILURE: failure, CAUSE: cause} if state == "failed" else {}
             if value is not None and math.isfinite(value):
                 own[VALUE] = value
-            self._write(number, {**(attrs or {}), **own})
-            self._study.tell(number, value if state == "finished" else None, _state(_OPTUNA_STATES[state]))
+            with self._storage.together():
+                self._write(number, {**(attrs or {}), **own})
+                self._study.tell(number, value if state == "finished" else None, _state(_OPTUNA_STATES[state]))
             self._forget(number)
 
     def _check_reported(self, number: int) -> None:
@@ -301,7 +308,8 @@ class Study(StudyView):
         self._storage.set_trial_state_values(self._trial_id(number), _state("WAITING"))
 
     def _trial_id(self, number: int) -> int:
-        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+        trial = self._running.get(number)
+        return trial._trial_id if trial is not None else self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
 
 _UNGUARDED = (

@@ -31,6 +31,9 @@ from forge_sweep.tracking import Run
 from forge_sweep.training import classify, settle
 from forge_sweep.workers import Job, Worker, WorkerLost
 
+FRESH_S = 5.0
+"""A trial that this process made so long ago at most has no run yet: no other one can have taken it up meanwhile."""
+
 
 def fit_baselines(context: Context) -> None:
     """Fit the baselines that have no score yet; one that failed is tried again by the next process."""
@@ -159,7 +162,8 @@ def open_trial(context: Context, crew: Crew, asked: Asked) -> Run:
     seed = derived_seed(context.experiment.seed, "trial", asked.number)
     tags = {"optuna.trial_number": str(asked.number), "forge.attempt": str(asked.attempt), **crew.tags}
     params = {**asked.params, "seed": seed, "trial_number": asked.number}
-    run = context.child(trial_name(asked.number), "trial", params, **tags)
+    new = time.time() - asked.made < FRESH_S
+    run = context.child(trial_name(asked.number), "trial", params, new=new, **tags)
     context.tell("trial_started", number=asked.number, params=asked.params)
     return run
 
