@@ -15,7 +15,6 @@ import threading
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -44,6 +43,41 @@ _USER_ATTRS = models.TrialUserAttributeModel.__table__
 _SYSTEM_ATTRS = models.TrialSystemAttributeModel.__table__
 _REPORTS = models.TrialIntermediateValueModel.__table__
 _STUDY_ATTRS = models.StudyUserAttributeModel.__table__
+
+_trial = sqlalchemy.bindparam("trial")
+_study = sqlalchemy.bindparam("study")
+_after = sqlalchemy.bindparam("after")
+_ids = sqlalchemy.bindparam("ids", expanding=True)
+
+_STATE = sqlalchemy.select(_TRIALS.c.state).where(_TRIALS.c.trial_id == _trial)
+_STATE_LOCKED = _STATE.with_for_update()
+_ONE = sqlalchemy.select(_TRIALS).where(_TRIALS.c.trial_id == _trial)
+_LATER = sqlalchemy.select(_TRIALS).where(_TRIALS.c.study_id == _study, _TRIALS.c.trial_id > _after)
+_LATER_OR = sqlalchemy.select(_TRIALS).where(
+    _TRIALS.c.study_id == _study, (_TRIALS.c.trial_id > _after) | _TRIALS.c.trial_id.in_(_ids)
+)
+_PARTS = {
+    table: sqlalchemy.select(table).where(table.c.trial_id.in_(_ids)).order_by(*order)
+    for table, order in (
+        (_PARAMS, [_PARAMS.c.param_id]),
+        (_VALUES, [_VALUES.c.objective]),
+        (_USER_ATTRS, []),
+        (_SYSTEM_ATTRS, []),
+        (_REPORTS, []),
+    )
+}
+_ATTRS_OF_STUDY = sqlalchemy.select(_STUDY_ATTRS.c.key, _STUDY_ATTRS.c.value_json).where(
+    _STUDY_ATTRS.c.study_id == _study
+)
+_EARLIER = (
+    sqlalchemy.select(_PARAMS.c.distribution_json)
+    .join(_TRIALS, _TRIALS.c.trial_id == _PARAMS.c.trial_id)
+    .where(
+        _TRIALS.c.study_id == sqlalchemy.select(_TRIALS.c.study_id).where(_TRIALS.c.trial_id == _trial).scalar_subquery(),
+        _PARAMS.c.param_name == sqlalchemy.bindparam("name"),
+    )
+    .limit(1)
+)
 
 _stored_value = models.TrialValueModel.value_to_stored_repr
 _value = models.TrialValueModel.stored_repr_to_value
@@ -119,12 +153,12 @@ class Rows(RDBStorage):
             UpdateFinishedTrialError: the trial has ended.
         """
         with self._connection() as connection:
-            asked = sqlalchemy.select(_TRIALS.c.state).where(_TRIALS.c.trial_id == trial_id)
-            state = connection.execute(asked.with_for_update() if changes.end else asked).scalar_one_or_none()
+            asked = _STATE_LOCKED if changes.end else _STATE
+            state = connection.execute(asked, {"trial": trial_id}).scalar_one_or_none()
             if state is None:
                 raise KeyError(models.NOT_FOUND_MSG)
             self.check_trial_is_updatable(trial_id, state)
-            write = functools.partial(self._upsert, connection, trial_id)
+            write = functools.partial(_write, connection, trial_id)
             write(_PARAMS, "param_name", map(_param_row, changes.params))
             write(_USER_ATTRS, "key", map(_attr_row, changes.user_attrs.items()))
             write(_SYSTEM_ATTRS, "key", map(_attr_row, changes.system_attrs.items()))
@@ -169,15 +203,8 @@ class Rows(RDBStorage):
 
     def _distribution(self, trial_id: int, name: str) -> BaseDistribution | None:
         """What a parameter was drawn from in an earlier trial of the same study."""
-        study = sqlalchemy.select(_TRIALS.c.study_id).where(_TRIALS.c.trial_id == trial_id).scalar_subquery()
-        asked = (
-            sqlalchemy.select(_PARAMS.c.distribution_json)
-            .join(_TRIALS, _TRIALS.c.trial_id == _PARAMS.c.trial_id)
-            .where(_TRIALS.c.study_id == study, _PARAMS.c.param_name == name)
-            .limit(1)
-        )
         with self._connection() as connection:
-            found = connection.execute(asked).scalar_one_or_none()
+            found = connection.execute(_EARLIER, {"trial": trial_id, "name": name}).scalar_one_or_none()
         return None if found is None else json_to_distribution(found)
 
     def set_trial_state_values(
@@ -192,16 +219,15 @@ class Rows(RDBStorage):
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         """See `BaseStorage`."""
-        asked = sqlalchemy.select(_STUDY_ATTRS.c.key, _STUDY_ATTRS.c.value_json)
         with self._connection() as connection:
-            found = connection.execute(asked.where(_STUDY_ATTRS.c.study_id == study_id)).all()
+            found = connection.execute(_ATTRS_OF_STUDY, {"study": study_id}).all()
         if not found:  # perhaps there is no such study
             return super().get_study_user_attrs(study_id)
         return {key: json.loads(value) for key, value in found}
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """See `BaseStorage`."""
-        found = self._read(_TRIALS.c.trial_id == trial_id)
+        found = self._read(_ONE, {"trial": trial_id})
         if not found:
             raise KeyError(models.NOT_FOUND_MSG)
         return found[0]
@@ -214,22 +240,19 @@ class Rows(RDBStorage):
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
         """Optuna's cache calls this, for the trials that it does not know to be finished."""
-        wanted = _TRIALS.c.trial_id > trial_id_greater_than
         included = [trial_id for trial_id in included_trial_ids if trial_id <= trial_id_greater_than]
-        if included:
-            wanted |= _TRIALS.c.trial_id.in_(included)
         if states is not None or len(included) > IDS_PER_STATEMENT:
             return super()._get_trials(study_id, states, included_trial_ids, trial_id_greater_than)
-        found = self._read(_TRIALS.c.study_id == study_id, wanted)
+        wanted = {"study": study_id, "after": trial_id_greater_than}
+        found = self._read(_LATER_OR, {**wanted, "ids": included}) if included else self._read(_LATER, wanted)
         if not found and trial_id_greater_than < 0:  # perhaps there is no such study
             return super()._get_trials(study_id, states, included_trial_ids, trial_id_greater_than)
         return found
 
-    def _read(self, *conditions: sqlalchemy.ColumnElement[bool]) -> list[FrozenTrial]:
+    def _read(self, asked: sqlalchemy.Select[Any], values: dict[str, Any]) -> list[FrozenTrial]:
         """Trials in the order of their ids."""
         with self._connection() as connection:
-            asked = sqlalchemy.select(_TRIALS).where(*conditions).order_by(_TRIALS.c.trial_id)
-            rows = connection.execute(asked).all()
+            rows = sorted(connection.execute(asked, values).all(), key=lambda row: row.trial_id)
             parts = _Parts(connection, [row.trial_id for row in rows])
         return [parts.trial(row) for row in rows]
 
@@ -239,39 +262,42 @@ class Rows(RDBStorage):
         with _create_scoped_session(self.scoped_session) as session:
             yield session.connection()
 
-    def _upsert(
-        self,
-        connection: sqlalchemy.Connection,
-        trial_id: int,
-        table: sqlalchemy.Table,
-        key: str,
-        rows: Iterable[dict[str, Any]],
-    ) -> None:
-        """Write rows of a trial that are told apart by a key."""
-        given = [{"trial_id": trial_id, **row} for row in rows]
-        if not given:
-            return
-        insert = _dialect(connection).insert(table)
-        changed = {name: insert.excluded[name] for name in given[0] if name not in ("trial_id", key)}
-        connection.execute(insert.on_conflict_do_update(index_elements=["trial_id", key], set_=changed), given)
+
+def _write(
+    connection: sqlalchemy.Connection,
+    trial_id: int,
+    table: sqlalchemy.Table,
+    key: str,
+    rows: Iterable[dict[str, Any]],
+) -> None:
+    """Write rows of a trial that are told apart by a key."""
+    given = [{"trial_id": trial_id, **row} for row in rows]
+    if given:
+        connection.execute(_upsert(connection.dialect.name, table, key, tuple(given[0])), given)
+
+
+@functools.cache
+def _upsert(dialect: str, table: sqlalchemy.Table, key: str, columns: tuple[str, ...]) -> sqlalchemy.Executable:
+    """The statement, which takes longer to make than to execute."""
+    insert: Any = (sqlite if dialect == "sqlite" else postgresql).insert(table)
+    changed = {name: insert.excluded[name] for name in columns if name not in ("trial_id", key)}
+    made: sqlalchemy.Executable = insert.on_conflict_do_update(index_elements=["trial_id", key], set_=changed)
+    return made
 
 
 class _Parts:
     """What belongs to some trials, by trial."""
 
     def __init__(self, connection: sqlalchemy.Connection, ids: list[int]) -> None:
-        def by_trial(table: sqlalchemy.Table, *order: sqlalchemy.Column[Any]) -> dict[int, list[Any]]:
+        def by_trial(table: sqlalchemy.Table) -> dict[int, list[Any]]:
             found: dict[int, list[Any]] = defaultdict(list)
             for at in range(0, len(ids), IDS_PER_STATEMENT):
-                some = table.c.trial_id.in_(ids[at : at + IDS_PER_STATEMENT])
-                for row in connection.execute(sqlalchemy.select(table).where(some).order_by(*order)):
+                for row in connection.execute(_PARTS[table], {"ids": ids[at : at + IDS_PER_STATEMENT]}):
                     found[row.trial_id].append(row)
             return found
 
-        self.params = by_trial(_PARAMS, _PARAMS.c.param_id)
-        self.values = by_trial(_VALUES, _VALUES.c.objective)
-        self.user_attrs = by_trial(_USER_ATTRS)
-        self.system_attrs = by_trial(_SYSTEM_ATTRS)
+        self.params, self.values = by_trial(_PARAMS), by_trial(_VALUES)
+        self.user_attrs, self.system_attrs = by_trial(_USER_ATTRS), by_trial(_SYSTEM_ATTRS)
         self.reports = by_trial(_REPORTS)
 
     def trial(self, row: Any) -> FrozenTrial:
@@ -302,10 +328,6 @@ class _Parts:
 def _distribution(text: str) -> BaseDistribution:
     """One object for all trials that drew from it; nothing changes a distribution."""
     return json_to_distribution(text)
-
-
-def _dialect(connection: sqlalchemy.Connection) -> ModuleType:
-    return sqlite if connection.dialect.name == "sqlite" else postgresql
 
 
 def _param_row(param: tuple[str, float, BaseDistribution]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 
@@ -80,9 +79,9 @@ class Direct:
         all_tags = {**tags, "mlflow.runName": name}
         _check_names(params, all_tags, ())
         with self._transaction() as connection:
-            self._insert("runs", connection, self._run(connection, experiment, run_id, name, started, tags))
-            self._insert("tags", connection, *_pairs(run_id, all_tags))
-            self._insert("params", connection, *_pairs(run_id, params))
+            _insert(connection, self._statements.insert["runs"], self._run(connection, experiment, run_id, name, started, tags))
+            _insert(connection, self._statements.insert["tags"], *_pairs(run_id, all_tags))
+            _insert(connection, self._statements.insert["params"], *_pairs(run_id, params))
             if dataset is not None:
                 self._use(connection, experiment, run_id, dataset)
         return run_id
@@ -110,11 +109,7 @@ class Direct:
             self._touch(connection, run_id, status, ended)
             self._add(connection, run_id, rows)
             if tags:
-                insert = self._upsert("tags")
-                chosen = insert.on_conflict_do_update(
-                    index_elements=["key", "run_uuid"], set_={"value": insert.excluded.value}
-                )
-                connection.execute(chosen, list(_pairs(run_id, tags)))
+                connection.execute(self._statements.tags, list(_pairs(run_id, tags)))
 
     def close(self) -> None:
         """Give the connections back."""
@@ -133,17 +128,8 @@ class Direct:
         return engine
 
     @cached_property
-    def _tables(self) -> Mapping[str, sqlalchemy.Table]:
-        from mlflow.store.tracking.dbmodels.models import Base
-
-        tables: Mapping[str, sqlalchemy.Table] = Base.metadata.tables
-        return tables
-
-    @cached_property
-    def _dialect(self) -> ModuleType:
-        from sqlalchemy.dialects import postgresql, sqlite
-
-        return sqlite if self._engine.dialect.name == "sqlite" else postgresql
+    def _statements(self) -> Statements:
+        return Statements(self._engine.dialect.name)
 
     @contextmanager
     def _transaction(self, *, durable: bool = False) -> Iterator[sqlalchemy.Connection]:
@@ -155,13 +141,6 @@ class Direct:
                 yield connection
         except (exc.IntegrityError, exc.ProgrammingError, exc.DataError) as error:
             raise Unusual from error
-
-    def _upsert(self, table: str) -> Any:
-        return self._dialect.insert(self._tables[table])
-
-    def _insert(self, table: str, connection: sqlalchemy.Connection, *rows: Mapping[str, Any]) -> None:
-        if rows:
-            connection.execute(self._tables[table].insert(), list(rows))
 
     def _run(
         self,
@@ -175,9 +154,7 @@ class Direct:
         """The row of a run."""
         from mlflow.utils.uri import append_to_uri_path
 
-        table = self._tables["experiments"]
-        asked = table.select().where(table.c.experiment_id == experiment)
-        found = connection.execute(asked).one_or_none()
+        found = connection.execute(self._statements.experiment, {"id": experiment}).one_or_none()
         if found is None or found.lifecycle_stage != "active":
             raise Unusual
         return {
@@ -197,14 +174,13 @@ class Direct:
 
     def _touch(self, connection: sqlalchemy.Connection, run_id: str, status: str | None, ended: int) -> None:
         """Set the status where there is one; the run has to be active in any case."""
-        table = self._tables["runs"]
-        active = (table.c.run_uuid == run_id) & (table.c.lifecycle_stage == "active")
         if status is None:
-            found = connection.execute(table.select().with_only_columns(table.c.run_uuid).where(active)).all()
-            count = len(found)
+            count = len(connection.execute(self._statements.active, {"id": run_id}).all())
+        elif status == "SCHEDULED":
+            count = connection.execute(self._statements.status, {"id": run_id, "new_status": status}).rowcount
         else:
-            new = {"status": status} if status == "SCHEDULED" else {"status": status, "end_time": ended}
-            count = connection.execute(table.update().where(active).values(new)).rowcount
+            end = {"id": run_id, "new_status": status, "new_end": ended}
+            count = connection.execute(self._statements.end, end).rowcount
         if count != 1:
             raise Unusual
 
@@ -212,32 +188,28 @@ class Direct:
         """Add points, and keep the newest of each metric where MLflow's searches look for it."""
         if not rows:
             return
-        connection.execute(self._upsert("metrics").on_conflict_do_nothing(), [_point(run_id, row) for row in rows])
+        connection.execute(self._statements.metrics, [_point(run_id, row) for row in rows])
         newest: dict[str, Row] = {}
         for row in rows:
             newest[row[0]] = max(newest.get(row[0], row), row, key=_age)
-        insert, table = self._upsert("latest_metrics"), self._tables["latest_metrics"]
-        names = ("value", "timestamp", "step", "is_nan")
-        connection.execute(
-            insert.on_conflict_do_update(
-                index_elements=["key", "run_uuid"],
-                set_={name: insert.excluded[name] for name in names},
-                where=_is_newer(insert.excluded, table.c),
-            ),
-            [_point(run_id, newest[name]) for name in sorted(newest)],  # in MLflow's order: no two writers lock crosswise
-        )
+        # Sorted as MLflow does: no two writers lock each other's rows crosswise.
+        connection.execute(self._statements.latest, [_point(run_id, newest[name]) for name in sorted(newest)])
 
     def _use(self, connection: sqlalchemy.Connection, experiment: int, run_id: str, used: DatasetInput) -> None:
         """Link a dataset to a run that has none."""
         source, input_id = self._dataset(connection, experiment, used), uuid.uuid4().hex
         link = {"source_type": "DATASET", "source_id": source, "destination_type": "RUN", "destination_id": run_id}
-        self._insert("inputs", connection, {"input_uuid": input_id, **link})
+        _insert(connection, self._statements.insert["inputs"], {"input_uuid": input_id, **link})
         tags = ({"input_uuid": input_id, "name": tag.key, "value": tag.value} for tag in used.tags)
-        self._insert("input_tags", connection, *tags)
+        _insert(connection, self._statements.insert["input_tags"], *tags)
 
     def _dataset(self, connection: sqlalchemy.Connection, experiment: int, used: DatasetInput) -> str:
         """The id of a dataset, made where it is missing."""
-        dataset, table = used.dataset, self._tables["datasets"]
+        dataset = used.dataset
+        key = {"of": experiment, "called": dataset.name, "digested": dataset.digest}
+        found = connection.execute(self._statements.dataset, key).scalar_one_or_none()
+        if found is not None:
+            return str(found)
         row = {
             "experiment_id": experiment,
             "name": dataset.name,
@@ -248,13 +220,62 @@ class Direct:
             "dataset_schema": dataset.schema,
             "dataset_profile": dataset.profile,
         }
-        its = (table.c.experiment_id == experiment) & (table.c.name == dataset.name) & (table.c.digest == dataset.digest)
-        asked = table.select().with_only_columns(table.c.dataset_uuid).where(its)
-        found = connection.execute(asked).scalar_one_or_none()
-        if found is None:
-            connection.execute(self._upsert("datasets").on_conflict_do_nothing(), [row])
-            found = connection.execute(asked).scalar_one()
-        return str(found)
+        connection.execute(self._statements.datasets, [row])
+        return str(connection.execute(self._statements.dataset, key).scalar_one())
+
+
+class Statements:
+    """Statements on MLflow's tables: making one takes longer than executing it.
+
+    Args:
+        dialect: ``sqlite`` or ``postgresql``.
+    """
+
+    def __init__(self, dialect: str) -> None:
+        from mlflow.store.tracking.dbmodels.models import Base
+        from sqlalchemy import bindparam, tuple_
+        from sqlalchemy.dialects import postgresql, sqlite
+
+        tables, upsert = Base.metadata.tables, (sqlite if dialect == "sqlite" else postgresql).insert
+        names = ("runs", "tags", "params", "inputs", "input_tags")
+        self.insert = {name: tables[name].insert() for name in names}
+        self.metrics = upsert(tables["metrics"]).on_conflict_do_nothing()
+        self.datasets = upsert(tables["datasets"]).on_conflict_do_nothing()
+
+        tags = upsert(tables["tags"])
+        self.tags = tags.on_conflict_do_update(
+            index_elements=["key", "run_uuid"], set_={"value": tags.excluded.value}
+        )
+        latest, now = upsert(tables["latest_metrics"]), tables["latest_metrics"].c
+        new = latest.excluded
+        self.latest = latest.on_conflict_do_update(
+            index_elements=["key", "run_uuid"],
+            set_={name: new[name] for name in ("value", "timestamp", "step", "is_nan")},
+            where=tuple_(new.step, new.timestamp, new.value) > tuple_(now.step, now.timestamp, now.value),
+        )
+        runs = tables["runs"]
+        its = (runs.c.run_uuid == bindparam("id")) & (runs.c.lifecycle_stage == "active")
+        self.active = runs.select().with_only_columns(runs.c.run_uuid).where(its)
+        self.status = runs.update().where(its).values(status=bindparam("new_status"))
+        self.end = self.status.values(end_time=bindparam("new_end"))
+        experiments = tables["experiments"]
+        self.experiment = experiments.select().where(experiments.c.experiment_id == bindparam("id"))
+        datasets = tables["datasets"].c
+        self.dataset = (
+            tables["datasets"]
+            .select()
+            .with_only_columns(datasets.dataset_uuid)
+            .where(
+                datasets.experiment_id == bindparam("of"),
+                datasets.name == bindparam("called"),
+                datasets.digest == bindparam("digested"),
+            )
+        )
+
+
+def _insert(connection: sqlalchemy.Connection, statement: Any, *rows: Mapping[str, Any]) -> None:
+    if rows:
+        connection.execute(statement, list(rows))
 
 
 def _prepare(connection: Any, _: Any) -> None:
@@ -316,9 +337,3 @@ def _age(row: Row) -> tuple[int, int, float]:
     """MLflow's order of the points of one metric."""
     _, value, time, step = row
     return step, time, value
-
-
-def _is_newer(new: Any, old: Any) -> Any:
-    from sqlalchemy import tuple_
-
-    return tuple_(new.step, new.timestamp, new.value) > tuple_(old.step, old.timestamp, old.value)
