@@ -119,6 +119,7 @@ class Rows(RDBStorage):
     def __init__(self, *words: Any, **options: Any) -> None:
         super().__init__(*words, **options)
         self._kept = threading.local()
+        self._study_ids: dict[str, int] = {}
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -216,6 +217,17 @@ class Rows(RDBStorage):
         with self._changing(trial_id) as changes:
             changes.end = (state, values)
         return True
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        """See `BaseStorage`; Hyperband asks at every step."""
+        if study_name not in self._study_ids:
+            self._study_ids[study_name] = super().get_study_id_from_name(study_name)
+        return self._study_ids[study_name]
+
+    def delete_study(self, study_id: int) -> None:
+        """See `BaseStorage`."""
+        self._study_ids.clear()
+        super().delete_study(study_id)
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         """See `BaseStorage`."""

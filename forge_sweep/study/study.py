@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,7 +57,7 @@ class Asked:
     number: int
     params: Params
     attempt: int
-    made: float = 0.0
+    made: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ class Study(StudyView):
         self._lock = threading.RLock()
         self._running: dict[int, optuna.Trial] = {}
         self._reported: dict[int, int] = {}  # trial number -> completed epochs reported
+        self._judged: dict[int, int] = {}  # trial number -> completed epochs that the pruner was last asked at
 
     @property
     def n_trials(self) -> int:
@@ -217,16 +218,24 @@ class Study(StudyView):
             trial, step = self._running[number], epoch + 1
             if step < self._reported[number]:
                 return False
-            if step > self._reported[number]:
+            again = step == self._reported[number]
+            if not again:
                 trial.report(value, step)
                 self._reported[number] = step
             if step >= self._experiment.study.epochs:
                 return False
             with pruners.quiet():
-                prune = trial.user_attrs.get(PRUNED_AT) == step or trial.should_prune()
+                prune = again and trial.user_attrs.get(PRUNED_AT) == step or self._should_prune(trial, step)
             if prune:  # kept, since successive halving lets a trial pass that it has judged before
                 trial.set_user_attr(PRUNED_AT, step)
             return prune
+
+    def _should_prune(self, trial: optuna.Trial, step: int) -> bool:
+        """Ask the pruner, unless it can have nothing to say since it was last asked by this process."""
+        from forge_sweep.study import pruners
+
+        before, self._judged[trial.number] = self._judged.get(trial.number, 0), step
+        return pruners.has_a_say(self._experiment.study, before, step) and trial.should_prune()
 
     def tell(
         self,
@@ -299,6 +308,7 @@ class Study(StudyView):
     def _forget(self, number: int) -> None:
         self._running.pop(number, None)
         self._reported.pop(number, None)
+        self._judged.pop(number, None)
 
     def _write(self, number: int, attrs: Mapping[str, Any]) -> None:
         for key, value in attrs.items():
