@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,7 @@ class Instant:
     def __call__(
         self, experiment: Experiment, rows: Any, params: Params, seed: int, on_epoch: Any, **_: Any
     ) -> TrialResult:
+        """Climb to a height that follows from the parameters."""
         if self.made is None:
             self.made = trial.run_baseline(experiment, rows, "constant", 1).bundle
         epochs = experiment.study.epochs
@@ -177,10 +178,8 @@ def run(experiment: Experiment, store: Path, clock: Clock, profile: cProfile.Pro
                 profile.disable()
             raise KeyboardInterrupt  # all that was wanted
 
-    try:
+    with suppress(KeyboardInterrupt):
         sweep.run(experiment, store=store, watch=watch)
-    except KeyboardInterrupt:
-        pass
     return times[-1] - times[WARM_UP - 1], len(times) - WARM_UP
 
 

@@ -73,7 +73,8 @@ _EARLIER = (
     sqlalchemy.select(_PARAMS.c.distribution_json)
     .join(_TRIALS, _TRIALS.c.trial_id == _PARAMS.c.trial_id)
     .where(
-        _TRIALS.c.study_id == sqlalchemy.select(_TRIALS.c.study_id).where(_TRIALS.c.trial_id == _trial).scalar_subquery(),
+        _TRIALS.c.study_id
+        == sqlalchemy.select(_TRIALS.c.study_id).where(_TRIALS.c.trial_id == _trial).scalar_subquery(),
         _PARAMS.c.param_name == sqlalchemy.bindparam("name"),
     )
     .limit(1)
@@ -208,9 +209,7 @@ class Rows(RDBStorage):
             found = connection.execute(_EARLIER, {"trial": trial_id, "name": name}).scalar_one_or_none()
         return None if found is None else json_to_distribution(found)
 
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """See `BaseStorage`; taking up a waiting trial, which one of several wins, is Optuna's."""
         if state == TrialState.RUNNING:
             return super().set_trial_state_values(trial_id, state, values)

@@ -225,7 +225,7 @@ class Study(StudyView):
             if step >= self._experiment.study.epochs:
                 return False
             with pruners.quiet():
-                prune = again and trial.user_attrs.get(PRUNED_AT) == step or self._should_prune(trial, step)
+                prune = (again and trial.user_attrs.get(PRUNED_AT) == step) or self._should_prune(trial, step)
             if prune:  # kept, since successive halving lets a trial pass that it has judged before
                 trial.set_user_attr(PRUNED_AT, step)
             return prune
@@ -319,7 +319,11 @@ class Study(StudyView):
 
     def _trial_id(self, number: int) -> int:
         trial = self._running.get(number)
-        return trial._trial_id if trial is not None else self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+        return (
+            trial._trial_id
+            if trial is not None
+            else self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+        )
 
 
 _UNGUARDED = (

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
-
 if TYPE_CHECKING:
     import sqlalchemy
     from mlflow import MlflowClient
@@ -79,7 +78,11 @@ class Direct:
         all_tags = {**tags, "mlflow.runName": name}
         _check_names(params, all_tags, ())
         with self._transaction() as connection:
-            _insert(connection, self._statements.insert["runs"], self._run(connection, experiment, run_id, name, started, tags))
+            _insert(
+                connection,
+                self._statements.insert["runs"],
+                self._run(connection, experiment, run_id, name, started, tags),
+            )
             _insert(connection, self._statements.insert["tags"], *_pairs(run_id, all_tags))
             _insert(connection, self._statements.insert["params"], *_pairs(run_id, params))
             if dataset is not None:
@@ -243,9 +246,7 @@ class Statements:
         self.datasets = upsert(tables["datasets"]).on_conflict_do_nothing()
 
         tags = upsert(tables["tags"])
-        self.tags = tags.on_conflict_do_update(
-            index_elements=["key", "run_uuid"], set_={"value": tags.excluded.value}
-        )
+        self.tags = tags.on_conflict_do_update(index_elements=["key", "run_uuid"], set_={"value": tags.excluded.value})
         latest, now = upsert(tables["latest_metrics"]), tables["latest_metrics"].c
         new = latest.excluded
         self.latest = latest.on_conflict_do_update(

@@ -108,18 +108,14 @@ class Open(Write):
         link = used.link if used else None
         if session.direct is not None:
             with suppress(Unusual):
-                return session.direct.create(
-                    session.experiment_id, self.name, self.started, about, self.params, link
-                )
+                return session.direct.create(session.experiment_id, self.name, self.started, about, self.params, link)
         made: str = session.client.create_run(session.experiment_id, self.started, about, self.name).info.run_id
         log_params(session, made, self.params)
         if link is not None:
             session.client.log_inputs(made, [link])
         return made
 
-    def _open_again(
-        self, session: Session, run_id: str, tags: Mapping[str, str], used: DatasetUse | None
-    ) -> None:
+    def _open_again(self, session: Session, run_id: str, tags: Mapping[str, str], used: DatasetUse | None) -> None:
         session.client.update_run(run_id, status="RUNNING")
         for name in sorted({"forge.failure", "forge.cause"} & set(session.client.get_run(run_id).data.tags)):
             session.client.delete_tag(run_id, name)  # of an end that is no longer the end
