@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
+    from forge_sweep.study.rows import Storage
+
 EXPERIMENT = "forge.experiment"
 """Written last: a study without it was never completed, or is not ours."""
 
@@ -271,7 +273,7 @@ def _imported(trial: FrozenTrial, study_name: str, space: Space) -> FrozenTrial:
     )
 
 
-def _study(storage: RDBStorage, url: str, name: str, experiment: Experiment, store: Path) -> Study:
+def _study(storage: Storage, url: str, name: str, experiment: Experiment, store: Path) -> Study:
     """Load a study with the sampler and pruner of the experiment; Optuna stores neither."""
     import optuna
 

@@ -44,10 +44,10 @@ _SYSTEM_ATTRS = models.TrialSystemAttributeModel.__table__
 _REPORTS = models.TrialIntermediateValueModel.__table__
 _STUDY_ATTRS = models.StudyUserAttributeModel.__table__
 
-_trial = sqlalchemy.bindparam("trial")
-_study = sqlalchemy.bindparam("study")
-_after = sqlalchemy.bindparam("after")
-_ids = sqlalchemy.bindparam("ids", expanding=True)
+_trial: Any = sqlalchemy.bindparam("trial")
+_study: Any = sqlalchemy.bindparam("study")
+_after: Any = sqlalchemy.bindparam("after")
+_ids: Any = sqlalchemy.bindparam("ids", expanding=True)
 
 _STATE = sqlalchemy.select(_TRIALS.c.state).where(_TRIALS.c.trial_id == _trial)
 _STATE_LOCKED = _STATE.with_for_update()
@@ -69,14 +69,11 @@ _PARTS = {
 _ATTRS_OF_STUDY = sqlalchemy.select(_STUDY_ATTRS.c.key, _STUDY_ATTRS.c.value_json).where(
     _STUDY_ATTRS.c.study_id == _study
 )
+_STUDY_OF = sqlalchemy.select(_TRIALS.c.study_id).where(_TRIALS.c.trial_id == _trial).scalar_subquery()
 _EARLIER = (
     sqlalchemy.select(_PARAMS.c.distribution_json)
     .join(_TRIALS, _TRIALS.c.trial_id == _PARAMS.c.trial_id)
-    .where(
-        _TRIALS.c.study_id
-        == sqlalchemy.select(_TRIALS.c.study_id).where(_TRIALS.c.trial_id == _trial).scalar_subquery(),
-        _PARAMS.c.param_name == sqlalchemy.bindparam("name"),
-    )
+    .where(_TRIALS.c.study_id == _STUDY_OF, _PARAMS.c.param_name == sqlalchemy.bindparam("name"))
     .limit(1)
 )
 

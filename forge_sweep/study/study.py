@@ -319,11 +319,9 @@ class Study(StudyView):
 
     def _trial_id(self, number: int) -> int:
         trial = self._running.get(number)
-        return (
-            trial._trial_id
-            if trial is not None
-            else self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
-        )
+        if trial is not None:
+            return trial._trial_id
+        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
 
 _UNGUARDED = (

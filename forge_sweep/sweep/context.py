@@ -103,16 +103,14 @@ class Context:
             "optuna.study_name": self.study.name,
         }
 
-    def child(self, name: str, kind: str, params: Mapping[str, Any], *, new: bool = False, **tags: str) -> Run:
-        """Open a child run, or the one that an earlier process left; ``name`` is unique within the sweep.
+    def child(self, name: str, kind: str, params: Mapping[str, Any], **tags: str) -> Run:
+        """Open a child run, or the one that an earlier process left; ``name`` is unique within the sweep."""
+        return self.open_run(name, kind, params, tags)
 
-        Args:
-            name: name of the run.
-            kind: ``trial``, ``baseline`` or ``confirm``.
-            params: to log.
-            new: no earlier process can have opened it.
-            **tags: to set.
-        """
+    def open_run(
+        self, name: str, kind: str, params: Mapping[str, Any], tags: Mapping[str, str], *, new: bool = False
+    ) -> Run:
+        """The same; where it is known that no process can have opened it yet (``new``), none is looked for."""
         return self.tracker.run(
             f"{self.key}/{name}",
             name,

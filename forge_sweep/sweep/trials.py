@@ -163,7 +163,7 @@ def open_trial(context: Context, crew: Crew, asked: Asked) -> Run:
     tags = {"optuna.trial_number": str(asked.number), "forge.attempt": str(asked.attempt), **crew.tags}
     params = {**asked.params, "seed": seed, "trial_number": asked.number}
     new = time.time() - asked.made < FRESH_S
-    run = context.child(trial_name(asked.number), "trial", params, new=new, **tags)
+    run = context.open_run(trial_name(asked.number), "trial", params, tags, new=new)
     context.tell("trial_started", number=asked.number, params=asked.params)
     return run
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 MLFLOW = "3.17.2"
 """The version whose rows these are."""
 
+STORE = "SqlAlchemyStore"
+"""Its class for a database without workspaces; named, since a client of a server need not import it."""
+
 BUSY_MS = 20_000
 """How long a writer waits for another one, as in MLflow's own sessions."""
 
@@ -41,10 +44,9 @@ def direct(client: MlflowClient, uri: str) -> Direct | None:
         uri: tracking address.
     """
     import mlflow
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    store = client._tracking_client.store
-    if mlflow.__version__ != MLFLOW or type(store) is not SqlAlchemyStore or store.read_engine is not None:
+    store: Any = client._tracking_client.store
+    if (mlflow.__version__, type(store).__name__) != (MLFLOW, STORE) or store.read_engine is not None:
         return None
     return Direct(uri) if uri.startswith(("sqlite:", "postgresql")) and ":memory:" not in uri else None
 
@@ -78,13 +80,10 @@ class Direct:
         all_tags = {**tags, "mlflow.runName": name}
         _check_names(params, all_tags, ())
         with self._transaction() as connection:
-            _insert(
-                connection,
-                self._statements.insert["runs"],
-                self._run(connection, experiment, run_id, name, started, tags),
-            )
-            _insert(connection, self._statements.insert["tags"], *_pairs(run_id, all_tags))
-            _insert(connection, self._statements.insert["params"], *_pairs(run_id, params))
+            insert, row = self._statements.insert, self._run(connection, experiment, run_id, name, started, tags)
+            _insert(connection, insert["runs"], row)
+            _insert(connection, insert["tags"], *_pairs(run_id, all_tags))
+            _insert(connection, insert["params"], *_pairs(run_id, params))
             if dataset is not None:
                 self._use(connection, experiment, run_id, dataset)
         return run_id
@@ -155,8 +154,9 @@ class Direct:
         tags: Mapping[str, str],
     ) -> dict[str, Any]:
         """The row of a run."""
-        from mlflow.utils.uri import append_to_uri_path
+        from mlflow.utils import uri
 
+        append_to: Any = uri.append_to_uri_path
         found = connection.execute(self._statements.experiment, {"id": experiment}).one_or_none()
         if found is None or found.lifecycle_stage != "active":
             raise Unusual
@@ -164,7 +164,7 @@ class Direct:
             "run_uuid": run_id,
             "experiment_id": experiment,
             "name": name,
-            "artifact_uri": append_to_uri_path(found.artifact_location, run_id, "artifacts"),
+            "artifact_uri": append_to(found.artifact_location, run_id, "artifacts"),
             "source_type": "UNKNOWN",
             "source_name": "",
             "entry_point_name": "",
@@ -235,11 +235,12 @@ class Statements:
     """
 
     def __init__(self, dialect: str) -> None:
-        from mlflow.store.tracking.dbmodels.models import Base
+        from mlflow.store.tracking.dbmodels import models
         from sqlalchemy import bindparam, tuple_
         from sqlalchemy.dialects import postgresql, sqlite
 
-        tables, upsert = Base.metadata.tables, (sqlite if dialect == "sqlite" else postgresql).insert
+        tables: Mapping[str, sqlalchemy.Table] = models.Base.metadata.tables  # type: ignore[attr-defined]
+        upsert: Any = (sqlite if dialect == "sqlite" else postgresql).insert
         names = ("runs", "tags", "params", "inputs", "input_tags")
         self.insert = {name: tables[name].insert() for name in names}
         self.metrics = upsert(tables["metrics"]).on_conflict_do_nothing()
@@ -307,8 +308,7 @@ def _has_log(connection: sqlalchemy.Connection) -> bool:
 
 def _check_names(params: Mapping[str, str], tags: Mapping[str, str], metrics: Iterable[str]) -> None:
     """Let MLflow say whether it takes them."""
-    from mlflow.utils import validation
-
+    validation = _validation()
     for name in metrics:
         _check_metric(name)
     for name, value in params.items():
@@ -319,10 +319,15 @@ def _check_names(params: Mapping[str, str], tags: Mapping[str, str], metrics: It
 
 @lru_cache(maxsize=1000)
 def _check_metric(name: str) -> None:
-    from mlflow.utils import validation
-
+    validation = _validation()
     validation._validate_metric(name, 0.0, 0, 0)
     validation._validate_length_limit("Metric name", validation.MAX_ENTITY_KEY_LENGTH, name)
+
+
+def _validation() -> Any:
+    from mlflow.utils import validation
+
+    return validation
 
 
 def _pairs(run_id: str, values: Mapping[str, str]) -> Iterator[dict[str, str]]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from forge_sweep.environment import Environment
 from forge_sweep.errors import InputError
-from forge_sweep.tracking.writes import DatasetUse, End, File, Metrics, Params, Row, Status, Tags, Text, Write
+from forge_sweep.tracking.direct import Row
+from forge_sweep.tracking.writes import DatasetUse, End, File, Metrics, Params, Status, Tags, Text, Write
 
 FLUSH_S = 5.0
 FLUSH_POINTS = 900

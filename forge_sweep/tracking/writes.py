@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import islice, zip_longest
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from forge_sweep.errors import InputError
+from forge_sweep.tracking.calls import end, log, log_params, missing, remember
 from forge_sweep.tracking.direct import Row, Unusual
 from forge_sweep.tracking.journal import Journal, Record
 from forge_sweep.tracking.session import KEY_TAG, PARENT_TAG, Session
@@ -28,12 +27,9 @@ Status = Literal["FINISHED", "KILLED", "FAILED", "SCHEDULED"]
 
 STATES = {"FINISHED": "finished", "KILLED": "pruned", "FAILED": "failed", "SCHEDULED": "waiting"}  # tag forge.state
 
-METRICS_PER_BATCH = 1000  # MLflow's limits for one request
-VALUES_PER_BATCH = 100
 DIGEST_LENGTH = 32  # MLflow's field holds 36 characters; the whole digest is a tag
 SCHEMA_LENGTH = 1_000_000
 
-_T = TypeVar("_T")
 _log = logging.getLogger("forge_sweep")
 
 
@@ -339,63 +335,3 @@ def from_record(record: Record) -> Write:
         return kinds[record["op"]](**fields)
     except (KeyError, TypeError) as error:
         raise InputError(f"unreadable journal record: {error!r}") from error
-
-
-def missing(session: Session, key: str, rows: Iterable[Row], *, once: bool) -> list[Row]:
-    """The points that a run lacks; see `Metrics`."""
-    logged = session.points(key)
-    new: dict[tuple[str, int], Row] = {}
-    for name, value, time, step in rows:
-        seen = logged.get((name, step))
-        if seen is None or not (once or seen == value):
-            new.setdefault((name, step), (name, value, time, step))
-    return list(new.values())
-
-
-def remember(session: Session, key: str, rows: Iterable[Row]) -> None:
-    """Points that were just written."""
-    session.points(key).update({(name, step): value for name, value, _, step in rows})
-
-
-def log(
-    session: Session,
-    run_id: str,
-    rows: Sequence[Row] = (),
-    tags: Mapping[str, str] = MappingProxyType({}),
-    status: str | None = None,
-    ended: int = 0,
-) -> None:
-    """Write points and tags, then the status where there is one: at once where it can be, else one after the other."""
-    from mlflow.entities import Metric, RunTag
-
-    if session.direct is not None and (rows or tags or status):
-        with suppress(Unusual):
-            return session.direct.log(run_id, rows, tags, status, ended)
-    metrics = list(_parts((Metric(*row) for row in rows), METRICS_PER_BATCH - VALUES_PER_BATCH))
-    values = list(_parts((RunTag(name, value) for name, value in tags.items()), VALUES_PER_BATCH))
-    for some_metrics, some_tags in zip_longest(metrics, values, fillvalue=()):
-        session.client.log_batch(run_id, metrics=some_metrics, tags=some_tags)
-    if status is not None:
-        end(session, run_id, status, ended)
-
-
-def log_params(session: Session, run_id: str, values: Mapping[str, str]) -> None:
-    """Log params that the run does not have."""
-    from mlflow.entities import Param
-
-    for part in _parts((Param(name, value) for name, value in values.items()), VALUES_PER_BATCH):
-        session.client.log_batch(run_id, params=part)
-
-
-def end(session: Session, run_id: str, status: str, ended: int) -> None:
-    """Set a run's status; only a final one has an end time."""
-    if status == "SCHEDULED":
-        session.client.update_run(run_id, status=status)
-    else:
-        session.client.set_terminated(run_id, status, ended)
-
-
-def _parts(values: Iterable[_T], size: int) -> Iterator[list[_T]]:
-    rest = iter(values)
-    while part := list(islice(rest, size)):
-        yield part
