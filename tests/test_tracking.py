@@ -698,6 +698,29 @@ def test_training_goes_on_through_an_outage_of_the_server(
     ]
 
 
+@pytest.mark.slow
+def test_a_trial_takes_five_requests(server: Server, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run, params, dataset; the points with figures and tags; the status."""
+    import requests
+
+    made: list[str] = []
+    plain = requests.Session.request
+
+    def request(self: requests.Session, method: str, url: str, **options: Any) -> requests.Response:
+        made.append(url.partition("/api/2.0/mlflow/")[2])
+        return plain(self, method, url, **options)
+
+    with Tracker("few", store, uri=server.uri) as tracker:
+        tracker.run("f", "sweep", kind="sweep")
+        monkeypatch.setattr(requests.Session, "request", request)
+        used = {"name": "cards", "digest": DIGEST, "version": "v3", "source": "x.csv", "columns": {}, "profile": {}}
+        run = tracker.run("f/a", "a", kind="trial", parent="f", params={"width": 64}, dataset=used, new=True)
+        log_epochs(run, range(20))
+        run.finish("FINISHED", metrics={"seconds": 1.0}, tags={"forge.state": "finished"})
+        monkeypatch.undo()
+        assert made == ["runs/create", "runs/log-batch", "runs/log-inputs", "runs/log-batch", "runs/update"]
+
+
 # Registration
 
 
