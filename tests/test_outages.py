@@ -21,7 +21,6 @@ from tests.servers import free_port, running
 from tests.test_study import DATASET, experiment, train
 from tests.test_sweep import check_nothing_is_lost, study_of
 
-
 _numbers = itertools.count()
 
 

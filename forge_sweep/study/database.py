@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import sqlalchemy
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import IntegrityError
 
 from forge_sweep.errors import SweepStopped, TrialTaken
+from forge_sweep.study.rows import Changes, Storage
 from forge_sweep.study.view import OWNER
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Full(Exception):
 
 def _outlasting(name: str) -> Any:
     """The method of Optuna's storage of that name, tried again through an outage; it may be made twice."""
-    plain = getattr(RDBStorage, name)
+    plain = getattr(Storage, name)
 
     def call(self: Database, *words: Any, **options: Any) -> Any:
         return self.outlast(lambda: plain(self, *words, **options))
@@ -73,7 +73,7 @@ def _outlasting(name: str) -> Any:
     return call
 
 
-class Database(RDBStorage):
+class Database(Storage):
     """See the module. Without an `owner` it behaves as Optuna's own.
 
     Args:
@@ -133,7 +133,7 @@ class Database(RDBStorage):
             attempts += 1
             try:
                 args = (trial_id, param_name, param_value_internal, distribution, previous_distribution)
-                RDBStorage._set_trial_param(self, *args)
+                Storage._set_trial_param(self, *args)
             except IntegrityError:
                 if attempts == 1:
                     raise
@@ -149,7 +149,7 @@ class Database(RDBStorage):
             attempts += 1
             try:
                 with self.anybody() if state == TrialState.RUNNING else contextlib.nullcontext():
-                    return RDBStorage.set_trial_state_values(self, trial_id, state, values)
+                    return Storage.set_trial_state_values(self, trial_id, state, values)
             except (_FINISHED, TrialTaken):
                 if attempts == 1 or not self._is(trial_id, state):
                     raise
@@ -157,8 +157,23 @@ class Database(RDBStorage):
 
         return self.outlast(write)
 
+    def write(self, trial_id: int, changes: Changes) -> None:
+        """Write to a trial; where a second attempt finds that the first one ended it, nothing is left to do."""
+        attempts = 0
+
+        def write() -> None:
+            nonlocal attempts
+            attempts += 1
+            try:
+                Storage.write(self, trial_id, changes)
+            except (_FINISHED, TrialTaken):
+                if attempts == 1 or changes.end is None or not self._is(trial_id, changes.end[0]):
+                    raise
+
+        self.outlast(write)
+
     def _is(self, trial_id: int, state: TrialState) -> bool:
-        return bool(RDBStorage.get_trial(self, trial_id).state == state)
+        return bool(Storage.get_trial(self, trial_id).state == state)
 
     def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
         """Called in the transaction of each write to a trial.

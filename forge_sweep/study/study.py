@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -53,12 +53,15 @@ class Asked:
         params: every hyperparameter with its value; conditional ones only where they are active.
         attempt: 1, or more where the trial's process died.
         cost: what earlier attempts took.
+        made: seconds since 1970 when this process made the trial; 0 where it had waited, so that another process may
+            have begun it.
     """
 
     number: int
     params: Params
     attempt: int
     cost: TrialCost = NO_COST
+    made: float = field(default=0.0, compare=False)
 
 
 class Study(Shared):
@@ -97,6 +100,7 @@ class Study(Shared):
         self._news = Requeued((), ())
         self._coordinates = False
         self._joined = False
+        self._judged: dict[int, int] = {}  # trial number -> completed epochs that the pruner was last asked at
 
     @property
     def n_trials(self) -> int:
@@ -264,6 +268,7 @@ class Study(Shared):
         if n_done >= n_trials or not (waiting or len(trials) < n_trials):
             return None
         self._storage.limit = n_trials + self.imported
+        asked_at = time.time()
         try:
             with self._storage.on_behalf_of(""):  # a waiting trial belongs to nobody yet
                 trial = self._study.ask()
@@ -271,13 +276,16 @@ class Study(Shared):
                     trial.set_user_attr(OWNER, self.owner)
         except (Full, TrialTaken):  # another process was quicker
             return None
-        params = suggest(trial, self._experiment.space)
-        trial.set_user_attr(PARAMS, params)
-        self._running[trial.number] = trial
-        self._reported[trial.number] = self._study.get_trials(deepcopy=False)[trial.number].last_step or 0
         attrs = trial.user_attrs
+        begun = PARAMS in attrs  # an earlier `ask` gave it to somebody
+        before = self._storage.get_trial(trial._trial_id).last_step if begun else 0
+        with self._storage.together():
+            params = suggest(trial, self._experiment.space)
+            trial.set_user_attr(PARAMS, params)
+        self._running[trial.number] = trial
+        self._reported[trial.number] = before or 0
         cost = TrialCost.of(attrs[COST]) if COST in attrs else NO_COST
-        return Asked(trial.number, params, attrs.get(ATTEMPT, 1), cost)
+        return Asked(trial.number, params, attrs.get(ATTEMPT, 1), cost, 0.0 if begun else asked_at)
 
     def taken_back(self) -> Requeued:
         """What `ask` took back from dead processes since this was asked last."""
@@ -309,21 +317,22 @@ class Study(Shared):
             step = epoch + 1
             if step < self._reported[number]:
                 return False
-            if step > self._reported[number]:
+            again = step == self._reported[number]
+            if not again:
                 self._unsent.setdefault(number, []).append((step, value))
                 self._reported[number] = step
             if time.monotonic() < self._send_again:
                 return False
             try:
                 with self._storage.impatient():
-                    return self._send_and_judge(number, step)
+                    return self._send_and_judge(number, step, again)
             except Outage as outage:
                 self._storage.say_down(outage)
                 self._send_again = time.monotonic() + SEND_AGAIN_S
                 return False
 
-    def _send_and_judge(self, number: int, step: int) -> bool:
-        """Write what was reported, and ask whether to prune."""
+    def _send_and_judge(self, number: int, step: int, again: bool) -> bool:
+        """Write what was reported, and ask whether to prune; ``again``: an epoch that was reported before."""
         from forge_sweep.study import pruners
 
         self._send(number)
@@ -331,7 +340,7 @@ class Study(Shared):
             return False
         trial = self._running[number]
         with pruners.quiet():
-            prune = trial.user_attrs.get(PRUNED_AT) == step or trial.should_prune()
+            prune = (again and trial.user_attrs.get(PRUNED_AT) == step) or self._should_prune(trial, step)
         if prune:  # kept, since successive halving lets a trial pass that it has judged before
             trial.set_user_attr(PRUNED_AT, step)
         return bool(prune)
@@ -343,6 +352,13 @@ class Study(Shared):
             step, value = unsent[0]
             self._running[number].report(value, step)
             del unsent[0]
+
+    def _should_prune(self, trial: optuna.Trial, step: int) -> bool:
+        """Ask the pruner, unless it can have nothing to say since it was last asked by this process."""
+        from forge_sweep.study import pruners
+
+        before, self._judged[trial.number] = self._judged.get(trial.number, 0), step
+        return pruners.has_a_say(self._experiment.study, before, step) and trial.should_prune()
 
     def tell(
         self,
@@ -381,8 +397,9 @@ class Study(Shared):
             written = {**(attrs or {}), **own}
             if not written and not self._is_mine(number):
                 raise self._taken(number)
-            self._write(number, written)
-            self._study.tell(number, value if state == "finished" else None, state_named(_OPTUNA_STATES[state]))
+            with self._storage.together():
+                self._write(number, written)
+                self._study.tell(number, value if state == "finished" else None, state_named(_OPTUNA_STATES[state]))
             self._forget(number)
 
     def _check_reported(self, number: int) -> None:
@@ -435,6 +452,11 @@ class Study(Shared):
         self._running.pop(number, None)
         self._reported.pop(number, None)
         self._unsent.pop(number, None)
+        self._judged.pop(number, None)
+
+    def _trial_id(self, number: int) -> int:
+        trial = self._running.get(number)
+        return super()._trial_id(number) if trial is None else trial._trial_id
 
 
 _OPTUNA_STATES = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import heapq
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -148,14 +149,16 @@ class StudyView:
 
     def best(self) -> TrialRow | None:
         """The best finished trial, imported ones aside, the earlier of equals; None before the first."""
-        finished = [row for row in map(_row, self._own_trials()) if row.state == "finished" and row.value is not None]
         sign = -1 if self.direction == "maximize" else 1
-        return min(finished, key=lambda row: (sign * (row.value or 0.0), row.number), default=None)
+        finished = ((trial, _value(trial)) for trial in self._own_trials() if trial.state.name == "COMPLETE")
+        ranked = ((sign * value, trial.number, trial) for trial, value in finished if value is not None)
+        best = min(ranked, default=None)  # no two have the same number
+        return None if best is None else _row(best[2])
 
     def failing_streak(self) -> FailingStreak | None:
         """The last three trials to end, where all of them failed in one way with one cause."""
-        ended = [(trial.datetime_complete, trial.number, _row(trial)) for trial in self._own_trials()]
-        last = [row for when, _, row in sorted(e for e in ended if e[0] is not None)[-STREAK:]]
+        ended = ((t.datetime_complete, t.number, t) for t in self._own_trials() if t.datetime_complete is not None)
+        last = [_row(trial) for _, _, trial in reversed(heapq.nlargest(STREAK, ended))]
         kinds = {(row.failure, row.cause) for row in last}
         if len(last) < STREAK or len(kinds) > 1 or last[0].state != "failed":
             return None
@@ -273,7 +276,7 @@ def _row(trial: FrozenTrial) -> TrialRow:
     return TrialRow(
         number=trial.number,
         state=state,
-        value=attrs.get(VALUE, trial.value) if state in ("finished", "pruned") else None,
+        value=_value(trial) if state in ("finished", "pruned") else None,
         params=dict(attrs.get(PARAMS, trial.params)),
         failure=attrs.get(FAILURE, "") if state == "failed" else "",
         cause=attrs.get(CAUSE, "") if state == "failed" else "",
@@ -284,6 +287,12 @@ def _row(trial: FrozenTrial) -> TrialRow:
         imported=attrs.get(IMPORTED, ""),
         cost=TrialCost.of(attrs[COST]) if COST in attrs else None,
     )
+
+
+def _value(trial: FrozenTrial) -> float | None:
+    """The objective at the best epoch."""
+    value: float | None = trial.user_attrs.get(VALUE, trial.value)
+    return value
 
 
 def _seconds(start: datetime.datetime | None, end: datetime.datetime | None) -> float | None:

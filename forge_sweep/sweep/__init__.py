@@ -349,8 +349,8 @@ def open_parent(context: Context) -> Run:
             "forge.overrides": " ".join(experiment.overrides),
         },
         params={path: json.dumps(value) if isinstance(value, list | dict) else value for path, value in flat.items()},
+        dataset=context.used,
     )
-    context.log_dataset(parent)
     return parent
 
 

@@ -123,27 +123,34 @@ class Context:
 
     def child(self, name: str, kind: str, params: Mapping[str, Any], **tags: str) -> Run:
         """Open a child run, or the one that an earlier process left; ``name`` is unique within the sweep."""
-        run = self.tracker.run(
+        return self.open_run(name, kind, params, tags)
+
+    def open_run(
+        self, name: str, kind: str, params: Mapping[str, Any], tags: Mapping[str, str], *, new: bool = False
+    ) -> Run:
+        """The same; where it is known that no process can have opened it yet (``new``), none is looked for."""
+        return self.tracker.run(
             f"{self.key}/{name}",
             name,
             kind=kind,
             parent=self.key,
             tags={**self.provenance, "forge.state": "running", **tags},
             params=params,
+            dataset=self.used,
+            new=new,
         )
-        self.log_dataset(run)
-        return run
 
-    def log_dataset(self, run: Run) -> None:
-        """Name the data that a run was trained on."""
-        run.log_dataset(
-            self.dataset.name,
-            digest=self.dataset.digest,
-            version=self.dataset.version,
-            source=self.dataset.source,
-            columns={str(name): str(dtype) for name, dtype in self.dataset.train.features.dtypes.items()},
-            profile={"num_rows": sum(self.dataset.sizes.values()), "splits": dict(self.dataset.sizes)},
-        )
+    @functools.cached_property
+    def used(self) -> dict[str, Any]:
+        """The data that every run is trained on, in the words of `Run.log_dataset`."""
+        return {
+            "name": self.dataset.name,
+            "digest": self.dataset.digest,
+            "version": self.dataset.version,
+            "source": self.dataset.source,
+            "columns": {str(name): str(dtype) for name, dtype in self.dataset.train.features.dtypes.items()},
+            "profile": {"num_rows": sum(self.dataset.sizes.values()), "splits": dict(self.dataset.sizes)},
+        }
 
 
 def baseline_values(context: Context) -> dict[str, float]:
@@ -156,16 +163,20 @@ def baseline_values(context: Context) -> dict[str, float]:
     return {kind: values[kind] for kind in sorted(wanted, key=lambda kind: rank(context, values[kind]))}
 
 
-def finish(run: Run, state: str, status: Status) -> None:
-    """End a run with our own state beside MLflow's status."""
-    run.set_tags({"forge.state": state})
-    run.finish(status)
+def finish(
+    run: Run,
+    state: str,
+    status: Status,
+    metrics: Mapping[str, float] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """End a run with its last figures and tags, and our own state beside MLflow's status."""
+    run.finish(status, metrics=metrics, tags={**(tags or {}), "forge.state": state})
 
 
 def finish_failed(run: Run, failure: TrialFailed) -> None:
     """End a run as failed, saying why."""
-    run.set_tags({"forge.failure": failure.failure, "forge.cause": failure.message})
-    finish(run, "failed", "FAILED")
+    finish(run, "failed", "FAILED", tags={"forge.failure": failure.failure, "forge.cause": failure.message})
 
 
 def stop_if_asked(context: Context) -> None:

@@ -38,6 +38,9 @@ POLL_S = 2.0
 POLL_HERE_S = 0.1
 """How often a worker looks whether the others of this process have come to an end."""
 
+FRESH_S = 5.0
+"""A trial that this process made so long ago at most has no run yet: no other one can have taken it up meanwhile."""
+
 
 def fit_baselines(context: Context) -> None:
     """Fit the baselines that have no score yet; one that failed is tried again by the next process."""
@@ -59,8 +62,7 @@ def fit_baseline(context: Context, kind: str) -> None:
         context.tell("message", text=f"baseline {kind} failed: {failure.message}", severity="warning")
         return
     run.log_params(result.bundle.metadata["params"])
-    run.log_metrics({**result.metrics, "seconds": result.seconds})
-    finish(run, "finished", "FINISHED")
+    finish(run, "finished", "FINISHED", {**result.metrics, "seconds": result.seconds})
     note = {"value": result.value, "metrics": finite(result.metrics), "seconds": result.seconds}
     context.study.note(f"baseline:{kind}", note)
     context.tell("baseline", name=kind, value=result.value, seconds=result.seconds)
@@ -263,7 +265,8 @@ def open_trial(context: Context, crew: Crew, asked: Asked) -> Run:
     seed = derived_seed(context.experiment.seed, "trial", asked.number)
     tags = {"optuna.trial_number": str(asked.number), "forge.attempt": str(asked.attempt), **crew.tags}
     params = {**asked.params, "seed": seed, "trial_number": asked.number}
-    run = context.child(trial_name(asked.number), "trial", params, **tags)
+    new = time.time() - asked.made < FRESH_S
+    run = context.open_run(trial_name(asked.number), "trial", params, tags, new=new)
     context.tell("trial_started", number=asked.number, params=asked.params)
     return run
 
@@ -291,9 +294,9 @@ def end_scored(context: Context, asked: Asked, run: Run, result: Outcome) -> dic
     took = {"seconds": result.seconds, "cpu_seconds": cost.total.cpu_s}
     summary = {"best_epoch": result.best_epoch, "epochs_run": result.epochs, **took}
     compared = {} if delta is None else {"delta_vs_baseline": delta}
-    run.log_metrics({f"best_{context.experiment.objective.metric}": result.value, **summary, **compared})
-    run.set_tags({"forge.events": "; ".join(result.events), "forge.batch_size": str(result.batch_size)})
-    finish(run, result.state, "FINISHED" if result.state == "finished" else "KILLED")
+    figures = {f"best_{context.experiment.objective.metric}": result.value, **summary, **compared}
+    tags = {"forge.events": "; ".join(result.events), "forge.batch_size": str(result.batch_size)}
+    finish(run, result.state, "FINISHED" if result.state == "finished" else "KILLED", figures, tags)
     attrs = {"metrics": finite(result.metrics), "best_epoch": result.best_epoch, COST: cost.to_dict()}
     context.study.tell(asked.number, result.state, result.value, attrs=attrs)
     context.budget.settle(asked.number, result.value if result.state == "finished" else None)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from forge_sweep.environment import without_credentials
+from forge_sweep.tracking import calls, writes
 from forge_sweep.tracking import store as stores
-from forge_sweep.tracking import writes
 from forge_sweep.tracking.journal import Journal
 from forge_sweep.tracking.runs import now_ms, stored_params
 from forge_sweep.tracking.session import KEY_TAG, PARENT_TAG, Session, file_name
@@ -102,7 +102,7 @@ class Review:
     def end(self, run: Found, status: str) -> None:
         """Set a status, and our own state with it."""
         self._session.client.set_tag(run.id, "forge.state", writes.STATES[status])
-        writes.end(self._session, run.id, status, now_ms())
+        calls.end(self._session, run.id, status, now_ms())
 
     @_asked
     def set_tags(self, run: Found, tags: Mapping[str, str]) -> None:
@@ -152,14 +152,14 @@ class Review:
         made = client.create_run(old.info.experiment_id, old.info.start_time, dict(old.data.tags), run.name)
         id = made.info.run_id
         params = [Param(name, value) for name, value in old.data.params.items()]
-        for i in range(0, len(params), writes.VALUES_PER_BATCH):
-            client.log_batch(id, params=params[i : i + writes.VALUES_PER_BATCH])
+        for i in range(0, len(params), calls.VALUES_PER_BATCH):
+            client.log_batch(id, params=params[i : i + calls.VALUES_PER_BATCH])
         points = list(first.values())
-        for i in range(0, len(points), writes.METRICS_PER_BATCH):
-            client.log_batch(id, metrics=points[i : i + writes.METRICS_PER_BATCH])
+        for i in range(0, len(points), calls.METRICS_PER_BATCH):
+            client.log_batch(id, metrics=points[i : i + calls.METRICS_PER_BATCH])
         if old.inputs is not None:
             client.log_inputs(id, old.inputs.dataset_inputs)
-        writes.end(self._session, id, run.status, old.info.end_time or now_ms())
+        calls.end(self._session, id, run.status, old.info.end_time or now_ms())
         client.delete_run(run.id)
 
 

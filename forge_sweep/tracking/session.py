@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from forge_sweep.errors import InputError
 from forge_sweep.tracking import store as stores
+from forge_sweep.tracking.direct import Direct, direct
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,6 +44,11 @@ class Session:
     def client(self) -> MlflowClient:
         """The client; the first use connects and creates the store where it has to be."""
         return stores.connect(self.uri, self.store)
+
+    @cached_property
+    def direct(self) -> Direct | None:
+        """What writes whole runs at once, where the store is a database that this can be done to."""
+        return direct(self.client, self.uri)
 
     @cached_property
     def experiment_id(self) -> str:
@@ -111,6 +117,11 @@ class Session:
         condition = f"tags.{PARENT_TAG} = '{self.run_id(parent)}' and {finals}"
         for run in self.all_runs(condition):
             yield run.data.tags.get(KEY_TAG, ""), run.info.run_id
+
+    def close(self) -> None:
+        """Give connections back; a later write takes new ones."""
+        if (made := self.__dict__.get("direct")) is not None:
+            made.close()
 
     def answers(self) -> bool:
         """Whether the store answers a read."""
