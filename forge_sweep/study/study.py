@@ -397,9 +397,14 @@ class Study(Shared):
             written = {**(attrs or {}), **own}
             if not written and not self._is_mine(number):
                 raise self._taken(number)
-            with self._storage.together():
-                self._write(number, written)
-                self._study.tell(number, value if state == "finished" else None, state_named(_OPTUNA_STATES[state]))
+            try:
+                with self._storage.together():
+                    self._write(number, written)
+                    self._study.tell(number, value if state == "finished" else None, state_named(_OPTUNA_STATES[state]))
+            except ValueError:  # the trial does not run any more: Optuna looks before anything is written
+                if not self._is_mine(number):
+                    raise self._taken(number) from None
+                raise
             self._forget(number)
 
     def _check_reported(self, number: int) -> None:

@@ -141,8 +141,6 @@ class Crew:
                 if failure.failure != "out-of-memory" or not trial.can_halve(params, halvings + 1):
                     raise
                 self._halve(params, path, halvings + 1, on_epoch.run.key)
-            finally:
-                on_epoch.run.flush()
 
     def _halve(self, params: Params, path: Path, halvings: int, key: str) -> None:
         """Note beside the progress that the batch is halved from now on, and say so."""
