@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("forge_sweep")
 
+ASK_ATTEMPTS = 3
+"""How often a trial is asked for where another process was quicker each time."""
+
 SEND_AGAIN_S = 1.0
 """How long reports wait before the next attempt to write them, while the database does not answer."""
 
@@ -234,12 +237,16 @@ class Study(Shared):
         Raises:
             SweepStopped: this process was taken for dead, and another one carries the sweep.
         """
+        from forge_sweep.study.database import Full
+
         with self._lock:
             self.check_held()
             if self._owners.me is None:
                 self._owners.begin("worker")
-            with self._owners.turn():
-                return self._begin_next(self._recovered())
+            for _ in range(ASK_ATTEMPTS):
+                with self._owners.turn(), contextlib.suppress(Full, TrialTaken):
+                    return self._begin_next(self._recovered())
+            return None
 
     def _recovered(self) -> list[FrozenTrial]:
         """The trials, after those that belong to nobody wait again."""
@@ -253,25 +260,34 @@ class Study(Shared):
         return self._own_trials() if unknown else trials
 
     def _begin_next(self, trials: list[FrozenTrial]) -> Asked | None:
-        from forge_sweep.study.database import Full
+        """Begin a waiting trial or a new one.
 
+        Raises:
+            Full: there are enough by now; one of them may be this process's own, made in an attempt whose answer was
+                lost.
+            TrialTaken: another process was quicker, since this one had lost its turn.
+        """
         n_trials, waiting = self.n_trials, {trial.number for trial in trials if trial.state.name == "WAITING"}
         n_done = sum(trial.state.is_finished() for trial in trials)
         if n_done >= n_trials or not (waiting or len(trials) < n_trials):
             return None
         self._storage.limit = n_trials + self.imported
-        try:
-            with self._storage.on_behalf_of(""):  # a waiting trial belongs to nobody yet
-                trial = self._study.ask()
-                if trial.number in waiting:
-                    trial.set_user_attr(OWNER, self.owner)
-        except (Full, TrialTaken):  # another process was quicker
-            return None
+        with self._storage.on_behalf_of(""):  # a waiting trial belongs to nobody yet
+            trial = self._study.ask()
+            if trial.number in waiting:
+                trial.set_user_attr(OWNER, self.owner)
         params = suggest(trial, self._experiment.space)
         trial.set_user_attr(PARAMS, params)
         self._running[trial.number] = trial
         self._reported[trial.number] = self._study.get_trials(deepcopy=False)[trial.number].last_step or 0
         return Asked(trial.number, params, trial.user_attrs.get(ATTEMPT, 1))
+
+    def is_left_to_others(self) -> bool:
+        """Whether trials are missing that this process does not run: others run them, or just let them wait again."""
+        with self._lock:
+            trials, n_trials = self._own_trials(), self.n_trials
+            n_done = sum(trial.state.is_finished() for trial in trials)
+            return n_done < n_trials and n_done + len(self._running) < n_trials
 
     def taken_back(self) -> Requeued:
         """What `ask` took back from dead processes since this was asked last."""
