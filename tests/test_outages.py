@@ -155,8 +155,11 @@ def test_an_mlflow_server_that_is_away_for_a_while_agrees_in_the_end(
         before = len(run.of("trial_done"))
         run.wait_until(lambda: len(run.of("trial_done")) > before)
         with serve():
-            assert run.end() == 0, run.complaints
             assert worker.end() == 0, worker.complaints
+            if run.end():  # the search ended before the server was back: the same command registers the model
+                assert run.said("run the same command again"), run.complaints
+                with started(*words[0], **where) as again:
+                    assert again.end() == 0, again.complaints
             check_agreement(tmp_path, 16, address, monkeypatch, url)
     finally:
         joined.__exit__(None, None, None)
@@ -170,7 +173,8 @@ def check_agreement(store: Path, n_trials: int, address: str, monkeypatch: pytes
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     for folder in ("one", "two"):
         found = reconcile("surface", store / folder, repair=False)
-        assert (found.trials, found.runs, found.differences) == (n_trials, n_trials, ()), folder
+        assert found.differences == (), folder
+        assert (found.trials, found.runs) == (n_trials, n_trials)
 
 
 @pytest.fixture
@@ -178,7 +182,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of a few megabytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode:
         pytest.skip("needs to mount a tmpfs, which takes root")
     yield folder
@@ -188,11 +192,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def fill(folder: Path) -> Path:
     """Take all the space that is left."""
     rest = folder / "rest"
-    with rest.open("wb") as file:
+    with rest.open("wb", buffering=0) as file:
         while True:
             try:
-                file.write(b"\0" * 65536)
-                file.flush()
+                file.write(b"\0" * 4096)
             except OSError:
                 return rest
 

@@ -18,6 +18,7 @@ import pytest
 from forge_sweep.errors import SweepStopped, TrialTaken
 from forge_sweep.experiment import Experiment
 from forge_sweep.study import Requeued, Study, open_study, owners
+from forge_sweep.study.database import Full
 from forge_sweep.study.owners import Owner, Owners
 from forge_sweep.study.view import OWNER
 from tests.postgres import database, server
@@ -239,11 +240,27 @@ def test_no_trial_is_made_beyond_the_total_whatever_was_seen_before(anywhere: st
     """The last look is in the transaction that creates the trial, so that not even a lost turn makes one too many."""
     study, other = opened(tmp_path, random(2)), opened(tmp_path, random(2))
     before = other._own_trials()
-    for _ in range(2):
-        assert study.ask() is not None
-    other._owners.begin("worker")
-    assert other._begin_next(before) is None
+    with study.join():
+        for _ in range(2):
+            assert study.ask() is not None
+        other._owners.begin("worker")
+        other._storage.limit = 2
+        with pytest.raises(Full):
+            other._begin_next(before)
+        assert other.ask() is None
     assert len(study.rows()) == 2
+
+
+def test_a_trial_whose_creation_was_never_answered_is_found_and_run(anywhere: str, tmp_path: Path) -> None:
+    """The last trial was made, but an outage swallowed the answer: the next attempt finds that there are enough."""
+    study = opened(tmp_path, random(1))
+    lost = study.ask()
+    assert lost is not None
+    study._forget(lost.number)
+    assert study.is_left_to_others()
+    again = study.ask()
+    assert again is not None and (again.number, again.params, again.attempt) == (0, lost.params, 1)
+    assert not study.is_left_to_others()
 
 
 KILLED = """

@@ -901,3 +901,25 @@ def test_an_old_trial_fits_a_space_it_could_have_come_from(
     change: Params, space: dict[str, Any], fitting: bool
 ) -> None:
     assert fits({**PARAMS(), **change}, {**SPACE, **space}) is fitting
+
+
+def test_a_trial_that_ran_out_of_memory_is_infeasible_for_the_sampler_and_failed_for_people(tmp_path: Path) -> None:
+    """TPE reads its parameters with a violated constraint; no value is made up for it, and a fork leaves it behind."""
+    study = opened(tmp_path)
+    one = study.ask()
+    assert one
+    study.report(one.number, 0, 0.9)
+    study.tell(one.number, "failed", failure="out-of-memory", cause="out of memory (ResourceExhaustedError)")
+    two = study.ask()
+    assert two
+    study.report(two.number, 0, 0.5)
+    study.tell(two.number, "finished", 0.5)
+    row, other = study.rows()
+    assert (row.state, row.failure, row.value) == ("failed", "out-of-memory", None)
+    assert study.counts() == {"finished": 1, "failed": 1}
+    assert study.best() == other
+    assert study.objectives() == [(two.number, 0.5)]
+    kept = study._study.get_trials()[one.number]
+    assert kept.state.name == "PRUNED"
+    assert kept.constraints == {"memory": 1.0}
+    assert kept.user_attrs["forge.params"] == one.params

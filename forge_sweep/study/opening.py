@@ -15,7 +15,7 @@ from forge_sweep.study.shared import Shared
 from forge_sweep.study.space import Space, distributions, fits
 from forge_sweep.study.storage import CREATING, exists, locks_of, open_storage, storage_url
 from forge_sweep.study.study import Study
-from forge_sweep.study.view import ACCEPTED, IMPORTED, PARAMS, PREFIX, RESOLVED, SKIPPED, VALUE, StudyView
+from forge_sweep.study.view import ACCEPTED, FAILURE, IMPORTED, PARAMS, PREFIX, RESOLVED, SKIPPED, VALUE, StudyView
 
 if TYPE_CHECKING:
     import optuna
@@ -272,7 +272,8 @@ def _import(
         study.set_user_attr(SKIPPED, f"no trial of {parent} was imported: {'; '.join(why)}")
         return
     trials = storage.get_all_trials(storage.get_study_id_from_name(parent), deepcopy=False)
-    done = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED") and PARAMS in trial.user_attrs]
+    ended = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED") and PARAMS in trial.user_attrs]
+    done = [trial for trial in ended if FAILURE not in trial.user_attrs]
     fitting = [trial for trial in done if fits(trial.user_attrs[PARAMS], identity.experiment.space)]
     study.add_trials([_imported(trial, parent, identity.experiment.space) for trial in fitting])
     if left := len(done) - len(fitting):

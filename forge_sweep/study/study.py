@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("forge_sweep")
 
+ASK_ATTEMPTS = 3
+"""How often a trial is asked for where another process was quicker each time."""
+
 SEND_AGAIN_S = 1.0
 """How long reports wait before the next attempt to write them, while the database does not answer."""
 
@@ -242,12 +245,16 @@ class Study(Shared):
         Raises:
             SweepStopped: this process was taken for dead, and another one carries the sweep.
         """
+        from forge_sweep.study.database import Full
+
         with self._lock:
             self.check_held()
             if self._owners.me is None:
                 self._owners.begin("worker")
-            with self._owners.turn():
-                return self._begin_next(self._recovered())
+            for _ in range(ASK_ATTEMPTS):
+                with self._owners.turn(), contextlib.suppress(Full, TrialTaken):
+                    return self._begin_next(self._recovered())
+            return None
 
     def _recovered(self) -> list[FrozenTrial]:
         """The trials, after those that belong to nobody wait again."""
@@ -261,21 +268,23 @@ class Study(Shared):
         return self._own_trials() if unknown else trials
 
     def _begin_next(self, trials: list[FrozenTrial]) -> Asked | None:
-        from forge_sweep.study.database import Full
+        """Begin a waiting trial or a new one.
 
+        Raises:
+            Full: there are enough by now; one of them may be this process's own, made in an attempt whose answer was
+                lost.
+            TrialTaken: another process was quicker, since this one had lost its turn.
+        """
         n_trials, waiting = self.n_trials, {trial.number for trial in trials if trial.state.name == "WAITING"}
         n_done = sum(trial.state.is_finished() for trial in trials)
         if n_done >= n_trials or not (waiting or len(trials) < n_trials):
             return None
         self._storage.limit = n_trials + self.imported
         asked_at = time.time()
-        try:
-            with self._storage.on_behalf_of(""):  # a waiting trial belongs to nobody yet
-                trial = self._study.ask()
-                if trial.number in waiting:
-                    trial.set_user_attr(OWNER, self.owner)
-        except (Full, TrialTaken):  # another process was quicker
-            return None
+        with self._storage.on_behalf_of(""):  # a waiting trial belongs to nobody yet
+            trial = self._study.ask()
+            if trial.number in waiting:
+                trial.set_user_attr(OWNER, self.owner)
         attrs = trial.user_attrs
         begun = PARAMS in attrs  # an earlier `ask` gave it to somebody
         before = self._storage.get_trial(trial._trial_id).last_step if begun else 0
@@ -286,6 +295,13 @@ class Study(Shared):
         self._reported[trial.number] = before or 0
         cost = TrialCost.of(attrs[COST]) if COST in attrs else NO_COST
         return Asked(trial.number, params, attrs.get(ATTEMPT, 1), cost, 0.0 if begun else asked_at)
+
+    def is_left_to_others(self) -> bool:
+        """Whether trials are missing that this process does not run: others run them, or just let them wait again."""
+        with self._lock:
+            trials, n_trials = self._own_trials(), self.n_trials
+            n_done = sum(trial.state.is_finished() for trial in trials)
+            return n_done < n_trials and n_done + len(self._running) < n_trials
 
     def taken_back(self) -> Requeued:
         """What `ask` took back from dead processes since this was asked last."""
@@ -400,7 +416,10 @@ class Study(Shared):
             try:
                 with self._storage.together():
                     self._write(number, written)
-                    self._study.tell(number, value if state == "finished" else None, state_named(_OPTUNA_STATES[state]))
+                    if failure == "out-of-memory":
+                        self._running[number].set_constraint(MEMORY, 1.0)
+                    ended = INFEASIBLE if failure == "out-of-memory" else _OPTUNA_STATES[state]
+                    self._study.tell(number, value if state == "finished" else None, state_named(ended))
             except ValueError:  # the trial does not run any more: Optuna looks before anything is written
                 if not self._is_mine(number):
                     raise self._taken(number) from None
@@ -463,5 +482,12 @@ class Study(Shared):
         trial = self._running.get(number)
         return super()._trial_id(number) if trial is None else trial._trial_id
 
+
+MEMORY = "memory"
+"""Optuna's constraint that a trial violates which ran out of memory."""
+
+INFEASIBLE = "PRUNED"
+"""Optuna's state of such a trial: samplers with constraints read it, and keep away without taking it for a bad score.
+Failed trials they do not read. `StudyView` shows it as failed."""
 
 _OPTUNA_STATES = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}

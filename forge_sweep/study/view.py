@@ -140,7 +140,7 @@ class StudyView:
 
     def counts(self) -> dict[TrialState, int]:
         """Trials by state, imported ones aside: finished, pruned, failed, running, waiting, those that there are."""
-        states = [_STATES[trial.state.name] for trial in self._own_trials()]
+        states = [_state(trial) for trial in self._own_trials()]
         return {state: states.count(state) for state in TRIAL_STATES if state in states}
 
     def rows(self) -> list[TrialRow]:
@@ -184,7 +184,7 @@ class StudyView:
         ended = [
             (trial.datetime_complete, trial.number, trial.value if states[trial.state.name] else None)
             for trial in self._own_trials()
-            if trial.state.name in states and trial.datetime_complete is not None
+            if _state(trial) in ("finished", "pruned") and trial.datetime_complete is not None
         ]
         return [(number, value) for _, number, value in sorted(ended, key=lambda one: one[:2])]
 
@@ -272,7 +272,7 @@ def _drawn(plot: Callable[..., Figure], study: optuna.Study, metric: str) -> Fig
 
 def _row(trial: FrozenTrial) -> TrialRow:
     attrs = trial.user_attrs
-    state = _STATES[trial.state.name]
+    state = _state(trial)
     return TrialRow(
         number=trial.number,
         state=state,
@@ -287,6 +287,11 @@ def _row(trial: FrozenTrial) -> TrialRow:
         imported=attrs.get(IMPORTED, ""),
         cost=TrialCost.of(attrs[COST]) if COST in attrs else None,
     )
+
+
+def _state(trial: FrozenTrial) -> TrialState:
+    """A trial that ran out of memory is pruned for Optuna, as an infeasible one; for people it failed."""
+    return "failed" if FAILURE in trial.user_attrs and trial.state.is_finished() else _STATES[trial.state.name]
 
 
 def _value(trial: FrozenTrial) -> float | None:

@@ -160,12 +160,28 @@ def run_as_worker(
         study.requeue()
         with Crew(context) as crew:
             run_trials(context, crew)
+        deliver(context)
     finally:
         tracker.close()
     left = (
         "no trial is left to begin" if study.n_done + len(study.elsewhere()) >= study.n_trials else "the search ended"
     )
     return Joined(study.name, dict(ended), left)
+
+
+def deliver(context: Context) -> None:
+    """Before leaving, write what waits for MLflow: the store of an array task or a pod may be gone afterwards."""
+    began, said = time.monotonic(), False
+    while not context.tracker.replay() and time.monotonic() - began < WAIT_S and not context.stopping():
+        if not said:
+            said = True
+            text = f"{context.tracker.pending} writes wait for MLflow at {context.tracker.address}; waiting to leave"
+            context.tell("message", text=text, severity="warning")
+        time.sleep(LOOK_S)
+    if context.tracker.pending:
+        text = f"left with {context.tracker.pending} writes in {context.store}/journal that MLflow does not have"
+        hint = "`forge-sweep reconcile` with that store, or without it, makes MLflow agree with the study"
+        context.tell("message", text=f"{text}; {hint}", severity="warning")
 
 
 def wait_for_parent(context: Context) -> None:

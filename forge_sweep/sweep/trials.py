@@ -119,7 +119,7 @@ def is_open(context: Context) -> bool:
 
 def wait_for_others(context: Context) -> bool:
     """Wait a moment where others run the last trials: what they leave has to be run here. False where nobody does."""
-    if not context.study.coordinates or not context.study.elsewhere():
+    if not context.study.coordinates or not context.study.is_left_to_others():
         return False
     time.sleep(POLL_S)
     return True
