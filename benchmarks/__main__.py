@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +135,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run one command."""
     asked = parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as for Ctrl-C: what was started ends too
     if asked.command == "quick":
         vars(asked).update(QUICK)
     began, about = time.perf_counter(), machine()

@@ -1,12 +1,14 @@
 """Resident memory over many trials: growth per trial of the sweep's process and of each worker process.
 
-Small trials (600 x 40 rows, 3 epochs), since what leaks does so per trial and not per row. Shapes are searched, so that
+Small trials (600 x 40 rows, 3 epochs), since what leaks does so per trial and not per row. A worker process that is
+replaced begins a line of its own. Shapes are searched, so that
 no two networks are alike. The growth is the least-squares slope over the second half of the trials; what is warmed up
 once is past by then. The peers' figure is that of the plain loop.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -28,30 +30,33 @@ def resident(process: Any) -> float:
 
 
 class Scale:
-    """Weighs this process and its descendants after each trial; processes are told by their pid."""
+    """Weighs this process and its descendants after each trial."""
 
     def __init__(self) -> None:
         import psutil
 
         self.me = psutil.Process()
-        self.seen: dict[int, list[float]] = {}
-        self.names: dict[int, str] = {}
+        self.seen: dict[tuple[str, int], list[float]] = {}
 
     def weigh(self) -> None:
         """One more weight of each."""
         import psutil
 
         for process in (self.me, *self.me.children(recursive=True)):
-            try:
-                self.seen.setdefault(process.pid, []).append(resident(process))
-                self.names[process.pid] = " ".join(process.cmdline())
-            except psutil.Error:
-                continue  # it ended since
+            with contextlib.suppress(psutil.Error):  # it ended since
+                self.seen.setdefault((self.role(process), process.pid), []).append(resident(process))
 
-    def curves(self, least: int) -> list[list[float]]:
-        """The weights of this process, then of each other one that was there for at least so many trials."""
-        others = [seen for pid, seen in self.seen.items() if pid != self.me.pid and len(seen) >= least]
-        return [self.seen[self.me.pid], *others]
+    def role(self, process: Any) -> str:
+        """What a process is for; workers are children of the fork server."""
+        if process.pid == self.me.pid:
+            return "parent"
+        if process.ppid() != self.me.pid:
+            return "worker"
+        return "fork server" if any("forkserver" in word for word in process.cmdline()) else "helper"
+
+    def curves(self) -> list[tuple[str, list[float]]]:
+        """The role and the weights of each process of interest."""
+        return [(role, weights) for (role, _), weights in self.seen.items() if role != "helper"]
 
 
 def ours(**arguments: Any) -> dict[str, Any]:
@@ -69,7 +74,7 @@ def ours(**arguments: Any) -> dict[str, Any]:
     side.Course.watch = weighing  # type: ignore[method-assign]
     began = time.perf_counter()
     side.sweep_of(work, study={"pruner": "median"})
-    return {"curves": scale.curves(work.trials // 2), "seconds": time.perf_counter() - began}
+    return {"curves": scale.curves(), "seconds": time.perf_counter() - began}
 
 
 def plain(**arguments: Any) -> dict[str, Any]:
@@ -82,7 +87,7 @@ def plain(**arguments: Any) -> dict[str, Any]:
     began = keras.utils.clear_session
     keras.utils.clear_session = lambda *rest, **named: (scale.weigh(), began(*rest, **named))  # once per trial
     seconds = run(**arguments)["seconds"]
-    return {"curves": scale.curves(arguments["trials"] // 2), "seconds": seconds}
+    return {"curves": scale.curves(), "seconds": seconds}
 
 
 def measure(trials: int, ways: list[str]) -> dict[str, dict[str, Any]]:
@@ -106,12 +111,14 @@ def growth(curve: list[float]) -> float:
 def show(results: dict[str, dict[str, Any]]) -> None:
     """The table."""
     say("### Resident memory, MB\n")
-    rows = []
-    for way, found in results.items():
-        for index, curve in enumerate(found["curves"]):
-            name = WAYS[way][0] + (
-                "" if len(found["curves"]) == 1 else ": parent" if index == 0 else f": child {index}"
-            )
-            ends = [f"{curve[at]:.0f}" for at in (0, len(curve) // 2, -1)]
-            rows.append([name, len(curve), *ends, f"{growth(curve):.2f}"])
+    rows = [
+        [
+            f"{WAYS[way][0]}: {role}",
+            len(curve),
+            *(f"{curve[at]:.0f}" for at in (0, len(curve) // 2, -1)),
+            f"{growth(curve):.2f}",
+        ]
+        for way, found in results.items()
+        for role, curve in found["curves"]
+    ]
     table(["", "trials", "after the first", "half of them", "the last", "growth per trial"], rows)

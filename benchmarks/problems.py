@@ -172,7 +172,12 @@ PROBLEMS = {
         scaler="quantile",
     ),
     "small": Problem(
-        "small", small, BINARY, {"learning_rate": LEARNING_RATE}, {"width": 16, "depth": 1, "batch_size": 64}, epochs=3
+        "small, 600 x 40, searched shapes",
+        small,
+        BINARY,
+        {**SHAPES, "width": {"type": "int", "low": 8, "high": 64, "log": True}},
+        {"batch_size": 64},
+        epochs=3,
     ),
 }
 

@@ -19,7 +19,7 @@ from benchmarks.trials import available, run_side
 
 QUANTILE = 0.8
 RANDOM_TRIALS = 40
-TARGETS = {"shapes": 0.9675, "credit": 0.8575}
+TARGETS = {"shapes": 0.9661, "credit": 0.8553}
 """What one in five trials of a random search reaches: `QUANTILE` of the best AUCs of `RANDOM_TRIALS` trials without
 pruning, as ``python -m benchmarks calibrate`` prints it. Fixed, so that every run and machine has the same aim."""
 
