@@ -97,13 +97,13 @@ class Account:
         self.gpus = gpus
         self.clock = clock
         self.epoch: int | None = None  # the last one of this call
-        self.behind = 0  # epochs that this attempt was taken up with; they are reported again, not trained
+        self.behind = 0  # epochs that this call was taken up with; they are reported again, not trained
         self.at_epoch = earlier.total
         self.heard_at = self.saved_at = clock()
 
     def call(self, worker: Worker, task: Task[T], relay: Say, limits: Limits) -> T:
         """`Worker.call` with what the task costs put to this account."""
-        over, self.earlier, self.epoch = False, self.cost, None
+        over, self.earlier, self.epoch, self.behind = False, self.cost, None, 0
 
         def heard(message: tuple[Any, float, float]) -> Any:
             nonlocal over
@@ -128,7 +128,7 @@ class Account:
         self.cost = replace(self.cost, total=self.earlier.total + spent)
 
     def taken_up(self, epochs: int) -> None:
-        """This attempt goes on after so many epochs."""
+        """This call goes on after so many epochs."""
         self.behind = epochs
 
     def completed(self, epoch: int) -> None:
