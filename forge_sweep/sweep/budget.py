@@ -155,8 +155,9 @@ class Budget:
             notes = self.study.notes(SESSION)
             self._others = [note for key, note in notes.items() if key != self._session]
         if self.limits.get("plateau_trials") is not None:
-            for number, objective in self.study.objectives():
-                self._progress.take(number, objective)
+            self._progress = self.study.progress(
+                self._progress.delta
+            )  # in the order of all, not of what was heard here
         if any(self.limits.get(key) is not None for key in ("cpu_budget_s", "gpu_budget_s")):
             costs = self.study.costs()
             self._settled |= {n: cost.total for n, cost in costs.items() if n not in self._accounts}
