@@ -88,7 +88,11 @@ class Process:
         """Wait until something is so; fail where the process ends before."""
         until = time.monotonic() + WAIT_S
         while not condition():
-            assert self.process.poll() is None, "".join(self.complaints)
+            if self.process.poll() is not None:
+                for thread in self._threads:
+                    thread.join()  # its last words
+                assert condition(), "".join(self.complaints)
+                return
             assert time.monotonic() < until, self.events[-5:]
             time.sleep(0.02)
 

@@ -39,9 +39,9 @@ def trials_of(process: Process) -> list[int]:
 
 def test_a_worker_that_starts_first_shares_the_trials_and_leaves(shared: dict[str, str], tmp_path: Path) -> None:
     """No baseline, no confirmation, no model of its own; Optuna and MLflow agree in the end."""
-    with started("worker", tmp_path, 12, 0.05) as worker:
+    with started("worker", tmp_path, 12, 0.3) as worker:
         worker.wait_until(lambda: worker.said("waiting up to"))
-        with started("run", tmp_path, 12, 0.05) as carrier:
+        with started("run", tmp_path, 12, 0.3) as carrier:
             assert carrier.end() == 0, carrier.complaints
         assert worker.end() == 0, worker.complaints
         assert sorted(trials_of(carrier) + trials_of(worker)) == list(range(12))

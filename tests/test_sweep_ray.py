@@ -7,7 +7,7 @@ import io
 import pickle
 import zipfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,19 +72,35 @@ def test_each_process_of_a_cluster_gets_the_threads_of_its_cpus() -> None:
 # Bundles.
 
 
-def order(keep: Path | None) -> Order:
+class Memory:
+    """A checkpoint that the driver holds."""
+
+    def __init__(self, content: bytes | None = None) -> None:
+        self.content = content
+
+    def load(self) -> bytes | None:
+        return self.content
+
+    def save(self, content: bytes) -> None:
+        if content == b"too much":
+            raise OSError("No space left on device")
+        self.content = content
+
+
+def order(keep: Path | None, run: Any = None, checkpoint: Any = None) -> Order:
     spec = experiment()
     dataset = load_rows(spec.data, root=spec.root, seed=spec.seed)
     params = {"width": 8, "dropout": 0.1}
-    nowhere = Path("/nowhere/best.keras")
-    return Order(fake_run(), spec, dataset, params, 1, nowhere, keep=keep, golden=dataset.train.features)
+    return Order(
+        run or fake_run(), spec, dataset, params, 1, checkpoint or Memory(), keep=keep, golden=dataset.train.features
+    )
 
 
 def ship(shipped: Order) -> list[Any]:
     found: list[Any] = []
 
     def job(worker: Worker) -> None:
-        found.append(shipping.call(worker, shipped, lambda message: False, Limits()))
+        found.append(shipping.call(worker.call, shipped, lambda message: False, Limits()))
 
     SerialWorkers().run(job)
     return found
@@ -97,6 +113,32 @@ def test_a_bundle_comes_back_whole_from_a_machine_that_has_no_such_folder(tmp_pa
     bundle = Bundle.load(tmp_path / "deep" / "confirm-0001-s1", verify=True)
     assert outcome.threshold == bundle.threshold and outcome.state == "finished"
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["confirm-0001-s1"]
+
+
+@dataclass(frozen=True)
+class Saving(fake_run):
+    """Goes on from a progress, and saves another one."""
+
+    content: bytes = b"second"
+
+    def __call__(self, *words: Any, checkpoint: Any = None, **options: Any) -> TrialResult:
+        found = checkpoint.load()
+        events: tuple[str, ...] = (f"went on from {found}",)
+        try:
+            checkpoint.save(self.content)
+        except OSError as error:
+            events = (*events, str(error))
+        return replace(super().__call__(*words, **options), events=events)
+
+
+def test_progress_travels_with_the_order_and_comes_back_while_it_is_carried_out() -> None:
+    kept = Memory(b"first")
+    (outcome,) = ship(order(None, Saving(), kept))
+    assert outcome.events == ("went on from b'first'",)
+    assert kept.content == b"second"
+    (outcome,) = ship(order(None, Saving(content=b"too much"), kept))
+    assert outcome.events == ("went on from b'second'", "No space left on device")
+    assert kept.content == b"second"
 
 
 def test_an_order_without_a_bundle_gives_its_figures_only(tmp_path: Path) -> None:

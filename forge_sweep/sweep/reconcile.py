@@ -276,7 +276,7 @@ class Comparison:
             f"best_{self.objective}": row.value,
             "best_epoch": row.attrs.get("best_epoch"),
             "epochs_run": row.epochs or None,
-            "seconds": row.attrs.get("seconds"),
+            "seconds": None if row.cost is None else row.cost.kept.seconds,
         }
         return {name: float(value) for name, value in known.items() if value is not None}
 
