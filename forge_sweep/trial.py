@@ -61,7 +61,7 @@ class TrialResult:
         metrics: all validation metrics (``val_auc``, ``val_loss``, ...) at the best epoch.
         history: the metrics of every epoch, in order; empty for a baseline.
         best_epoch: 0-based epoch whose weights the bundle holds.
-        seconds: wall clock of preparing, training and scoring.
+        seconds: wall clock of preparing, training (over all attempts) and scoring.
         batch_size: rows per gradient step, as trained.
         events: what happened on the way, such as ``learning rate 0.001 -> 0.0005 at epoch 12``.
         bundle: the model with all it needs to take raw rows.
@@ -123,7 +123,9 @@ def run(
         model = training.reuse(models.build(experiment.model.builder, prepared.n_features, prepared.task, used))
         identity = identify(experiment, prepared, params, seed)
         spec = fit_spec(experiment, used, seed, checkpoint, identity, deadline_s)
+        fit_began = time.monotonic()
         fitted = training.fit(model, prepared.task, prepared.data, spec, on_epoch, on_resume=on_resume)
+        earlier_s = max(0.0, fitted.seconds - (time.monotonic() - fit_began))
         scores = prepared.task.to_scores(training.outputs(model, prepared.data.x_valid))
     except ForgeSweepError:
         raise
@@ -138,7 +140,7 @@ def run(
         metrics={name: value for name, value in at_best.items() if name.startswith("val_")},
         history=fitted.history,
         best_epoch=fitted.best_epoch,
-        seconds=time.monotonic() - began,
+        seconds=earlier_s + time.monotonic() - began,
         batch_size=fitted.batch_size,
         events=(*halved_event(params, used), *fitted.events),
         bundle=as_bundle(experiment, prepared, model, scores, {"params": used, "seed": seed}),

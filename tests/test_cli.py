@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from forge_sweep import __version__, sweep
 from forge_sweep.cli import app
 from forge_sweep.cli.watchers import LiveTable
+from forge_sweep.study import find_study
 from forge_sweep.sweep import Event
 from tests.servers import ui
 from tests.surface import experiment, fake_run, no_network
@@ -155,6 +157,22 @@ def test_status_says_how_far_a_sweep_is_without_tensorflow(store: Path) -> None:
         "assert not {'tensorflow', 'keras', 'mlflow'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_status_says_that_nobody_carries_a_sweep_that_was_killed(store: Path, tmp_path: Path) -> None:
+    assert "nobody carries" not in invoke("status", "surface", "--store", str(store))
+    assert json.loads(invoke("status", "surface", "--store", str(store), "--json"))["carried"] is False
+    killed = subprocess.Popen([sys.executable, "-m", "tests.surface", str(tmp_path / "new"), "50", "0.2"])
+    try:
+        until = time.monotonic() + 120
+        while (study := find_study("surface", tmp_path / "new")) is None or not study.rows():
+            assert time.monotonic() < until and killed.poll() is None
+            time.sleep(0.1)
+        assert "nobody carries" not in invoke("status", "surface", "--store", str(tmp_path / "new"))
+    finally:
+        killed.kill()
+        killed.wait()
+    assert "nobody carries this sweep" in invoke("status", "surface", "--store", str(tmp_path / "new"))
 
 
 def test_trials_lists_every_trial_with_what_was_searched(store: Path) -> None:

@@ -92,6 +92,30 @@ def test_a_run_that_is_missing_is_made_from_the_study(store: Path) -> None:
     assert compared(store).differences == ()
 
 
+def test_a_run_in_the_bin_is_taken_back_with_all_it_had(store: Path) -> None:
+    before = trial_run(store, 2)
+    client(store).delete_run(before.info.run_id)
+    compared(store)
+    after = trial_run(store, 2)
+    assert after.info.run_id == before.info.run_id
+    assert after.data.metrics == before.data.metrics
+
+
+def test_wrong_figures_and_points_beyond_the_last_epoch_are_put_right(store: Path) -> None:
+    run = trial_run(store, 0)
+    client(store).log_metric(run.info.run_id, "best_val_auc", 0.1)
+    client(store).log_metric(run.info.run_id, "val_loss", 9.0, step=900)
+    found = dict(seen(compared(store, repair=False)))
+    assert len(compared(store, repair=False).differences) == 2
+    assert found["run trial-0000"] == "points of epoch 900"
+    compared(store)
+    assert compared(store).differences == ()
+    after = trial_run(store, 0)
+    assert after.data.metrics["best_val_auc"] == run.data.metrics["best_val_auc"]
+    assert after.data.metrics["val_loss"] == run.data.metrics["val_loss"]
+    check_nothing_is_lost(store, 4)
+
+
 def test_missing_points_and_figures_come_from_the_study(store: Path) -> None:
     """As in a run whose process died between the study's end and MLflow's."""
     old = trial_run(store, 0)

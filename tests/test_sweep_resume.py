@@ -81,8 +81,9 @@ def test_a_killed_trial_goes_on_from_its_last_epoch_and_ends_as_if_nothing_had_b
     killed = subprocess.run([sys.executable, "-m", "tests.test_sweep_resume", str(tmp_path / "sweep")])
     assert killed.returncode == -signal.SIGKILL
     sweep.run(real({}, **SLOWLY), store=tmp_path / "sweep")
-    interrupted(tmp_path / "ctrl_c", monkeypatch)
-    for store, resumed in (("worker", 3), ("sweep", 1), ("ctrl_c", 1)):
+    interrupted(tmp_path / "ctrl_c", {})
+    interrupted(tmp_path / "ctrl_c_process", {"kind": "processes", "n": 1})
+    for store, resumed in (("worker", 3), ("sweep", 1), ("ctrl_c", 1), ("ctrl_c_process", 1)):
         assert results(tmp_path / store) == results(tmp_path / "whole")
         found = runs(tmp_path / store, "trial")
         events = [run.data.tags["forge.events"] for run in found]
@@ -92,9 +93,8 @@ def test_a_killed_trial_goes_on_from_its_last_epoch_and_ends_as_if_nothing_had_b
         assert not (tmp_path / store / "checkpoints" / "real").exists()
 
 
-def interrupted(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sweep that was stopped in its second trial, and went on."""
-    save_each_epoch_here(monkeypatch)
+def interrupted(store: Path, workers: dict[str, Any]) -> None:
+    """A sweep that was stopped in its second trial, long before its progress would be saved, and went on."""
     calls = Counter[str]()
 
     def stopping() -> bool:
@@ -102,17 +102,10 @@ def interrupted(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return calls["n"] > 13  # twice between phases, once for the baseline and each trial, once for each epoch
 
     with pytest.raises(Interrupted):
-        sweep.run(real({}, **SLOWLY), store=store, stopping=stopping)
+        sweep.run(real(workers, **SLOWLY), store=store, stopping=stopping)
     (left,) = (store / "checkpoints" / "real").glob("trial-*.npz")
     assert left.name == "trial-0001.npz"
-    sweep.run(real({}, **SLOWLY), store=store)
-
-
-def save_each_epoch_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    from forge_sweep.training import callbacks
-
-    for name, value in (("SAVE_FIRST_S", 0.0), ("SAVE_EVERY_S", 0.0), ("SAVE_SHARE", 1e9)):
-        monkeypatch.setattr(callbacks, name, value)
+    sweep.run(real(workers, **SLOWLY), store=store)
 
 
 @dataclass(frozen=True)

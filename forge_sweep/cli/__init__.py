@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from forge_sweep.experiment import Experiment
-    from forge_sweep.study import StudyView, TrialRow
+    from forge_sweep.study import Shared, TrialRow
     from forge_sweep.sweep import Event, SweepResult
 
 REFUSED = 3
@@ -232,13 +232,16 @@ def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> 
     """How far a sweep is: trials by state, best so far, what they cost, which budget is over."""
     study = find(experiment, store)
     states, best, costs, over = study.counts(), study.best(), study.costs_by_state(), study.ended_by()
+    carried = study.is_carried()
     if as_json:
         shown = {"study": study.name, "trials": states, "best": None if best is None else row_as_dict(best)}
         spent = {"cost": [cost.to_dict() for cost in costs], "searched_s": round(study.wall_s(), 3)}
-        emit({**shown, **spent, "ended_by": None if over is None else asdict(over)})
+        emit({**shown, **spent, "ended_by": None if over is None else asdict(over), "carried": carried})
         return
     counts = ", ".join(f"{count} {state}" for state, count in states.items()) or "no trials"
     typer.echo(f"{study.name}: {counts}")
+    if not carried and study.final() is None:
+        typer.echo("nobody carries this sweep: `forge-sweep run` with its experiment goes on with it")
     if best is not None:
         typer.echo(f"best: trial {best.number}, {best.value:.6g}")
     if over is not None:
@@ -357,12 +360,12 @@ def read(path: Path, overrides: list[str] | None) -> Experiment:
     return load(path, overrides or ())
 
 
-def find(experiment: str, store: Path) -> StudyView:
+def find(experiment: str, store: Path) -> Shared:
     """The newest study of an experiment, for reading."""
-    from forge_sweep.study import find_study
+    from forge_sweep.study import find_shared
 
     name = read(Path(experiment), None).name if experiment.endswith(".toml") else experiment
-    study = find_study(name, store)
+    study = find_shared(name, store)
     if study is None:
         raise InputError(
             f"experiment {name!r} has no study in {store}",

@@ -112,6 +112,7 @@ def run(
         raise InputError(f"the store {store} is a file", hint="give a folder: --store mlruns")
     default_uri(store)  # an address that cannot be right is refused before anything begins
     here = capture_environment(experiment, watch)
+    refuse_gpu_budget(experiment, here)
     dataset = load_data(experiment, watch)
     audit = inspect(experiment, dataset, watch)
     stop_between(stopping)
@@ -227,6 +228,7 @@ def check(experiment: Experiment, *, watch: Watch = ignore) -> tuple[Finding, ..
     require_packages(experiment)
     workers.require_packages(experiment.workers)
     training.select_backend(experiment.backend)
+    refuse_gpu_budget(experiment, environment.capture(experiment.root, experiment.backend))
     dataset = load_data(experiment, watch)
     audit = inspect(experiment, dataset, watch)
     return (*audit.findings, *try_models(experiment, dataset, watch))
@@ -244,6 +246,16 @@ def capture_environment(experiment: Experiment, watch: Watch) -> Environment:
     for text in here.warnings():
         watch(Event("message", {"text": text, "severity": "warning"}))
     return here
+
+
+def refuse_gpu_budget(experiment: Experiment, here: Environment) -> None:
+    """A budget of GPU-seconds that no trial can spend would never end anything."""
+    limit, spec = experiment.study.gpu_budget_s, experiment.workers
+    if limit is not None and not (spec.gpus if spec.kind == "ray" else here.gpus):
+        raise InputError(
+            f"study.gpu_budget_s = {limit:g}, but no trial holds a GPU",
+            hint="set study.cpu_budget_s, or on a Ray cluster workers.gpus",
+        )
 
 
 def load_data(experiment: Experiment, watch: Watch) -> Dataset:

@@ -16,8 +16,8 @@ from forge_sweep.errors import SweepStopped, TrialFailed
 from forge_sweep.experiment import Experiment, Params, WorkersSpec
 from forge_sweep.sweep import shipping
 from forge_sweep.sweep.arrays import ClusterArrays, SharedArrays
-from forge_sweep.sweep.context import Context, OnEpoch
-from forge_sweep.sweep.orders import Order, Outcome, Setup, as_variables
+from forge_sweep.sweep.context import Context, Interrupted, OnEpoch
+from forge_sweep.sweep.orders import STOP, Order, Outcome, Setup, Stopped, as_variables
 from forge_sweep.training import FileCheckpoint
 from forge_sweep.trial import Recipe
 from forge_sweep.workers import Job, Limits, Plan, Worker, WorkerUnfit
@@ -177,13 +177,42 @@ class Crew:
         limits = Limits() if limit is None else Limits(seconds=limit + GRACE_S)
         call = worker.call if on_epoch.account is None else functools.partial(on_epoch.account.call, worker)
         if self.remote:
-            return shipping.call(call, order, lambda epoch: on_epoch(*epoch), limits)
-        return call(order, lambda epoch: on_epoch(*epoch), limits)
+            call = functools.partial(shipping.call, call)
+        relay = Relay(on_epoch)
+        try:
+            outcome: Outcome = call(order, relay, limits)
+        except Stopped:
+            assert relay.wish is not None
+            raise relay.wish from None
+        return outcome
 
     def _golden(self) -> pd.DataFrame:
         """Train rows to try a bundle on; to a process goes no more than a bundle keeps."""
         features = self.context.dataset.train.features
         return features if self.arrays is None else choose_golden(features)
+
+
+class Relay:
+    """Hands the epochs of a training to `OnEpoch`. A wish to stop is answered first: the training saves its progress.
+
+    Args:
+        on_epoch: what is done after each epoch.
+
+    Attributes:
+        wish: to stop, once there was one.
+    """
+
+    def __init__(self, on_epoch: OnEpoch) -> None:
+        self.on_epoch = on_epoch
+        self.wish: Interrupted | None = None
+
+    def __call__(self, message: tuple[int, dict[str, float] | None]) -> bool | str:
+        """The answer to an epoch."""
+        try:
+            return self.on_epoch(*message)
+        except Interrupted as wish:
+            self.wish = wish
+            return STOP
 
 
 def halvings_file(checkpoint: Path) -> Path:

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+STOP = "stop"
+"""Answer to an epoch: end the training in order, with its progress saved; it will go on later."""
+
+
+class Stopped(BaseException):
+    """The training was told to `STOP`. No `Exception`: nothing in a training may take it for its own failure."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """A `TrialResult` without its model, which stays where it was trained.
@@ -92,12 +100,18 @@ class Order:
     def __call__(self, say: Say) -> Outcome:
         """Train.
 
-        ``say`` is told (epoch, metrics) after each epoch and answers whether to stop as pruned. Where the training is
-        taken up again it is first told (epochs that are there already, None).
+        ``say`` is told (epoch, metrics) after each epoch and answers whether to stop as pruned, or `STOP`. Where the
+        training is taken up again it is first told (epochs that are there already, None).
+
+        Raises:
+            Stopped: that was the answer.
         """
 
         def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
-            return bool(say((epoch, metrics)))
+            answer = say((epoch, metrics))
+            if answer == STOP:
+                raise Stopped
+            return bool(answer)
 
         def on_resume(epochs: int) -> None:
             say((epochs, None))

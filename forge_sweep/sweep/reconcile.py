@@ -281,7 +281,13 @@ class Comparison:
         return {name: float(value) for name, value in known.items() if value is not None}
 
     def of_figures(self, row: TrialRow, run: Found) -> Iterator[Difference]:
-        """Figures that are missing."""
+        """Figures that are missing, or others than those of the study."""
+        told = {name: value for name, value in self.figures(row).items() if name != "seconds"}  # measured elsewhere
+        wrong = {name: value for name, value in told.items() if run.metrics.get(name, value) != value}
+        if wrong:
+            seen = ", ".join(f"{name} {run.metrics[name]:.6g}" for name in wrong)
+            wanted = ", ".join(f"{value:.6g}" for value in wrong.values())
+            yield Difference(f"run {run.name}", seen, wanted, repair=lambda: self.review.log(run, wrong))
         missing = {name: value for name, value in self.figures(row).items() if name not in run.metrics}
         if missing:
             seen = f"without {', '.join(missing)}"
@@ -297,8 +303,14 @@ class Comparison:
                 f"run {run.name}", seen, f"{row.epochs} epochs", repair=lambda: self.log_curve(row, run, missing)
             )
         single = {"delta_vs_baseline", *self.figures(row)}
+        beyond = sorted({step for _, step in points if step >= row.epochs > 0})
+        if beyond:
+            seen = f"points of epoch {', '.join(map(str, beyond[:5]))}"
+            yield Difference(
+                f"run {run.name}", seen, f"{row.epochs} epochs", repair=lambda: self.review.rewrite(run, row.epochs)
+            )
         twice = sorted({name for (name, _), count in points.items() if count > 1 and name not in single})
-        if twice:
+        if twice and not beyond:  # leaving those out takes away what is there twice, too
             seen = f"{', '.join(twice)} with several points of one epoch"
             yield Difference(f"run {run.name}", seen, "one point", repair=lambda: self.review.rewrite(run))
 
@@ -309,8 +321,10 @@ class Comparison:
             self.review.log(run, {self.objective: reports[epoch]}, epoch)
 
     def make(self, row: TrialRow, parent: Found) -> None:
-        """A run from what the study knows of its trial."""
+        """The run from MLflow's bin, or a new one from what the study knows of its trial."""
         key = f"{self.key}/{trial_name(row.number)}"
+        if self.review.restore(key):
+            return
         made = self.review.make(key, trial_name(row.number), parent, row.params, {"optuna.trial_number": row.number})
         self.review.end(made, STATUSES[row.state])
         if row.failure:

@@ -220,7 +220,7 @@ def take_back(context: Context, asked: Asked, run: Run, lost: WorkerLost) -> Non
         end_lost(context, asked.number)
         forget_progress(checkpoint_of(context, asked.number))
         return
-    text = f"trial {asked.number} was lost and runs again: {lost}"
+    text = f"trial {asked.number} was lost and runs again from its last saved epoch: {lost}"
     context.tell("message", text=text, severity="warning")
 
 

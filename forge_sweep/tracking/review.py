@@ -134,13 +134,31 @@ class Review:
         return _found(client.get_run(made.info.run_id))
 
     @_asked
+    def restore(self, key: str) -> bool:
+        """Take a run back from MLflow's bin, of several the one with the most curves; False where none is there."""
+        from mlflow.entities import ViewType
+
+        client = self._session.client
+        condition = f"tags.`{KEY_TAG}` = '{key}'"
+        binned = client.search_runs([self._session.experiment_id], condition, run_view_type=ViewType.DELETED_ONLY)
+        if not binned:
+            return False
+        client.restore_run(max(binned, key=lambda run: len(run.data.metrics)).info.run_id)
+        return True
+
+    @_asked
     def delete(self, run: Found) -> None:
         """Move a run to MLflow's bin."""
         self._session.client.delete_run(run.id)
 
     @_asked
-    def rewrite(self, run: Found) -> None:
-        """Put a copy in a run's place that has the first point of each step only; MLflow deletes no single point."""
+    def rewrite(self, run: Found, epochs: int | None = None) -> None:
+        """Put a copy in a run's place that has the first point of each step only; MLflow deletes no single point.
+
+        Args:
+            run: the run.
+            epochs: later steps than these are left out; None leaves none out.
+        """
         from mlflow.entities import Metric, Param
 
         client = self._session.client
@@ -148,7 +166,8 @@ class Review:
         first: dict[tuple[str, int], Metric] = {}
         for name in run.metrics:
             for point in client.get_metric_history(run.id, name):
-                first.setdefault((name, point.step), point)
+                if epochs is None or point.step < epochs:
+                    first.setdefault((name, point.step), point)
         made = client.create_run(old.info.experiment_id, old.info.start_time, dict(old.data.tags), run.name)
         id = made.info.run_id
         params = [Param(name, value) for name, value in old.data.params.items()]
