@@ -199,7 +199,11 @@ def test_a_live_trial_of_another_process_is_left_alone_until_its_owner_is_dead(
     assert study.elsewhere() == ()
 
 
-def test_a_process_that_lost_its_trial_writes_nothing_to_it(anywhere: str, tmp_path: Path, clock: Clock) -> None:
+@pytest.mark.parametrize("heard_again", [False, True])
+def test_a_process_that_lost_its_trial_writes_nothing_to_it(
+    anywhere: str, tmp_path: Path, clock: Clock, heard_again: bool
+) -> None:
+    """Neither before its next beat nor after it: after a pause, the beat may come first."""
     study = opened(tmp_path, random(pruner="median"))
     lost = [study.ask() for _ in range(4)]
     numbers = [asked.number for asked in lost if asked is not None]
@@ -211,6 +215,8 @@ def test_a_process_that_lost_its_trial_writes_nothing_to_it(anywhere: str, tmp_p
     again = other.ask()
     assert again is not None and again.number == numbers[0]
     before = other.rows()
+    if heard_again:
+        observer(study).beat()
     with pytest.raises(TrialTaken, match="trial 0 of fraud was taken over by another process"):
         study.report(numbers[0], 1, 0.1)
     with pytest.raises(TrialTaken):

@@ -168,6 +168,7 @@ class Owners:
         self._earlier: set[str] = set()  # coordinators that were dead when this process became one
         self._looked: float | None = None
         self._beaten = time.monotonic()
+        self._fell_silent = False  # once this process was not heard for so long that its trials may have been taken
         self._lock = threading.RLock()
         self._over = threading.Event()
         self._heart: threading.Thread | None = None
@@ -183,7 +184,7 @@ class Owners:
         self.me = Owner.here(role)
         self._write(self.me)
         self._storage.owner = self.me.id
-        self._beaten = time.monotonic()
+        self._beaten, self._fell_silent = time.monotonic(), False
         self._storage.surely_alive = self.surely_alive
 
     def coordinate(self, alone: bool) -> Owner | None:
@@ -247,6 +248,7 @@ class Owners:
             if self.me.role == "run":
                 self.deposed = next((other.words for other in self._coordinators(found)), "")
             if not self.deposed:
+                self._fell_silent = self._fell_silent or not self.is_heard()
                 self.me = replace(self.me, beat=self.me.beat + 1)
                 self._write(self.me)
                 self._beaten = time.monotonic()
@@ -256,9 +258,17 @@ class Owners:
         mine = {*self._earlier, "" if self.me is None else self.me.id}
         return [owner for owner in found.values() if owner.role == "run" and not owner.ended and owner.id not in mine]
 
-    def surely_alive(self) -> bool:
-        """Whether no observer can have taken this process for dead: it was heard not long ago."""
+    def is_heard(self) -> bool:
+        """Whether this process was heard not long ago."""
         return time.monotonic() - self._beaten < LEASE_S / 2
+
+    def surely_alive(self) -> bool:
+        """Whether no observer can have taken this process for dead, and with it a trial, at any time since it began.
+
+        After a pause (SIGSTOP, a suspended machine) the next beat comes before the trial looks: being heard again
+        does not give back what was taken in between.
+        """
+        return self.is_heard() and not self._fell_silent
 
     # Watching the others.
 

@@ -209,7 +209,7 @@ class Study(Shared):
             SweepStopped: it was taken for dead, and another one carries the sweep.
         """
         owners = self._owners
-        if owners.me is not None and self._coordinates and not owners.surely_alive():
+        if owners.me is not None and self._coordinates and not owners.is_heard():
             owners.beat()
         if owners.deposed:
             raise SweepStopped(
