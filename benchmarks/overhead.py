@@ -1,7 +1,8 @@
 """What study, tracking and pruning cost per trial: a sweep in one process, less the time its networks trained.
 
-The training is timed inside `trial.run`, without what is called after each epoch. The sweep is a default one: TPE,
-median pruner, early stopping.
+The training is timed inside `trial.run`, without what is called after each epoch. What is neither, the start (taking
+what is imported out of the garbage collector's sight, once) and letting go of a trial's network, is shown apart. The
+sweep is a default one: TPE, median pruner, early stopping.
 """
 
 from __future__ import annotations
@@ -49,23 +50,45 @@ class Timed:
             self.after_epochs.append(inside)
 
 
+class Clocked:
+    """Stands in for a function without arguments and keeps its times.
+
+    Args:
+        function: the real one.
+    """
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+        self.seconds: list[float] = []
+
+    def __call__(self) -> None:
+        """Call, and time it."""
+        began = time.perf_counter()
+        self.function()
+        self.seconds.append(time.perf_counter() - began)
+
+
 def run(**arguments: Any) -> dict[str, Any]:
     """Seconds per trial of everything but training."""
     from benchmarks.sides.ours import sweep_of
-    from forge_sweep import trial
+    from forge_sweep import training, trial
 
     work = Work(**arguments)
-    timed = Timed(trial.run)
-    trial.run = timed  # type: ignore[assignment]
+    timed, settling, releasing = Timed(trial.run), Clocked(training.settle), Clocked(training.release)
+    trial.run = timed
+    training.settle, training.release = settling, releasing
     course = sweep_of(work)
-    trained = sum(timed.trained[: work.trials])
-    total = course.phases["confirm"] - course.phases["trials"]
+    trained, released = sum(timed.trained[: work.trials]), sum(releasing.seconds[: work.trials])
+    total = course.phases["confirm"] - course.phases["trials"] - settling.seconds[0]
+    overhead = total - trained - released
     return {
         "trials": work.trials,
+        "start_s": settling.seconds[0],
         "trial_s": total / work.trials,
-        "overhead_s": (total - trained) / work.trials,
+        "release_s": released / work.trials,
+        "overhead_s": overhead / work.trials,
         "after_epochs_s": sum(timed.after_epochs[: work.trials]) / work.trials,
-        "share": 1 - trained / total,
+        "share": overhead / total,
     }
 
 
@@ -89,7 +112,10 @@ def show(results: dict[str, dict[str, Any]]) -> None:
             f"{found['overhead_s']:.3f}",
             f"{100 * found['share']:.1f} %",
             f"{found['after_epochs_s']:.3f}",
+            f"{found['release_s']:.3f}",
+            f"{found['start_s']:.1f}",
         ]
         for problem, found in results.items()
     ]
-    table(["", "trials", "a trial, s", "overhead, s", "of the trial", "of it after epochs, s"], rows)
+    heads = ["overhead, s", "of the trial", "of it after epochs, s", "letting go of the network, s", "start, once, s"]
+    table(["", "trials", "a trial, s", *heads], rows)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from forge_sweep import trial
+from forge_sweep import training, trial
 from forge_sweep.errors import SweepStopped, TrialFailed, TrialTaken
 from forge_sweep.experiment import derived_seed
 from forge_sweep.study import COST, Asked, Requeued
@@ -29,7 +29,7 @@ from forge_sweep.sweep.context import (
 from forge_sweep.sweep.crew import Crew, forget_progress
 from forge_sweep.sweep.orders import Outcome
 from forge_sweep.tracking import Run
-from forge_sweep.training import classify, settle
+from forge_sweep.training import classify
 from forge_sweep.workers import Job, Worker, WorkerLost
 
 POLL_S = 2.0
@@ -73,7 +73,7 @@ def run_trials(context: Context, crew: Crew) -> None:
 
     While a process that carries the sweep does so, others may join; see `joining`.
     """
-    settle()
+    training.settle()
     with context.budget.searching(crew.gpus_each):
         if not context.study.coordinates:
             crew.run(job(context, crew))
