@@ -191,6 +191,11 @@ def in_container(filesystem: Path = Path("/"), environ: Mapping[str, str] = os.e
     return bool(_CONTAINER_CGROUP.search(_read(filesystem / "proc/1/cgroup")))
 
 
+def cuda_version() -> str:
+    """CUDA version of the driver, ``none`` without a GPU."""
+    return _cuda() if _gpus() else NONE
+
+
 def memory(filesystem: Path = Path("/")) -> Memory:
     """Memory of the machine, or of this process's container where that is less (cgroup 1 and 2).
 
