@@ -13,7 +13,7 @@ import numpy as np
 
 from forge_sweep import __version__, baselines, training
 from forge_sweep.baselines import Baseline
-from forge_sweep.bundle import archives, boosters, files, golden_rows, guard, network, scaler, trees
+from forge_sweep.bundle import archives, boosters, files, golden_rows, guard, network, scaler, trees, weights
 from forge_sweep.bundle.guard import Policy
 from forge_sweep.bundle.scaler import SCALER
 from forge_sweep.errors import BundleError, ForgeSweepError
@@ -60,6 +60,11 @@ class Bundle:
     def kind(self) -> str:
         """``network``, or the kind of the baseline."""
         return self.model.kind if isinstance(self.model, Baseline) else "network"
+
+    @property
+    def weights_sha256(self) -> str:
+        """Names what was learned, bit by bit: equal for the same weights, saved and loaded or not."""
+        return weights.digest(self.model)
 
     def scores(self, frame: pd.DataFrame) -> np.ndarray:
         """Probabilities, or regression values in original units.

@@ -223,6 +223,7 @@ def train(
     else:
         summary |= result.metrics
     run.log_metrics({**summary, "threshold": result.threshold})
+    run.set_tags(result.tags)
     finish(run, "finished", "FINISHED")
     return result
 

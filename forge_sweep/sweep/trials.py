@@ -54,6 +54,7 @@ def fit_baseline(context: Context, kind: str) -> None:
         return
     run.log_params(result.bundle.metadata["params"])
     run.log_metrics({**result.metrics, "seconds": result.seconds})
+    run.set_tags({"forge.weights_sha256": result.bundle.weights_sha256})
     finish(run, "finished", "FINISHED")
     note = {"value": result.value, "metrics": finite(result.metrics), "seconds": result.seconds}
     context.study.note(f"baseline:{kind}", note)
@@ -187,7 +188,7 @@ def end_scored(context: Context, asked: Asked, run: Run, result: Outcome) -> dic
     summary = {"best_epoch": result.best_epoch, "epochs_run": result.epochs, "seconds": result.seconds}
     compared = {} if delta is None else {"delta_vs_baseline": delta}
     run.log_metrics({f"best_{context.experiment.objective.metric}": result.value, **summary, **compared})
-    run.set_tags({"forge.events": "; ".join(result.events), "forge.batch_size": str(result.batch_size)})
+    run.set_tags(result.tags)
     finish(run, result.state, "FINISHED" if result.state == "finished" else "KILLED")
     attrs = {"metrics": finite(result.metrics), "best_epoch": result.best_epoch, "seconds": result.seconds}
     context.study.tell(asked.number, result.state, result.value, attrs=attrs)

@@ -10,6 +10,7 @@ The module is also the ``loader_module`` of registered models: MLflow calls `_lo
 from __future__ import annotations
 
 from forge_sweep.tracking.pyfunc import BundleModel, _load_pyfunc
+from forge_sweep.tracking.records import Record, read_record, write_verdict
 from forge_sweep.tracking.registration import requirements
 from forge_sweep.tracking.runs import Run
 from forge_sweep.tracking.store import default_uri, prepare_store
@@ -19,6 +20,7 @@ from forge_sweep.tracking.writes import Status
 
 __all__ = [
     "BundleModel",
+    "Record",
     "Run",
     "Status",
     "Tracker",
@@ -29,5 +31,7 @@ __all__ = [
     "environment_tags",
     "models_trained_on",
     "prepare_store",
+    "read_record",
     "requirements",
+    "write_verdict",
 ]
