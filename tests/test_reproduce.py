@@ -11,20 +11,22 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from sklearn.datasets import load_breast_cancer
 
 from forge_sweep import baselines, reproduce, sweep
-from forge_sweep.bundle import Bundle
-from forge_sweep.errors import InputError
-from forge_sweep.experiment import load, restore
+from forge_sweep.bundle import Bundle, golden_rows
+from forge_sweep.errors import BundleError, InputError
+from forge_sweep.experiment import Experiment, load, restore
 from forge_sweep.reproduce import commands, read_record
 from forge_sweep.reproduce.again import Again
 from forge_sweep.reproduce.plan import _halvings, plan, typed
 from forge_sweep.reproduce.verdict import first_difference, judge
 from forge_sweep.sweep import SweepResult
-from forge_sweep.tracking import Record
+from forge_sweep.tracking import Record, bundle_folder
+from forge_sweep.tracking import store as stores
 from tests.test_bundle import customers, fitted
 
 EXPERIMENT = """
@@ -132,6 +134,33 @@ def test_a_changed_row_is_said(swept: tuple[Path, SweepResult], tmp_path: Path) 
     assert written is not None and written.startswith(f"{found.verdict.word} at ")
 
 
+# The same version elsewhere
+
+
+@pytest.mark.slow
+def test_mlflow_predicts_the_golden_rows_of_the_registered_version(
+    swept: tuple[Path, SweepResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `mlflow models serve` does: the same checks, the same answers."""
+    folder, result = swept
+    with bundle_folder(result.model, folder / "mlruns") as bundle:
+        frame, scores = golden_rows.read(bundle)
+    uri = f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    import mlflow
+
+    with stores.current(uri):
+        found = mlflow.pyfunc.load_model(result.model).predict(frame)
+        np.testing.assert_allclose(found["probability"], scores[:, 0], atol=1e-6)
+        (golden,) = (folder / "mlruns" / "artifacts").glob("**/golden.json")
+        whole = golden.read_bytes()
+        golden.write_bytes(whole.replace(b"0", b"1", 1))
+        with pytest.raises(BundleError, match=r"changed: golden\.json"):
+            mlflow.pyfunc.load_model(result.model)
+        golden.write_bytes(whole)
+
+
 # What is compared, without training
 
 
@@ -214,7 +243,7 @@ def test_a_pruned_trial_stops_where_it_was_stopped(record: Record) -> None:
     assert plan(record, restored(record)).epochs is None
 
 
-def restored(record: Record):  # type: ignore[no-untyped-def]
+def restored(record: Record) -> Experiment:
     return restore(record.experiment, root=Path())
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -21,6 +22,7 @@ Reference = Annotated[
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command()(reproduce)
+    app.command()(export)
 
 
 def reproduce(
@@ -54,6 +56,44 @@ def reproduce(
         print_reproduction(found)
     if found.verdict.word == "different":
         raise typer.Exit(1)
+
+
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="models:/NAME/VERSION, models:/NAME@alias, or a bundle's folder.", show_default=False
+        ),
+    ],
+    kind: Annotated[str, typer.Option("--format", help="keras, saved_model, onnx or tflite.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to write.", show_default=False)],
+    without_preprocessing: Annotated[
+        bool, typer.Option("--without-preprocessing", help="Take preprocessed features, not raw columns.")
+    ] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Import the experiment's own builder and take its custom Keras objects.")
+    ] = False,
+    store: Store = MLRUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Write a network in another format, with its preprocessing, once it gives the bundle's golden scores there."""
+    from forge_sweep import training
+    from forge_sweep.tracking import bundle_folder
+
+    training.select_backend("tensorflow")
+    training.load_backend()
+    from forge_sweep.bundle import exports
+
+    with bundle_folder(model, store) as folder:
+        preprocessing = not without_preprocessing
+        found = exports.export(folder, cast(exports.Format, kind), output, preprocessing=preprocessing, trust=trust)
+    if as_json:
+        emit({**asdict(found), "path": str(found.path)})
+        return
+    typer.echo(f"wrote {found.path}: golden scores {found.difference:.2g} off, {found.allowed:.2g} allowed")
+    for each in found.inputs:
+        column = f" takes column {each['column']!r}" if each["column"] else ""
+        typer.echo(f"  input {each['input']}{column}, {each['type']}, missing: {each['missing'] or 'empty text'}")
 
 
 def print_reproduction(found: Reproduction) -> None:

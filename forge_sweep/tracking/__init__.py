@@ -10,7 +10,7 @@ The module is also the ``loader_module`` of registered models: MLflow calls `_lo
 from __future__ import annotations
 
 from forge_sweep.tracking.pyfunc import BundleModel, _load_pyfunc
-from forge_sweep.tracking.records import Record, read_record, write_verdict
+from forge_sweep.tracking.records import Record, bundle_folder, read_record, write_verdict
 from forge_sweep.tracking.registration import requirements
 from forge_sweep.tracking.runs import Run
 from forge_sweep.tracking.store import default_uri, prepare_store
@@ -26,6 +26,7 @@ __all__ = [
     "Tracker",
     "TrainedModel",
     "_load_pyfunc",
+    "bundle_folder",
     "default_uri",
     "downloaded",
     "environment_tags",
