@@ -153,7 +153,7 @@ def capture(root: Path, backend: str) -> Environment:
         python=platform.python_version(),
         platform=platform.platform(),
         cpu=_cpu(),
-        cores=_cores(),
+        cores=cores(),
         memory_bytes=memory().total,
         gpus=gpus,
         cuda=_cuda() if gpus else NONE,
@@ -189,6 +189,18 @@ def in_container(filesystem: Path = Path("/"), environ: Mapping[str, str] = os.e
     if environ.get("container") or environ.get("KUBERNETES_SERVICE_HOST"):
         return True
     return bool(_CONTAINER_CGROUP.search(_read(filesystem / "proc/1/cgroup")))
+
+
+def cuda_version() -> str:
+    """CUDA version of the driver, ``none`` without a GPU."""
+    return _cuda() if _gpus() else NONE
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def memory(filesystem: Path = Path("/")) -> Memory:
@@ -284,12 +296,6 @@ def _cuda() -> str:
 def _cpu() -> str:
     found = re.search(r"^model name\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")), flags=re.MULTILINE)
     return found.group(1).strip() if found else platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _variables(names: tuple[str, ...]) -> dict[str, str]:

@@ -457,23 +457,13 @@ class Exploit:
         return os.system, (f"touch {self.marker}",)
 
 
-def test_a_pickle_in_place_of_the_scaler_is_never_run(folder: Path, tmp_path: Path) -> None:
-    attack = pickle.dumps(Exploit(tmp_path / "owned"))
-    (folder / "scaler.joblib").write_bytes(attack)
-    sign(folder)
-    assert len(Bundle.load(folder, verify=True).predict(customers())) == 90
-    assert not (tmp_path / "owned").exists()
-    pickle.loads(attack)
-    assert (tmp_path / "owned").exists(), "the attack itself works"
-
-
-def test_a_pickle_in_place_of_any_other_file_is_refused_and_never_run(
+def test_a_pickle_in_place_of_any_file_is_refused_and_never_run(
     shelf: Callable[[str, TaskKind], Path], tmp_path: Path
 ) -> None:
     attack = pickle.dumps(Exploit(tmp_path / "owned"))
     for kind in KINDS:
         folder = Path(shutil.copytree(shelf(kind, "multilabel"), tmp_path / kind))
-        for path in sorted({*folder.iterdir()} - {folder / "manifest.json", folder / "scaler.joblib"}):
+        for path in sorted({*folder.iterdir()} - {folder / "manifest.json"}):
             whole = path.read_bytes()
             path.write_bytes(attack)
             sign(folder)
@@ -481,6 +471,8 @@ def test_a_pickle_in_place_of_any_other_file_is_refused_and_never_run(
                 Bundle.load(folder, verify=True)
             path.write_bytes(whole)
     assert not (tmp_path / "owned").exists()
+    pickle.loads(attack)
+    assert (tmp_path / "owned").exists(), "the attack itself works"
 
 
 def forged(shelf: Callable[[str, TaskKind], Path], tmp_path: Path, model: Any) -> Path:
@@ -551,7 +543,7 @@ def test_a_network_with_a_lambda_is_refused(shelf: Callable[[str, TaskKind], Pat
     folder = Path(shutil.copytree(shelf("network", "multilabel"), tmp_path / "forged"))
     keras.Sequential([keras.Input((8,)), keras.layers.Lambda(lambda x: x)]).save(folder / "model.keras")
     sign(folder)
-    with pytest.raises(BundleError, match=r"(?s)model\.keras cannot be read.*[Ll]ambda"):
+    with pytest.raises(BundleError, match=r"model\.keras holds .*not trusted: .*__lambda__, keras\.layers\.Lambda"):
         Bundle.load(folder)
 
 

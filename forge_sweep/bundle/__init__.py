@@ -12,9 +12,11 @@ golden.json          some train rows as they came, and their scores when the bun
 manifest.json        SHA-256 of every other file
 ```
 
-Nothing here is unpickled: Keras reads with ``safe_mode``, skops builds the types in ``TRUSTED_TYPES`` and no others,
-and ``scaler.joblib`` is written but never read. The manifest is checked before any other file is parsed. It finds
-damage and careless edits; it is no signature, since who can change a file can change the manifest as well.
+Nothing here is unpickled: Keras reads with ``safe_mode`` what names stock layers only (`network`), skops builds the
+types in ``TRUSTED_TYPES`` and no others, XGBoost's indices and all archives are looked at first, and ``scaler.joblib``
+is compared with the preprocessor by a reader that can run nothing (`scaler`). The manifest is checked before any other
+file is parsed. It finds damage and careless edits; it is no signature, since who can change a file can change the
+manifest as well. ``docs/security.md`` says what that leaves open.
 
 A later format may change everything but the layout of ``manifest.json`` and the key ``format`` in ``bundle.json``.
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,9 @@ import numpy as np
 
 from forge_sweep import __version__, baselines, training
 from forge_sweep.baselines import Baseline
-from forge_sweep.bundle import files, golden_rows, trees
+from forge_sweep.bundle import archives, boosters, files, golden_rows, guard, network, scaler, trees, weights
+from forge_sweep.bundle.guard import Policy
+from forge_sweep.bundle.scaler import SCALER
 from forge_sweep.errors import BundleError, ForgeSweepError
 from forge_sweep.preprocessing import Preprocessor, Schema
 from forge_sweep.task import Task
@@ -35,9 +36,6 @@ MODEL_FILES = {
     "xgboost": "tree.json",
 }
 OTHER_FILES = {"bundle.json", "task.json", "schema.json", "preprocessor.json", "preprocessor.npz", golden_rows.GOLDEN}
-SCALER = "scaler.joblib"
-
-PACKAGES = ("numpy", "pandas", "scikit-learn", "skops", "keras", "tensorflow", "jax", "torch", "xgboost-cpu", "xgboost")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +60,11 @@ class Bundle:
     def kind(self) -> str:
         """``network``, or the kind of the baseline."""
         return self.model.kind if isinstance(self.model, Baseline) else "network"
+
+    @property
+    def weights_sha256(self) -> str:
+        """Names what was learned, bit by bit: equal for the same weights, saved and loaded or not."""
+        return weights.digest(self.model)
 
     def scores(self, frame: pd.DataFrame) -> np.ndarray:
         """Probabilities, or regression values in original units.
@@ -110,21 +113,28 @@ class Bundle:
 
         def write(temporary: Path) -> None:
             _write(self, temporary, golden_rows.choose(golden))
-            Bundle.load(temporary, verify=True)
+            # Trusted: what this process has built its model with is imported already.
+            Bundle.load(temporary, verify=True, trust=True)
 
         files.replace_whole(folder, write)
 
     @classmethod
-    def load(cls, folder: Path, *, verify: bool = False) -> Bundle:
+    def load(cls, folder: Path, *, verify: bool = False, trust: bool = False, policy: Policy = "warn") -> Bundle:
         """Read a bundle; no code in it is run, and nothing is parsed before every file was checked.
+
+        Under other versions of what computes it than it was saved with (Keras and its backend, NumPy, scikit-learn,
+        XGBoost, CUDA), the golden rows are replayed in any case.
 
         Args:
             folder: what `save` wrote, or a copy.
             verify: also replay the golden rows and refuse scores other than when it was saved.
+            trust: import the module of the experiment's own builder, and take the custom Keras objects it defines.
+            policy: under other versions, with the same golden scores: ``warn`` in the log, or ``refuse``.
 
         Raises:
             BundleError: a file is missing, unexpected, changed or not a regular file (by name), the format version is
-                unknown, a file cannot be read or holds a type that is not trusted, or a golden score differs.
+                unknown, a file cannot be read or holds what is not trusted, a golden score differs, or versions do and
+                the policy is to refuse.
         """
         about = _read_about(folder, files.check_manifest(folder))
         with _readable(folder / "task.json", about):
@@ -132,10 +142,12 @@ class Bundle:
         with _readable(folder / "preprocessor.json", about):
             preprocessor = _read_preprocessor(folder)
         with _readable(folder / MODEL_FILES[about["kind"]], about):
-            model = _read_model(folder, about, task, len(preprocessor.output_names))
+            model = _read_model(folder, about, task, len(preprocessor.output_names), trust)
         bundle = cls(model, preprocessor, task, float(about["threshold"]), about["metadata"])
-        if verify:
+        other = guard.differences(about)
+        if verify or other:
             _verify(folder, bundle, about["packages"])
+        guard.judge(folder, other, policy)
         return bundle
 
 
@@ -167,30 +179,21 @@ def _verify(folder: Path, bundle: Bundle, packages: dict[str, str]) -> None:
     if not difference <= allowed:
         raise BundleError(
             f"{folder} gives other golden scores than when it was saved: {difference:.3g} off, {allowed:.1g} allowed",
-            hint=_other_versions(packages),
+            hint=guard.hint(packages),
         )
 
 
 def _write(bundle: Bundle, folder: Path, rows: pd.DataFrame) -> None:
     """Write every file of a bundle, the manifest last."""
     about = {"format": FORMAT, "kind": bundle.kind, "threshold": bundle.threshold, "metadata": bundle.metadata}
-    files.write_json(folder / "bundle.json", {**about, "packages": _packages()})
+    files.write_json(folder / "bundle.json", {**about, "packages": guard.versions()})
     files.write_json(folder / "task.json", bundle.task.to_dict())
     files.write_json(folder / "schema.json", bundle.preprocessor.schema.to_dict())
     bundle.preprocessor.save(folder)
-    _write_scaler(bundle.preprocessor, folder / SCALER)
+    scaler.write(bundle.preprocessor, folder)
     _write_model(bundle.model, folder / MODEL_FILES[bundle.kind])
     golden_rows.write(folder, rows, bundle.scores(rows))
     files.write_manifest(folder)
-
-
-def _write_scaler(preprocessor: Preprocessor, path: Path) -> None:
-    """The fitted scikit-learn scaler, for people; we do not read it back."""
-    import joblib
-
-    scaler = preprocessor.sklearn_scaler()
-    if scaler is not None:
-        joblib.dump(scaler, path)
 
 
 def _write_model(model: keras.Model | Baseline, path: Path) -> None:
@@ -234,48 +237,32 @@ def _readable(path: Path, about: dict[str, Any]) -> Iterator[None]:
     except ForgeSweepError:
         raise
     except Exception as error:
-        raise BundleError(f"{path} cannot be read: {error}", hint=_other_versions(about["packages"])) from error
+        raise BundleError(f"{path} cannot be read: {error}", hint=guard.hint(about["packages"])) from error
 
 
 def _read_preprocessor(folder: Path) -> Preprocessor:
-    """The preprocessor, if ``schema.json``, which others go by, says the same as its own schema."""
+    """The preprocessor, if the files beside it, which others go by, say the same."""
+    archives.check_npz(folder / "preprocessor.npz")
     preprocessor = Preprocessor.load(folder)
     if Schema.from_dict(files.read_json(folder / "schema.json")) != preprocessor.schema:
         raise BundleError(f"{folder}: schema.json and preprocessor.json describe different columns")
+    if (folder / SCALER).exists():
+        scaler.check(folder, preprocessor)
     return preprocessor
 
 
-def _read_model(folder: Path, about: dict[str, Any], task: Task, n_features: int) -> keras.Model | Baseline:
+def _read_model(
+    folder: Path, about: dict[str, Any], task: Task, n_features: int, trust: bool
+) -> keras.Model | Baseline:
     """The network without its loss and optimizer, or the baseline with the parameters in the metadata."""
     kind, path = about["kind"], folder / MODEL_FILES[about["kind"]]
     if kind == "network":
-        import keras
-
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        return network.load(path, about["metadata"], trust=trust)
     if kind == "constant":
         model: Any = tuple(float(value) for value in files.read_json(path))
+    elif kind == "xgboost":
+        boosters.check(path, n_features)
+        model = baselines.load_xgboost(path, task)
     else:
-        model = baselines.load_xgboost(path, task) if kind == "xgboost" else trees.load(path, n_features)
+        model = trees.load(path, n_features)
     return Baseline(kind, model, about["metadata"].get("params", {}), task)
-
-
-def _packages() -> dict[str, str]:
-    """Versions of the packages that decide whether a model file can be read."""
-    found = {"forge-sweep": __version__}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _other_versions(written: dict[str, str]) -> str:
-    """The hint for a file that this installation reads otherwise than it was written."""
-    here = _packages()
-    other = [
-        f"{name}=={version} (here {here.get(name, 'none')})"
-        for name, version in written.items()
-        if here.get(name) != version
-    ]
-    return f"install what it was written with: {', '.join(other)}" if other else "save it again from its run"

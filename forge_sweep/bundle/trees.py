@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from forge_sweep.bundle import archives
 from forge_sweep.errors import BundleError
 
 LEAF = -1
@@ -65,6 +66,8 @@ def load(path: Path, n_features: int) -> Any:
     """
     import skops.io
 
+    archives.check_zip(path, r"schema\.json|\d+\.npy")
+    archives.check_arrays(path, lambda name: name.endswith(".npy"))
     foreign = declared_types(path) - TRUSTED_TYPES or set(skops.io.get_untrusted_types(file=path)) - TRUSTED_TYPES
     if foreign:
         raise BundleError(

@@ -74,6 +74,7 @@ __all__ = [
     "load",
     "parse",
     "parse_data",
+    "restore",
 ]
 
 SECTIONS: dict[str, type[BaseModel]] = {
@@ -143,6 +144,23 @@ def parse(
         update={"direction": direction(experiment.data.task, experiment.objective.metric)}
     )
     return experiment.model_copy(update={"objective": objective})
+
+
+def restore(values: Mapping[str, Any], *, root: Path) -> Experiment:
+    """The experiment that `Experiment.resolved` described, as a run has it on record.
+
+    Args:
+        values: the whole experiment; a key that is younger than the record takes its default.
+        root: folder that relative paths start from.
+
+    Raises:
+        ExperimentError: it does not fit this version of forge_sweep.
+    """
+    try:
+        return Experiment.model_validate({**values, "root": root})
+    except ValidationError as error:
+        mistakes = [as_mistake(values, detail) for detail in error.errors(include_url=False)]
+        raise ExperimentError("the recorded experiment", mistakes) from None
 
 
 def parse_data(sections: Mapping[str, Any]) -> tuple[DataSpec, PreprocessingSpec]:

@@ -359,6 +359,7 @@ def open_parent(context: Context) -> Run:
             "forge.state": "running",
             "forge.n_trials": str(experiment.study.n_trials),
             "forge.overrides": " ".join(experiment.overrides),
+            "forge.root": str(experiment.root.absolute()),
         },
         params={path: json.dumps(value) if isinstance(value, list | dict) else value for path, value in flat.items()},
         dataset=context.used,

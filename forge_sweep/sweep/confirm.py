@@ -222,7 +222,7 @@ def train(
         summary |= {"best_epoch": result.best_epoch, "epochs_run": result.epochs}
     else:
         summary |= result.metrics
-    finish(run, "finished", "FINISHED", {**summary, "threshold": result.threshold})
+    finish(run, "finished", "FINISHED", {**summary, "threshold": result.threshold}, result.tags)
     return result
 
 

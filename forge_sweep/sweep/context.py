@@ -115,6 +115,7 @@ class Context:
             **environment_tags(self.environment),
             "forge.dataset_version": self.dataset.version,
             "forge.dataset_digest": self.dataset.digest,
+            "forge.split_digest": self.dataset.split_digest,
             **({"forge.normalization_version": normalization} if normalization else {}),
             "forge.contract": self.experiment.contract(),
             "forge.environment": self.environment_digest,

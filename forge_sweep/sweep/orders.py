@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,11 +11,14 @@ from forge_sweep import training
 from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Experiment, Params
 from forge_sweep.sources import Dataset
+from forge_sweep.training.setup import Setup, as_variables, require_gpu
 from forge_sweep.trial import Arrays, TrialResult
-from forge_sweep.workers import Say, WorkerUnfit
+from forge_sweep.workers import Say
 
 if TYPE_CHECKING:
     import pandas as pd
+
+__all__ = ["Order", "Outcome", "Setup", "as_variables", "require_gpu"]
 
 
 STOP = "stop"
@@ -41,6 +43,7 @@ class Outcome:
         batch_size: rows per gradient step, as trained.
         events: what happened on the way.
         threshold: the decision threshold that was chosen on validation.
+        weights: `Bundle.weights_sha256` of the model.
     """
 
     state: Literal["finished", "pruned"]
@@ -52,6 +55,13 @@ class Outcome:
     batch_size: int
     events: tuple[str, ...]
     threshold: float
+    weights: str = ""
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What `forge_sweep.reproduce` needs to know of it, besides parameters and seed."""
+        known = {"forge.events": "; ".join(self.events), "forge.batch_size": str(self.batch_size)}
+        return {**known, "forge.weights_sha256": self.weights}
 
     @classmethod
     def of(cls, result: TrialResult) -> Outcome:
@@ -66,6 +76,7 @@ class Outcome:
             batch_size=result.batch_size,
             events=result.events,
             threshold=result.bundle.threshold,
+            weights=result.bundle.weights_sha256,
         )
 
 
@@ -141,44 +152,3 @@ class Order:
             assert self.golden is not None
             result.bundle.save(self.keep, self.golden)
         return Outcome.of(result)
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Makes a new process ready for orders.
-
-    Attributes:
-        backend: of Keras.
-        threads: that one operation, and independent operations, may use.
-    """
-
-    backend: str
-    threads: int
-
-    def __call__(self) -> None:
-        """Import the backend and settle its threads, before its first operation."""
-        training.select_backend(self.backend)
-        training.load_backend()
-        training.limit_threads(self.threads)
-        require_gpu(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-        training.settle()
-
-
-def require_gpu(given: str) -> None:
-    """Refuse to compute on the CPU in silence where a process was given a GPU that is not there, or not any more.
-
-    Args:
-        given: ``CUDA_VISIBLE_DEVICES``; empty and ``-1`` give none.
-
-    Raises:
-        WorkerUnfit: the backend sees none.
-    """
-    if given in ("", "-1") or training.accelerators():
-        return
-    raise WorkerUnfit(f"it was given GPU {given}, and the backend sees none")
-
-
-def as_variables(threads: int) -> Mapping[str, str]:
-    """Thread counts of the libraries that read them when they are imported."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    return dict.fromkeys(names, str(threads))

@@ -62,7 +62,8 @@ def fit_baseline(context: Context, kind: str) -> None:
         context.tell("message", text=f"baseline {kind} failed: {failure.message}", severity="warning")
         return
     run.log_params(result.bundle.metadata["params"])
-    finish(run, "finished", "FINISHED", {**result.metrics, "seconds": result.seconds})
+    tags = {"forge.weights_sha256": result.bundle.weights_sha256}
+    finish(run, "finished", "FINISHED", {**result.metrics, "seconds": result.seconds}, tags)
     note = {"value": result.value, "metrics": finite(result.metrics), "seconds": result.seconds}
     context.study.note(f"baseline:{kind}", note)
     context.tell("baseline", name=kind, value=result.value, seconds=result.seconds)
@@ -295,8 +296,7 @@ def end_scored(context: Context, asked: Asked, run: Run, result: Outcome) -> dic
     summary = {"best_epoch": result.best_epoch, "epochs_run": result.epochs, **took}
     compared = {} if delta is None else {"delta_vs_baseline": delta}
     figures = {f"best_{context.experiment.objective.metric}": result.value, **summary, **compared}
-    tags = {"forge.events": "; ".join(result.events), "forge.batch_size": str(result.batch_size)}
-    finish(run, result.state, "FINISHED" if result.state == "finished" else "KILLED", figures, tags)
+    finish(run, result.state, "FINISHED" if result.state == "finished" else "KILLED", figures, result.tags)
     attrs = {"metrics": finite(result.metrics), "best_epoch": result.best_epoch, COST: cost.to_dict()}
     context.study.tell(asked.number, result.state, result.value, attrs=attrs)
     context.budget.settle(asked.number, result.value if result.state == "finished" else None)

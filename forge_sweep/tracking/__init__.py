@@ -10,6 +10,7 @@ The module is also the ``loader_module`` of registered models: MLflow calls `_lo
 from __future__ import annotations
 
 from forge_sweep.tracking.pyfunc import BundleModel, _load_pyfunc
+from forge_sweep.tracking.records import Record, bundle_folder, read_record, write_verdict
 from forge_sweep.tracking.registration import requirements
 from forge_sweep.tracking.review import Found, Review
 from forge_sweep.tracking.runs import Run
@@ -21,16 +22,20 @@ from forge_sweep.tracking.writes import Status
 __all__ = [
     "BundleModel",
     "Found",
+    "Record",
     "Review",
     "Run",
     "Status",
     "Tracker",
     "TrainedModel",
     "_load_pyfunc",
+    "bundle_folder",
     "default_uri",
     "downloaded",
     "environment_tags",
     "models_trained_on",
     "prepare_store",
+    "read_record",
     "requirements",
+    "write_verdict",
 ]

@@ -1,0 +1,168 @@
+"""A bundle in the format of another runtime, with its preprocessing where the format can hold it.
+
+An export is written to a hidden sibling, read back by its own runtime, and gives the bundle's golden scores before it
+gets its name. Beside it stands ``<name>.inputs.json``: which input takes which column, and how a missing value is
+written. What is left behind: the checks of the schema (an export answers rows that a bundle refuses), the threshold and
+the labels.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from forge_sweep.baselines import Baseline
+from forge_sweep.bundle import golden_rows
+from forge_sweep.bundle.bundle import GOLDEN_TOLERANCE, Bundle
+from forge_sweep.bundle.exports import graph, onnx, runtimes
+from forge_sweep.bundle.exports.inputs import Input, describe, feed, inputs_of
+from forge_sweep.bundle.files import sync, write_json
+from forge_sweep.errors import BundleError, InputError
+
+if TYPE_CHECKING:
+    import keras
+    import pandas as pd
+
+__all__ = ["FORMATS", "TOLERANCES", "Exported", "Format", "export"]
+
+Format = Literal["keras", "saved_model", "onnx", "tflite"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+TOLERANCES: dict[Format, float] = {
+    "keras": GOLDEN_TOLERANCE,
+    "saved_model": GOLDEN_TOLERANCE,
+    "onnx": 1e-4,
+    "tflite": 1e-4,
+}
+"""Largest accepted difference of a golden score, in proportion to the largest one above 1."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: a file, or the folder of a SavedModel.
+        inputs: its inputs; see `describe`.
+        difference: largest difference of a golden score to the bundle's.
+        allowed: the largest that would have been accepted.
+    """
+
+    path: Path
+    inputs: list[dict[str, Any]]
+    difference: float
+    allowed: float
+
+
+def export(folder: Path, kind: Format, path: Path, *, preprocessing: bool = True, trust: bool = False) -> Exported:
+    """Write a bundle in another format.
+
+    Args:
+        folder: the bundle.
+        kind: ``keras``, ``saved_model``, ``onnx`` or ``tflite``.
+        path: where to; must not exist.
+        preprocessing: take raw columns; False takes the features that the bundle's preprocessor gives.
+        trust: see `Bundle.load`.
+
+    Raises:
+        InputError: the format is unknown, cannot hold this bundle, or its packages are not installed; ``path`` exists.
+        BundleError: see `Bundle.load`; or the export gives other golden scores. Nothing is written then.
+    """
+    _refuse(kind, path)
+    bundle = Bundle.load(folder, trust=trust)
+    if isinstance(bundle.model, Baseline):
+        hint = "serve the bundle (forge-sweep serve, mlflow models serve), or export a network"
+        raise InputError(f"the model is a {bundle.kind}, and {kind} is for networks", hint=hint)
+    numbers = "float32" if kind == "tflite" else "float64"
+    inputs = inputs_of(bundle.preprocessor) if preprocessing else ()
+    _refuse_columns(kind, inputs)
+    frame, scores = golden_rows.read(folder)
+    fed = _feed(bundle, inputs, frame, numbers)
+
+    def write(temporary: Path) -> float:
+        _write(bundle, kind, temporary, inputs, numbers)
+        return float(np.abs(runtimes.RUN[kind](temporary, fed) - scores).max())
+
+    allowed = TOLERANCES[kind] * max(1.0, float(np.abs(scores).max()))
+    features = [{"input": graph.FEATURES, "column": "", "type": "float32", "missing": "none"}]
+    about = describe(inputs, numbers) if inputs else features
+    difference = _whole(path, write, allowed, {"inputs": about, "output": graph.SCORES, "shape": "(rows, 1) each"})
+    return Exported(path, about, difference, allowed)
+
+
+def _refuse(kind: str, path: Path) -> None:
+    """Refuse what can be told before the bundle is read."""
+    if kind not in FORMATS:
+        raise InputError(f"format {kind!r} is unknown", hint=f"use one of {', '.join(FORMATS)}")
+    if kind == "keras" and path.suffix != ".keras":
+        raise InputError(f"{path} does not end with .keras, by which Keras knows the format", hint=f"-o {path}.keras")
+    for taken in (path, _beside(path)):
+        if taken.exists():
+            raise InputError(f"{taken} exists", hint="name another output, or remove it yourself")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"there is no folder {path.absolute().parent}", hint="make it first")
+    runtimes.require(kind)
+
+
+def _refuse_columns(kind: str, inputs: tuple[Input, ...]) -> None:
+    """TensorFlow Lite's own operators look up no text; with others it would run where TensorFlow is, and only there."""
+    texts = [each.column for each in inputs if each.is_text]
+    if kind == "tflite" and texts:
+        raise InputError(
+            f"tflite cannot hold the encoding of text columns: {', '.join(texts)}",
+            hint="export with --without-preprocessing, or as saved_model or onnx",
+        )
+
+
+def _feed(bundle: Bundle, inputs: tuple[Input, ...], frame: pd.DataFrame, numbers: str) -> dict[str, np.ndarray]:
+    """The golden rows as the export takes them."""
+    if not inputs:
+        return {graph.FEATURES: bundle.preprocessor.transform(frame)}
+    return feed(inputs, bundle.preprocessor.schema, frame, numbers)
+
+
+def _write(bundle: Bundle, kind: Format, path: Path, inputs: tuple[Input, ...], numbers: str) -> None:
+    """Write the model in its format."""
+    network: keras.Model = bundle.model
+    preprocessor, task = bundle.preprocessor, bundle.task
+    if inputs and kind != "onnx":
+        model = graph.raw_model(network, task, preprocessor, inputs, numbers)
+    else:
+        graph.affine(preprocessor) if inputs else None
+        model = graph.scored_model(network, task, len(preprocessor.output_names), numbers)
+    runtimes.WRITE[kind](model, path)
+    if inputs and kind == "onnx":
+        onnx.prepend(path, preprocessor, inputs)
+
+
+def _whole(path: Path, write: Callable[[Path], float], allowed: float, about: dict[str, Any]) -> float:
+    """Let ``write`` fill a hidden sibling, and rename it once it is right; returns how far off it is."""
+    folder = path.absolute().parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    folder.mkdir()
+    temporary = folder / path.name
+    try:
+        difference = write(temporary)
+        if not difference <= allowed:
+            raise BundleError(
+                f"{path} is not written: it gives other golden scores than the bundle, {difference:.3g} off, "
+                f"{allowed:.1g} allowed",
+                hint="try another format, or --without-preprocessing",
+            )
+        write_json(folder / "inputs.json", about)
+        for written in [*folder.rglob("*"), folder]:
+            sync(written)
+        (folder / "inputs.json").rename(_beside(path))
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return difference
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.inputs.json")

@@ -1,0 +1,201 @@
+"""What a run has on record, read back to make it again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from forge_sweep.errors import InputError
+from forge_sweep.tracking import store as stores
+from forge_sweep.tracking.session import PARENT_TAG
+from forge_sweep.tracking.trained_on import TrainedModel, downloaded
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[\w-]+))")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run, with what its sweep recorded.
+
+    Attributes:
+        run_id: MLflow's id.
+        parent_id: that of the sweep's run.
+        name: such as ``trial-0007``.
+        params: as text.
+        tags: all.
+        metrics: last value of each.
+        curves: metrics of each epoch by name, then by epoch.
+        experiment: the experiment as it was resolved.
+        environment: `Environment.to_dict` without ``git_diff``; empty where it was not recorded.
+        git_diff: uncommitted changes, "" for none.
+        root: folder of the experiment file then; "" where it was not recorded.
+        model: the registered version that the run made, if any.
+    """
+
+    run_id: str
+    parent_id: str
+    name: str
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    curves: Mapping[str, Mapping[int, float]]
+    experiment: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    git_diff: str
+    root: str
+    model: TrainedModel | None
+
+    @property
+    def kind(self) -> str:
+        """``trial``, ``baseline`` or ``confirm``."""
+        return self.tags.get("forge.kind", "")
+
+    @property
+    def environment_folder(self) -> str:
+        """Artifact folder of the environment, on the sweep's run."""
+        return f"environment/{self.tags.get('forge.environment', '')}"
+
+
+def read_record(reference: str, store: Path) -> Record:
+    """Read all that a run, or the run of a registered model, has on record.
+
+    Args:
+        reference: a run's id, ``models:/NAME/VERSION`` or ``models:/NAME@alias``.
+        store: folder of the embedded stores.
+
+    Raises:
+        InputError: there is no such run or model, or it is no training of forge_sweep.
+        TrackingDown: the store cannot be reached.
+    """
+    uri = stores.default_uri(store)
+    _refuse_no_store(uri)
+    with stores.translated(f"the record of {reference}"), stores.current(uri):
+        client = stores.connect(uri, store)
+        run_id, model = _resolve(client, reference)
+        return _read(client, run_id, model)
+
+
+@contextlib.contextmanager
+def bundle_folder(reference: str, store: Path) -> Iterator[Path]:
+    """The folder of a bundle, for a while.
+
+    Args:
+        reference: ``models:/NAME/VERSION``, ``models:/NAME@alias``, or the folder itself.
+        store: folder of the embedded stores.
+
+    Raises:
+        InputError: there is no such model or folder.
+        TrackingDown: the store cannot be reached.
+        BundleError: the model is none of ours.
+    """
+    if not reference.startswith("models:"):
+        yield Path(reference)
+        return
+    uri = stores.default_uri(store)
+    _refuse_no_store(uri)
+    with stores.translated(f"the look-up of {reference}"), stores.current(uri):
+        _, model = _resolve(stores.connect(uri, store), reference)
+    assert model is not None
+    with downloaded(model, store) as folder:
+        yield folder
+
+
+def write_verdict(record: Record, tags: Mapping[str, str], report: Mapping[str, Any], name: str, store: Path) -> None:
+    """Set tags on the run and keep a report as the artifact ``reproduced/<name>.json``.
+
+    Raises:
+        TrackingDown: the store cannot be reached.
+    """
+    uri = stores.default_uri(store)
+    with stores.translated(f"the verdict on {record.run_id}"), stores.current(uri):
+        client = stores.connect(uri, store)
+        client.log_text(record.run_id, json.dumps(report, indent=2), f"reproduced/{name}.json")
+        for key, value in tags.items():
+            client.set_tag(record.run_id, key, value)
+
+
+def _refuse_no_store(uri: str) -> None:
+    """Raise where nothing was ever stored, rather than make a new store."""
+    path = stores.sqlite_path(uri)
+    if path is not None and not path.exists():
+        raise InputError(f"there is no MLflow store at {path}", hint="give --store, or set MLFLOW_TRACKING_URI")
+
+
+def _resolve(client: MlflowClient, reference: str) -> tuple[str, TrainedModel | None]:
+    """The run that a reference means, and its registered version."""
+    if not reference.startswith("models:"):
+        return reference, None
+    found = MODEL_URI.fullmatch(reference)
+    if found is None:
+        hint = "write models:/NAME/VERSION or models:/NAME@alias, such as models:/fraud@champion"
+        raise InputError(f"{reference!r} names no registered model", hint=hint)
+    name = found["name"]
+    if found["alias"]:
+        version = client.get_model_version_by_alias(name, found["alias"])
+    else:
+        version = client.get_model_version(name, found["version"])
+    return str(version.run_id), TrainedModel(name, str(version.version), ())
+
+
+def _read(client: MlflowClient, run_id: str, model: TrainedModel | None) -> Record:
+    run = client.get_run(run_id)
+    tags, parent_id = dict(run.data.tags), run.data.tags.get(PARENT_TAG, "")
+    if tags.get("forge.kind") not in ("trial", "baseline", "confirm") or not parent_id:
+        raise InputError(
+            f"run {run_id} is no training of forge_sweep but {tags.get('forge.kind', 'something else')!r}",
+            hint="give the id of a trial's, a baseline's or a confirmation's run, or a model: models:/NAME/VERSION",
+        )
+    experiment = _json(client, parent_id, "experiment.json")
+    if not experiment:
+        raise InputError(f"the sweep's run {parent_id} has no experiment.json", hint="its artifacts were deleted")
+    folder = f"environment/{tags.get('forge.environment', '')}"
+    return Record(
+        run_id=run_id,
+        parent_id=parent_id,
+        name=str(run.info.run_name),
+        params=dict(run.data.params),
+        tags=tags,
+        metrics=dict(run.data.metrics),
+        curves=_curves(client, run_id, list(run.data.metrics)),
+        experiment=experiment,
+        environment=_json(client, parent_id, f"{folder}/environment.json"),
+        git_diff=_text(client, parent_id, f"{folder}/git.diff") or "",
+        root=client.get_run(parent_id).data.tags.get("forge.root", ""),
+        model=model or _registered(client, run_id),
+    )
+
+
+def _registered(client: MlflowClient, run_id: str) -> TrainedModel | None:
+    """The version that was registered from a run."""
+    found = client.search_model_versions(f"run_id = '{run_id}'")
+    return TrainedModel(found[0].name, str(found[0].version), ()) if found else None
+
+
+def _curves(client: MlflowClient, run_id: str, names: list[str]) -> dict[str, dict[int, float]]:
+    """Metrics of every epoch; a point that was logged twice counts once."""
+    wanted = [name for name in names if name.startswith("val_") or name in ("loss", "learning_rate")]
+    return {name: {point.step: point.value for point in client.get_metric_history(run_id, name)} for name in wanted}
+
+
+def _json(client: MlflowClient, run_id: str, path: str) -> dict[str, Any]:
+    """A JSON artifact; empty where there is none."""
+    values: dict[str, Any] = json.loads(_text(client, run_id, path) or "{}")
+    return values
+
+
+def _text(client: MlflowClient, run_id: str, path: str) -> str | None:
+    """A text artifact; None where there is none."""
+    folder = path.rpartition("/")[0]
+    if path not in {file.path for file in client.list_artifacts(run_id, folder or None)}:
+        return None
+    with TemporaryDirectory(prefix="forge-sweep-") as temporary:
+        return Path(client.download_artifacts(run_id, path, temporary)).read_text(encoding="utf-8")
