@@ -9,6 +9,7 @@ The module is also the ``loader_module`` of registered models: MLflow calls `_lo
 
 from __future__ import annotations
 
+from forge_sweep.tracking.located import Located, fetched, locate
 from forge_sweep.tracking.pyfunc import BundleModel, _load_pyfunc
 from forge_sweep.tracking.registration import requirements
 from forge_sweep.tracking.runs import Run
@@ -19,6 +20,7 @@ from forge_sweep.tracking.writes import Status
 
 __all__ = [
     "BundleModel",
+    "Located",
     "Run",
     "Status",
     "Tracker",
@@ -27,6 +29,8 @@ __all__ = [
     "default_uri",
     "downloaded",
     "environment_tags",
+    "fetched",
+    "locate",
     "models_trained_on",
     "prepare_store",
     "requirements",

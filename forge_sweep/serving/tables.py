@@ -1,0 +1,187 @@
+"""CSV and Arrow as frames for the schema. What comes from outside is checked before Arrow's C++ reads it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from forge_sweep.errors import DataError
+from forge_sweep.preprocessing import Column, Schema
+from forge_sweep.sources.files import MISSING_WORDS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    from pyarrow import csv
+
+NUMBER = r"(?i)^[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|infinity|nan)$"
+MAGIC = b"ARROW1\0\0"
+"""How a file of Arrow begins; what follows is a stream."""
+
+TRUE, FALSE = ("true", "1", "1.0"), ("false", "0", "0.0")
+
+
+def as_text(names: list[str]) -> csv.ConvertOptions:
+    """Every column as text: its type is the schema's, not what the first rows look like."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    return csv.ConvertOptions(
+        null_values=MISSING_WORDS, strings_can_be_null=True, column_types=dict.fromkeys(names, pa.string())
+    )
+
+
+def read_csv(body: bytes, names: list[str]) -> pa.Table:
+    """A CSV file with a header, in UTF-8.
+
+    Raises:
+        DataError: it is none.
+    """
+    import pyarrow as pa
+    from pyarrow import csv
+
+    try:
+        return csv.read_csv(
+            pa.BufferReader(body),
+            read_options=csv.ReadOptions(use_threads=False, block_size=min(max(len(body), 1), 2**31 - 1)),
+            parse_options=csv.ParseOptions(newlines_in_values=True),
+            convert_options=as_text(names),
+        )
+    except pa.ArrowException as error:
+        raise DataError(f"the CSV cannot be read: {first_line(error)}", hint="send a header line and rows") from error
+
+
+def typed(table: pa.Table, schema: Schema) -> pd.DataFrame:
+    """Columns of text with the types of the schema; text that is no such value is left for the schema to refuse."""
+    import pandas as pd
+
+    columns = {column.name: column for column in schema.columns}
+    found = [
+        pd.Series(typed_column(values, columns.get(name))) for name, values in zip(table.column_names, table.columns)
+    ]
+    if not found:
+        return pd.DataFrame(index=range(table.num_rows))
+    return pd.concat(found, axis=1).set_axis(table.column_names, axis=1)
+
+
+def typed_column(values: pa.ChunkedArray, column: Column | None) -> np.ndarray:
+    """One column of text as float64, or as objects."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    if column is None or column.kind == "categorical" or not pa.types.is_string(values.type):
+        return np.asarray(values.to_pandas().to_numpy(object))
+    values = compute.utf8_trim_whitespace(values)
+    if column.kind == "boolean":
+        words = compute.utf8_lower(values)
+        truth = {**dict.fromkeys(TRUE, True), **dict.fromkeys(FALSE, False)}
+        return np.array([truth.get(word, word) for word in words.to_pylist()], object)
+    try:
+        return np.asarray(values.cast(pa.float64()).to_numpy())
+    except pa.ArrowInvalid:
+        right = compute.match_substring_regex(values, NUMBER).to_pylist()
+        cells = zip(values.to_pylist(), right, strict=True)
+        return np.array([float(text) if number else text for text, number in cells], object)
+
+
+def read_arrow(body: bytes, max_rows: int) -> pa.Table:
+    """An Arrow stream or file of plain columns.
+
+    Raises:
+        DataError: it is damaged, compressed, too long, or has columns that are no numbers, booleans or text.
+    """
+    import pyarrow as pa
+
+    stream = body[len(MAGIC) :] if body.startswith(MAGIC) else body
+    try:
+        check_batches(stream, max_rows)
+        table = pa.ipc.open_stream(stream).read_all()
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            refuse_type(name, column.type)
+        table.validate(full=True)
+    except (pa.ArrowException, struct.error, ValueError, OSError, IndexError, MemoryError) as error:
+        raise DataError(f"the Arrow data cannot be read: {first_line(error)}", hint="send a stream or file") from error
+    return table
+
+
+def refuse_type(name: str, kind: pa.DataType) -> None:
+    """Raise DataError for columns that no schema has, nested ones above all."""
+    from pyarrow import types
+
+    plain = kind.value_type if types.is_dictionary(kind) else kind
+    number = types.is_integer(plain) or types.is_floating(plain) or types.is_decimal(plain)
+    text = types.is_string(plain) or types.is_large_string(plain)
+    if not (number or text or types.is_boolean(plain) or types.is_null(plain)):
+        raise DataError(f"column {name!r} is of type {kind}", hint="send numbers, booleans or text")
+
+
+def check_batches(stream: bytes, max_rows: int) -> None:
+    """Count the rows and refuse compression before anything is allocated: a few bytes may claim any length.
+
+    The messages are read as https://arrow.apache.org/docs/format/Columnar.html describes them.
+    """
+    import pyarrow as pa
+
+    rows = 0
+    with pa.MessageReader.open_stream(pa.py_buffer(stream)) as messages:
+        for message in iterate(messages):
+            if message.type == "schema":
+                continue
+            length, compressed = batch_header(message.metadata.to_pybytes(), dictionary=message.type == "dictionary")
+            rows += length
+            if compressed:
+                raise DataError("the Arrow data is compressed", hint="write it without compression")
+            if not 0 <= length <= max_rows or rows > 2 * max_rows:
+                raise DataError(f"the Arrow data has more than {max_rows} rows", hint="send fewer rows at a time")
+
+
+def iterate(messages: pa.MessageReader) -> Iterator[pa.Message]:
+    """The messages of a stream."""
+    while True:
+        try:
+            yield messages.read_next_message()
+        except StopIteration:
+            return
+
+
+def batch_header(metadata: bytes, *, dictionary: bool) -> tuple[int, bool]:
+    """Rows of a record batch (or of a dictionary), and whether its buffers are compressed, from its flatbuffer."""
+    message = struct.unpack_from("<I", metadata)[0]
+    batch = pointed(metadata, message, 2)
+    if dictionary:
+        batch = pointed(metadata, batch, 1)
+    at = field_at(metadata, batch, 0)
+    length = struct.unpack_from("<q", metadata, at)[0] if at else 0
+    return length, bool(field_at(metadata, batch, 3))
+
+
+def pointed(buffer: bytes, table: int, slot: int) -> int:
+    """Where the table begins that a field refers to."""
+    at = field_at(buffer, table, slot)
+    if not at:
+        raise ValueError("a message without a batch")
+    return at + int(struct.unpack_from("<I", buffer, at)[0])
+
+
+def field_at(buffer: bytes, table: int, slot: int) -> int:
+    """Where a field of a flatbuffer's table is; 0 where it is absent."""
+    vtable = table - struct.unpack_from("<i", buffer, table)[0]
+    if vtable < 0:
+        raise ValueError("a table that points outside")
+    if 4 + 2 * slot >= struct.unpack_from("<H", buffer, vtable)[0]:
+        return 0
+    offset = struct.unpack_from("<H", buffer, vtable + 4 + 2 * slot)[0]
+    return table + int(offset) if offset else 0
+
+
+def frame_of(table: pa.Table) -> pd.DataFrame:
+    """A table with types of its own as a frame, as the file sources read it."""
+    return table.to_pandas(ignore_metadata=True, date_as_object=False)
+
+
+def first_line(error: BaseException) -> str:
+    """What Arrow says, in one line and not too long."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
