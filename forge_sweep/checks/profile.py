@@ -1,8 +1,8 @@
 """How the training rows were distributed, in a few kilobytes, so that rows that come later can be compared with them.
 
 A comparison of versions (`drift`) has both tables; a served model has its bundle only. So the bundle keeps counts: of
-numbers over the bins of `effects.bin_edges`, of categories, of missing values. The measures and the verdict are those of
-`drift`; Kolmogorov-Smirnov's test, which takes the values themselves, is replaced by chi-squared over the bins.
+numbers over the bins of `effects.bin_edges`, of categories, of missing values. The measures and the verdict are those
+of `drift`; Kolmogorov-Smirnov's test, which takes the values themselves, is replaced by chi-squared over the bins.
 """
 
 from __future__ import annotations

@@ -63,6 +63,27 @@ def serve(
     serving.serve(model, settings, echo=lambda line: typer.echo(line, err=True))
 
 
+def predict(
+    model: Model,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Raw rows: CSV or Parquet.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write: .csv, .parquet or .jsonl.", show_default="CSV, printed"),
+    ] = None,
+    store: Store = MLRUNS,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Column of the file to write beside the predictions; repeat for more.")
+    ] = None,
+    ignore_extra: IgnoreExtra = False,
+) -> None:
+    """Predict the rows of a file, a chunk at a time, with the checks of the server."""
+    from forge_sweep.serving.files import predict_file
+
+    done = predict_file(model, file, output, store=store, keep=keep or (), ignore_extra=ignore_extra)
+    strange = ", ".join(f"{count} {code}" for code, count in sorted(done.warnings.items())) or "no warnings"
+    typer.echo(f"{done.model}: {done.rows} rows predicted, {strange}", err=True)
+
+
 def start_logging() -> None:
     """What the server has to say, on standard error; the access log has standard output."""
     handler = logging.StreamHandler()
@@ -84,3 +105,4 @@ class Plain(logging.Formatter):
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command()(serve)
+    app.command()(predict)

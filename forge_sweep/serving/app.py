@@ -25,7 +25,8 @@ class Json(Response):
 
     def render(self, content: Any) -> bytes:
         """The bytes."""
-        return orjson.dumps(content, default=str)
+        found: bytes = orjson.dumps(content, default=str)
+        return found
 
 
 def build(service: Service, key: bytes | None) -> Gate:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from forge_sweep.serving.served import Answer, Served
+from forge_sweep.serving.served import Answer, Served, refused_rows
 
 logger = logging.getLogger(__name__)
 
@@ -148,8 +148,8 @@ def answered(jobs: Sequence[Job]) -> list[Answer | Exception]:
     try:
         raw = np.concatenate([np.asarray(job.rows, np.float64) for job in jobs])
         answer = served.answer(raw)
-        refused = {misfit.row for misfit in answer.misfits}
-        served.window.add(np.delete(raw, list(refused), axis=0) if refused else raw)
+        refused = refused_rows(answer.misfits)
+        served.window.add(np.delete(raw, refused, axis=0) if refused else raw)
         return list(parts(answer, [len(job.rows) for job in jobs]))
     except Exception as error:
         logger.exception("a forward pass of %s failed", served.label)

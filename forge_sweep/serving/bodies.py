@@ -46,7 +46,8 @@ class Refused(Exception):
     @property
     def body(self) -> bytes:
         """The answer."""
-        return orjson.dumps({"error": {"code": self.code, "message": self.message, **self.more}})
+        found: bytes = orjson.dumps({"error": {"code": self.code, "message": self.message, **self.more}})
+        return found
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -86,14 +87,12 @@ def read(media: str, body: bytes, transform: RowTransform, max_rows: int) -> Row
     try:
         if media == CSV:
             table = tables.read_csv(body, list(transform.schema.names))
-            refuse_length(table.num_rows, max_rows)
-            frame = tables.typed(table, transform.schema)
         else:
             table = tables.read_arrow(body, max_rows)
-            refuse_length(table.num_rows, max_rows)
-            frame = tables.frame_of(table)
     except DataError as error:
         raise Refused(400, "unreadable", error.message, more={"fix": error.hint}) from error
+    refuse_length(table.num_rows, max_rows)
+    frame = tables.framed(table, transform.schema, text=media == CSV)
     return Rows(transform.read_frame(frame), cell_of(frame))
 
 

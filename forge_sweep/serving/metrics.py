@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter as Counts
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
     from forge_sweep.serving.served import Served
@@ -22,12 +30,17 @@ class Metrics:
     """Counters of one server, all named ``forge_sweep_*``."""
 
     def __init__(self) -> None:
+        quiet: Any = disable_created_metrics
+        quiet()  # a second series for each of them, which nobody reads
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         labels = ("path", "status")
         self.requests = Counter("forge_sweep_requests", "Requests answered", labels, registry=registry)
         self.seconds = Histogram(
-            "forge_sweep_request_seconds", "From the head of a request to its answer", buckets=SECONDS, registry=registry
+            "forge_sweep_request_seconds",
+            "From the head of a request to its answer",
+            buckets=SECONDS,
+            registry=registry,
         )
         self.rows = Counter("forge_sweep_rows", "Rows predicted", registry=registry)
         self.warnings = Counter(
@@ -48,7 +61,8 @@ class Metrics:
 
     def watch(self, service: Service) -> None:
         """Ask this service, whenever somebody reads, for what it knows at the moment."""
-        self.registry.register(Now(service))
+        collector: Any = Now(service)
+        self.registry.register(collector)
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """One request more."""
@@ -58,6 +72,11 @@ class Metrics:
         child.inc()
         self.seconds.observe(seconds)
 
+    def strange(self, codes: Iterable[str]) -> None:
+        """Values that the training rows did not have."""
+        for code, count in Counts(codes).items():
+            self.warnings.labels(code).inc(count)
+
     def batch(self, requests: int, rows: int) -> None:
         """One forward pass more."""
         self.batch_requests.observe(requests)
@@ -66,10 +85,11 @@ class Metrics:
 
     def text(self) -> bytes:
         """All of them."""
-        return generate_latest(self.registry)
+        found: bytes = generate_latest(self.registry)
+        return found
 
 
-class Now(Collector):
+class Now:
     """The version in service, the queue and the drift."""
 
     def __init__(self, service: Service) -> None:

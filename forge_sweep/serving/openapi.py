@@ -42,7 +42,8 @@ def complete(document: dict[str, Any], bundle: Bundle, settings: Settings, *, ke
     document["paths"]["/predict"] = {"post": predict_operation(settings)}
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            operation["responses"].pop("422", None) if path != "/predict" else None
+            if path != "/predict":
+                untyped(operation["responses"])
             if key and path not in ("/healthz", "/readyz"):
                 operation["security"] = [{"bearer": []}, {"header": []}]
                 operation["responses"]["401"] = refusal("401")
@@ -52,6 +53,13 @@ def complete(document: dict[str, Any], bundle: Bundle, settings: Settings, *, ke
             "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
         }
     return document
+
+
+def untyped(responses: dict[str, Any]) -> None:
+    """FastAPI takes an answer of its own class for text."""
+    for answer in responses.values():
+        if JSON in answer.get("content", {}):
+            answer["content"][JSON] = {"schema": {"type": "object"}}
 
 
 def row_schema(bundle: Bundle, settings: Settings) -> dict[str, Any]:

@@ -80,12 +80,13 @@ class Predict:
         answer = await self._queue(answers, rows) if len(rows.raw) else no_rows(answers)
         if answer.misfits:
             raise misfits_refused(answer.misfits, len(answer.misfits))
-        if len(rows.raw) > MANY:
-            return await asyncio.to_thread(lambda: orjson.dumps(answers(rows, answer)))
-        found = answers(rows, answer)
         if answer.flagged:
-            self._count([warning["code"] for each in found["predictions"] for warning in each["warnings"]])
-        return orjson.dumps(found)
+            self.service.metrics.strange(
+                answers.served.code(column, rows.raw[row][column]) for row, column in answer.flagged
+            )
+        if len(rows.raw) > MANY:
+            return await asyncio.to_thread(written, answers, rows, answer)
+        return written(answers, rows, answer)
 
     async def _queue(self, answers: Answers, rows: bodies.Rows) -> Answer:
         try:
@@ -94,10 +95,6 @@ class Predict:
             more = {"max_waiting": self.settings.max_waiting}
             raise Refused(503, "busy", "too many rows wait; try again", more=more, headers=RETRY) from None
         return await future
-
-    def _count(self, codes: list[str]) -> None:
-        for code in codes:
-            self.service.metrics.warnings.labels(code).inc()
 
     def _hold(self, length: int | None) -> int:
         """Make room for a body; one of unknown length counts as the largest."""
@@ -114,7 +111,15 @@ class Predict:
         seconds = f"{self.settings.timeout_s:g} s"
         if complete:
             return Refused(504, "time-out", f"no answer within {seconds}")
-        return Refused(408, "time-out", f"the body did not arrive within {seconds}", headers=[(b"connection", b"close")])
+        return Refused(
+            408, "time-out", f"the body did not arrive within {seconds}", headers=[(b"connection", b"close")]
+        )
+
+
+def written(answers: Answers, rows: bodies.Rows, answer: Answer) -> bytes:
+    """The answer as bytes."""
+    found: bytes = orjson.dumps(answers(rows, answer))
+    return found
 
 
 RETRY = [(b"retry-after", b"1")]
@@ -144,7 +149,7 @@ async def read_body(receive: Receive, most: int) -> bytes:
         Refused: it is too long.
         Disconnected: it ended early.
     """
-    parts, size = [], 0
+    parts, size = list[bytes](), 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":

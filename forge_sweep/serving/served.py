@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from forge_sweep.errors import BundleError
 from forge_sweep.preprocessing import UNKNOWN, Misfit, RowTransform
 from forge_sweep.serving.window import Window
 from forge_sweep.tracking import Located, fetched
+
+WarningCode = Literal["missing", "unknown-category", "below-range", "above-range"]
 
 WARMED = tuple(1 << power for power in range(4, 13))
 """Rows of every chunk that `training.outputs` fills up to."""
@@ -79,7 +82,7 @@ class Served:
         features = self.transform.features(raw)
         misfits = self.transform.not_finite(raw, features)
         if misfits:
-            features[[misfit.row for misfit in misfits]] = 0.0
+            features[refused_rows(misfits)] = 0.0
         scores = self.bundle.scores_of(features)
         if not np.isfinite(scores).all():
             rows = np.flatnonzero(~np.isfinite(scores).all(axis=1)).tolist()
@@ -107,24 +110,36 @@ class Served:
                 hint="serve it with the versions it was trained with; bundle.json names them",
             )
 
-    def warning(self, column: int, value: float, seen: Any) -> dict[str, Any]:
-        """What is strange about a raw number, for the answer."""
-        about = self.bundle.preprocessor.schema.columns[column]
+    def code(self, column: int, value: float) -> WarningCode:
+        """What is strange about a raw number that was flagged."""
         if value != value:
-            code, expected = "missing", "a value: none was missing in train"
-        elif about.kind == "categorical":
-            code, expected = "unknown-category", f"one of the {len(about.categories)} categories of train"
-        elif value < self._low[column]:
-            code, expected = "below-range", f"at least {about.low}, the smallest in train"
-        else:
-            code, expected = "above-range", f"at most {about.high}, the largest in train"
-        return {"column": about.name, "code": code, "seen": seen, "expected": expected}
+            return "missing"
+        if self.bundle.preprocessor.schema.columns[column].kind == "categorical":
+            return "unknown-category"
+        return "below-range" if value < self._low[column] else "above-range"
+
+    def warning(self, column: int, value: float, seen: Any) -> dict[str, Any]:
+        """What is strange about a raw number that was flagged, for the answer."""
+        about = self.bundle.preprocessor.schema.columns[column]
+        expected = {
+            "missing": "a value: none was missing in train",
+            "unknown-category": f"one of the {len(about.categories)} categories of train",
+            "below-range": f"at least {about.low}, the smallest in train",
+            "above-range": f"at most {about.high}, the largest in train",
+        }
+        code = self.code(column, value)
+        return {"column": about.name, "code": code, "seen": seen, "expected": expected[code]}
 
     def _flagged(self, raw: np.ndarray) -> tuple[tuple[int, int], ...]:
         strange = (raw < self._low) | (raw > self._high) | (np.isnan(raw) & self._complete)
         if not strange.any():
             return ()
         return tuple(zip(*(positions.tolist() for positions in np.nonzero(strange)), strict=True))
+
+
+def refused_rows(misfits: Iterable[Misfit]) -> list[int]:
+    """Positions of rows that have no answer."""
+    return sorted({misfit.row for misfit in misfits if misfit.row is not None})
 
 
 def load(located: Located, store: Path, *, window: int, least: int, ignore_extra: bool = False) -> Served:

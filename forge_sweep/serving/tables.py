@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ NUMBER = r"(?i)^[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|infinity|nan)$"
 MAGIC = b"ARROW1\0\0"
 """How a file of Arrow begins; what follows is a stream."""
 
-TRUE, FALSE = ("true", "1", "1.0"), ("false", "0", "0.0")
+TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 def as_text(names: list[str]) -> csv.ConvertOptions:
@@ -54,31 +54,35 @@ def read_csv(body: bytes, names: list[str]) -> pa.Table:
         raise DataError(f"the CSV cannot be read: {first_line(error)}", hint="send a header line and rows") from error
 
 
-def typed(table: pa.Table, schema: Schema) -> pd.DataFrame:
-    """Columns of text with the types of the schema; text that is no such value is left for the schema to refuse."""
-    import pandas as pd
+def framed(table: pa.Table, schema: Schema, *, text: bool) -> pd.DataFrame:
+    """A frame for the schema, as the file sources make it.
 
-    columns = {column.name: column for column in schema.columns}
-    found = [
-        pd.Series(typed_column(values, columns.get(name))) for name, values in zip(table.column_names, table.columns)
-    ]
-    if not found:
-        return pd.DataFrame(index=range(table.num_rows))
-    return pd.concat(found, axis=1).set_axis(table.column_names, axis=1)
+    Args:
+        table: raw rows.
+        schema: what they are for.
+        text: whether all columns are text, of a CSV file, and take the types of the schema; what is no such value is
+            left as it is, for the schema to refuse.
+    """
+    frame: pd.DataFrame = table.to_pandas(ignore_metadata=True, date_as_object=False)
+    if not text or len(set(table.column_names)) < table.num_columns:
+        return frame
+    for column in schema.columns:
+        if column.kind != "categorical" and column.name in frame:
+            frame[column.name] = typed_column(table[column.name], column)
+    return frame
 
 
-def typed_column(values: pa.ChunkedArray, column: Column | None) -> np.ndarray:
-    """One column of text as float64, or as objects."""
+def typed_column(values: pa.ChunkedArray, column: Column) -> pd.Series | np.ndarray:
+    """A column of numbers or booleans that may be given as text."""
     import pyarrow as pa
     from pyarrow import compute
 
-    if column is None or column.kind == "categorical" or not pa.types.is_string(values.type):
-        return np.asarray(values.to_pandas().to_numpy(object))
+    if not pa.types.is_string(values.type):
+        plain: pd.Series = values.to_pandas(date_as_object=False)
+        return plain
     values = compute.utf8_trim_whitespace(values)
     if column.kind == "boolean":
-        words = compute.utf8_lower(values)
-        truth = {**dict.fromkeys(TRUE, True), **dict.fromkeys(FALSE, False)}
-        return np.array([truth.get(word, word) for word in words.to_pylist()], object)
+        return np.array([TRUTH.get(word.lower(), word) if word else None for word in values.to_pylist()], object)
     try:
         return np.asarray(values.cast(pa.float64()).to_numpy())
     except pa.ArrowInvalid:
@@ -126,7 +130,7 @@ def check_batches(stream: bytes, max_rows: int) -> None:
     import pyarrow as pa
 
     rows = 0
-    with pa.MessageReader.open_stream(pa.py_buffer(stream)) as messages:
+    with pa.ipc.MessageReader.open_stream(pa.py_buffer(stream)) as messages:
         for message in iterate(messages):
             if message.type == "schema":
                 continue
@@ -138,7 +142,7 @@ def check_batches(stream: bytes, max_rows: int) -> None:
                 raise DataError(f"the Arrow data has more than {max_rows} rows", hint="send fewer rows at a time")
 
 
-def iterate(messages: pa.MessageReader) -> Iterator[pa.Message]:
+def iterate(messages: Any) -> Iterator[Any]:
     """The messages of a stream."""
     while True:
         try:
@@ -175,11 +179,6 @@ def field_at(buffer: bytes, table: int, slot: int) -> int:
         return 0
     offset = struct.unpack_from("<H", buffer, vtable + 4 + 2 * slot)[0]
     return table + int(offset) if offset else 0
-
-
-def frame_of(table: pa.Table) -> pd.DataFrame:
-    """A table with types of its own as a frame, as the file sources read it."""
-    return table.to_pandas(ignore_metadata=True, date_as_object=False)
 
 
 def first_line(error: BaseException) -> str:
