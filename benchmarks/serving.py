@@ -3,9 +3,9 @@
     python benchmarks/serving.py [--seconds 8] [--skip-mlflow]
 
 One row per request over connections that stay open, at 1, 8 and 64 clients that each wait for their answer; then rows
-per second in batches, against the bare `model.predict` of Keras on the same preprocessed rows. The clients are a process
-of their own that writes prepared bytes into sockets, so that they take little of the two cores. Ours checks every row,
-keeps the drift window and writes its access log, as it does by default.
+per second in batches, against the bare `model.predict` of Keras on the same preprocessed rows. The clients are a
+process of their own that writes prepared bytes into sockets, so that they take little of the two cores. Ours checks
+every row, keeps the drift window and writes its access log, as it does by default.
 """
 
 from __future__ import annotations

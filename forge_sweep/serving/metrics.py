@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Counts
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import (
@@ -18,6 +18,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 
 if TYPE_CHECKING:
+    from forge_sweep.checks.drift import ColumnDrift
     from forge_sweep.serving.served import Served
     from forge_sweep.serving.service import Service
 
@@ -120,7 +121,7 @@ def drift(served: Served) -> Iterator[Any]:
     found = served.window.drift()
     if found is None:
         return
-    gauges = {
+    gauges: dict[str, tuple[str, Callable[[ColumnDrift], float]]] = {
         "psi": ("Population stability index against the training rows", lambda c: c.psi),
         "distance": ("Kolmogorov-Smirnov or total variation distance", lambda c: c.distance),
         "missing_share": ("Share of missing values", lambda c: c.missing[1]),
