@@ -92,6 +92,7 @@ def start_logging() -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of the shapes that are warmed up
 
 
 class Plain(logging.Formatter):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -152,7 +153,7 @@ def answered(jobs: Sequence[Job]) -> list[Answer | Exception]:
         served.window.add(np.delete(raw, refused, axis=0) if refused else raw)
         return list(parts(answer, [len(job.rows) for job in jobs]))
     except Exception as error:
-        logger.exception("a forward pass of %s failed", served.label)
+        logger.error("a forward pass of %s failed: %s", served.label, without_data(error))
         return [error] * len(jobs)
 
 
@@ -183,3 +184,8 @@ def deliver(jobs: Sequence[Job], answers: Sequence[Answer | Exception]) -> None:
             job.future.set_exception(answer)
         else:
             job.future.set_result(answer)
+
+
+def without_data(error: BaseException) -> str:
+    """Where something failed. What it says may quote a row, and is left out."""
+    return f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}".rstrip()

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from forge_sweep.serving.batching import without_data
 from forge_sweep.serving.bodies import Refused
 from forge_sweep.serving.predicting import Disconnected, Predict, Receive, Scope, Send, send_json
 from forge_sweep.serving.service import Service
@@ -65,8 +66,8 @@ class Gate:
             await send_json(answer, refused.status, refused.body, refused.headers)
         except Disconnected:
             status = CLIENT_GONE
-        except Exception:
-            logger.exception("a request failed")
+        except Exception as error:
+            logger.error("a request failed: %s", without_data(error))
             if not status:
                 failed = Refused(500, "failed", "the request failed; the server's log says why")
                 await send_json(answer, failed.status, failed.body)

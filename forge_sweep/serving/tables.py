@@ -130,16 +130,15 @@ def check_batches(stream: bytes, max_rows: int) -> None:
     import pyarrow as pa
 
     rows = 0
-    with pa.ipc.MessageReader.open_stream(pa.py_buffer(stream)) as messages:
-        for message in iterate(messages):
-            if message.type == "schema":
-                continue
-            length, compressed = batch_header(message.metadata.to_pybytes(), dictionary=message.type == "dictionary")
-            rows += length
-            if compressed:
-                raise DataError("the Arrow data is compressed", hint="write it without compression")
-            if not 0 <= length <= max_rows or rows > 2 * max_rows:
-                raise DataError(f"the Arrow data has more than {max_rows} rows", hint="send fewer rows at a time")
+    for message in iterate(pa.ipc.MessageReader.open_stream(pa.py_buffer(stream))):
+        if message.type == "schema":
+            continue
+        length, compressed = batch_header(message.metadata.to_pybytes(), dictionary=message.type == "dictionary")
+        rows += length
+        if compressed:
+            raise DataError("the Arrow data is compressed", hint="write it without compression")
+        if not 0 <= length <= max_rows or rows > 2 * max_rows:
+            raise DataError(f"the Arrow data has more than {max_rows} rows", hint="send fewer rows at a time")
 
 
 def iterate(messages: Any) -> Iterator[Any]:
