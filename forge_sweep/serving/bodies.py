@@ -89,10 +89,11 @@ def read(media: str, body: bytes, transform: RowTransform, max_rows: int) -> Row
             table = tables.read_csv(body, list(transform.schema.names))
         else:
             table = tables.read_arrow(body, max_rows)
+        refuse_length(table.num_rows, max_rows)
+        with tables.readable("table"):
+            frame = tables.framed(table, transform.schema, text=media == CSV)
     except DataError as error:
         raise Refused(400, "unreadable", error.message, more={"fix": error.hint}) from error
-    refuse_length(table.num_rows, max_rows)
-    frame = tables.framed(table, transform.schema, text=media == CSV)
     return Rows(transform.read_frame(frame), cell_of(frame))
 
 

@@ -104,17 +104,18 @@ def predicted(
     schema, task = served.transform.schema, served.bundle.task
     frame = tables.framed(table.drop_columns(list(keep)), schema, text=text)
     raw = served.transform.read_frame(frame, first)
-    answer = served.answer(raw) if len(raw) else Answer(np.empty((0, task.units)))
+    # No rows have the types of one row.
+    answer = served.answer(raw) if len(raw) else Answer(np.zeros((1, task.units)))
     if answer.misfits:
         raise RowsRefused([replace(misfit, row=first + (misfit.row or 0)) for misfit in answer.misfits])
-    texts, codes = [""] * len(raw), list[str]()
+    texts, codes = [""] * len(answer.scores), list[str]()
     for row, column in answer.flagged:
         name = schema.names[column]
         warning = served.warning(column, raw[row, column], frame[name].iloc[row])
         codes.append(warning["code"])
         texts[row] += f"{'; ' if texts[row] else ''}{name}: {warning['seen']}, expected {warning['expected']}"
     found = task.predictions(answer.scores, served.bundle.threshold)
-    values = pa.Table.from_pandas(found.assign(**{WARNINGS: texts}), preserve_index=False)
+    values = pa.Table.from_pandas(found.assign(**{WARNINGS: texts}), preserve_index=False)[: len(raw)]
     names = [*keep, *values.column_names]
     return pa.table([*(table[name] for name in keep), *values.columns], names=names), codes
 

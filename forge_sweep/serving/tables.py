@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -43,15 +44,13 @@ def read_csv(body: bytes, names: list[str]) -> pa.Table:
     import pyarrow as pa
     from pyarrow import csv
 
-    try:
+    with readable("CSV"):
         return csv.read_csv(
             pa.BufferReader(body),
             read_options=csv.ReadOptions(use_threads=False, block_size=min(max(len(body), 1), 2**31 - 1)),
             parse_options=csv.ParseOptions(newlines_in_values=True),
             convert_options=as_text(names),
         )
-    except pa.ArrowException as error:
-        raise DataError(f"the CSV cannot be read: {first_line(error)}", hint="send a header line and rows") from error
 
 
 def framed(table: pa.Table, schema: Schema, *, text: bool) -> pd.DataFrame:
@@ -100,15 +99,25 @@ def read_arrow(body: bytes, max_rows: int) -> pa.Table:
     import pyarrow as pa
 
     stream = body[len(MAGIC) :] if body.startswith(MAGIC) else body
-    try:
+    with readable("Arrow data"):
         check_batches(stream, max_rows)
-        table = pa.ipc.open_stream(stream).read_all()
+        table = pa.ipc.open_stream(stream).read_all().replace_schema_metadata(None)
         for name, column in zip(table.column_names, table.columns, strict=True):
             refuse_type(name, column.type)
         table.validate(full=True)
-    except (pa.ArrowException, struct.error, ValueError, OSError, IndexError, MemoryError) as error:
-        raise DataError(f"the Arrow data cannot be read: {first_line(error)}", hint="send a stream or file") from error
-    return table
+        return table
+
+
+@contextlib.contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Whatever Arrow makes of damaged bytes becomes a DataError."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, struct.error, ValueError, OSError, LookupError, MemoryError) as error:
+        hint = "send what its media type says, with a header line in a CSV"
+        raise DataError(f"the {what} cannot be read: {first_line(error)}", hint=hint) from error
 
 
 def refuse_type(name: str, kind: pa.DataType) -> None:
