@@ -222,8 +222,7 @@ def train(
         summary |= {"best_epoch": result.best_epoch, "epochs_run": result.epochs}
     else:
         summary |= result.metrics
-    run.log_metrics({**summary, "threshold": result.threshold})
-    finish(run, "finished", "FINISHED")
+    finish(run, "finished", "FINISHED", {**summary, "threshold": result.threshold})
     return result
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from forge_sweep.tracking.located import Located, fetched, locate
 from forge_sweep.tracking.pyfunc import BundleModel, _load_pyfunc
 from forge_sweep.tracking.registration import requirements
+from forge_sweep.tracking.review import Found, Review
 from forge_sweep.tracking.runs import Run
 from forge_sweep.tracking.store import default_uri, prepare_store
 from forge_sweep.tracking.tracker import Tracker, environment_tags
@@ -20,7 +21,9 @@ from forge_sweep.tracking.writes import Status
 
 __all__ = [
     "BundleModel",
+    "Found",
     "Located",
+    "Review",
     "Run",
     "Status",
     "Tracker",
