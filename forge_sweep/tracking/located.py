@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from forge_sweep.errors import InputError
 from forge_sweep.tracking import store as stores
-from forge_sweep.tracking.trained_on import TrainedModel, _client, downloaded
+from forge_sweep.tracking.trained_on import TrainedModel, downloaded
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^/@:]+)(?:@(?P<alias>[A-Za-z0-9_-]+)|/(?P<version>\d+))")
 
@@ -59,18 +64,26 @@ def locate(reference: str, store: Path) -> Located:
             f"{reference!r} names no model; expected NAME@ALIAS, NAME/VERSION, or the folder of a bundle",
             hint="write models:/NAME@champion, such as models:/credit@challenger",
         )
-    client = _client(store)
-    if client is None:
+    uri = stores.default_uri(store)
+    path = stores.sqlite_path(uri)
+    if path is not None and not path.exists():
         raise InputError(
             f"there is no store in {store}, and so no model {found['name']!r}",
             hint="give --store, or set MLFLOW_TRACKING_URI",
         )
     with stores.translated(f"the look-up of {reference}"):
+        client = _client(uri, store)
         if found["alias"]:
             version = client.get_model_version_by_alias(found["name"], found["alias"])
         else:
             version = client.get_model_version(found["name"], found["version"])
     return Located(found["name"], str(version.version), found["alias"] or "", dict(version.tags))
+
+
+@functools.lru_cache(maxsize=4)
+def _client(uri: str, store: Path) -> MlflowClient:
+    """A client that is kept: a server looks the same alias up for ever, and connecting to a database takes a second."""
+    return stores.connect(uri, store)
 
 
 @contextlib.contextmanager
