@@ -8,7 +8,6 @@ from typing import Any
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
-from starlette.exceptions import HTTPException
 
 from forge_sweep import __version__
 from forge_sweep.serving import openapi
@@ -33,7 +32,8 @@ def build(service: Service, key: bytes | None) -> Gate:
     """The ASGI application of a service."""
     # No page that loads its scripts from elsewhere; /openapi.json has all that it would show.
     app = FastAPI(title="forge-sweep", version=__version__, docs_url=None, redoc_url=None)
-    app.exception_handler(HTTPException)(refused)
+    for status in REFUSED:
+        app.exception_handler(status)(refused)
     add_paths(app, service)
 
     def document() -> dict[str, Any]:
@@ -86,11 +86,12 @@ def unwell(words: str) -> dict[int | str, dict[str, Any]]:
     return {503: {"description": words, "content": {"application/json": {"schema": {}}}}}
 
 
-def refused(request: Request, error: Exception) -> Response:
-    """404 and 405 in the form of all other refusals."""
-    assert isinstance(error, HTTPException)
-    code = {404: "no-such-path", 405: "method"}.get(error.status_code, "refused")
-    body = Refused(error.status_code, code, str(error.detail)).body
+REFUSED = {404: "no-such-path", 405: "method"}
+
+
+def refused(request: Request, error: Any) -> Response:
+    """What FastAPI refuses, in the form of all other refusals."""
+    body = Refused(error.status_code, REFUSED[error.status_code], str(error.detail)).body
     return Response(body, error.status_code, dict(error.headers or {}), "application/json")
 
 
