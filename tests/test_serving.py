@@ -253,6 +253,7 @@ def test_probes_card_and_figures(api: Api, bundle: Path) -> None:
     assert card["columns"][0]["name"] == "age"
     assert (card["kind"], card["golden_difference"], card["training_rows"]) == ("network", 0.0, 300)
     assert card["version"] == ready["version"] == locate(str(bundle), bundle).version
+    api.predict(ROW)
     before = (
         api.metric('forge_sweep_requests_total{path="/predict",status="200"}'),
         api.metric("forge_sweep_rows_total"),
