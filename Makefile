@@ -1,7 +1,7 @@
 # Two commands on a fresh machine: `make sweep` and `make test`. Both use .venv, installed from requirements.lock.
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep test lint bench bench-quick bench-memory bench-store peers docs format lock image image-run clean
+.PHONY: help install sweep test lint bench bench-quick bench-memory bench-store peers bench-serving docs format lock image image-run clean
 .DELETE_ON_ERROR:
 
 # The first interpreter that fits; another one: make sweep PYTHON=/path/to/python3.12
@@ -41,6 +41,9 @@ bench-memory: .venv/.bench  ## Resident memory over 200 trials (8 minutes)
 
 bench-store: install  ## Rows per second into and out of the feature store, against PostgreSQL's COPY (6 minutes, 12 GB)
 	$(BIN)/python benchmarks/feature_store.py $(SIZES)
+
+bench-serving: install  ## Requests per second of serve against mlflow models serve, on the same version (3 minutes)
+	$(BIN)/python benchmarks/serving.py
 
 docs: install  ## Write docs/experiment.md and docs/cli.md again from the code
 	$(BIN)/python docs/generate.py

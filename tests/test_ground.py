@@ -111,7 +111,8 @@ def test_the_lock_of_the_benchmarks_answers_for_the_peers_and_changes_no_version
 
 def test_the_package_imports_nothing_that_is_not_declared() -> None:
     """What only comes along with another package may leave with its next version."""
-    listed = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["postgres"]]
+    extras = PROJECT["project"]["optional-dependencies"]
+    listed = [*PROJECT["project"]["dependencies"], *extras["postgres"], *extras["serve"]]
     names = [requirement.name for requirement in map(Requirement, listed)]
     names += ["torch", "ray", "pytest"]  # the extras gp and ray, and the conformance suites in forge_sweep.testing
     providers = importlib.metadata.packages_distributions()
@@ -119,7 +120,8 @@ def test_the_package_imports_nothing_that_is_not_declared() -> None:
         module for module, owners in providers.items() if {o.lower().replace("_", "-") for o in owners} & set(names)
     }
     foreign = imported_modules() - set(sys.stdlib_module_names) - {"forge_sweep"}
-    assert foreign <= allowed | {"torch", "ray", "onnx", "onnxruntime"}  # optional: the extras gp, ray and export
+    optional = {"torch", "ray", "onnx", "onnxruntime", "fastapi", "uvicorn", "orjson", "prometheus_client"}
+    assert foreign <= allowed | optional  # the extras gp, ray, export and serve
 
 
 def test_every_dependency_names_the_module_it_is_for() -> None:

@@ -16,8 +16,9 @@ from forge_sweep.baselines import Baseline
 from forge_sweep.bundle import archives, boosters, files, golden_rows, guard, network, scaler, trees, weights
 from forge_sweep.bundle.guard import Policy
 from forge_sweep.bundle.scaler import SCALER
+from forge_sweep.checks.profile import Profile
 from forge_sweep.errors import BundleError, ForgeSweepError
-from forge_sweep.preprocessing import Preprocessor, Schema
+from forge_sweep.preprocessing import Preprocessor, RowTransform, Schema
 from forge_sweep.task import Task
 
 if TYPE_CHECKING:
@@ -81,7 +82,10 @@ class Bundle:
         if not len(frame):
             self.preprocessor.schema.align(frame)
             return np.empty((0, self.task.units))
-        features = self.preprocessor.transform(frame)
+        return self.scores_of(self.preprocessor.transform(frame))
+
+    def scores_of(self, features: np.ndarray) -> np.ndarray:
+        """What `scores` gives, for rows that are preprocessed already: (n, outputs) float32, n > 0."""
         if isinstance(self.model, Baseline):
             # A baseline gives probabilities even where the networks of its experiment give logits.
             return dataclasses.replace(self.task, from_logits=False).to_scores(self.model.outputs(features))
@@ -104,7 +108,8 @@ class Bundle:
         Args:
             folder: where to; its parents are made.
             golden: raw features to take the golden rows from, all train rows as a rule; at most `GOLDEN_ROWS` are kept:
-                some with missing values, if there are any, and the first others.
+                some with missing values, if there are any, and the first others. The distribution of all of them is
+                kept as well, to compare rows with that come later.
 
         Raises:
             BundleError: something else stands at ``folder``, a score is not finite, the metadata is not plain JSON, or
@@ -112,7 +117,7 @@ class Bundle:
         """
 
         def write(temporary: Path) -> None:
-            _write(self, temporary, golden_rows.choose(golden))
+            _write(self, temporary, golden)
             # Trusted: what this process has built its model with is imported already.
             Bundle.load(temporary, verify=True, trust=True)
 
@@ -183,8 +188,9 @@ def _verify(folder: Path, bundle: Bundle, packages: dict[str, str]) -> None:
         )
 
 
-def _write(bundle: Bundle, folder: Path, rows: pd.DataFrame) -> None:
+def _write(bundle: Bundle, folder: Path, train: pd.DataFrame) -> None:
     """Write every file of a bundle, the manifest last."""
+    rows = golden_rows.choose(train)
     about = {"format": FORMAT, "kind": bundle.kind, "threshold": bundle.threshold, "metadata": bundle.metadata}
     files.write_json(folder / "bundle.json", {**about, "packages": guard.versions()})
     files.write_json(folder / "task.json", bundle.task.to_dict())
@@ -192,7 +198,8 @@ def _write(bundle: Bundle, folder: Path, rows: pd.DataFrame) -> None:
     bundle.preprocessor.save(folder)
     scaler.write(bundle.preprocessor, folder)
     _write_model(bundle.model, folder / MODEL_FILES[bundle.kind])
-    golden_rows.write(folder, rows, bundle.scores(rows))
+    profile = Profile.learn(train, RowTransform(bundle.preprocessor))
+    golden_rows.write(folder, rows, bundle.scores(rows), profile)
     files.write_manifest(folder)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from forge_sweep.bundle.files import read_json, write_json
+from forge_sweep.checks.profile import Profile
 from forge_sweep.errors import BundleError
 
 GOLDEN = "golden.json"
@@ -28,8 +29,8 @@ def choose(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.iloc[np.sort(np.concatenate([gaps, others]))]
 
 
-def write(folder: Path, frame: pd.DataFrame, scores: np.ndarray) -> None:
-    """Write rows and scores as JSON; every float reads back as the same float.
+def write(folder: Path, frame: pd.DataFrame, scores: np.ndarray, profile: Profile | None = None) -> None:
+    """Write rows, scores and the profile of train as JSON: every float reads back as the same float.
 
     Raises:
         BundleError: a score is not finite.
@@ -42,6 +43,7 @@ def write(folder: Path, frame: pd.DataFrame, scores: np.ndarray) -> None:
         "dtypes": [str(dtype) for dtype in frame.dtypes],
         "rows": [list(row) for row in zip(*cells, strict=True)],
         "scores": scores.tolist(),
+        "profile": None if profile is None else profile.to_dict(),
     }
     write_json(folder / GOLDEN, golden)
 
@@ -70,6 +72,19 @@ def read(folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
     if not len(frame) or len(scores) != len(frame):
         raise BundleError(f"{folder / GOLDEN} has {len(frame)} rows and {len(scores)} scores")
     return frame, scores
+
+
+def read_profile(folder: Path) -> Profile | None:
+    """How the training rows were distributed; None for a bundle that was saved before they said it.
+
+    Raises:
+        BundleError: the file cannot be read.
+    """
+    values = read_json(folder / GOLDEN).get("profile")
+    try:
+        return None if values is None else Profile.from_dict(values)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise BundleError(f"{folder / GOLDEN} has a profile that cannot be read: {error}") from error
 
 
 def cell_dtype(dtype: str) -> str:

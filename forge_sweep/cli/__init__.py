@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from forge_sweep import __version__
-from forge_sweep.cli import data, reproduce
+from forge_sweep.cli import data, reproduce, serve
 from forge_sweep.cli.printing import MLRUNS, AsJson, Store, cell, complain, emit, print_costs, print_features, wide
 from forge_sweep.errors import ForgeSweepError, InputError, masked
 
@@ -140,6 +140,7 @@ def options(
 
 app.add_typer(data.app, name="data")
 reproduce.add_to(app)
+serve.add_to(app)
 
 
 @app.command()

@@ -17,17 +17,22 @@ from __future__ import annotations
 
 from forge_sweep.preprocessing.normalization import STORED, Normalization, from_store, name_of, same_settings
 from forge_sweep.preprocessing.preprocessor import Preprocessor
+from forge_sweep.preprocessing.rows import UNKNOWN, Misfit, RowsRefused, RowTransform
 from forge_sweep.preprocessing.schema import CODE, Column, Kind, Schema
 from forge_sweep.preprocessing.streaming import Coded, fit_stream
 
 __all__ = [
     "CODE",
     "STORED",
+    "UNKNOWN",
     "Coded",
     "Column",
     "Kind",
+    "Misfit",
     "Normalization",
     "Preprocessor",
+    "RowTransform",
+    "RowsRefused",
     "Schema",
     "fit_stream",
     "from_store",

@@ -193,7 +193,7 @@ class Preprocessor:
         filled = np.concatenate([numeric, boolean], axis=1)
         filled = np.where(np.isnan(filled), self.fills, filled)
         if self._scale is not None and len(filled):  # scikit-learn refuses no rows
-            filled[:, : numeric.shape[1]] = _unchecked(self._scale, filled[:, : numeric.shape[1]])
+            filled[:, : numeric.shape[1]] = unchecked(self._scale, filled[:, : numeric.shape[1]])
         return filled
 
 
@@ -318,7 +318,7 @@ def _restore_scaler(kind: str, learned: Mapping[str, np.ndarray]) -> Any:
     return scaler
 
 
-def _unchecked(transform: Callable[[np.ndarray], np.ndarray], numbers: np.ndarray) -> np.ndarray:
+def unchecked(transform: Callable[[np.ndarray], np.ndarray], numbers: np.ndarray) -> np.ndarray:
     """Scale without scikit-learn's checks: they cost more than a row, and refuse infinite values."""
     import sklearn
 

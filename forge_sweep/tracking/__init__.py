@@ -9,6 +9,7 @@ The module is also the ``loader_module`` of registered models: MLflow calls `_lo
 
 from __future__ import annotations
 
+from forge_sweep.tracking.located import Located, fetched, locate
 from forge_sweep.tracking.pyfunc import BundleModel, _load_pyfunc
 from forge_sweep.tracking.records import Record, bundle_folder, read_record, write_verdict
 from forge_sweep.tracking.registration import requirements
@@ -22,6 +23,7 @@ from forge_sweep.tracking.writes import Status
 __all__ = [
     "BundleModel",
     "Found",
+    "Located",
     "Record",
     "Review",
     "Run",
@@ -33,6 +35,8 @@ __all__ = [
     "default_uri",
     "downloaded",
     "environment_tags",
+    "fetched",
+    "locate",
     "models_trained_on",
     "prepare_store",
     "read_record",

@@ -1,0 +1,194 @@
+"""CSV and Arrow as frames for the schema. What comes from outside is checked before Arrow's C++ reads it."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from forge_sweep.errors import DataError
+from forge_sweep.preprocessing import Column, Schema
+from forge_sweep.sources.files import MISSING_WORDS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    from pyarrow import csv
+
+NUMBER = r"(?i)^[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|infinity|nan)$"
+MAGIC = b"ARROW1\0\0"
+"""How a file of Arrow begins; what follows is a stream."""
+
+TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+
+
+def as_text(names: list[str]) -> csv.ConvertOptions:
+    """Every column as text: its type is the schema's, not what the first rows look like."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    return csv.ConvertOptions(
+        null_values=MISSING_WORDS, strings_can_be_null=True, column_types=dict.fromkeys(names, pa.string())
+    )
+
+
+def read_csv(body: bytes, names: list[str]) -> pa.Table:
+    """A CSV file with a header, in UTF-8.
+
+    Raises:
+        DataError: it is none.
+    """
+    import pyarrow as pa
+    from pyarrow import csv
+
+    with readable("CSV"):
+        return csv.read_csv(
+            pa.BufferReader(body),
+            read_options=csv.ReadOptions(use_threads=False, block_size=min(max(len(body), 1), 2**31 - 1)),
+            parse_options=csv.ParseOptions(newlines_in_values=True),
+            convert_options=as_text(names),
+        )
+
+
+def framed(table: pa.Table, schema: Schema, *, text: bool) -> pd.DataFrame:
+    """A frame for the schema, as the file sources make it.
+
+    Args:
+        table: raw rows.
+        schema: what they are for.
+        text: whether all columns are text, of a CSV file, and take the types of the schema; what is no such value is
+            left as it is, for the schema to refuse.
+    """
+    frame: pd.DataFrame = table.to_pandas(ignore_metadata=True, date_as_object=False)
+    if not text or len(set(table.column_names)) < table.num_columns:
+        return frame
+    for column in schema.columns:
+        if column.kind != "categorical" and column.name in frame:
+            frame[column.name] = typed_column(table[column.name], column)
+    return frame
+
+
+def typed_column(values: pa.ChunkedArray, column: Column) -> pd.Series | np.ndarray:
+    """A column of numbers or booleans that may be given as text."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    if not pa.types.is_string(values.type):
+        plain: pd.Series = values.to_pandas(date_as_object=False)
+        return plain
+    values = compute.utf8_trim_whitespace(values)
+    if column.kind == "boolean":
+        return np.array([TRUTH.get(word.lower(), word) if word else None for word in values.to_pylist()], object)
+    try:
+        return np.asarray(values.cast(pa.float64()).to_numpy())
+    except pa.ArrowInvalid:
+        right = compute.match_substring_regex(values, NUMBER).to_pylist()
+        cells = zip(values.to_pylist(), right, strict=True)
+        return np.array([float(text) if number else text for text, number in cells], object)
+
+
+def read_arrow(body: bytes, max_rows: int) -> pa.Table:
+    """An Arrow stream or file of plain columns.
+
+    Raises:
+        DataError: it is damaged, compressed, too long, or has columns that are no numbers, booleans or text.
+    """
+    import pyarrow as pa
+
+    stream = body[len(MAGIC) :] if body.startswith(MAGIC) else body
+    with readable("Arrow data"):
+        check_batches(stream, max_rows)
+        table = pa.ipc.open_stream(stream).read_all().replace_schema_metadata(None)
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            refuse_type(name, column.type)
+        table.validate(full=True)
+        return table
+
+
+@contextlib.contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Whatever Arrow makes of damaged bytes becomes a DataError."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, struct.error, ValueError, OSError, LookupError, MemoryError) as error:
+        hint = "send what its media type says, with a header line in a CSV"
+        raise DataError(f"the {what} cannot be read: {first_line(error)}", hint=hint) from error
+
+
+def refuse_type(name: str, kind: pa.DataType) -> None:
+    """Raise DataError for columns that no schema has, nested ones above all."""
+    from pyarrow import types
+
+    plain = kind.value_type if types.is_dictionary(kind) else kind
+    number = types.is_integer(plain) or types.is_floating(plain) or types.is_decimal(plain)
+    text = types.is_string(plain) or types.is_large_string(plain)
+    if not (number or text or types.is_boolean(plain) or types.is_null(plain)):
+        raise DataError(f"column {name!r} is of type {kind}", hint="send numbers, booleans or text")
+
+
+def check_batches(stream: bytes, max_rows: int) -> None:
+    """Count the rows and refuse compression before anything is allocated: a few bytes may claim any length.
+
+    The messages are read as https://arrow.apache.org/docs/format/Columnar.html describes them.
+    """
+    import pyarrow as pa
+
+    rows = 0
+    for message in iterate(pa.ipc.MessageReader.open_stream(pa.py_buffer(stream))):
+        if message.type == "schema":
+            continue
+        length, compressed = batch_header(message.metadata.to_pybytes(), dictionary=message.type == "dictionary")
+        rows += length
+        if compressed:
+            raise DataError("the Arrow data is compressed", hint="write it without compression")
+        if not 0 <= length <= max_rows or rows > 2 * max_rows:
+            raise DataError(f"the Arrow data has more than {max_rows} rows", hint="send fewer rows at a time")
+
+
+def iterate(messages: Any) -> Iterator[Any]:
+    """The messages of a stream."""
+    while True:
+        try:
+            yield messages.read_next_message()
+        except StopIteration:
+            return
+
+
+def batch_header(metadata: bytes, *, dictionary: bool) -> tuple[int, bool]:
+    """Rows of a record batch (or of a dictionary), and whether its buffers are compressed, from its flatbuffer."""
+    message = struct.unpack_from("<I", metadata)[0]
+    batch = pointed(metadata, message, 2)
+    if dictionary:
+        batch = pointed(metadata, batch, 1)
+    at = field_at(metadata, batch, 0)
+    length = struct.unpack_from("<q", metadata, at)[0] if at else 0
+    return length, bool(field_at(metadata, batch, 3))
+
+
+def pointed(buffer: bytes, table: int, slot: int) -> int:
+    """Where the table begins that a field refers to."""
+    at = field_at(buffer, table, slot)
+    if not at:
+        raise ValueError("a message without a batch")
+    return at + int(struct.unpack_from("<I", buffer, at)[0])
+
+
+def field_at(buffer: bytes, table: int, slot: int) -> int:
+    """Where a field of a flatbuffer's table is; 0 where it is absent."""
+    vtable = table - struct.unpack_from("<i", buffer, table)[0]
+    if vtable < 0:
+        raise ValueError("a table that points outside")
+    if 4 + 2 * slot >= struct.unpack_from("<H", buffer, vtable)[0]:
+        return 0
+    offset = struct.unpack_from("<H", buffer, vtable + 4 + 2 * slot)[0]
+    return table + int(offset) if offset else 0
+
+
+def first_line(error: BaseException) -> str:
+    """What Arrow says, in one line and not too long."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

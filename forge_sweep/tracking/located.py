@@ -1,0 +1,107 @@
+"""From the name of a model, as a user writes it, to the folder of its bundle."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forge_sweep.errors import InputError
+from forge_sweep.tracking import store as stores
+from forge_sweep.tracking.trained_on import TrainedModel, downloaded
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^/@:]+)(?:@(?P<alias>[A-Za-z0-9_-]+)|/(?P<version>\d+))")
+
+
+@dataclass(frozen=True)
+class Located:
+    """Which model a reference means at the moment.
+
+    Attributes:
+        name: registered model, or the folder's name.
+        version: its version; of a folder the first 12 digits of its manifest's SHA-256.
+        alias: the alias that was asked for; "" where it was a version or a folder, which never mean another model.
+        tags: of the version.
+        folder: the bundle itself; None where it has to be fetched from the registry.
+    """
+
+    name: str
+    version: str
+    alias: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = None
+
+    @property
+    def uri(self) -> str:
+        """``models:/NAME/VERSION``, or the folder."""
+        return f"models:/{self.name}/{self.version}" if self.folder is None else str(self.folder)
+
+
+def locate(reference: str, store: Path) -> Located:
+    """Look a model up; reads names only, a few milliseconds on a database.
+
+    Args:
+        reference: ``models:/NAME@ALIAS``, ``models:/NAME/3``, either without ``models:/``, or the folder of a bundle.
+        store: folder of the embedded stores; ``MLFLOW_TRACKING_URI`` goes first.
+
+    Raises:
+        InputError: it is none of these, or there is no such model, version or alias.
+        TrackingDown: the store cannot be reached.
+    """
+    if (Path(reference) / "manifest.json").is_file():
+        return of_folder(Path(reference))
+    found = REFERENCE.fullmatch(reference)
+    if found is None:
+        raise InputError(
+            f"{reference!r} names no model; expected NAME@ALIAS, NAME/VERSION, or the folder of a bundle",
+            hint="write models:/NAME@champion, such as models:/credit@challenger",
+        )
+    uri = stores.default_uri(store)
+    path = stores.sqlite_path(uri)
+    if path is not None and not path.exists():
+        raise InputError(
+            f"there is no store in {store}, and so no model {found['name']!r}",
+            hint="give --store, or set MLFLOW_TRACKING_URI",
+        )
+    with stores.translated(f"the look-up of {reference}"):
+        client = _client(uri, store)
+        if found["alias"]:
+            version = client.get_model_version_by_alias(found["name"], found["alias"])
+        else:
+            version = client.get_model_version(found["name"], found["version"])
+    return Located(found["name"], str(version.version), found["alias"] or "", dict(version.tags))
+
+
+@functools.lru_cache(maxsize=4)
+def _client(uri: str, store: Path) -> MlflowClient:
+    """A client that is kept: a server looks the same alias up for ever, and connecting to a database takes a second."""
+    return stores.connect(uri, store)
+
+
+@contextlib.contextmanager
+def fetched(located: Located, store: Path) -> Iterator[Path]:
+    """The folder of the bundle, for a while.
+
+    Raises:
+        TrackingDown: the store cannot be reached.
+        BundleError: the model is none of ours.
+    """
+    if located.folder is not None:
+        yield located.folder
+        return
+    with downloaded(TrainedModel(located.name, located.version, ()), store) as folder:
+        yield folder
+
+
+def of_folder(folder: Path) -> Located:
+    """A bundle that is not registered."""
+    digest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    return Located(folder.resolve().name, digest[:12], folder=folder)

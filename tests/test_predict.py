@@ -1,0 +1,165 @@
+"""`forge-sweep predict`: files in, files out, with the checks of the server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from forge_sweep.bundle import Bundle
+from forge_sweep.errors import DataError, InputError
+from forge_sweep.preprocessing import RowsRefused
+from forge_sweep.serving import files
+from forge_sweep.serving.files import predict_file
+from tests.serving import COMMAND, customers, fitted
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tree."""
+    folder = tmp_path_factory.mktemp("predict") / "tree"
+    fitted("xgboost").save(folder, customers())
+    return folder
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "CHUNK_ROWS", 100)
+    monkeypatch.setattr(files, "CHUNK_BYTES", 2_000)
+
+
+def written(frame: pd.DataFrame, path: Path) -> Path:
+    if path.suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, index=False)
+    return path
+
+
+def read(path: Path) -> pd.DataFrame:
+    if path.suffix == ".jsonl":
+        return pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()])
+    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, keep_default_na=False)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
+@pytest.mark.parametrize("source", ["csv", "csv.gz", "parquet"])
+def test_a_file_gets_the_predictions_of_the_bundle(
+    source: str, ending: str, bundle: Path, tmp_path: Path, small_chunks: None
+) -> None:
+    frame = customers().assign(id=np.arange(300))
+    file, output = written(frame, tmp_path / f"rows.{source}"), tmp_path / "new" / f"out.{ending}"
+    done = predict_file(str(bundle), file, output, store=tmp_path, keep=["id"])
+    assert (done.rows, done.warnings) == (300, {})
+    expected = Bundle.load(bundle).predict(customers())
+    found = read(output)
+    assert list(found) == ["id", "probability", "label", "warnings"]
+    assert found["id"].astype(int).tolist() == list(range(300))
+    assert found["probability"].tolist() == expected["probability"].tolist()
+    assert found["label"].tolist() == expected["label"].tolist()
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+
+def test_what_train_did_not_have_is_said_beside_the_row(bundle: Path, tmp_path: Path) -> None:
+    frame = customers(3).assign(orders=[1, 500, 2], city=["Bern", "Bern", "Rom"], age=30.0)
+    output = tmp_path / "out.jsonl"
+    done = predict_file(str(bundle), written(frame, tmp_path / "rows.csv"), output, store=tmp_path)
+    assert done.warnings == {"above-range": 1, "unknown-category": 1}
+    assert read(output)["warnings"].tolist() == [
+        "",
+        "orders: 500.0, expected at most 29.0, the largest in train",
+        "city: Rom, expected one of the 3 categories of train",
+    ]
+
+
+@pytest.mark.parametrize("source", ["csv", "parquet"])
+def test_rows_that_do_not_fit_are_named_by_their_number_and_nothing_is_written(
+    source: str, bundle: Path, tmp_path: Path, small_chunks: None
+) -> None:
+    frame = customers().astype({"orders": object})
+    frame["orders"] = frame["orders"].astype(str)
+    if source == "csv":
+        frame.loc[[250, 251], "orders"] = "many"
+    file = written(frame, tmp_path / f"rows.{source}")
+    output = tmp_path / "out.csv"
+    first = "250" if source == "csv" else "0"
+    with pytest.raises(RowsRefused, match=rf"row {first}: orders: text '.+'; expected numbers") as refused:
+        predict_file(str(bundle), file, output, store=tmp_path)
+    assert refused.value.exit_code == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [file.name]
+
+
+def test_a_number_that_no_model_takes_is_named_by_its_row(bundle: Path, tmp_path: Path, small_chunks: None) -> None:
+    frame = customers()
+    frame.loc[260, "age"] = 1e300
+    with pytest.raises(RowsRefused, match=r"row 260: age: 1e\+300; expected numbers that float32 can hold"):
+        predict_file(str(bundle), written(frame, tmp_path / "rows.csv"), None, store=tmp_path)
+
+
+def test_other_columns_are_refused_or_dropped(bundle: Path, tmp_path: Path) -> None:
+    file = written(customers(5).assign(bought="yes"), tmp_path / "rows.csv")
+    with pytest.raises(RowsRefused, match="bought: no such column"):
+        predict_file(str(bundle), file, tmp_path / "out.csv", store=tmp_path)
+    assert predict_file(str(bundle), file, tmp_path / "out.csv", store=tmp_path, ignore_extra=True).rows == 5
+
+
+def test_kept_columns_keep_their_types(bundle: Path, tmp_path: Path, small_chunks: None) -> None:
+    """Whole numbers with gaps in one chunk and none in the next, and a column that is empty in the first."""
+    numbers = [None, *range(1, 300)]
+    names = [None] * 150 + ["x"] * 150
+    table = pa.Table.from_pandas(customers(), preserve_index=False)
+    table = table.append_column("n", pa.array(numbers, pa.int64())).append_column("name", pa.array(names, pa.string()))
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    output = tmp_path / "out.parquet"
+    predict_file(str(bundle), tmp_path / "rows.parquet", output, store=tmp_path, keep=["n", "name"])
+    found = parquet.read_table(output)
+    assert (found["n"].to_pylist(), found["name"].to_pylist()) == (numbers, names)
+    assert (found.schema.field("n").type, found.column_names[:2]) == (pa.int64(), ["n", "name"])
+
+
+@pytest.mark.parametrize(
+    ("keep", "said"),
+    [("age", "is a feature"), ("label", "predictions have a column of that name"), ("nope", "has no column 'nope'")],
+)
+def test_columns_that_cannot_be_kept_are_refused(keep: str, said: str, bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=said):
+        predict_file(str(bundle), written(customers(5), tmp_path / "rows.csv"), None, store=tmp_path, keep=[keep])
+
+
+def test_files_of_no_known_kind_and_damaged_ones_are_refused(bundle: Path, tmp_path: Path) -> None:
+    for file, output, said in (
+        ("rows.txt", "out.csv", "rows.txt is of no known kind"),
+        ("rows.csv", "out.xlsx", "out.xlsx is of no known kind"),
+        ("rows.csv", "out.csv", "does not exist"),
+    ):
+        with pytest.raises(InputError, match=said):
+            predict_file(str(bundle), tmp_path / file, tmp_path / output, store=tmp_path)
+    for name in ("rows.csv", "rows.parquet"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(DataError, match="cannot be read"):
+            predict_file(str(bundle), tmp_path / name, tmp_path / "out.csv", store=tmp_path)
+
+
+def test_no_rows_give_a_file_without_rows(bundle: Path, tmp_path: Path) -> None:
+    for source in ("csv", "parquet"):
+        file = written(customers(0), tmp_path / f"rows.{source}")
+        assert predict_file(str(bundle), file, tmp_path / "out.parquet", store=tmp_path).rows == 0
+        assert list(read(tmp_path / "out.parquet")) == ["probability", "label", "warnings"]
+
+
+def test_the_command_prints_csv_and_says_on_standard_error_what_it_did(bundle: Path, tmp_path: Path) -> None:
+    file = written(customers(3), tmp_path / "rows.csv")
+    command = [*COMMAND, "predict", str(bundle), str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[0] == "probability,label,warnings"
+    assert len(done.stdout.splitlines()) == 4
+    assert "3 rows predicted, no warnings" in done.stderr
+    file.write_text("age,orders,member,city\nx,1,1,Bern\n")
+    failed = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (failed.returncode, "row 0: age: text 'x'" in failed.stderr) == (2, True)
