@@ -15,6 +15,7 @@ import numpy as np
 from forge_sweep import __version__, baselines, training
 from forge_sweep.baselines import Baseline
 from forge_sweep.bundle import files, golden_rows, trees
+from forge_sweep.bundle.card import CARD_FILES, card_of
 from forge_sweep.errors import BundleError, ForgeSweepError
 from forge_sweep.preprocessing import Preprocessor, Schema
 from forge_sweep.task import Task
@@ -92,7 +93,7 @@ class Bundle:
         """
         return self.task.predictions(self.scores(frame), self.threshold).set_axis(frame.index, axis=0)
 
-    def save(self, folder: Path, golden: pd.DataFrame) -> None:
+    def save(self, folder: Path, golden: pd.DataFrame, *, card: bool = False) -> None:
         """Write the bundle: what then stands at ``folder`` is whole, on disk, and has given its golden scores again.
 
         It is written to a hidden sibling, loaded from there, replayed, and renamed: a process that dies leaves no half
@@ -102,6 +103,7 @@ class Bundle:
             folder: where to; its parents are made.
             golden: raw features to take the golden rows from, all train rows as a rule; at most `GOLDEN_ROWS` are kept:
                 some with missing values, if there are any, and the first others.
+            card: whether to write the model card as well, from what the metadata says.
 
         Raises:
             BundleError: something else stands at ``folder``, a score is not finite, the metadata is not plain JSON, or
@@ -109,7 +111,7 @@ class Bundle:
         """
 
         def write(temporary: Path) -> None:
-            _write(self, temporary, golden_rows.choose(golden))
+            _write(self, temporary, golden_rows.choose(golden), card)
             Bundle.load(temporary, verify=True)
 
         files.replace_whole(folder, write)
@@ -171,7 +173,7 @@ def _verify(folder: Path, bundle: Bundle, packages: dict[str, str]) -> None:
         )
 
 
-def _write(bundle: Bundle, folder: Path, rows: pd.DataFrame) -> None:
+def _write(bundle: Bundle, folder: Path, rows: pd.DataFrame, card: bool) -> None:
     """Write every file of a bundle, the manifest last."""
     about = {"format": FORMAT, "kind": bundle.kind, "threshold": bundle.threshold, "metadata": bundle.metadata}
     files.write_json(folder / "bundle.json", {**about, "packages": _packages()})
@@ -181,6 +183,9 @@ def _write(bundle: Bundle, folder: Path, rows: pd.DataFrame) -> None:
     _write_scaler(bundle.preprocessor, folder / SCALER)
     _write_model(bundle.model, folder / MODEL_FILES[bundle.kind])
     golden_rows.write(folder, rows, bundle.scores(rows))
+    if card:
+        for name, text in card_of(folder).texts().items():
+            (folder / name).write_text(text, encoding="utf-8")
     files.write_manifest(folder)
 
 
@@ -222,7 +227,7 @@ def _read_about(folder: Path, listed: set[str]) -> dict[str, Any]:
     if about["kind"] not in MODEL_FILES:
         raise BundleError(f"{folder / 'bundle.json'}: kind {about['kind']!r} is none of {', '.join(MODEL_FILES)}")
     expected = OTHER_FILES | {MODEL_FILES[about["kind"]]}
-    files.refuse(folder, {"missing": expected - listed, "unexpected": listed - expected - {SCALER}})
+    files.refuse(folder, {"missing": expected - listed, "unexpected": listed - expected - {SCALER, *CARD_FILES}})
     return about
 
 

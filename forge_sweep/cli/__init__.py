@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from forge_sweep import __version__
-from forge_sweep.cli import data
+from forge_sweep.cli import data, models
 from forge_sweep.cli.printing import MLRUNS, AsJson, Store, cell, complain, emit, print_features, wide
 from forge_sweep.errors import ForgeSweepError, InputError, masked
 
@@ -136,6 +136,7 @@ def options(
 
 
 app.add_typer(data.app, name="data")
+models.add_to(app)
 
 
 @app.command()

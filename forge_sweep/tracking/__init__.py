@@ -9,8 +9,10 @@ The module is also the ``loader_module`` of registered models: MLflow calls `_lo
 
 from __future__ import annotations
 
+from forge_sweep.tracking.ledger import Entry, Ledger
 from forge_sweep.tracking.pyfunc import BundleModel, _load_pyfunc
 from forge_sweep.tracking.registration import requirements
+from forge_sweep.tracking.registry import ModelVersion, Registry
 from forge_sweep.tracking.runs import Run
 from forge_sweep.tracking.store import default_uri, prepare_store
 from forge_sweep.tracking.tracker import Tracker, environment_tags
@@ -19,6 +21,10 @@ from forge_sweep.tracking.writes import Status
 
 __all__ = [
     "BundleModel",
+    "Entry",
+    "Ledger",
+    "ModelVersion",
+    "Registry",
     "Run",
     "Status",
     "Tracker",
