@@ -136,7 +136,6 @@ def options(
 
 
 app.add_typer(data.app, name="data")
-models.add_to(app)
 
 
 @app.command()
@@ -278,6 +277,9 @@ def ui(
 
     study = find(experiment, store)
     serve(study, store, port, echo=typer.echo)
+
+
+models.add_to(app)
 
 
 def read(path: Path, overrides: list[str] | None) -> Experiment:

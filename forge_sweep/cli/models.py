@@ -63,9 +63,7 @@ def promote(
     from forge_sweep import registry
 
     if force is not None and not force.strip():
-        raise InputError(
-            "--force needs a reason, which is recorded", hint='--force "the new rows have no fraud labels"'
-        )
+        raise InputError("--force needs a reason, which is recorded", hint='--force "agreed with the fraud team"')
 
     def tell(found: Finding) -> None:
         if not as_json:

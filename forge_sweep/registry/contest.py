@@ -336,7 +336,7 @@ def by_group(ground: Ground, other: Answers, unseen: np.ndarray, name: str) -> I
         yield passed("groups", ground.candidate.version.uri, seen, expected)
         return
     for absent in [column for column in settings.groups if column not in features]:
-        fix = f"correct groups under [promotion]; there is {', '.join(list(features)[:10])}"
+        fix = f"correct groups under [promotion]; there is {', '.join(map(str, list(features)[:10]))}"
         yield Finding("error", "groups", absent, "no such column among the features", "a feature", fix)
     known = [column for column in settings.groups if column in features]
     for column, category, rows in slices(ground.candidate.bundle, features, known) if known else ():

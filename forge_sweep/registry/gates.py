@@ -197,7 +197,7 @@ def newer_versions(address: Address, trained: str) -> Finding:
 def descendants(known: list[Version], name: str) -> list[Version]:
     """Versions that were made from one, or from such a version; the oldest first."""
     names, found = {name}, []
-    for version in sorted(known, key=lambda each: each.frozen_at):
+    for version in known:  # the oldest first
         if version.parent in names:
             names.add(version.name)
             found.append(version)
