@@ -281,7 +281,7 @@ class Champions:
     def _beaten(self, number: int, to: str | None) -> GateRefused:
         """What the slower one of two is told."""
         first = next((change for change in self.history() if change.number == number), None)
-        whose = "" if first is None else f": {first.action} of version {shown(first.to)} by {first.who} at {first.when}"
+        whose = "" if first is None else f": {first.action} of {shown(first.to)} by {first.who} at {first.when}"
         finding = Finding(
             "error",
             "beaten",
@@ -290,7 +290,7 @@ class Champions:
             "the champion that the gates compared with",
             "run the same command again: it compares with the new champion",
         )
-        return GateRefused(f"version {shown(to)} of {self.name} was not promoted; nothing was changed", [finding])
+        return GateRefused(f"{shown(to)} of {self.name} was not promoted; nothing was changed", [finding])
 
 
 def shown(version: str | None) -> str:
