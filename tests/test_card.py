@@ -67,9 +67,8 @@ def test_a_sweep_registers_its_model_with_a_card(swept: tuple[Path, SweepResult]
     assert metadata["cost"]["trials"] == {"finished": 2} and metadata["cost"]["epochs"] > 2
     assert metadata["baselines"] == result.baselines
     assert "Zürich \\| \\<b\\>\\*bold\\*\\</b\\>" in text, "a table stays a table"
-    assert (
-        "Zürich | &lt;b&gt;*bold*&lt;/b&gt;" in page and "<b>" not in page and "http" not in page.split("</style>")[1]
-    )
+    assert "Zürich | &lt;b&gt;*bold*&lt;/b&gt;" in page and "<b>" not in page
+    assert "http" not in page.split("</style>")[1], "it loads nothing"
     assert parsed(page)[0] == 1
 
 
@@ -165,4 +164,5 @@ def test_calibration_is_zero_where_shares_equal_probabilities() -> None:
     wrong = calibration(task, encoded, np.full((200, 1), 0.75))
     assert right is not None and wrong is not None
     assert right["ece"] == pytest.approx(0) and right["brier"] == pytest.approx(0.1875)
+    assert 0.01 < right["ece_by_chance"] < 0.05 and 0.01 < wrong["ece_by_chance"] < 0.05
     assert wrong["ece"] == pytest.approx(0.5) and wrong["brier"] == pytest.approx(0.4375)

@@ -197,13 +197,17 @@ def test_a_slow_model_is_refused(shop: Shop) -> None:
 
 
 def test_worse_probabilities_are_refused(shop: Shop) -> None:
-    """Of a constant predictor the Brier score; the margin is the experiment's."""
+    """Of a constant predictor the Brier score, of sure ones the calibration error; margins are the experiment's."""
     version = shop.register(shop.bundle("constant"))
     found = judged(shop, version)
     assert refused(found) == {"beats-baseline", "beats-champion", "calibration"}
     ece, brier = found["calibration"]
     assert ece.severity == "info" and brier.severity == "error" and brier.seen.startswith("brier 0.2")
     assert "calibration" not in refused(judged(shop, version, experiment=shop.toml(max_brier_loss=0.5)))
+    promote(NAME, version, store=shop.store, force="for the test")
+    found = judged(shop, "1", experiment=shop.toml(max_ece_loss=0.0))
+    assert refused(found) == {"calibration"} and found["calibration"][0].severity == "error"
+    assert "of the champion (by chance 0.0" in found["calibration"][0].seen
 
 
 def test_a_group_that_is_worse_off_is_refused_by_name(shop: Shop) -> None:

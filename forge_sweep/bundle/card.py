@@ -247,8 +247,10 @@ def _calibration(metadata: Mapping[str, Any]) -> Section | None:
     found = {name: figures[name]["calibration"] for name in ("validation", "test") if figures.get(name)}
     if not any(found.values()):
         return None
-    rows = tuple((name, _cell(each["ece"]), _cell(each["brier"])) for name, each in found.items() if each)
-    return Section("Calibration", (), ("rows", "expected calibration error", "Brier score"), rows)
+    names = ("ece", "ece_by_chance", "brier")
+    rows = tuple((split, *(_cell(each[name]) for name in names)) for split, each in found.items() if each)
+    header = ("rows", "expected calibration error", "of which by chance", "Brier score")
+    return Section("Calibration", (), header, rows)
 
 
 def _classes(metadata: Mapping[str, Any]) -> Section | None:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 BINS = 15
 """Bins of equal width in the expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
 
+DRAWS = 200
+"""How often targets are drawn to see how much of it is chance."""
+
 SMALLEST = 30
 """Rows of a slice or of a class below which its figures are left out: they would say more of chance than of it."""
 
@@ -65,6 +68,10 @@ def finite(value: float) -> float | None:
 def calibration(task: Task, encoded: np.ndarray, scores: np.ndarray) -> dict[str, float] | None:
     """Expected calibration error (``ece``) and ``brier`` score of probabilities; None for a regression.
 
+    A few rows per bin give an error even where every probability is right. ``ece_by_chance`` is that part: the mean
+    error of targets that are drawn from the probabilities themselves (Bröcker and Smith 2007, "Increasing the
+    Reliability of Reliability Diagrams"). A constant predictor has one full bin and next to none.
+
     Multiclass: the confidence in the class that was chosen, and the squared error summed over classes (Brier 1950).
     Multilabel: averages over labels.
     """
@@ -75,10 +82,16 @@ def calibration(task: Task, encoded: np.ndarray, scores: np.ndarray) -> dict[str
         right = (scores.argmax(axis=1) == codes).astype(np.float64)
         truth = np.eye(scores.shape[1])[codes]
         brier = float(((scores - truth) ** 2).sum(axis=1).mean())
-        return {"ece": calibration_error(right, scores.max(axis=1)), "brier": brier}
-    truth = encoded.astype(np.float64)
-    errors = [calibration_error(truth[:, i], scores[:, i]) for i in range(truth.shape[1])]
-    return {"ece": float(np.mean(errors)), "brier": float(((scores - truth) ** 2).mean())}
+        pairs = [(right, scores.max(axis=1))]
+    else:
+        truth = encoded.astype(np.float64)
+        brier = float(((scores - truth) ** 2).mean())
+        pairs = [(truth[:, i], scores[:, i]) for i in range(truth.shape[1])]
+    return {
+        "ece": float(np.mean([calibration_error(*pair) for pair in pairs])),
+        "ece_by_chance": float(np.mean([error_by_chance(probability) for _, probability in pairs])),
+        "brier": brier,
+    }
 
 
 def calibration_error(truth: np.ndarray, probability: np.ndarray) -> float:
@@ -86,6 +99,13 @@ def calibration_error(truth: np.ndarray, probability: np.ndarray) -> float:
     bins = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
     sums = [np.bincount(bins, weights=values, minlength=BINS) for values in (truth, probability)]
     return float(abs(sums[0] - sums[1]).sum() / len(truth))
+
+
+def error_by_chance(probability: np.ndarray) -> float:
+    """The mean calibration error of targets that are drawn from the probabilities (n,)."""
+    rng = np.random.default_rng(SEED)
+    drawn = [(rng.random(len(probability)) < probability).astype(np.float64) for _ in range(DRAWS)]
+    return float(np.mean([calibration_error(truth, probability) for truth in drawn]))
 
 
 def by_class(task: Task, encoded: np.ndarray, answers: Answers) -> Iterator[dict[str, Any]]:

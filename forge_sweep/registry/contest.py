@@ -318,9 +318,12 @@ def calibrated(ground: Ground, other: Answers | None, rows: np.ndarray) -> Itera
     its = calibration(task, ground.encoded[rows], other.scores[rows])
     assert its is not None
     for name, allowed in (("ece", settings.max_ece_loss), ("brier", settings.max_brier_loss)):
-        seen = f"{name} {own[name]:.4f}, and {its[name]:.4f} of the champion"
-        expected = f"at most {allowed:g} more"
-        if own[name] - its[name] <= allowed:
+        chance = [each.get(f"{name}_by_chance", 0.0) for each in (own, its)]
+        by_chance = f" (by chance {chance[0]:.4f} and {chance[1]:.4f})" if name == "ece" else ""
+        seen = f"{name} {own[name]:.4f}, and {its[name]:.4f} of the champion{by_chance}"
+        expected = f"at most {allowed:g} more{', less what chance gives' if by_chance else ''}"
+        excess = [max(each[name] - part, 0.0) for each, part in zip((own, its), chance, strict=True)]
+        if excess[0] - excess[1] <= allowed:
             yield passed("calibration", uri, seen, expected)
         else:
             fix = f"look at the card's calibration, or raise max_{name}_loss under [promotion]"

@@ -178,46 +178,50 @@ def _families(task: Task, encoded: np.ndarray, model: Answers, metrics: Sequence
         "multilabel": _multilabel,
         "regression": _regression,
     }
-    return [values for names, values in builders[task.kind](task, encoded, model) if names & set(metrics)]
+    wanted = set(metrics)
+    return [values for names, values in builders[task.kind](task, encoded, model, wanted) if names & wanted]
 
 
 Part = tuple[set[str], Values]
 
 
-def _binary(task: Task, encoded: np.ndarray, model: Answers) -> Iterator[Part]:
+def _binary(task: Task, encoded: np.ndarray, model: Answers, wanted: set[str]) -> Iterator[Part]:
     import numpy as np
 
     truth, score = encoded[:, 0].astype(np.int64), model.scores[:, 0]
-    yield {"auc", "pr_auc"}, _Ranking(truth, score)
+    yield {"auc", "pr_auc"}, _Ranking(truth, score, average="pr_auc" in wanted)
     decided = _decisions(truth, (score >= model.threshold).astype(np.int64), 2, of_second=True)
     yield {"precision", "recall", "f1", "accuracy", "balanced_accuracy", "mcc"}, decided
     yield {"log_loss"}, _mean("log_loss", _surprise(np.where(truth == 1, score, 1 - score)))
     yield {"brier"}, _mean("brier", (score - truth) ** 2)
 
 
-def _multiclass(task: Task, encoded: np.ndarray, model: Answers) -> Iterator[Part]:
+def _multiclass(task: Task, encoded: np.ndarray, model: Answers, wanted: set[str]) -> Iterator[Part]:
     import numpy as np
 
     scores, classes = model.scores, model.scores.shape[1]
     truth = (encoded.argmax(axis=1) if task.one_hot else encoded).astype(np.int64)
-    yield {"auc"}, _averaged([_Ranking(truth == code, scores[:, code]) for code in np.unique(truth)])
+    yield {"auc"}, _averaged([_Ranking(truth == code, scores[:, code], average=False) for code in np.unique(truth)])
     yield {"f1", "accuracy", "balanced_accuracy", "mcc"}, _decisions(truth, scores.argmax(axis=1), classes)
     yield {"log_loss"}, _mean("log_loss", _surprise(scores[np.arange(len(truth)), truth]))
 
 
-def _multilabel(task: Task, encoded: np.ndarray, model: Answers) -> Iterator[Part]:
+def _multilabel(task: Task, encoded: np.ndarray, model: Answers, wanted: set[str]) -> Iterator[Part]:
     import numpy as np
 
     truth, scores = encoded.astype(np.int64), model.scores
     guess, labels = (scores >= model.threshold).astype(np.int64), range(truth.shape[1])
-    yield {"auc", "pr_auc"}, _averaged([_Ranking(truth[:, i], scores[:, i]) for i in labels])
+    yield (
+        {"auc", "pr_auc"},
+        _averaged([_Ranking(truth[:, i], scores[:, i], average="pr_auc" in wanted) for i in labels]),
+    )
     yield {"f1"}, _averaged([_decisions(truth[:, i], guess[:, i], 2, of_second=True) for i in labels], "f1")
     yield {"accuracy"}, _mean("accuracy", (truth == guess).all(axis=1))
     yield {"hamming_loss"}, _mean("hamming_loss", (truth != guess).mean(axis=1))
     yield {"log_loss"}, _mean("log_loss", _surprise(np.where(truth == 1, scores, 1 - scores)).mean(axis=1))
 
 
-def _regression(task: Task, encoded: np.ndarray, model: Answers) -> Iterator[Part]:
+def _regression(task: Task, encoded: np.ndarray, model: Answers, wanted: set[str]) -> Iterator[Part]:
     import numpy as np
 
     truth = np.asarray(encoded, dtype=np.float64) * np.asarray(task.std) + np.asarray(task.mean)
@@ -268,9 +272,10 @@ def _averaged(parts: Sequence[Values], only: str = "") -> Values:
 class _Ranking:
     """ROC AUC and average precision of one 0/1 truth; equal scores are one threshold, as in scikit-learn."""
 
-    def __init__(self, truth: np.ndarray, score: np.ndarray) -> None:
+    def __init__(self, truth: np.ndarray, score: np.ndarray, *, average: bool = True) -> None:
         import numpy as np
 
+        self.average = average
         self.order = np.argsort(-score, kind="stable")
         ranked = score[self.order]
         self.positive = truth[self.order].astype(np.float64)
@@ -289,10 +294,13 @@ class _Ranking:
         new_hits = np.diff(hits, axis=1, prepend=0.0)
         new_misses = np.diff(above, axis=1, prepend=0.0) - new_hits
         area = np.einsum("ij,ij->i", new_misses, hits - new_hits / 2)
-        precision = np.divide(hits, above, out=np.zeros_like(hits), where=above > 0)
-        average = np.einsum("ij,ij->i", new_hits, precision)
         both = positives * negatives
-        return {"auc": _over(area, both), "pr_auc": np.where(both > 0, _over(average, positives), np.nan)}
+        found = {"auc": _over(area, both)}
+        if self.average:
+            precision = np.divide(hits, above, out=np.zeros_like(hits), where=above > 0)
+            average = np.einsum("ij,ij->i", new_hits, precision)
+            found["pr_auc"] = np.where(both > 0, _over(average, positives), np.nan)
+        return found
 
 
 class _Median:
