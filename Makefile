@@ -1,7 +1,7 @@
 # Two commands on a fresh machine: `make sweep` and `make test`. Both use .venv, installed from requirements.lock.
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep test lint bench bench-store docs format lock image image-run clean
+.PHONY: help install sweep test lint bench bench-quick bench-memory bench-store peers docs format lock image image-run clean
 .DELETE_ON_ERROR:
 
 # The first interpreter that fits; another one: make sweep PYTHON=/path/to/python3.12
@@ -30,8 +30,14 @@ lint: install  ## Check style, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: install  ## Trials per hour against a hand-written loop
-	$(BIN)/python benchmarks/trials.py
+bench: .venv/.bench  ## Ours against the hand-written loop, KerasTuner, Ray Tune and the limit (12 minutes)
+	$(BIN)/python -m benchmarks all $(BENCH_FLAGS)
+
+bench-quick: .venv/.bench  ## The same on a small scale; its figures mean little (4 minutes)
+	$(BIN)/python -m benchmarks quick $(BENCH_FLAGS)
+
+bench-memory: .venv/.bench  ## Resident memory over 200 trials (8 minutes)
+	$(BIN)/python -m benchmarks memory $(BENCH_FLAGS)
 
 bench-store: install  ## Rows per second into and out of the feature store, against PostgreSQL's COPY (6 minutes, 12 GB)
 	$(BIN)/python benchmarks/feature_store.py $(SIZES)
@@ -56,13 +62,20 @@ format: install  ## Rewrite the code in the project's style
 	$(PIP) install --no-build-isolation --no-deps --no-index --editable .
 	@touch $@
 
-# Needs uv. The second lock follows the first, so that the image runs what the tests ran.
+# The peers of the benchmarks, and Ray for its tests, beside the locked packages and at the same versions of these.
+peers: .venv/.bench  ## Add the packages of requirements-bench.lock to .venv
+.venv/.bench: .venv/.installed requirements-bench.lock
+	$(PIP) install --require-hashes --only-binary :all: -r requirements-bench.lock
+	@touch $@
+
+# Needs uv. The others follow the first, so that the image and the benchmarks run what the tests ran.
 UV ?= uv
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile pyproject.toml --group build --universal \
   --fork-strategy fewest --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --quiet
 lock:  ## Resolve the dependencies again (add LOCK_FLAGS=--upgrade for newer ones)
 	$(COMPILE) $(LOCK_FLAGS) --extra dev --extra postgres -o requirements.lock
 	$(COMPILE) $(LOCK_FLAGS) --extra gpu --extra postgres -c requirements.lock -o requirements-gpu.lock
+	$(COMPILE) $(LOCK_FLAGS) --extra bench --extra ray -c requirements.lock -o requirements-bench.lock
 
 # The image. Its digest is known only after the build, so it is handed to each run; runs record it.
 ENGINE ?= $(firstword $(foreach engine,docker podman buildah,$(if $(shell command -v $(engine) 2>/dev/null),$(engine))))

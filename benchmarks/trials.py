@@ -1,179 +1,99 @@
-"""Trials per hour against the loop that a user would write: Optuna, `model.fit`, MLflow called after each epoch.
+"""Trials per hour at equal work: the same rows, arrays, networks, configurations, epochs; no pruning, no early stop.
 
-    python benchmarks/trials.py                     # breast cancer: both sides, prints ratios
-    python benchmarks/trials.py --data synthetic    # 10,000 x 40, width 128, depth 2, batches of 256
-
-Both sides search the same space on the same rows with the same number of trials and epochs, without pruning and early
-stopping, on SQLite stores, each in a process of its own. Imports are not counted. The other peers (KerasTuner, Ray
-Tune) come with the fast engine.
+The configurations are the first points of a Sobol sequence, so that no side trains smaller networks than another. Our
+sides and the limit may be given more of them than the peers, so that their start does not weigh more than it would in
+a sweep; AUCs are compared on the configurations that both sides trained.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
-import sys
-import tempfile
-import time
-from dataclasses import dataclass
+import importlib.util
+import statistics
 from pathlib import Path
 from typing import Any
 
-TRIALS = 8
+from benchmarks.problems import PROBLEMS, Work
+from benchmarks.running import call, folder
+from benchmarks.sides import OURS, OURS_2, PLAIN, SIDES, Side
+from benchmarks.tables import noise, note, paired, say, seconds, table
+
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+LIMIT = Side("limit: bare matrix products on all cores", "sides.limit:run")
+
+Found = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What both sides train on and search; two equal ends fix a hyperparameter."""
-
-    epochs: int
-    batch_size: int
-    width: tuple[int, int]
-    depth: tuple[int, int]
-
-
-PROBLEMS = {
-    "breast_cancer": Problem(epochs=15, batch_size=32, width=(16, 128), depth=(1, 3)),
-    "synthetic": Problem(epochs=20, batch_size=256, width=(128, 128), depth=(2, 2)),
-}
+def available(names: list[str]) -> list[str]:
+    """The sides whose engine is installed; what the others lack is said."""
+    lacking = {name: [module for module in SIDES[name].needs if not importlib.util.find_spec(module)] for name in names}
+    for name, modules in lacking.items():
+        if modules:
+            say(f"{SIDES[name].title} is left out: {', '.join(modules)} not installed (make peers installs it)\n")
+    return [name for name, modules in lacking.items() if not modules]
 
 
-def rows(name: str) -> tuple[Any, Any]:
-    """Features and target as arrays."""
-    from sklearn import datasets
-
-    if name == "breast_cancer":
-        return datasets.load_breast_cancer(return_X_y=True)
-    return datasets.make_classification(10_000, 40, n_informative=15, flip_y=0.05, random_state=0)
-
-
-def declared(name: str, store: Path) -> dict[str, Any]:
-    """The same rows as a ``[data]`` section."""
-    if name == "breast_cancer":
-        return {"source": "sample", "name": name, "target": "target", "task": "binary"}
-    import pandas as pd
-
-    features, target = rows(name)
-    table = pd.DataFrame(features, columns=[f"x{i}" for i in range(features.shape[1])])
-    table.assign(target=target).to_parquet(store / "rows.parquet")
-    return {"source": "file", "path": str(store / "rows.parquet"), "target": "target", "task": "binary"}
+def run_side(side: Side, work: Work, variables: dict[str, str] | None = None) -> Found:
+    """One side on a store of its own."""
+    with folder() as store:
+        arguments = {**work.to_dict(), "store": str(store), "workers": side.workers}
+        found: Found = call(side.function, variables=variables, **arguments)
+    note(f"{work.problem}: {side.title}, seed {work.seed}: {found['seconds']:.1f} s")
+    return found
 
 
-def ours(name: str, store: Path) -> dict[str, float]:
-    """Our sweep from its first trial to its last."""
-    from forge_sweep import sweep
-    from forge_sweep.experiment import parse
+def compare(problem: str, names: list[str], *, trials: int, ours: int, seed: int) -> dict[str, Found]:
+    """All sides on one problem, the limit included.
 
-    problem = PROBLEMS[name]
-    (least, most), (shallow, deep) = problem.width, problem.depth
-    raw: dict[str, Any] = {
-        "name": "bench",
-        "data": declared(name, store),
-        "model": {
-            "search": {
-                "width": {"type": "int", "low": least, "high": most, "log": True} if least < most else most,
-                "depth": {"type": "int", "low": shallow, "high": deep} if shallow < deep else deep,
-                "learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
-                "batch_size": problem.batch_size,
-            }
-        },
-        "objective": {"metric": "val_auc"},
-        "study": {"n_trials": TRIALS, "epochs": problem.epochs, "patience": problem.epochs, "pruner": "none"},
-        "baselines": {"kinds": []},
-        "confirm": {"top": 1, "seeds": 1},
-    }
-    times: list[float] = []
-    training: list[float] = []
-
-    def watch(event: sweep.Event) -> None:
-        if event.kind == "phase" and event.data["name"] in ("trials", "confirm"):
-            times.append(time.perf_counter())
-        if event.kind == "trial_done":
-            training.append(event.data["seconds"])
-
-    sweep.run(parse(raw, root=Path()), store=store, watch=watch)
-    total = times[1] - times[0]
-    return {"seconds": total, "overhead_s": (total - sum(training)) / TRIALS}
+    Args:
+        problem: a key of `PROBLEMS`.
+        names: keys of `SIDES`.
+        trials: of each peer.
+        ours: of our sides and the limit.
+        seed: of configurations and networks.
+    """
+    with folder() as data:
+        call("problems:prepare", problem=problem, folder=str(data), trials=max(trials, ours), seed=seed)
+        return {
+            **{name: measured(name, SIDES[name], data, problem, trials, ours, seed) for name in available(names)},
+            "limit": measured("limit", LIMIT, data, problem, trials, ours, seed),
+        }
 
 
-def plain(name: str, store: Path) -> dict[str, float]:
-    """The hand-written loop, with Keras' streaming AUC and one MLflow call per epoch."""
-    import keras
-    import mlflow
-    import optuna
-    from sklearn.model_selection import train_test_split
-    from sklearn.preprocessing import StandardScaler
-
-    problem = PROBLEMS[name]
-    features, target = rows(name)
-    x_train, x_rest, y_train, y_rest = train_test_split(
-        features, target, test_size=0.3, stratify=target, random_state=0
-    )
-    x_valid, _, y_valid, _ = train_test_split(x_rest, y_rest, test_size=0.5, random_state=0)
-    scaler = StandardScaler().fit(x_train)
-    x_train, x_valid = scaler.transform(x_train), scaler.transform(x_valid)
-    mlflow.set_tracking_uri(f"sqlite:///{store}/mlflow.db")
-    mlflow.set_experiment("bench")
-
-    def objective(trial: optuna.Trial) -> float:
-        width, depth = trial.suggest_int("width", *problem.width, log=True), trial.suggest_int("depth", *problem.depth)
-        rate = trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True)
-        keras.utils.clear_session()
-        keras.utils.set_random_seed(trial.number)
-        layers = [keras.Input((x_train.shape[1],))]
-        for _ in range(depth):
-            layers += [keras.layers.Dense(width, kernel_initializer="he_normal", use_bias=False)]
-            layers += [keras.layers.BatchNormalization(), keras.layers.Activation("relu")]
-        model = keras.Sequential([*layers, keras.layers.Dense(1, activation="sigmoid")])
-        model.compile(keras.optimizers.Adam(rate), "binary_crossentropy", metrics=[keras.metrics.AUC(name="auc")])
-        with mlflow.start_run(run_name=f"trial-{trial.number}"):
-            mlflow.log_params(trial.params)
-            log = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: mlflow.log_metrics(logs, step=epoch))
-            fitted = model.fit(
-                x_train,
-                y_train,
-                validation_data=(x_valid, y_valid),
-                batch_size=problem.batch_size,
-                epochs=problem.epochs,
-                callbacks=[log],
-                verbose=0,
-            )
-        return float(max(fitted.history["val_auc"]))
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(storage=f"sqlite:///{store}/optuna.db", direction="maximize")
-    began = time.perf_counter()
-    study.optimize(objective, n_trials=TRIALS)
-    return {"seconds": time.perf_counter() - began}
+def measured(name: str, side: Side, data: Path, problem: str, trials: int, ours: int, seed: int) -> Found:
+    """One side's figures with its trials per hour."""
+    count = ours if name in (OURS, OURS_2, "limit") else trials
+    work = Work(problem, str(data), store="", trials=count, seed=seed)
+    found = run_side(side, work, ONE_THREAD if name == "limit" else None)
+    aucs = list(found["best"].values())
+    if name != "limit" and len(aucs) != count:
+        raise RuntimeError(f"{side.title} ran {len(aucs)} trials of {count}: the work is not equal")
+    return {**found, "trials": count, "per_hour": count / found["seconds"] * 3600}
 
 
-SIDES = {"ours": ours, "plain": plain}
+def show(problem: str, results: dict[str, Found]) -> None:
+    """The table of one problem."""
+    base = results.get(PLAIN)
+    say(f"### {PROBLEMS[problem].title}, {PROBLEMS[problem].epochs} epochs\n")
+    rows = [row(name, found, base, results) for name, found in results.items()]
+    table(
+        ["", "trials", "per hour", "of the plain loop", "of the limit", "start, s", "best AUC", "mean AUC",
+         "to the plain loop, same configurations"],
+        rows,
+    )  # fmt: skip
 
 
-def main() -> None:
-    """Run both sides and compare, or the one that is named."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("side", nargs="?", choices=SIDES)
-    parser.add_argument("--data", choices=PROBLEMS, default="breast_cancer")
-    asked = parser.parse_args()
-    if asked.side:
-        with tempfile.TemporaryDirectory() as store:
-            sys.stdout.write(json.dumps(SIDES[asked.side](asked.data, Path(store))) + "\n")
-        return
-    found = {}
-    for side in SIDES:
-        command = [sys.executable, __file__, side, "--data", asked.data]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-        found[side] = json.loads(done.stdout.splitlines()[-1])
-        rate = TRIALS / found[side]["seconds"] * 3600
-        sys.stdout.write(
-            f"{side:<6} {found[side]['seconds']:6.1f} s for {TRIALS} trials, {rate:6.0f} trials per hour\n"
-        )
-    ratio = found["plain"]["seconds"] / found["ours"]["seconds"]
-    sys.stdout.write(f"ours / plain, trials per hour: {ratio:.2f}\n")
-    sys.stdout.write(f"study and tracking per trial: {found['ours']['overhead_s']:.3f} s\n")
-
-
-if __name__ == "__main__":
-    main()
+def row(name: str, found: Found, base: Found | None, results: dict[str, Found]) -> list[str]:
+    """One side's row."""
+    side, aucs = SIDES.get(name, LIMIT), list(found["best"].values())
+    limit = results["limit"]["per_hour"]
+    return [
+        side.title,
+        str(found["trials"]),
+        f"{found['per_hour']:,.0f}",
+        f"{found['per_hour'] / base['per_hour']:.2f}" if base else "-",
+        f"{found['per_hour'] / limit:.3f}",
+        seconds(found["start_s"]),
+        f"{max(aucs):.4f}" if aucs else "-",
+        f"{statistics.fmean(aucs):.4f}" if aucs else "-",
+        noise(*paired(found["best"], base["best"])[:2]) if base and aucs and name != PLAIN else "-",
+    ]

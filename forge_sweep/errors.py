@@ -9,6 +9,7 @@ ForgeSweepError
 │   └── MissingExtra        an optional dependency is not installed
 ├── GateRefused             findings of severity "error"      exit code 3
 ├── TrialFailed             skip this trial                   recorded with its failure class
+├── TrialTaken              drop this trial                   another process runs it by now
 ├── BundleError             a model folder that is incomplete, changed or unsafe    exit code 1
 ├── TrackingDown            retry later, nothing is lost      exit code 1
 ├── StoreDown               retry later, nothing was changed  exit code 1
@@ -147,6 +148,10 @@ class TrialFailed(ForgeSweepError):
     def __init__(self, failure: Failure, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.failure: Failure = failure
+
+
+class TrialTaken(ForgeSweepError):
+    """A trial that this process ran belongs to another one: this one was not heard for too long."""
 
 
 class BundleError(ForgeSweepError):

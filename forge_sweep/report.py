@@ -48,18 +48,31 @@ th { font-weight: 600; } .failed { color: #b3261e; } .pruned { color: #777; } .m
 <h2>Trials</h2>
 {% if fixed %}<p class="muted">The same in all: {% for name, value in fixed.items() %}{{ name }} {{ number(value) }}
 {{- ", " if not loop.last }}{% endfor %}.</p>{% endif %}
-<div class="scroll"><table><tr><th>trial</th><th>state</th><th>{{ metric }}</th><th>epochs</th><th>seconds</th>
-{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
+<div class="scroll"><table><tr><th>trial</th><th>state</th><th>{{ metric }}</th><th>epochs</th>
+{% for name in costs %}<th>{{ name }}</th>{% endfor %}{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr class="{{ row.state }}"><td>{{ row.number }}</td>
 <td>{{ row.state }}{% if row.failure %}: {{ row.failure }}, {{ row.cause }}{% endif %}</td>
-<td>{{ number(row.value) }}</td><td>{{ row.epochs }}</td><td>{{ number(row.seconds) }}</td>
+<td>{{ number(row.value) }}</td><td>{{ row.epochs }}</td>
+{% for value in costs_of(row) %}<td>{{ tenths(value) }}</td>{% endfor %}
 {% for name in names %}<td>{{ number(row.params.get(name)) }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
+{% if states %}<h2>Cost</h2>
+<p class="muted">Over all workers and interruptions. Lost is what attempts took whose process died, and epochs that had
+to be trained again. The search took {{ tenths(study.wall_s()) }} s in all
+{%- if over %}; {{ over.text }}{% endif %}.</p>
+<table><tr><th>trials</th><th>count</th><th>seconds</th><th>CPU s</th><th>GPU s</th><th>share</th></tr>
+{% for row in states %}<tr><td>{{ row.state }}</td><td>{{ row.count }}</td><td>{{ tenths(row.cost.seconds) }}</td>
+<td>{{ tenths(row.cost.cpu_s) }}</td><td>{{ tenths(row.cost.gpu_s) }}</td>
+<td>{{ "%.0f" | format(100 * row.share) }} %</td></tr>
+{% endfor %}</table>{% endif %}
 {% for name, plot in plots.items() %}<h2>{{ name }}</h2>{{ plot }}{% endfor %}
 <p class="muted">forge-sweep {{ version }}</p>
 </body>
 </html>
 """
+
+COSTS = ("seconds", "CPU s", "GPU s", "lost s")
+"""Columns of what a trial cost."""
 
 TITLES = {
     "history": "History",
@@ -98,7 +111,12 @@ def render(study: StudyView) -> str:
         rows=rows,
         names=varying(rows),
         fixed={name: value for name, value in (rows[0].params if rows else {}).items() if name not in varying(rows)},
+        costs=COSTS,
+        costs_of=costs_of,
+        states=study.costs_by_state(),
+        over=study.ended_by(),
         plots=plots(study),
+        tenths=tenths,
         number=number,
         version=__version__,
     )
@@ -123,6 +141,19 @@ def plots(study: StudyView) -> dict[str, Any]:
 
     # plotly escapes what it is given, and the figures hold numbers and names of hyperparameters only
     return {TITLES[name]: Markup(html) for name, html in study.figures_html().items()}
+
+
+def costs_of(row: TrialRow) -> tuple[float | None, ...]:
+    """What stands under `COSTS`: over all attempts, or the wall clock of the last one where nothing else is known."""
+    if row.cost is None:
+        return row.seconds, None, None, None
+    total = row.cost.total
+    return total.seconds, total.cpu_s, total.gpu_s, row.cost.lost.seconds
+
+
+def tenths(value: float | None) -> str:
+    """Seconds in a table."""
+    return "-" if value is None else f"{value:.1f}"
 
 
 def number(value: Any) -> str:

@@ -22,7 +22,7 @@ from forge_sweep.experiment import SCALERS, Experiment, Params, Scalar
 from forge_sweep.preprocessing import Preprocessor, Schema, same_settings
 from forge_sweep.sources import Dataset, Split
 from forge_sweep.task import Task, TaskKind
-from forge_sweep.training import Checkpoint, FitSpec, OnEpoch, TrainingData
+from forge_sweep.training import Checkpoint, FitSpec, OnEpoch, OnResume, TrainingData, begin_anew
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,6 +96,7 @@ def run(
     checkpoint: Checkpoint | None = None,
     deadline_s: float | None = None,
     halvings: int = 0,
+    on_resume: OnResume = begin_anew,
 ) -> TrialResult:
     """Train one network and score it on the validation split.
 
@@ -108,6 +109,7 @@ def run(
         checkpoint: where progress is kept, and where a trial that was cut off goes on from.
         deadline_s: seconds of training, over all attempts, after which the trial fails as ``time-out``.
         halvings: how often memory ran out before; see `smaller`.
+        on_resume: called with the number of epochs in ``checkpoint``, before they are reported again.
 
     Raises:
         TrialFailed: the trial cannot give a score; its ``failure`` says of which kind.
@@ -121,7 +123,7 @@ def run(
         model = training.reuse(models.build(experiment.model.builder, prepared.n_features, prepared.task, used))
         identity = identify(experiment, prepared, params, seed)
         spec = fit_spec(experiment, used, seed, checkpoint, identity, deadline_s)
-        fitted = training.fit(model, prepared.task, prepared.data, spec, on_epoch)
+        fitted = training.fit(model, prepared.task, prepared.data, spec, on_epoch, on_resume=on_resume)
         scores = prepared.task.to_scores(training.outputs(model, prepared.data.x_valid))
     except ForgeSweepError:
         raise

@@ -78,6 +78,7 @@ class fake_run:  # stands where a function does; a class, since a worker process
         checkpoint: training.Checkpoint | None = None,
         deadline_s: float | None = None,
         halvings: int = 0,
+        on_resume: training.OnResume = training.begin_anew,
     ) -> TrialResult:
         failure = self.fail(params)
         if failure is not None:

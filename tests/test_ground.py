@@ -18,7 +18,7 @@ from forge_sweep import experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-LOCKS = [ROOT / "requirements.lock", ROOT / "requirements-gpu.lock"]
+LOCKS = [ROOT / "requirements.lock", ROOT / "requirements-gpu.lock", ROOT / "requirements-bench.lock"]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.toml"))
 
 # Written in two halves, so that this file does not hold what it looks for.
@@ -97,17 +97,29 @@ def test_the_lock_answers_for_every_declared_dependency() -> None:
         assert requirement.specifier.contains(version), f"{requirement} is locked at {version}; run make lock"
 
 
+def test_the_lock_of_the_benchmarks_answers_for_the_peers_and_changes_no_version() -> None:
+    """It is installed on top of the first one."""
+    locked = {requirement.name: requirement for requirement, _ in pins(ROOT / "requirements-bench.lock").values()}
+    extras = PROJECT["project"]["optional-dependencies"]
+    for requirement in map(Requirement, [*extras["bench"], *extras["ray"]]):
+        version = str(locked[requirement.name].specifier).removeprefix("==")
+        assert requirement.specifier.contains(version), f"{requirement} is locked at {version}; run make lock"
+    for requirement, _ in pins(ROOT / "requirements.lock").values():
+        both = locked.get(requirement.name)
+        assert both is None or both.specifier == requirement.specifier, f"{requirement} is {both} there; run make lock"
+
+
 def test_the_package_imports_nothing_that_is_not_declared() -> None:
     """What only comes along with another package may leave with its next version."""
     listed = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["postgres"]]
     names = [requirement.name for requirement in map(Requirement, listed)]
-    names += ["torch", "pytest"]  # the extra gp, and the conformance suites in forge_sweep.testing
+    names += ["torch", "ray", "pytest"]  # the extras gp and ray, and the conformance suites in forge_sweep.testing
     providers = importlib.metadata.packages_distributions()
     allowed = {
         module for module, owners in providers.items() if {o.lower().replace("_", "-") for o in owners} & set(names)
     }
     foreign = imported_modules() - set(sys.stdlib_module_names) - {"forge_sweep"}
-    assert foreign <= allowed | {"torch"}
+    assert foreign <= allowed | {"torch", "ray"}
 
 
 def test_every_dependency_names_the_module_it_is_for() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
-import logging
 import math
 import os
 import random
@@ -385,8 +384,10 @@ def test_a_trial_whose_process_died_three_times_fails_as_lost_worker(tmp_path: P
         assert (asked.number, asked.attempt) == (0, attempt)
     study = opened(tmp_path)
     second = study.ask()
-    assert second is not None
-    assert study.requeue() == Requeued(waiting=(1,), lost=(0,))
+    assert second is not None and second.number == 1
+    assert study.taken_back() == Requeued(waiting=(), lost=(0,))
+    assert study.taken_back() == Requeued((), ())
+    assert opened(tmp_path).requeue() == Requeued(waiting=(1,), lost=())
     assert [(row.state, row.failure) for row in study.rows()] == [("failed", "lost-worker"), ("waiting", "")]
     assert "3 times" in study.rows()[0].cause
     assert opened(tmp_path).requeue() == Requeued((), ())
@@ -760,7 +761,7 @@ HOLDING = """
 import sys, time
 from pathlib import Path
 from forge_sweep.study.storage import holding
-with holding(Path(sys.argv[1]), "fraud"):
+with holding(Path(sys.argv[1]) / "locks", "fraud"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -786,19 +787,12 @@ def test_the_same_process_cannot_run_a_study_twice(tmp_path: Path) -> None:
         raise AssertionError("held twice")
 
 
-def test_running_on_a_shared_database_warns_that_one_machine_and_store_must_run_a_study(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The lock is a file of the store folder; the URL may hold a password and is not part of the warning."""
-    with caplog.at_level(logging.WARNING, logger="forge_sweep"):
-        with opened(tmp_path / "own").hold():
-            assert caplog.messages == []
-        monkeypatch.setenv("FORGE_SWEEP_STORAGE", f"sqlite:///{tmp_path}/shared.db")
-        with opened(tmp_path / "one").hold():
-            pass
-    assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("study fraud is on the database of FORGE_SWEEP_STORAGE: run it on one machine")
-    assert "shared.db" not in caplog.text
+def test_one_sqlite_that_two_store_folders_share_has_one_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock is a file beside the database, not in the store."""
+    monkeypatch.setenv("FORGE_SWEEP_STORAGE", f"sqlite:///{tmp_path}/shared.db")
+    refused = pytest.raises(SweepStopped, match="is being run by process")
+    with opened(tmp_path / "one").hold(), refused, opened(tmp_path / "two").hold():
+        raise AssertionError("held twice")
 
 
 def test_reading_does_not_wait_for_the_process_that_runs(tmp_path: Path) -> None:
@@ -907,3 +901,25 @@ def test_an_old_trial_fits_a_space_it_could_have_come_from(
     change: Params, space: dict[str, Any], fitting: bool
 ) -> None:
     assert fits({**PARAMS(), **change}, {**SPACE, **space}) is fitting
+
+
+def test_a_trial_that_ran_out_of_memory_is_infeasible_for_the_sampler_and_failed_for_people(tmp_path: Path) -> None:
+    """TPE reads its parameters with a violated constraint; no value is made up for it, and a fork leaves it behind."""
+    study = opened(tmp_path)
+    one = study.ask()
+    assert one
+    study.report(one.number, 0, 0.9)
+    study.tell(one.number, "failed", failure="out-of-memory", cause="out of memory (ResourceExhaustedError)")
+    two = study.ask()
+    assert two
+    study.report(two.number, 0, 0.5)
+    study.tell(two.number, "finished", 0.5)
+    row, other = study.rows()
+    assert (row.state, row.failure, row.value) == ("failed", "out-of-memory", None)
+    assert study.counts() == {"finished": 1, "failed": 1}
+    assert study.best() == other
+    assert study.objectives() == [(two.number, 0.5)]
+    kept = study._study.get_trials()[one.number]
+    assert kept.state.name == "PRUNED"
+    assert kept.constraints == {"memory": 1.0}
+    assert kept.user_attrs["forge.params"] == one.params

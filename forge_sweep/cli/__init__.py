@@ -7,12 +7,14 @@ Exit codes: 0 ok, 1 failure, 2 usage or experiment file, 3 a gate refused, 130 i
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +25,7 @@ from rich.table import Table
 
 from forge_sweep import __version__
 from forge_sweep.cli import data, models
-from forge_sweep.cli.printing import MLRUNS, AsJson, Store, cell, complain, emit, print_features, wide
+from forge_sweep.cli.printing import MLRUNS, AsJson, Store, cell, complain, emit, print_costs, print_features, wide
 from forge_sweep.errors import ForgeSweepError, InputError, masked
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from forge_sweep.study import StudyView, TrialRow
     from forge_sweep.sweep import Event, SweepResult
 
+REFUSED = 3
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -167,6 +170,36 @@ def run(
 
 
 @app.command()
+def worker(
+    experiment: File,
+    overrides: Overrides = None,
+    wait: Annotated[
+        float,
+        typer.Option("--wait", min=0, metavar="SECONDS", help="How long to wait for `forge-sweep run` to search."),
+    ] = 600.0,
+    store: Store = MLRUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Join a sweep that `forge-sweep run` carries: run trials of it here, until none is left."""
+    from forge_sweep.cli.watchers import watching
+
+    loaded = read(experiment, overrides)
+    try:
+        with stop_on_signals() as stopping, watching(as_json=as_json, console=Console()) as watch:
+            from forge_sweep.sweep import joining
+
+            joined = joining.join(loaded, store=store, wait_s=wait, watch=watch, stopping=stopping)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: running trials wait again; others, or the next run, take them up", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        emit({"event": "done", **joined.to_dict()}, indent=None)
+    else:
+        counts = ", ".join(f"{count} {state}" for state, count in joined.trials.items()) or "no trial"
+        typer.echo(f"left {joined.study}: {joined.left}; ended here: {counts}")
+
+
+@app.command()
 def check(experiment: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Audit the data and try the smallest and the largest model, without starting a sweep."""
     from forge_sweep.cli.watchers import watching
@@ -196,17 +229,21 @@ def schema() -> None:
 
 @app.command()
 def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
-    """How far a sweep is: trials by state, best so far."""
+    """How far a sweep is: trials by state, best so far, what they cost, which budget is over."""
     study = find(experiment, store)
-    states = study.counts()
-    best = study.best()
+    states, best, costs, over = study.counts(), study.best(), study.costs_by_state(), study.ended_by()
     if as_json:
-        emit({"study": study.name, "trials": states, "best": None if best is None else row_as_dict(best)})
+        shown = {"study": study.name, "trials": states, "best": None if best is None else row_as_dict(best)}
+        spent = {"cost": [cost.to_dict() for cost in costs], "searched_s": round(study.wall_s(), 3)}
+        emit({**shown, **spent, "ended_by": None if over is None else asdict(over)})
         return
     counts = ", ".join(f"{count} {state}" for state, count in states.items()) or "no trials"
     typer.echo(f"{study.name}: {counts}")
     if best is not None:
         typer.echo(f"best: trial {best.number}, {best.value:.6g}")
+    if over is not None:
+        typer.echo(over.text)
+    print_costs(costs)
 
 
 @app.command()
@@ -217,20 +254,54 @@ def trials(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> 
     if as_json:
         emit([row_as_dict(row) for row in rows])
         return
-    from forge_sweep.report import varying
+    from forge_sweep.report import COSTS, costs_of, tenths, varying
 
     shown = varying(rows)
-    table = Table("trial", "state", "value", "epochs", "seconds", *shown, box=None)
+    table = Table("trial", "state", "value", "epochs", *COSTS, *shown, box=None)
     for row in rows:
-        cells = (row.value, row.epochs, row.seconds, *(row.params.get(name) for name in shown))
-        table.add_row(str(row.number), row.state, *map(cell, cells))
+        cells = map(cell, (row.value, row.epochs)), map(tenths, costs_of(row))
+        table.add_row(str(row.number), row.state, *itertools.chain(*cells), *(cell(row.params.get(n)) for n in shown))
     console = wide()
     console.print(table)
+    print_costs(study.costs_by_state())
     for row in rows:
         if row.failure:
             console.print(
                 f"trial {row.number} failed ({row.failure}): {escape(row.cause)}", soft_wrap=True, highlight=False
             )
+
+
+@app.command()
+def reconcile(
+    experiment: Name,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what differs; exit code 3 where anything does.")
+    ] = False,
+    store: Store = MLRUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a sweep's trials in Optuna with its runs in MLflow, and repair what a kill left."""
+    from forge_sweep.sweep.reconcile import reconcile as compare
+
+    name = read(Path(experiment), None).name if experiment.endswith(".toml") else experiment
+    found = compare(name, store, repair=not dry_run, say=lambda text: typer.echo(text, err=True))
+    if as_json:
+        emit(found.to_dict())
+    elif not found.differences:
+        typer.echo(f"{found.study}: nothing to repair")
+    else:
+        table = Table("what", "is", "should be", "" if dry_run else "repaired", box=None)
+        for one in found.differences:
+            table.add_row(one.what, escape(one.seen), escape(one.expected), "" if dry_run else _yes(one.repaired))
+        wide().print(table)
+    if found.differences and dry_run:
+        raise typer.Exit(REFUSED)
+    if not all(one.repaired for one in found.differences):
+        raise typer.Exit(1)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 @app.command()
@@ -305,15 +376,19 @@ def find(experiment: str, store: Path) -> StudyView:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C (or SIGTERM) asks the sweep to stop after the running epoch; the second aborts at once."""
+    """The first Ctrl-C asks the sweep to stop after the running epoch; the second aborts at once.
+
+    SIGTERM, which SLURM, Kubernetes and Docker send, is like the first, however often it comes: they kill soon enough.
+    """
     asked = False
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if asked:
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked = True
-        sys.stderr.write("\nstopping after this epoch; press Ctrl-C again to abort\n")
+        if not asked:
+            asked = True
+            sys.stderr.write("\nstopping after this epoch; press Ctrl-C again to abort\n")
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -326,7 +401,8 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 def row_as_dict(row: TrialRow) -> dict[str, Any]:
     """A trial for machines."""
     names = ("number", "state", "value", "params", "failure", "cause", "epochs", "seconds", "imported")
-    return {name: getattr(row, name) for name in names}
+    cost = None if row.cost is None else row.cost.to_dict()
+    return {**{name: getattr(row, name) for name in names}, "cost": cost}
 
 
 def print_result(name: str, result: SweepResult) -> None:
@@ -343,7 +419,7 @@ def print_result(name: str, result: SweepResult) -> None:
     console.print(table)
     counts = ", ".join(f"{count} {state}" for state, count in result.trials.items())
     lines = [
-        f"trials    {counts}",
+        f"trials    {counts}{'' if result.ended_by == 'study.n_trials' else f'; ended by {result.ended_by}'}",
         f"best      trial {result.best['number']}, {result.objective} {result.best['value']:.4f}"
         if result.best
         else "best      no trial finished",

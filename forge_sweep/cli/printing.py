@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from forge_sweep.study import StateCost
 
 Store = Annotated[Path, typer.Option("--store", help="Folder of the embedded MLflow and Optuna stores.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -37,6 +40,17 @@ def cell(value: Any) -> str:
 def wide() -> Console:
     """A console for tables: nothing is cut where the output goes to a file or a pipe."""
     return Console() if sys.stdout.isatty() else Console(width=1000)
+
+
+def print_costs(costs: list[StateCost]) -> None:
+    """What the trials of each state cost, and all of them together."""
+    if not any(row.cost.seconds for row in costs):
+        return
+    table = Table("cost of", "count", "seconds", "CPU s", "GPU s", "share", box=None)
+    for row in costs:
+        figures = (row.cost.seconds, row.cost.cpu_s, row.cost.gpu_s)
+        table.add_row(row.state, str(row.count), *(f"{figure:.1f}" for figure in figures), f"{row.share:.0%}")
+    wide().print(table)
 
 
 def print_features(rows: list[dict[str, Any]]) -> None:

@@ -381,15 +381,44 @@ def scaler_is_named_once(sections: Sections) -> Iterator[Mistake]:
         )
 
 
-def processes_are_asked_for(sections: Sections) -> Iterator[Mistake]:
-    """What only worker processes have is not set beside kind `serial`."""
+OF_KIND: dict[str, tuple[str, ...]] = {
+    "serial": (),
+    "processes": ("n", "threads", "per_gpu", "memory_limit_mb"),
+    "ray": ("n", "threads", "memory_limit_mb", "address", "cpus", "gpus", "wait_s"),
+}
+"""What each kind of workers has."""
+
+
+def workers_fit_kind(sections: Sections) -> Iterator[Mistake]:
+    """What only another kind of workers has is not set."""
     workers = sections.workers
-    if workers is not None and workers.kind == "serial":
-        for key, field in type(workers).model_fields.items():
-            value = getattr(workers, key)
-            if key != "kind" and value != field.default and (key, value) != ("n", 1):
-                hint = 'set workers.kind = "processes"'
-                yield Mistake(f"workers.{key}", str(value), 'nothing beside workers.kind = "serial"', hint)
+    if workers is None:
+        return
+    for key, field in type(workers).model_fields.items():
+        value = getattr(workers, key)
+        if key == "kind" or key in OF_KIND[workers.kind] or value == field.default or (key, value) == ("n", 1):
+            continue
+        hint = f"set workers.gpus = {1 / value:.3g}" if (workers.kind, key) == ("ray", "per_gpu") else kind_with(key)
+        yield Mistake(f"workers.{key}", as_toml(value), f'nothing beside workers.kind = "{workers.kind}"', hint)
+
+
+def kind_with(key: str) -> str:
+    """What to set for a key of ``[workers]``."""
+    return f"set workers.kind = {as_toml(next(kind for kind, keys in OF_KIND.items() if key in keys))}"
+
+
+def gpus_can_be_shared(sections: Sections) -> Iterator[Mistake]:
+    """Ray gives whole GPUs, or a part of one."""
+    gpus = None if sections.workers is None else sections.workers.gpus
+    if gpus is not None and gpus > 1 and gpus != int(gpus):
+        yield Mistake("workers.gpus", as_toml(gpus), "a part of one GPU, or whole ones", f"set it to {math.ceil(gpus)}")
+
+
+def plateau_is_whole(sections: Sections) -> Iterator[Mistake]:
+    """A least gain means nothing without the number of trials that may pass without one."""
+    study = sections.study
+    if study is not None and study.plateau_delta and study.plateau_trials is None:
+        yield Mistake("study.plateau_trials", "", "a number of trials, since study.plateau_delta is set")
 
 
 RULES: tuple[Rule, ...] = (
@@ -404,5 +433,7 @@ RULES: tuple[Rule, ...] = (
     momentum_has_a_user,
     sampler_fits_space,
     scaler_is_named_once,
-    processes_are_asked_for,
+    workers_fit_kind,
+    gpus_can_be_shared,
+    plateau_is_whole,
 )

@@ -22,7 +22,19 @@ Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
-BUDGET_FIELDS = ("description", "study.n_trials", "study.timeout_s", "confirm", "tracking", "workers", "promotion")
+BUDGET_FIELDS = (
+    "description",
+    "study.n_trials",
+    "study.timeout_s",
+    "study.cpu_budget_s",
+    "study.gpu_budget_s",
+    "study.plateau_trials",
+    "study.plateau_delta",
+    "confirm",
+    "tracking",
+    "workers",
+    "promotion",
+)
 """What may change between two runs of one sweep: how much of it is run and where it is shown, not what a trial is."""
 
 
@@ -119,7 +131,7 @@ class ObjectiveSpec(Section):
 
 
 class StudySpec(Section):
-    """``[study]``: the Optuna study and the budget."""
+    """``[study]``: the Optuna study and its budgets; the first that is over ends the search."""
 
     sampler: Sampler = Field("tpe", description="Which sampler suggests the parameters.")
     pruner: Pruner = Field("median", description="Which pruner stops hopeless trials.")
@@ -127,7 +139,25 @@ class StudySpec(Section):
     epochs: int = Field(60, ge=1, description="Most epochs of one trial.")
     patience: int = Field(8, ge=1, description="Epochs without improvement of the objective before a trial stops.")
     timeout_s: float | None = Field(
-        None, gt=0, description="Seconds of one command after which it starts no new trial."
+        None, gt=0, allow_inf_nan=False, description="Seconds of searching, summed over interruptions."
+    )
+    cpu_budget_s: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="CPU seconds of all trials, over workers and interruptions."
+    )
+    gpu_budget_s: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="GPU seconds likewise: the seconds of a trial times the GPUs, or the part of one, that it holds.",
+    )
+    plateau_trials: int | None = Field(
+        None, ge=1, description="Finished and pruned trials after the last gain, in the order in which they ended."
+    )
+    plateau_delta: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="A finished trial is a gain where it is better than the last gain by more than this.",
     )
     trial_timeout_s: float | None = Field(None, gt=0, description="Seconds after which a trial fails as `time-out`.")
     startup_trials: int = Field(5, ge=0, description="Trials before median and percentile pruning begins.")
@@ -153,20 +183,43 @@ class ConfirmSpec(Section):
 class WorkersSpec(Section):
     """``[workers]``: where trials run."""
 
-    kind: Literal["serial", "processes"] = Field(
-        "serial", description="One trial at a time in this process, or each worker's trials in a process of its own."
+    kind: Literal["serial", "processes", "ray"] = Field(
+        "serial",
+        description="One trial at a time in this process, each worker's trials in a process of its own, or on a Ray "
+        "cluster.",
     )
     n: int | None = Field(
-        None, ge=1, description="Number of workers; follows from cores, memory and GPUs. 1 for `serial`."
+        None,
+        ge=1,
+        description="Number of workers; follows from cores, memory and GPUs, for `ray` from the cluster while it grows "
+        "and shrinks. 1 for `serial`.",
     )
     threads: int | None = Field(
-        None, ge=1, description="Threads of one worker process; its share of the cores by default."
+        None,
+        ge=1,
+        description="Threads of one worker process; its share of the cores by default, for `ray` its `cpus`.",
     )
-    per_gpu: int = Field(1, ge=1, description="Worker processes on one GPU.")
+    per_gpu: int = Field(1, ge=1, description="Worker processes on one GPU (kind `processes`).")
     memory_limit_mb: int | None = Field(
         None,
         ge=1,
-        description="Most MB that a trial may take before its process is killed; a share of what is free by default.",
+        description="Most MB that a trial may take before its process is killed; by default a share of what is free, "
+        "for `ray` what Ray lets it take.",
+    )
+    address: str | None = Field(
+        None,
+        min_length=1,
+        description="The Ray cluster: `host:port`, `auto` for the one of this machine, `local` for one of its own; "
+        "RAY_ADDRESS by default, or else `local` (kind `ray`).",
+    )
+    cpus: int | None = Field(None, ge=1, description="CPUs of one trial; `threads` or 1 by default (kind `ray`).")
+    gpus: float | None = Field(
+        None, gt=0, description="GPUs of one trial, a part such as 0.25 allowed; none by default (kind `ray`)."
+    )
+    wait_s: float = Field(
+        300.0,
+        gt=0,
+        description="Seconds without a place for a single trial after which the sweep stops (kind `ray`).",
     )
 
     @property

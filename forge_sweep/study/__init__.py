@@ -3,29 +3,48 @@
 | file | holds |
 |---|---|
 | `opening` | which study an experiment belongs to: create, resume, refuse, fork |
-| `study` | the worker's side: hold, requeue, ask, report, tell |
+| `study` | the worker's side: hold or join, requeue, ask, report, tell |
+| `shared` | how a trial changes hands |
 | `view` | the reader's side: rows, best, notes, figures; needs no experiment |
+| `cost` | what trials cost, and whether a budget is over: plain values |
 | `space` | from `Dimension` to Optuna's distributions and suggestions |
 | `samplers`, `pruners` | Optuna's, made deterministic and explicit; imported only when a study is opened |
 | `storage` | the database, safe for several processes, and the lock of a run |
+| `database` | Optuna's storage with owners, turns and patience; imported only when a study is opened |
+| `owners` | which processes run trials, and which of them are dead |
 """
 
-from forge_sweep.study.opening import find_study, open_study, require_packages, resumable
+from forge_sweep.study.cost import Cost, Over, Progress, Spent, StateCost, TrialCost, over, union_s
+from forge_sweep.study.opening import find_shared, find_study, join_study, open_study, require_packages, resumable
+from forge_sweep.study.shared import Requeued, Shared
 from forge_sweep.study.storage import storage_url
-from forge_sweep.study.study import Asked, Requeued, Study
-from forge_sweep.study.view import FailingStreak, StudyView, TrialRow, TrialState
+from forge_sweep.study.study import Asked, Study
+from forge_sweep.study.view import COST, SESSION, FailingStreak, StudyView, TrialRow, TrialState
 
 __all__ = [
+    "COST",
+    "SESSION",
     "Asked",
+    "Cost",
     "FailingStreak",
+    "Over",
+    "Progress",
     "Requeued",
+    "Shared",
+    "Spent",
+    "StateCost",
     "Study",
     "StudyView",
+    "TrialCost",
     "TrialRow",
     "TrialState",
+    "find_shared",
     "find_study",
+    "join_study",
     "open_study",
+    "over",
     "require_packages",
     "resumable",
     "storage_url",
+    "union_s",
 ]

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from forge_sweep.errors import ResumeRefused
 from forge_sweep.experiment import Experiment, flatten, is_budget
+from forge_sweep.study.shared import Shared
 from forge_sweep.study.space import Space, distributions, fits
-from forge_sweep.study.storage import creating, exists, open_storage, storage_url
+from forge_sweep.study.storage import CREATING, exists, locks_of, open_storage, storage_url
 from forge_sweep.study.study import Study
-from forge_sweep.study.view import ACCEPTED, IMPORTED, PARAMS, PREFIX, RESOLVED, SKIPPED, VALUE, StudyView
+from forge_sweep.study.view import ACCEPTED, FAILURE, IMPORTED, PARAMS, PREFIX, RESOLVED, SKIPPED, VALUE, StudyView
 
 if TYPE_CHECKING:
     import optuna
-    from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
+
+    from forge_sweep.study.database import Database
 
 EXPERIMENT = "forge.experiment"
 """Written last: a study without it was never completed, or is not ours."""
@@ -42,6 +44,9 @@ good and bad parameters alike: trials are imported, and the differences are said
 
 SEARCH = "model.search"
 """Decided trial by trial: see `fits`."""
+
+CREATION_S = 3600
+"""How long the import of old trials into a fork may take."""
 
 Studies = dict[str, dict[str, Any]]
 """Attributes of the studies of one experiment by name, newest first."""
@@ -119,13 +124,50 @@ def open_study(experiment: Experiment, *, dataset: Mapping[str, str], store: Pat
     samplers.make(experiment)  # says what is missing before anything is created
     identity, url = Identity(experiment, dataset), storage_url(store)
     storage = open_storage(url, store)
-    with creating(store):
+    with storage.turn(CREATING, locks_of(url, store), CREATION_S):
         studies = _studies_of(storage, experiment.name)
         name = identity.newest_of(studies)
         if name is None and studies and not fork:
             raise _refusal(studies, identity)
         name = name or _create(storage, identity, studies)
     return _study(storage, url, name, experiment, store)
+
+
+def join_study(experiment: Experiment, *, dataset: Mapping[str, str], store: Path) -> Study | None:
+    """The study of an experiment that another process began, to run trials of it; None where there is none yet.
+
+    Args:
+        experiment: the experiment; its budget does not count, that of the study does.
+        dataset: ``version``, ``digest`` and ``split_digest`` of its data.
+        store: folder of the embedded stores, such as ``mlruns``.
+
+    Raises:
+        ResumeRefused: studies of this experiment exist and all were begun with another content.
+        InputError: the database cannot be used.
+    """
+    identity, url = Identity(experiment, dataset), storage_url(store)
+    if not exists(url):
+        return None
+    storage = open_storage(url, store)
+    studies = _studies_of(storage, experiment.name)
+    name = identity.newest_of(studies)
+    if name is None and studies:
+        raise _refusal(studies, identity)
+    return None if name is None else _study(storage, url, name, experiment, store)
+
+
+def find_shared(experiment_name: str, store: Path) -> Shared | None:
+    """The newest study of an experiment, to put its trials in order; None where there is none."""
+    url = storage_url(store)
+    if not exists(url):
+        return None
+    import optuna
+
+    storage = open_storage(url, store)
+    name = next(iter(_studies_of(storage, experiment_name)), None)
+    if name is None:
+        return None
+    return Shared(optuna.load_study(study_name=name, storage=storage), storage, url, store)
 
 
 def find_study(experiment_name: str, store: Path) -> StudyView | None:
@@ -168,7 +210,7 @@ def _view(store: Path, experiment_name: str, choose: Callable[[Studies], str | N
     return None if name is None else StudyView(optuna.load_study(study_name=name, storage=storage), url)
 
 
-def _studies_of(storage: RDBStorage, experiment_name: str) -> Studies:
+def _studies_of(storage: Database, experiment_name: str) -> Studies:
     studies = {study.study_name: study.user_attrs for study in reversed(storage.get_all_studies())}
     return {name: attrs for name, attrs in studies.items() if attrs.get(EXPERIMENT) == experiment_name}
 
@@ -183,7 +225,7 @@ def _refusal(studies: Studies, identity: Identity) -> ResumeRefused:
     )
 
 
-def _create(storage: RDBStorage, identity: Identity, parents: Studies) -> str:
+def _create(storage: Database, identity: Identity, parents: Studies) -> str:
     """Create a study that imports from the newest of ``parents``; returns its name."""
     import optuna
 
@@ -199,7 +241,7 @@ def _create(storage: RDBStorage, identity: Identity, parents: Studies) -> str:
     return name
 
 
-def _free_name(storage: RDBStorage, experiment_name: str) -> str:
+def _free_name(storage: Database, experiment_name: str) -> str:
     """``fraud``, ``fraud-2``, ...: the first that is free once the remains of a killed process are removed."""
     import optuna
 
@@ -214,7 +256,7 @@ def _free_name(storage: RDBStorage, experiment_name: str) -> str:
     raise AssertionError("unreachable: itertools.count has no end")
 
 
-def _half_made(storage: RDBStorage, name: str, attrs: Mapping[str, Any]) -> bool:
+def _half_made(storage: Database, name: str, attrs: Mapping[str, Any]) -> bool:
     """Whether a process died between creating a study and completing it; such a study has no trial of its own."""
     if EXPERIMENT in attrs or not all(key.startswith(PREFIX) for key in attrs):
         return False
@@ -223,14 +265,15 @@ def _half_made(storage: RDBStorage, name: str, attrs: Mapping[str, Any]) -> bool
 
 
 def _import(
-    storage: RDBStorage, study: optuna.Study, identity: Identity, parent: str, parent_attrs: Mapping[str, Any]
+    storage: Database, study: optuna.Study, identity: Identity, parent: str, parent_attrs: Mapping[str, Any]
 ) -> None:
     """Copy the trials of ``parent`` that mean something in ``study``, and keep what must be said of them."""
     if why := _incomparable(identity, parent_attrs):
         study.set_user_attr(SKIPPED, f"no trial of {parent} was imported: {'; '.join(why)}")
         return
     trials = storage.get_all_trials(storage.get_study_id_from_name(parent), deepcopy=False)
-    done = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED") and PARAMS in trial.user_attrs]
+    ended = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED") and PARAMS in trial.user_attrs]
+    done = [trial for trial in ended if FAILURE not in trial.user_attrs]
     fitting = [trial for trial in done if fits(trial.user_attrs[PARAMS], identity.experiment.space)]
     study.add_trials([_imported(trial, parent, identity.experiment.space) for trial in fitting])
     if left := len(done) - len(fitting):
@@ -271,7 +314,7 @@ def _imported(trial: FrozenTrial, study_name: str, space: Space) -> FrozenTrial:
     )
 
 
-def _study(storage: RDBStorage, url: str, name: str, experiment: Experiment, store: Path) -> Study:
+def _study(storage: Database, url: str, name: str, experiment: Experiment, store: Path) -> Study:
     """Load a study with the sampler and pruner of the experiment; Optuna stores neither."""
     import optuna
 

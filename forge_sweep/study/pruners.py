@@ -31,7 +31,7 @@ def make(spec: StudySpec) -> pruners.BasePruner:
     No trial is judged before ``warmup_epochs`` completed epochs; for Hyperband and successive halving that is also the
     first rung, the next ones follow at 3, 9, 27 times as many epochs.
     """
-    first_rung = max(1, min(spec.warmup_epochs, spec.epochs))
+    first_rung = _first_rung(spec)
     match spec.pruner:
         case "none":
             return pruners.NopPruner()
@@ -51,6 +51,29 @@ def make(spec: StudySpec) -> pruners.BasePruner:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 return pruners.WilcoxonPruner(p_threshold=P_THRESHOLD, n_startup_steps=spec.warmup_epochs)
+
+
+def _first_rung(spec: StudySpec) -> int:
+    return max(1, min(spec.warmup_epochs, spec.epochs))
+
+
+def has_a_say(spec: StudySpec, before: int, step: int) -> bool:
+    """Whether the pruner of `make` can prune a trial at a step.
+
+    Hyperband and successive halving judge a trial once at each rung that it has reached; asked between rungs, they read
+    the study for nothing.
+
+    Args:
+        spec: the study's section of the experiment.
+        before: the step at which it was last asked for this trial; 0 for none.
+        step: completed epochs.
+    """
+    if spec.pruner not in ("hyperband", "successive_halving"):
+        return spec.pruner != "none"
+    rung = _first_rung(spec)
+    while rung <= before:
+        rung *= REDUCTION_FACTOR
+    return rung <= step
 
 
 @contextlib.contextmanager

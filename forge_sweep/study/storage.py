@@ -1,4 +1,4 @@
-"""Where studies are kept, and the lock that lets one process at a time run a study."""
+"""Where studies are kept, and the lock that lets one process of a machine at a time carry a study to its end."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 from forge_sweep.errors import InputError, MissingExtra, SweepStopped
 
 if TYPE_CHECKING:
-    from optuna.storages import RDBStorage
+    from forge_sweep.study.database import Database
 
 SQLITE = "sqlite:///"
 LOCKED_TIMEOUT_S = 60
+
+CREATING = ".creating"
+"""No experiment can be called so: names begin with a letter or a digit."""
 
 
 def storage_url(store: Path) -> str:
@@ -29,8 +32,7 @@ def storage_url(store: Path) -> str:
 
     Returns:
         ``FORGE_SWEEP_STORAGE`` where it is set, else SQLite in ``store``. It may hold a password: do not log it.
-        Many machines and store folders may share the former, but each study must be run by one of them at a time: the
-        lock of a run is a file in ``store``.
+        A PostgreSQL may be shared by many machines and store folders, SQLite by the processes of one machine.
     """
     return os.environ.get("FORGE_SWEEP_STORAGE") or embedded_url(store)
 
@@ -45,7 +47,13 @@ def exists(url: str) -> bool:
     return not url.startswith(SQLITE) or Path(url.removeprefix(SQLITE)).exists()
 
 
-def open_storage(url: str, store: Path) -> RDBStorage:
+def locks_of(url: str, store: Path) -> Path:
+    """Folder of lock files: beside an SQLite file, so that all who open it meet there; else in ``store``."""
+    home = Path(url.removeprefix(SQLITE)).parent if url.startswith(SQLITE) else store
+    return home / "locks"
+
+
+def open_storage(url: str, store: Path) -> Database:
     """Connect, and create the tables where they are missing.
 
     Several processes that create the tables of one new database at once break it, so that is done under a lock.
@@ -59,10 +67,37 @@ def open_storage(url: str, store: Path) -> RDBStorage:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        with creating(store):
-            return _sqlite(url) if url.startswith("sqlite") else _server(url)
+        if url.startswith("sqlite"):
+            _refuse_missing_folder(url, store)
+            with creating(url, store):
+                return _sqlite(url)
+        _refuse_other_servers(url)
+        with creating(url, store):
+            return _server(url)
     except (ArgumentError, ImportError, SQLAlchemyError) as error:
         raise _unusable(url, error) from error
+
+
+def _refuse_missing_folder(url: str, store: Path) -> None:
+    """The store's folder is made where it is missing; any other may be a slip."""
+    folder = Path(url.removeprefix(SQLITE)).parent
+    if url != embedded_url(store) and not folder.is_dir():
+        raise InputError(
+            f"the study database cannot be used: FORGE_SWEEP_STORAGE names a file in {folder}, which is no folder",
+            hint="make that folder, or unset FORGE_SWEEP_STORAGE for SQLite in the store",
+        )
+
+
+def _refuse_other_servers(url: str) -> None:
+    """Owners, turns and limits are kept by PostgreSQL's locks; another server would lose trials in silence."""
+    from sqlalchemy.engine import make_url
+
+    make_url(url).get_dialect()  # says what is wrong with an unknown one
+    if not url.startswith("postgresql"):
+        raise InputError(
+            f"FORGE_SWEEP_STORAGE = {url.partition(':')[0]}://...: a study database is SQLite or PostgreSQL",
+            hint="set postgresql+psycopg://USER@HOST/DATABASE, or unset the variable for SQLite in the store",
+        )
 
 
 def _unusable(url: str, error: Exception) -> InputError:
@@ -82,16 +117,17 @@ def _words(error: Exception | None) -> str:
     return said.group(1) if said else type(error).__name__
 
 
-def _sqlite(url: str) -> RDBStorage:
+def _sqlite(url: str) -> Database:
     """SQLite that several processes of one machine can share.
 
     Optuna counts on ``SELECT ... FOR UPDATE``, which SQLite ignores: two workers would pop the same waiting trial
     (optuna#4002). BEGIN IMMEDIATE takes the write lock at the start of each transaction instead.
     """
     import sqlalchemy
-    from optuna.storages import RDBStorage
 
-    storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCKED_TIMEOUT_S}})
+    from forge_sweep.study.database import Database
+
+    storage = Database(url, {"connect_args": {"timeout": LOCKED_TIMEOUT_S}})
 
     @sqlalchemy.event.listens_for(storage.engine, "connect")
     def set_pragmas(connection: Any, _: Any) -> None:
@@ -107,25 +143,26 @@ def _sqlite(url: str) -> RDBStorage:
     return storage
 
 
-def _server(url: str) -> RDBStorage:
+def _server(url: str) -> Database:
     """A database server; a connection that broke while a trial trained is replaced before it is used.
 
     Connections are closed when the storage is dropped: a server has few of them.
     """
     import sqlalchemy
-    from optuna.storages import RDBStorage
 
-    storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    from forge_sweep.study.database import Database, Outage
+
+    storage = Database(url, {"pool_pre_ping": True, "connect_args": _patience(url)})
     weakref.finalize(storage, storage.engine.dispose)
 
     # Optuna would speak of invalid data in a commit.
     @sqlalchemy.event.listens_for(storage.engine, "handle_error")
-    def stop_the_sweep(context: sqlalchemy.ExceptionContext) -> None:
+    def name_the_outage(context: sqlalchemy.ExceptionContext) -> None:
         unreachable = context.connection is None and isinstance(
             context.sqlalchemy_exception, sqlalchemy.exc.OperationalError
         )
         if (context.is_disconnect or unreachable) and not context.is_pre_ping:
-            raise SweepStopped(
+            raise Outage(
                 f"the study database does not answer: {_words(context.sqlalchemy_exception)}",
                 hint="once it does, run the same command again: finished trials stay finished",
             )
@@ -133,35 +170,56 @@ def _server(url: str) -> RDBStorage:
     return storage
 
 
-@contextlib.contextmanager
-def creating(store: Path) -> Iterator[None]:
-    """The lock under which tables and studies are created."""
-    from filelock import FileLock
+def _patience(url: str) -> dict[str, int]:
+    """How long libpq waits for a server that says nothing, where the URL does not say: by itself for hours."""
+    from sqlalchemy.engine import make_url
 
-    with FileLock(_lock_path(store, ".creating")):
+    parsed = make_url(url)
+    if parsed.get_driver_name() not in ("psycopg", "psycopg2"):
+        return {}
+    return {name: value for name, value in _PATIENCE.items() if name not in parsed.query}
+
+
+_PATIENCE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+"""Seconds, and milliseconds for the last: libpq's own parameters."""
+
+
+@contextlib.contextmanager
+def creating(url: str, store: Path) -> Iterator[None]:
+    """The lock under which tables are created."""
+    from forge_sweep.study.database import file_turn, server_turn
+
+    lite = url.startswith("sqlite")
+    with file_turn(CREATING, locks_of(url, store)) if lite else server_turn(url, CREATING, _patience(url)):
         yield
 
 
 @contextlib.contextmanager
-def holding(store: Path, study_name: str) -> Iterator[None]:
-    """The lock of the one process that runs a study; the operating system drops it when the process dies.
+def holding(locks: Path, study_name: str) -> Iterator[None]:
+    """The lock of the one process that carries a study; the operating system drops it when the process dies.
 
-    It guards one machine and one store folder: on a shared database, processes of others are not seen.
+    Args:
+        locks: folder of the lock files; see `locks_of`.
+        study_name: name of the study.
 
     Raises:
         SweepStopped: another process holds it; the message names its pid.
     """
     from filelock import FileLock, Timeout
 
-    path = _lock_path(store, study_name)
+    locks.mkdir(parents=True, exist_ok=True)
+    path = locks / f"{study_name}.lock"
     lock, owner = FileLock(path, timeout=0), path.with_suffix(".owner")
     try:
         lock.acquire()
     except Timeout:
-        holder = _read_owner(owner)
-        raise SweepStopped(
-            f"study {study_name} is being run by {holder}", hint="wait until it has ended, or stop that process"
-        ) from None
+        raise held(study_name, _read_owner(owner)) from None
     try:
         owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         yield
@@ -170,16 +228,18 @@ def holding(store: Path, study_name: str) -> Iterator[None]:
         lock.release()
 
 
-def _lock_path(store: Path, name: str) -> Path:
-    folder = store / "locks"  # no experiment can be called .creating: names begin with a letter or a digit
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{name}.lock"
+def held(study_name: str, holder: str) -> SweepStopped:
+    """The refusal of a second process."""
+    return SweepStopped(
+        f"study {study_name} is being run by {holder}",
+        hint="wait until it has ended, or stop that process; to run more trials beside it: forge-sweep worker",
+    )
 
 
 def _read_owner(path: Path) -> str:
-    """``process 4711 on lab-3``, or a vaguer word in the instant before the holder has written it."""
+    """``process 4711 on host lab-3``, or a vaguer word in the instant before the holder has written it."""
     try:
         owner = json.loads(path.read_text())
     except (OSError, ValueError):
         return "another process"
-    return f"process {owner['pid']} on {owner['host']}"
+    return f"process {owner['pid']} on host {owner['host']}"

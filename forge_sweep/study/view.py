@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import heapq
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from forge_sweep.experiment import Params
+from forge_sweep.study.cost import Over, Progress, Spent, StateCost, TrialCost, by_state, over, union_s
 
 if TYPE_CHECKING:
     import optuna
@@ -23,16 +25,21 @@ PREFIX = "forge."
 """Of every attribute that this package keeps for itself."""
 
 IMPORTED = "forge.imported"
+OWNER = "forge.owner"
 PARAMS = "forge.params"
 ATTEMPT = "forge.attempt"
 FAILURE = "forge.failure"
 CAUSE = "forge.cause"
 VALUE = "forge.value"
+COST = "forge.cost"
 PRUNED_AT = "forge.pruned_at"
 RESOLVED = "forge.resolved"
 SKIPPED = "forge.skipped"
 ACCEPTED = "forge.accepted"
 NOTE = "forge.note."
+
+SESSION = "search:"
+"""Of the notes in which each command keeps when it searched, and for how long."""
 
 STREAK = 3
 """Failures of one kind with one cause, one after the other, that say the sweep itself is broken."""
@@ -59,6 +66,7 @@ class TrialRow:
         cause: its cause in one line, else "".
         epochs: completed epochs reported so far.
         seconds: wall clock of the last attempt; None until it ends.
+        cost: what all attempts took; None for an imported trial, and for one that has not cost a few seconds yet.
         attrs: what the sweep gave to `Study.tell`.
         attempt: 1, or more where a worker was lost.
         imported: ``<study>#<number>`` that a fork took the trial from, else "".
@@ -75,6 +83,7 @@ class TrialRow:
     attrs: dict[str, Any]
     attempt: int = 1
     imported: str = ""
+    cost: TrialCost | None = None
 
 
 class FailingStreak(NamedTuple):
@@ -131,7 +140,7 @@ class StudyView:
 
     def counts(self) -> dict[TrialState, int]:
         """Trials by state, imported ones aside: finished, pruned, failed, running, waiting, those that there are."""
-        states = [_STATES[trial.state.name] for trial in self._own_trials()]
+        states = [_state(trial) for trial in self._own_trials()]
         return {state: states.count(state) for state in TRIAL_STATES if state in states}
 
     def rows(self) -> list[TrialRow]:
@@ -140,18 +149,75 @@ class StudyView:
 
     def best(self) -> TrialRow | None:
         """The best finished trial, imported ones aside, the earlier of equals; None before the first."""
-        finished = [row for row in map(_row, self._own_trials()) if row.state == "finished" and row.value is not None]
         sign = -1 if self.direction == "maximize" else 1
-        return min(finished, key=lambda row: (sign * (row.value or 0.0), row.number), default=None)
+        finished = ((trial, _value(trial)) for trial in self._own_trials() if trial.state.name == "COMPLETE")
+        ranked = ((sign * value, trial.number, trial) for trial, value in finished if value is not None)
+        best = min(ranked, default=None)  # no two have the same number
+        return None if best is None else _row(best[2])
 
     def failing_streak(self) -> FailingStreak | None:
         """The last three trials to end, where all of them failed in one way with one cause."""
-        ended = [(trial.datetime_complete, trial.number, _row(trial)) for trial in self._own_trials()]
-        last = [row for when, _, row in sorted(e for e in ended if e[0] is not None)[-STREAK:]]
+        ended = ((t.datetime_complete, t.number, t) for t in self._own_trials() if t.datetime_complete is not None)
+        last = [_row(trial) for _, _, trial in reversed(heapq.nlargest(STREAK, ended))]
         kinds = {(row.failure, row.cause) for row in last}
         if len(last) < STREAK or len(kinds) > 1 or last[0].state != "failed":
             return None
         return FailingStreak(*kinds.pop(), numbers=tuple(row.number for row in last))
+
+    def reports(self, number: int) -> dict[int, float]:
+        """What a trial reported after each epoch, by 0-based epoch."""
+        trial = self._study.get_trials(deepcopy=False)[number]
+        return {step - 1: value for step, value in sorted(trial.intermediate_values.items())}
+
+    def costs(self) -> dict[int, TrialCost]:
+        """What each trial cost so far, by its number, imported ones and those without a cost aside."""
+        attrs = {trial.number: trial.user_attrs for trial in self._own_trials()}
+        return {number: TrialCost.of(values[COST]) for number, values in attrs.items() if COST in values}
+
+    def costs_by_state(self) -> list[StateCost]:
+        """What the trials of each state cost together; see `by_state`."""
+        return by_state(self.rows())
+
+    def objectives(self) -> list[tuple[int, float | None]]:
+        """Number and objective of each finished trial, None for a pruned one, in the order in which they ended."""
+        states = {"COMPLETE": True, "PRUNED": False}
+        ended = [
+            (trial.datetime_complete, trial.number, trial.value if states[trial.state.name] else None)
+            for trial in self._own_trials()
+            if _state(trial) in ("finished", "pruned") and trial.datetime_complete is not None
+        ]
+        return [(number, value) for _, number, value in sorted(ended, key=lambda one: one[:2])]
+
+    def progress(self, delta: float) -> Progress:
+        """How many trials brought no gain of more than ``delta`` since the last one that did."""
+        progress = Progress(self.direction, delta)
+        for number, objective in self.objectives():
+            progress.take(number, objective)
+        return progress
+
+    def wall_s(self) -> float:
+        """Seconds in which at least one command searched, as far as they have told."""
+        return union_s(self.notes(SESSION).values())
+
+    def ended_by(self) -> Over | None:
+        """The budget that ended the search before its ``n_trials``; None where none did."""
+        return None if self.n_done >= self.n_trials else self.over()
+
+    def over(self, limits: Mapping[str, Any] | None = None) -> Over | None:
+        """The budget other than ``n_trials`` that is over; None while all hold.
+
+        Args:
+            limits: the values of ``[study]``; by default those that the study was last run with.
+        """
+        limits = self.resolved["study"] if limits is None else limits
+        costs = [cost.total for cost in self.costs().values()]
+        spent = Spent(
+            wall_s=self.wall_s(),
+            cpu_s=sum(cost.cpu_s for cost in costs),
+            gpu_s=sum(cost.gpu_s for cost in costs),
+            without_gain=self.progress(limits.get("plateau_delta") or 0.0).without_gain,
+        )
+        return over(limits, spent)
 
     def notes(self, prefix: str = "") -> dict[str, Any]:
         """What `Study.note` wrote under keys that begin with ``prefix``."""
@@ -206,11 +272,11 @@ def _drawn(plot: Callable[..., Figure], study: optuna.Study, metric: str) -> Fig
 
 def _row(trial: FrozenTrial) -> TrialRow:
     attrs = trial.user_attrs
-    state = _STATES[trial.state.name]
+    state = _state(trial)
     return TrialRow(
         number=trial.number,
         state=state,
-        value=attrs.get(VALUE, trial.value) if state in ("finished", "pruned") else None,
+        value=_value(trial) if state in ("finished", "pruned") else None,
         params=dict(attrs.get(PARAMS, trial.params)),
         failure=attrs.get(FAILURE, "") if state == "failed" else "",
         cause=attrs.get(CAUSE, "") if state == "failed" else "",
@@ -219,7 +285,19 @@ def _row(trial: FrozenTrial) -> TrialRow:
         attrs={key: value for key, value in attrs.items() if not key.startswith(PREFIX)},
         attempt=attrs.get(ATTEMPT, 1),
         imported=attrs.get(IMPORTED, ""),
+        cost=TrialCost.of(attrs[COST]) if COST in attrs else None,
     )
+
+
+def _state(trial: FrozenTrial) -> TrialState:
+    """A trial that ran out of memory is pruned for Optuna, as an infeasible one; for people it failed."""
+    return "failed" if FAILURE in trial.user_attrs and trial.state.is_finished() else _STATES[trial.state.name]
+
+
+def _value(trial: FrozenTrial) -> float | None:
+    """The objective at the best epoch."""
+    value: float | None = trial.user_attrs.get(VALUE, trial.value)
+    return value
 
 
 def _seconds(start: datetime.datetime | None, end: datetime.datetime | None) -> float | None:

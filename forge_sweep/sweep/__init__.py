@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -15,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from forge_sweep import environment, sources, training
+from forge_sweep import environment, sources, training, workers
 from forge_sweep.checks.audit import Audit
 from forge_sweep.checks.audit import audit as audit_dataset
 from forge_sweep.checks.findings import Finding, errors
@@ -28,6 +27,7 @@ from forge_sweep.study import Study, TrialState, open_study, require_packages, r
 from forge_sweep.sweep.confirm import confirm
 from forge_sweep.sweep.context import Context, Event, Interrupted, Watch, baseline_values, ignore
 from forge_sweep.sweep.crew import Crew
+from forge_sweep.sweep.ending import clear_checkpoints, ended_by, goes_on, refuse_nothing_finished, why_over
 from forge_sweep.sweep.publish import final_key, log_setting, publish
 from forge_sweep.sweep.trials import best_value, end_lost, fit_baselines, run_trials, trial_name
 from forge_sweep.tracking import Run, Tracker, default_uri
@@ -51,6 +51,9 @@ class SweepResult:
         run_id: the parent run.
         model: ``models:/NAME/VERSION``.
         link: the MLflow UI on this sweep's trials.
+        confirmed: the figures of every candidate.
+        ended_by: the key of the budget that ended the search: ``study.n_trials``, ``study.timeout_s`` and so on.
+        costs: what the trials of each state cost; see `StateCost`.
     """
 
     study: str
@@ -65,6 +68,8 @@ class SweepResult:
     model: str
     link: str
     confirmed: list[dict[str, Any]] = field(default_factory=list)
+    ended_by: str = "study.n_trials"
+    costs: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -101,6 +106,7 @@ def run(
         Interrupted: ``stopping`` said so; what finished stays finished.
     """
     require_packages(experiment)
+    workers.require_packages(experiment.workers)
     training.select_backend(experiment.backend)
     if store.exists() and not store.is_dir():
         raise InputError(f"the store {store} is a file", hint="give a folder: --store mlruns")
@@ -110,11 +116,11 @@ def run(
     audit = inspect(experiment, dataset, watch)
     stop_between(stopping)
     begun = resumable(experiment, dataset=identity(dataset), store=store)
-    if begun is None or begun.n_done < experiment.study.n_trials:
+    if begun is None or goes_on(experiment, begun):
         try_models(experiment, dataset, watch)  # before there is a study: a wrong file leaves nothing behind
     stop_between(stopping)
     study = open_study(experiment, dataset=identity(dataset), store=store, fork=fork)
-    with study.hold():
+    with study.hold(stopping):
         report_opening(study, watch)
         tracker = Tracker(experiment.name, store, description=experiment.description)
         context = Context(experiment, dataset, study, tracker, here, store, begin(study)["key"], watch, stopping)
@@ -127,8 +133,8 @@ def run(
 def go(context: Context, audit: Audit) -> SweepResult:
     """Run what is left of a sweep under its parent run."""
     done = context.study.notes("final:").get(final_key(context))
-    if done is not None and context.study.n_done >= context.study.n_trials:
-        context.tell("message", text=f"sweep {context.study.name} is complete", severity="info")
+    if done is not None and (why := why_over(context)):
+        context.tell("message", text=f"sweep {context.study.name} is complete{why}", severity="info")
         return result(context, done)
     training.load_backend()
     refuse_other_store(context)
@@ -141,12 +147,14 @@ def go(context: Context, audit: Audit) -> SweepResult:
         parent.set_tags({"forge.state": "interrupted" if interrupted else "failed", "forge.cause": str(error)[:500]})
         parent.finish("KILLED" if interrupted else "FAILED")
         raise
-    parent.set_tags({"forge.state": "finished", "forge.model": final["model"]})
+    ended = ended_by(context)
+    final |= {"ended_by": ended}
+    parent.set_tags({"forge.state": "finished", "forge.model": final["model"], "forge.ended_by": ended})
     parent.finish("FINISHED")
     final |= {"run_id": parent.run_id, "link": link(context), "ended": time.time()}
     context.study.note("sweep:link", link(context))
     context.study.note(final_key(context), final)
-    shutil.rmtree(context.checkpoints, ignore_errors=True)
+    clear_checkpoints(context)
     return result(context, final)
 
 
@@ -158,6 +166,10 @@ def phases(context: Context, parent: Run) -> dict[str, Any]:
     context.tell("phase", name="trials", best=best_value(context), baselines=baseline_values(context), **about)
     with Crew(context) as crew:
         run_trials(context, crew)
+        refuse_nothing_finished(context)
+        known: dict[str, Any] | None = context.study.notes("final:").get(final_key(context))
+        if known is not None:  # a budget was raised and bought no whole trial
+            return known
         context.tell("phase", name="confirm")
         confirmed = confirm(context, crew)
     context.tell("phase", name="publish")
@@ -175,7 +187,7 @@ STATUSES: dict[TrialState, str] = {
 
 
 def prepare(context: Context, parent: Run, audit: Audit) -> None:
-    """Before the first trial: the setting is on record, and trials of a dead process wait again or are given up."""
+    """Before the first trial: the setting is on record, and trials of dead processes wait again or are given up."""
     if "sweep:setting" not in context.study.notes("sweep:"):
         log_setting(context, parent, audit)
         context.study.note("sweep:setting", "logged")
@@ -189,7 +201,9 @@ def prepare(context: Context, parent: Run, audit: Audit) -> None:
     if parent.run_id is not None:  # it answers: from here on the sweep's runs are there and nowhere else
         context.study.note("sweep:store", context.tracker.address)
     states = {f"{context.key}/{trial_name(row.number)}": STATUSES[row.state] for row in rows}
-    context.tracker.reap(context.key, states)
+    # Others may have begun more since the rows were read.
+    later = {f"{context.key}/{trial_name(number)}": "RUNNING" for number in range(len(rows), context.study.n_total)}
+    context.tracker.reap(context.key, {**later, **states})
     context.study.note("sweep:link", link(context))
 
 
@@ -211,6 +225,7 @@ def check(experiment: Experiment, *, watch: Watch = ignore) -> tuple[Finding, ..
         GateRefused: there are errors among the findings.
     """
     require_packages(experiment)
+    workers.require_packages(experiment.workers)
     training.select_backend(experiment.backend)
     dataset = load_data(experiment, watch)
     audit = inspect(experiment, dataset, watch)
@@ -334,8 +349,8 @@ def open_parent(context: Context) -> Run:
             "forge.overrides": " ".join(experiment.overrides),
         },
         params={path: json.dumps(value) if isinstance(value, list | dict) else value for path, value in flat.items()},
+        dataset=context.used,
     )
-    context.log_dataset(parent)
     return parent
 
 
@@ -381,4 +396,6 @@ def result(context: Context, final: dict[str, Any]) -> SweepResult:
         model=final["model"],
         link=final["link"],
         confirmed=final["confirmed"],
+        ended_by=final.get("ended_by", "study.n_trials"),
+        costs=[cost.to_dict() for cost in context.study.costs_by_state()],
     )

@@ -1,4 +1,4 @@
-"""Prepared rows as files, so that all worker processes read one copy of them: the pages of a file are shared."""
+"""Prepared rows that all workers of a machine read one copy of: files, whose pages are shared, or a cluster's store."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import hashlib
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from forge_sweep import trial
 from forge_sweep.sources import Dataset
@@ -19,6 +20,9 @@ from forge_sweep.trial import Prepared, Recipe
 
 if TYPE_CHECKING:
     import numpy as np
+
+SHAREABLE = ("x_train", "y_train", "x_valid", "y_valid", "sample_weight")
+"""Fields that are arrays, one per row."""
 
 FIELDS = [field.name for field in dataclasses.fields(TrainingData)]
 
@@ -75,8 +79,7 @@ def save(prepared: Prepared, recipe: Recipe, folder: Path) -> None:
         return name
 
     data = {field: getattr(prepared.data, field) for field in FIELDS}
-    mapped = ("x_train", "y_train", "x_valid", "y_valid", "sample_weight")
-    names = {field: each(write, data[field]) for field in mapped if data[field] is not None}
+    names = {field: each(write, data[field]) for field in SHAREABLE if data[field] is not None}
     rest = {field: value for field, value in data.items() if field not in names}
     about = (recipe, prepared.task, prepared.preprocessor, rest, prepared.origin, names)
     joblib.dump(about, folder / "about.joblib")
@@ -111,3 +114,65 @@ class SharedArrays:
         """Remove the files; a process that still reads them keeps its pages."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self._made.clear()
+
+
+class Stored(Protocol):
+    """A value in the object store of a cluster; small, and can be pickled."""
+
+    def get(self) -> Any:
+        """The value, on whatever machine."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoredArrays:
+    """The rows of one recipe in the store of a cluster, in the place of a `Dataset`.
+
+    Attributes:
+        stored: the recipe and what `trial.prepare` made by it.
+    """
+
+    stored: Stored
+
+    def prepared(self, recipe: Recipe) -> Prepared:
+        """The arrays, as views of this machine's copy, which cannot be written to; see `trial.Arrays`."""
+        saved, found = self.stored.get()
+        assert saved == recipe, f"{self.stored} was made by {saved}"
+        prepared: Prepared = found
+        return prepared
+
+
+class ClusterArrays:
+    """Puts the rows of each recipe into the store of a cluster, when they are first asked for. Threads may share it.
+
+    Args:
+        dataset: the rows.
+        put: into the store.
+    """
+
+    def __init__(self, dataset: Dataset, put: Callable[[Any], Stored]) -> None:
+        self.dataset = dataset
+        self.put = put
+        self._made: dict[Recipe, StoredArrays] = {}
+        self._lock = threading.Lock()
+
+    def of(self, recipe: Recipe) -> StoredArrays:
+        """The rows of a recipe."""
+        with self._lock:
+            if recipe not in self._made:
+                prepared = contiguous(trial.prepare(self.dataset, recipe))
+                self._made[recipe] = StoredArrays(self.put((recipe, prepared)))
+            return self._made[recipe]
+
+    def close(self) -> None:
+        """Refer to none of them any more."""
+        self._made.clear()
+
+
+def contiguous(prepared: Prepared) -> Prepared:
+    """With arrays that a store keeps apart from the rest, so that they are mapped and not read."""
+    import numpy as np
+
+    data = {field: getattr(prepared.data, field) for field in SHAREABLE}
+    laid = {field: each(np.ascontiguousarray, values) for field, values in data.items() if values is not None}
+    return dataclasses.replace(prepared, data=dataclasses.replace(prepared.data, **laid))

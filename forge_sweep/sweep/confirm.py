@@ -222,8 +222,7 @@ def train(
         summary |= {"best_epoch": result.best_epoch, "epochs_run": result.epochs}
     else:
         summary |= result.metrics
-    run.log_metrics({**summary, "threshold": result.threshold})
-    finish(run, "finished", "FINISHED")
+    finish(run, "finished", "FINISHED", {**summary, "threshold": result.threshold})
     return result
 
 
@@ -242,7 +241,8 @@ def train_network(
 ) -> Outcome:
     """Train a network on a worker, which keeps the bundle; anew where the worker dies."""
     checkpoint = progress_of(folder)
-    for _ in range(ATTEMPTS):
+    died = 0
+    while died < ATTEMPTS:
         on_epoch = OnEpoch(context, run, lambda epoch, metrics: False)
         try:
             return crew.train(worker, candidate.params, seed, checkpoint, on_epoch, keep=folder)
@@ -251,7 +251,7 @@ def train_network(
                 raise on_epoch.error from None
             raise
         except WorkerLost as lost:
-            why = str(lost)
+            why, died = str(lost), died + (not lost.announced)
             context.tell("message", text=f"{folder.name} was lost and runs again: {why}", severity="warning")
     raise TrialFailed("lost-worker", f"the process ended {ATTEMPTS} times before the training did: {why}")
 

@@ -17,11 +17,18 @@ from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Experiment
 from forge_sweep.sources import Dataset
 from forge_sweep.study import Study
+from forge_sweep.sweep import metering
+from forge_sweep.sweep.budget import Budget
+from forge_sweep.sweep.metering import Account
 from forge_sweep.tracking import Run, Status, Tracker, environment_tags
 
 
 class Interrupted(KeyboardInterrupt):
     """The user asked to stop; the running trial went back into the queue. No `Exception`: nothing may swallow it."""
+
+
+class BudgetOver(Interrupted):
+    """A budget of the search was used up in mid-trial; the trial went back into the queue, and the sweep goes on."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Context:
     Attributes:
         experiment: the experiment.
         dataset: its rows; the test split is behind `Dataset.look_at_test`.
-        study: the Optuna study, held by this process.
+        study: the Optuna study, which this process holds or joined.
         tracker: the MLflow store.
         environment: machine, packages, image and commit.
         store: folder of the embedded stores and of checkpoints.
@@ -83,6 +90,17 @@ class Context:
         """Folder of everything that is deleted once the sweep is complete."""
         return self.store / "checkpoints" / self.study.name
 
+    @property
+    def arrays(self) -> Path:
+        """Folder of the arrays that the workers of this process share."""
+        return self.checkpoints / ("arrays" if self.study.coordinates else f"arrays-{self.study.owner}")
+
+    @functools.cached_property
+    def budget(self) -> Budget:
+        """What the search may still spend."""
+        say = functools.partial(self.tell, "message", severity="warning")
+        return Budget(self.study, self.study.resolved["study"], lambda text: say(text=text), metering.CLOCKS)
+
     @functools.cached_property
     def environment_digest(self) -> str:
         """Names the environment: 12 digits of the SHA-256 over all that is known of it."""
@@ -105,27 +123,34 @@ class Context:
 
     def child(self, name: str, kind: str, params: Mapping[str, Any], **tags: str) -> Run:
         """Open a child run, or the one that an earlier process left; ``name`` is unique within the sweep."""
-        run = self.tracker.run(
+        return self.open_run(name, kind, params, tags)
+
+    def open_run(
+        self, name: str, kind: str, params: Mapping[str, Any], tags: Mapping[str, str], *, new: bool = False
+    ) -> Run:
+        """The same; where it is known that no process can have opened it yet (``new``), none is looked for."""
+        return self.tracker.run(
             f"{self.key}/{name}",
             name,
             kind=kind,
             parent=self.key,
             tags={**self.provenance, "forge.state": "running", **tags},
             params=params,
+            dataset=self.used,
+            new=new,
         )
-        self.log_dataset(run)
-        return run
 
-    def log_dataset(self, run: Run) -> None:
-        """Name the data that a run was trained on."""
-        run.log_dataset(
-            self.dataset.name,
-            digest=self.dataset.digest,
-            version=self.dataset.version,
-            source=self.dataset.source,
-            columns={str(name): str(dtype) for name, dtype in self.dataset.train.features.dtypes.items()},
-            profile={"num_rows": sum(self.dataset.sizes.values()), "splits": dict(self.dataset.sizes)},
-        )
+    @functools.cached_property
+    def used(self) -> dict[str, Any]:
+        """The data that every run is trained on, in the words of `Run.log_dataset`."""
+        return {
+            "name": self.dataset.name,
+            "digest": self.dataset.digest,
+            "version": self.dataset.version,
+            "source": self.dataset.source,
+            "columns": {str(name): str(dtype) for name, dtype in self.dataset.train.features.dtypes.items()},
+            "profile": {"num_rows": sum(self.dataset.sizes.values()), "splits": dict(self.dataset.sizes)},
+        }
 
 
 def baseline_values(context: Context) -> dict[str, float]:
@@ -138,22 +163,27 @@ def baseline_values(context: Context) -> dict[str, float]:
     return {kind: values[kind] for kind in sorted(wanted, key=lambda kind: rank(context, values[kind]))}
 
 
-def finish(run: Run, state: str, status: Status) -> None:
-    """End a run with our own state beside MLflow's status."""
-    run.set_tags({"forge.state": state})
-    run.finish(status)
+def finish(
+    run: Run,
+    state: str,
+    status: Status,
+    metrics: Mapping[str, float] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """End a run with its last figures and tags, and our own state beside MLflow's status."""
+    run.finish(status, metrics=metrics, tags={**(tags or {}), "forge.state": state})
 
 
 def finish_failed(run: Run, failure: TrialFailed) -> None:
     """End a run as failed, saying why."""
-    run.set_tags({"forge.failure": failure.failure, "forge.cause": failure.message})
-    finish(run, "failed", "FAILED")
+    finish(run, "failed", "FAILED", tags={"forge.failure": failure.failure, "forge.cause": failure.message})
 
 
 def stop_if_asked(context: Context) -> None:
-    """Leave the sweep where the user asked to."""
+    """Leave the sweep where the user asked to, or where another process carries it by now."""
     if context.stopping():
         raise Interrupted
+    context.study.check_held()
 
 
 def rank(context: Context, value: float) -> float:
@@ -172,24 +202,37 @@ class OnEpoch:
     Args:
         context: the sweep.
         run: where the curves go.
-        then: called with (epoch, metrics) last; its answer is whether to prune.
+        then: called with (epoch, metrics) first; its answer is whether to prune.
+        account: what the training costs is put to it.
 
     Attributes:
         error: what went wrong in here, if anything did.
     """
 
-    def __init__(self, context: Context, run: Run, then: Callable[[int, Mapping[str, float]], bool]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        run: Run,
+        then: Callable[[int, Mapping[str, float]], bool],
+        account: Account | None = None,
+    ) -> None:
         self.context = context
         self.run = run
         self.then = then
+        self.account = account
         self.error: Exception | None = None
 
-    def __call__(self, epoch: int, metrics: dict[str, float]) -> bool:
-        """Log the epoch and ask what comes then."""
+    def __call__(self, epoch: int, metrics: dict[str, float] | None) -> bool:
+        """Log the epoch and ask what comes then; without metrics: so many epochs were there already."""
+        if metrics is None:
+            if self.account is not None:
+                self.account.taken_up(epoch)
+            return False
         try:
             stop_if_asked(self.context)
-            self.run.log_epoch(epoch, metrics)
-            return self.then(epoch, metrics)
+            prune = self.then(epoch, metrics)
+            self.run.log_epoch(epoch, metrics)  # last: a trial that another process runs by now gets no point twice
+            return prune
         except Exception as error:
             self.error = error
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,8 +13,9 @@ import pandas as pd
 from forge_sweep import environment, trial, workers
 from forge_sweep.bundle import choose_golden
 from forge_sweep.errors import SweepStopped, TrialFailed
-from forge_sweep.experiment import Experiment, Params
-from forge_sweep.sweep.arrays import SharedArrays
+from forge_sweep.experiment import Experiment, Params, WorkersSpec
+from forge_sweep.sweep import shipping
+from forge_sweep.sweep.arrays import ClusterArrays, SharedArrays
 from forge_sweep.sweep.context import Context, OnEpoch
 from forge_sweep.sweep.orders import Order, Outcome, Setup, as_variables
 from forge_sweep.training import FileCheckpoint
@@ -45,18 +47,31 @@ class Crew:
         spec = context.experiment.workers
         self.context = context
         self.plan = plan(context.experiment, len(context.environment.gpus), context.environment.cores)
-        self.workers = workers.make(spec, self.plan)
-        self.arrays = SharedArrays(context.dataset, context.checkpoints / "arrays") if spec.kind != "serial" else None
-        if spec.kind != "serial":
+        self.workers = workers.make(spec, self.plan, lambda text: context.tell("message", text=text, severity="info"))
+        self.arrays = self._shared_arrays()
+        self.remote = spec.kind == "ray"
+        if spec.kind == "processes":
             context.tell("message", text=words(self.plan), severity="info")
+
+    def _shared_arrays(self) -> SharedArrays | ClusterArrays | None:
+        """How the rows come to the workers; None where they are here."""
+        match self.context.experiment.workers.kind:
+            case "serial":
+                return None
+            case "processes":
+                return SharedArrays(self.context.dataset, self.context.arrays)
+            case "ray":
+                from forge_sweep.workers.ray import Stored
+
+                return ClusterArrays(self.context.dataset, Stored.put)
 
     def __enter__(self) -> Crew:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.workers.close()
         if self.arrays is not None:
-            self.arrays.close()
+            self.arrays.close()  # a process that maps a file keeps its pages; a cluster has to be there to be told
+        self.workers.close()
 
     @property
     def tags(self) -> dict[str, str]:
@@ -64,7 +79,13 @@ class Crew:
         if self.arrays is None:
             return {"forge.workers": "serial"}
         threads = self.plan.shared.get("OMP_NUM_THREADS", "")
-        return {"forge.workers": f"{self.plan.n} processes", "forge.threads": threads}
+        return {"forge.workers": "ray" if self.remote else f"{self.plan.n} processes", "forge.threads": threads}
+
+    @property
+    def gpus_each(self) -> float:
+        """GPUs, or the part of one, that each worker holds."""
+        devices = visible_devices(len(self.context.environment.gpus), os.environ)
+        return gpus_held(self.context.experiment.workers, len(devices), self.plan.n)
 
     def run(self, job: Job) -> None:
         """Run a job on every worker; see `Workers.run`. One that is unfit leaves its work to the others.
@@ -120,8 +141,6 @@ class Crew:
                 if failure.failure != "out-of-memory" or not trial.can_halve(params, halvings + 1):
                     raise
                 self._halve(params, path, halvings + 1, on_epoch.run.key)
-            finally:
-                on_epoch.run.flush()
 
     def _halve(self, params: Params, path: Path, halvings: int, key: str) -> None:
         """Note beside the progress that the batch is halved from now on, and say so."""
@@ -156,7 +175,10 @@ class Crew:
             golden=None if keep is None else self._golden(),
         )
         limits = Limits() if limit is None else Limits(seconds=limit + GRACE_S)
-        return worker.call(order, lambda epoch: on_epoch(*epoch), limits)
+        call = worker.call if on_epoch.account is None else functools.partial(on_epoch.account.call, worker)
+        if self.remote:
+            return shipping.call(call, order, lambda epoch: on_epoch(*epoch), limits)
+        return call(order, lambda epoch: on_epoch(*epoch), limits)
 
     def _golden(self) -> pd.DataFrame:
         """Train rows to try a bundle on; to a process goes no more than a bundle keeps."""
@@ -197,6 +219,8 @@ def plan(experiment: Experiment, gpus: int, cores: int) -> Plan:
         cores: that this process may use.
     """
     spec = experiment.workers
+    if spec.kind == "ray":
+        return plan_of_cluster(experiment)
     devices = visible_devices(gpus, os.environ)
     available = environment.memory().available
     n = spec.n or min(default_n(cores, available, len(devices) * spec.per_gpu), experiment.study.n_trials)
@@ -213,9 +237,30 @@ def plan(experiment: Experiment, gpus: int, cores: int) -> Plan:
     )
 
 
+def plan_of_cluster(experiment: Experiment) -> Plan:
+    """What each process on a Ray cluster gets; how many there are is the cluster's matter."""
+    spec, confirm = experiment.workers, experiment.confirm
+    threads = spec.threads or spec.cpus or 1
+    return Plan(
+        n=max(experiment.study.n_trials, confirm.top * confirm.seeds),
+        shared=as_variables(threads),
+        setup=setup_of(experiment.backend, threads),
+        memory_bytes=spec.memory_limit_mb and spec.memory_limit_mb * 1_000_000,
+    )
+
+
 def default_n(cores: int, available: int, gpu_places: int) -> int:
     """As many workers as there are places on GPUs; without one, as many as cores and memory allow."""
     return gpu_places or max(1, min(cores, int(SHARE * available) // PROCESS_BYTES))
+
+
+def gpus_held(spec: WorkersSpec, gpus: int, n: int) -> float:
+    """GPUs, or the part of one, that each of ``n`` workers holds; one in this process holds all that it sees."""
+    if spec.kind == "ray":
+        return float(spec.gpus or 0)
+    if not gpus or spec.kind == "serial":
+        return float(gpus)
+    return min(1 / spec.per_gpu, gpus / n)
 
 
 def visible_devices(gpus: int, variables: Mapping[str, str]) -> list[str]:

@@ -71,7 +71,7 @@ class Order:
         rows: a dataset, or arrays for a process that has none.
         params: every hyperparameter.
         seed: of this training.
-        checkpoint: where its progress is kept.
+        checkpoint: where its progress is kept; None keeps none.
         deadline_s: seconds after which it fails as ``time-out``.
         halvings: how often memory ran out before.
         keep: folder for the bundle, where it is wanted.
@@ -83,20 +83,27 @@ class Order:
     rows: Dataset | Arrays
     params: Params
     seed: int
-    checkpoint: training.Checkpoint
+    checkpoint: training.Checkpoint | None
     deadline_s: float | None = None
     halvings: int = 0
     keep: Path | None = None
     golden: pd.DataFrame | None = None
 
     def __call__(self, say: Say) -> Outcome:
-        """Train; ``say`` is told (epoch, metrics) after each epoch and answers whether to stop as pruned."""
+        """Train.
+
+        ``say`` is told (epoch, metrics) after each epoch and answers whether to stop as pruned. Where the training is
+        taken up again it is first told (epochs that are there already, None).
+        """
 
         def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
             return bool(say((epoch, metrics)))
 
+        def on_resume(epochs: int) -> None:
+            say((epochs, None))
+
         try:
-            return self._train(on_epoch)
+            return self._train(on_epoch, on_resume)
         except TrialFailed as failure:
             if failure.failure == "out-of-memory":
                 training.forget()
@@ -104,7 +111,7 @@ class Order:
         finally:
             training.release()
 
-    def _train(self, on_epoch: training.OnEpoch) -> Outcome:
+    def _train(self, on_epoch: training.OnEpoch, on_resume: training.OnResume) -> Outcome:
         result = self.run(
             self.experiment,
             self.rows,
@@ -114,6 +121,7 @@ class Order:
             checkpoint=self.checkpoint,
             deadline_s=self.deadline_s,
             halvings=self.halvings,
+            on_resume=on_resume,
         )
         if self.keep is not None:
             assert self.golden is not None

@@ -14,6 +14,7 @@ from forge_sweep.bundle.figures import figures
 from forge_sweep.checks.audit import Audit, histograms_html
 from forge_sweep.sweep.confirm import Confirmed, bundle_folder, scored, verdict
 from forge_sweep.sweep.context import Context, baseline_values, finite
+from forge_sweep.sweep.ending import cut_short
 from forge_sweep.tracking import Run, requirements
 
 
@@ -29,7 +30,7 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
     Raises:
         TrackingDown: the MLflow store cannot be reached; running the sweep again registers the model.
     """
-    winner, words = confirmed[0], verdict(context, confirmed)
+    winner, words = confirmed[0], verdict(context, confirmed) + cut_short(context)
     name = f"confirm-{winner.candidate.label}-s{winner.typical}"
     bundle = Bundle.load(bundle_folder(context, name))
     if winner.candidate.baseline == "constant":

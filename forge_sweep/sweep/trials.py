@@ -6,18 +6,18 @@ the same number, the same seed and the same MLflow run.
 
 from __future__ import annotations
 
-import math
-import threading
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from forge_sweep import trial
-from forge_sweep.errors import SweepStopped, TrialFailed
+from forge_sweep.errors import SweepStopped, TrialFailed, TrialTaken
 from forge_sweep.experiment import derived_seed
-from forge_sweep.study import Asked
+from forge_sweep.study import COST, Asked, Requeued
 from forge_sweep.sweep.context import (
+    BudgetOver,
     Context,
     OnEpoch,
     baseline_values,
@@ -31,6 +31,15 @@ from forge_sweep.sweep.orders import Outcome
 from forge_sweep.tracking import Run
 from forge_sweep.training import classify, settle
 from forge_sweep.workers import Job, Worker, WorkerLost
+
+POLL_S = 2.0
+"""How often a process that has nothing to run looks after the trials of others."""
+
+POLL_HERE_S = 0.1
+"""How often a worker looks whether the others of this process have come to an end."""
+
+FRESH_S = 5.0
+"""A trial that this process made so long ago at most has no run yet: no other one can have taken it up meanwhile."""
 
 
 def fit_baselines(context: Context) -> None:
@@ -53,52 +62,100 @@ def fit_baseline(context: Context, kind: str) -> None:
         context.tell("message", text=f"baseline {kind} failed: {failure.message}", severity="warning")
         return
     run.log_params(result.bundle.metadata["params"])
-    run.log_metrics({**result.metrics, "seconds": result.seconds})
-    finish(run, "finished", "FINISHED")
+    finish(run, "finished", "FINISHED", {**result.metrics, "seconds": result.seconds})
     note = {"value": result.value, "metrics": finite(result.metrics), "seconds": result.seconds}
     context.study.note(f"baseline:{kind}", note)
     context.tell("baseline", name=kind, value=result.value, seconds=result.seconds)
 
 
 def run_trials(context: Context, crew: Crew) -> None:
-    """Run trials until the study has all of its `n_trials`, or the time is up."""
+    """Run trials until the study has all of its `n_trials`, or another budget is over.
+
+    While a process that carries the sweep does so, others may join; see `joining`.
+    """
     settle()
-    crew.run(job(context, crew))
+    with context.budget.searching(crew.gpus_each):
+        if not context.study.coordinates:
+            crew.run(job(context, crew))
+            return
+        context.study.note(SEARCHING, True)
+        crew.run(job(context, crew))
+        context.study.note(SEARCHING, False)
 
 
 def job(context: Context, crew: Crew) -> Job:
-    """The loop of one worker: ask, run, tell, until nothing is left."""
-    time_is_up = deadline(context)
+    """The loop of one worker: ask, run, tell, until nothing is left to do or to spend."""
 
     def loop(worker: Worker) -> None:
         while not worker.stopping:
             stop_if_asked(context)
-            if time_is_up():
+            if context.budget.is_over():
+                if not is_settled(context):
+                    continue
                 return
-            asked = context.study.ask()
+            asked = context.study.ask() if is_open(context) else None
+            report_taken_back(context, context.study.taken_back())
             if asked is None:
+                if wait_for_others(context):
+                    continue
                 return
-            run_trial(context, crew, worker, asked)
+            try:
+                run_trial(context, crew, worker, asked)
+            except BudgetOver:
+                continue
             stop_if_hopeless(context)
 
     return loop
 
 
-def deadline(context: Context) -> Callable[[], bool]:
-    """Whether the time of this command is over, from now on; said once."""
-    began, said = time.monotonic(), threading.Event()
-    timeout_s = context.experiment.study.timeout_s or math.inf
+SEARCHING = "sweep:searching"
+"""Note of a study whose trials are being run: others may join."""
 
-    def is_over() -> bool:
-        over = time.monotonic() - began > timeout_s
-        with context.lock:
-            if over and not said.is_set():
-                said.set()
-                text = f"study.timeout_s = {timeout_s:g} is over: no new trial is started"
-                context.tell("message", text=text, severity="warning")
-        return over
 
-    return is_over
+def is_open(context: Context) -> bool:
+    """Whether trials may still be begun: a process that joined stops when the one that carries the sweep goes on."""
+    return context.study.coordinates or bool(context.study.notes(SEARCHING).get(SEARCHING))
+
+
+def wait_for_others(context: Context) -> bool:
+    """Wait a moment where others run the last trials: what they leave has to be run here. False where nobody does."""
+    if not context.study.coordinates or not context.study.is_left_to_others():
+        return False
+    time.sleep(POLL_S)
+    return True
+
+
+def is_settled(context: Context) -> bool:
+    """Whether nothing runs any more, now that a budget is over, and it is over still; else waits a moment.
+
+    Others come to know of it within seconds. A trial that ends until then may bring the gain that a plateau lacked.
+    """
+    study = context.study
+    if context.budget.runs_here:
+        time.sleep(POLL_HERE_S)
+        return False
+    if not study.coordinates:
+        return True
+    if study.notes(SEARCHING).get(SEARCHING):  # who joined begins no other trial
+        study.note(SEARCHING, False)
+        if study.has_company():
+            time.sleep(POLL_S)
+    if study.elsewhere():
+        report_taken_back(context, study.requeue())
+        time.sleep(POLL_S)
+        return False
+    if context.budget.is_over(afresh=True):
+        return True
+    study.note(SEARCHING, True)
+    return False
+
+
+def report_taken_back(context: Context, taken: Requeued) -> None:
+    """Say which trials dead processes left, and end the runs of those that were given up."""
+    for number in taken.waiting:
+        context.tell("message", text=f"trial {number} was cut off and runs again", severity="info")
+    for number in taken.lost:
+        end_lost(context, number)
 
 
 def run_trial(context: Context, crew: Crew, worker: Worker, asked: Asked) -> None:
@@ -107,6 +164,7 @@ def run_trial(context: Context, crew: Crew, worker: Worker, asked: Asked) -> Non
     Whatever goes wrong outside the training itself, the user's wish to stop included, lets the trial wait again.
     """
     run: Run | None = None
+    context.budget.open(asked)
     try:
         run = open_trial(context, crew, asked)
         ended = run_opened(context, crew, worker, asked, run)
@@ -114,22 +172,50 @@ def run_trial(context: Context, crew: Crew, worker: Worker, asked: Asked) -> Non
         assert run is not None
         take_back(context, asked, run, lost)
         return
+    except TrialTaken as taken:
+        context.budget.settle(asked.number, counts=False)
+        drop(context, run, taken)
+        return
     except BaseException:
         try:
-            if run is not None:
-                finish(run, "waiting", "SCHEDULED")
-        finally:  # last, since another worker may take it up at once
-            context.study.put_back(asked.number)
+            with contextlib.suppress(TrialTaken):
+                context.budget.break_off(asked.number)
+        finally:
+            put_back(context, asked, run)
         raise
     context.tell("trial_done", number=asked.number, best=best_value(context), **ended)
+
+
+def put_back(context: Context, asked: Asked, run: Run | None) -> None:
+    """Let a trial wait again."""
+    try:
+        if run is not None:
+            context.study.check_mine(asked.number)
+            finish(run, "waiting", "SCHEDULED")
+    except TrialTaken as taken:
+        drop(context, run, taken)
+    finally:  # last, since another worker may take it up at once
+        context.study.put_back(asked.number)
+
+
+def drop(context: Context, run: Run | None, taken: TrialTaken) -> None:
+    """Leave a trial, and its run, to the process that has it by now."""
+    if run is not None:
+        context.tracker.drop(run)
+    context.tell("message", text=f"{taken.message}; it is dropped here", severity="warning")
 
 
 def take_back(context: Context, asked: Asked, run: Run, lost: WorkerLost) -> None:
     """Let a trial wait again whose worker died, or give it up where that happened too often."""
     try:
+        context.study.check_mine(asked.number)
+        context.budget.break_off(asked.number, died=True)
         finish(run, "waiting", "SCHEDULED")
+    except TrialTaken as taken:
+        drop(context, run, taken)
+        return
     finally:
-        again = context.study.lose(asked.number)
+        again = waits_again(context, asked, lost)
     if not again:
         end_lost(context, asked.number)
         forget_progress(checkpoint_of(context, asked.number))
@@ -138,9 +224,18 @@ def take_back(context: Context, asked: Asked, run: Run, lost: WorkerLost) -> Non
     context.tell("message", text=text, severity="warning")
 
 
+def waits_again(context: Context, asked: Asked, lost: WorkerLost) -> bool:
+    """Let a lost trial wait again; false where it is given up. A machine that was taken away counts as no attempt."""
+    if lost.announced:
+        context.study.put_back(asked.number)
+        return True
+    return context.study.lose(asked.number)
+
+
 def run_opened(context: Context, crew: Crew, worker: Worker, asked: Asked, run: Run) -> dict[str, Any]:
     """Train, log the end, tell the study; returns how it ended."""
-    on_epoch = OnEpoch(context, run, lambda epoch, metrics: report(context, asked, epoch, metrics))
+    account = context.budget.account(asked.number)
+    on_epoch = OnEpoch(context, run, lambda epoch, metrics: report(context, asked, epoch, metrics), account)
     seed = derived_seed(context.experiment.seed, "trial", asked.number)
     checkpoint = checkpoint_of(context, asked.number)
     try:
@@ -170,35 +265,52 @@ def open_trial(context: Context, crew: Crew, asked: Asked) -> Run:
     seed = derived_seed(context.experiment.seed, "trial", asked.number)
     tags = {"optuna.trial_number": str(asked.number), "forge.attempt": str(asked.attempt), **crew.tags}
     params = {**asked.params, "seed": seed, "trial_number": asked.number}
-    run = context.child(trial_name(asked.number), "trial", params, **tags)
+    new = time.time() - asked.made < FRESH_S
+    run = context.open_run(trial_name(asked.number), "trial", params, tags, new=new)
     context.tell("trial_started", number=asked.number, params=asked.params)
     return run
 
 
 def report(context: Context, asked: Asked, epoch: int, metrics: Mapping[str, float]) -> bool:
-    """Show an epoch and ask the study whether to prune."""
+    """Show an epoch and ask the study whether to prune.
+
+    Raises:
+        BudgetOver: a budget is over, and this trial would go on.
+    """
     context.tell("epoch", number=asked.number, epoch=epoch, metrics=metrics)
-    return context.study.report(asked.number, epoch, metrics[context.experiment.objective.metric])
+    prune = context.study.report(asked.number, epoch, metrics[context.experiment.objective.metric])
+    context.budget.completed(asked.number, epoch)
+    last = prune or epoch + 1 >= context.experiment.study.epochs
+    if not last and context.budget.is_over():
+        raise BudgetOver
+    return prune
 
 
 def end_scored(context: Context, asked: Asked, run: Run, result: Outcome) -> dict[str, Any]:
     """Log the summary of a finished or pruned trial, end its run, then tell the study."""
+    context.study.check_mine(asked.number)
     delta = delta_vs_baseline(context, result.value)
-    summary = {"best_epoch": result.best_epoch, "epochs_run": result.epochs, "seconds": result.seconds}
+    cost = context.budget.account(asked.number).cost
+    took = {"seconds": result.seconds, "cpu_seconds": cost.total.cpu_s}
+    summary = {"best_epoch": result.best_epoch, "epochs_run": result.epochs, **took}
     compared = {} if delta is None else {"delta_vs_baseline": delta}
-    run.log_metrics({f"best_{context.experiment.objective.metric}": result.value, **summary, **compared})
-    run.set_tags({"forge.events": "; ".join(result.events), "forge.batch_size": str(result.batch_size)})
-    finish(run, result.state, "FINISHED" if result.state == "finished" else "KILLED")
-    attrs = {"metrics": finite(result.metrics), "best_epoch": result.best_epoch, "seconds": result.seconds}
+    figures = {f"best_{context.experiment.objective.metric}": result.value, **summary, **compared}
+    tags = {"forge.events": "; ".join(result.events), "forge.batch_size": str(result.batch_size)}
+    finish(run, result.state, "FINISHED" if result.state == "finished" else "KILLED", figures, tags)
+    attrs = {"metrics": finite(result.metrics), "best_epoch": result.best_epoch, COST: cost.to_dict()}
     context.study.tell(asked.number, result.state, result.value, attrs=attrs)
+    context.budget.settle(asked.number, result.value if result.state == "finished" else None)
     shown = {"state": result.state, "value": result.value, "delta": delta, "epochs": result.epochs}
     return {**shown, "seconds": result.seconds, "metrics": attrs["metrics"]}
 
 
 def end_failed(context: Context, asked: Asked, run: Run, failure: TrialFailed) -> dict[str, Any]:
     """End the run of a failed trial with its class and cause, then tell the study."""
+    context.study.check_mine(asked.number)
     finish_failed(run, failure)
-    context.study.tell(asked.number, "failed", None, failure=failure.failure, cause=failure.message)
+    attrs = {COST: context.budget.account(asked.number).cost.to_dict()}
+    context.study.tell(asked.number, "failed", None, failure=failure.failure, cause=failure.message, attrs=attrs)
+    context.budget.settle(asked.number, counts=False)
     return {"state": "failed", "value": None, "failure": failure.failure, "cause": failure.message}
 
 

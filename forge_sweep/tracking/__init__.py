@@ -13,6 +13,7 @@ from forge_sweep.tracking.ledger import Entry, Ledger
 from forge_sweep.tracking.pyfunc import BundleModel, _load_pyfunc
 from forge_sweep.tracking.registration import requirements
 from forge_sweep.tracking.registry import ModelVersion, Registry
+from forge_sweep.tracking.review import Found, Review
 from forge_sweep.tracking.runs import Run
 from forge_sweep.tracking.store import default_uri, prepare_store
 from forge_sweep.tracking.tracker import Tracker, environment_tags
@@ -22,9 +23,11 @@ from forge_sweep.tracking.writes import Status
 __all__ = [
     "BundleModel",
     "Entry",
+    "Found",
     "Ledger",
     "ModelVersion",
     "Registry",
+    "Review",
     "Run",
     "Status",
     "Tracker",

@@ -12,7 +12,8 @@ from typing import Any
 
 from forge_sweep.environment import Environment
 from forge_sweep.errors import InputError
-from forge_sweep.tracking.writes import DatasetUse, File, Finish, Metrics, Params, Row, Status, Tags, Text, Write
+from forge_sweep.tracking.direct import Row
+from forge_sweep.tracking.writes import DatasetUse, End, File, Metrics, Params, Status, Tags, Text, Write
 
 FLUSH_S = 5.0
 FLUSH_POINTS = 900
@@ -123,10 +124,27 @@ class Run:
             raise
         self._rows.clear()
 
-    def finish(self, status: Status) -> None:
-        """Write what was collected, then the last status."""
-        self.flush()
-        self._write(Finish(self.key, status, now_ms()))
+    def discard(self) -> None:
+        """Throw away the points that were collected."""
+        self._rows.clear()
+
+    def finish(
+        self, status: Status, *, metrics: Mapping[str, float] | None = None, tags: Mapping[str, str] | None = None
+    ) -> None:
+        """Write what was collected and, with it, figures and tags; then the last status.
+
+        Args:
+            status: the last status.
+            metrics: figures as for `log_metrics`.
+            tags: as for `set_tags`.
+        """
+        curves, figures = tuple(self._rows), tuple(_rows(metrics or {}, 0))
+        try:
+            self._write(End(self.key, curves, figures, stored_tags(tags or {}), status, now_ms()))
+        except InputError:
+            self._rows.clear()
+            raise
+        self._rows.clear()
 
 
 def _rows(metrics: Mapping[str, float], step: int) -> list[Row]:

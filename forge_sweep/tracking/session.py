@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from forge_sweep.errors import InputError
 from forge_sweep.tracking import store as stores
+from forge_sweep.tracking.direct import Direct, direct
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,6 +44,11 @@ class Session:
     def client(self) -> MlflowClient:
         """The client; the first use connects and creates the store where it has to be."""
         return stores.connect(self.uri, self.store)
+
+    @cached_property
+    def direct(self) -> Direct | None:
+        """What writes whole runs at once, where the store is a database that this can be done to."""
+        return direct(self.client, self.uri)
 
     @cached_property
     def experiment_id(self) -> str:
@@ -109,8 +115,13 @@ class Session:
         """Key and id of each child that has no final status."""
         finals = " and ".join(f"attributes.status != '{status}'" for status in ("FINISHED", "KILLED", "FAILED"))
         condition = f"tags.{PARENT_TAG} = '{self.run_id(parent)}' and {finals}"
-        for run in self._all_runs(condition):
+        for run in self.all_runs(condition):
             yield run.data.tags.get(KEY_TAG, ""), run.info.run_id
+
+    def close(self) -> None:
+        """Give connections back; a later write takes new ones."""
+        if (made := self.__dict__.get("direct")) is not None:
+            made.close()
 
     def answers(self) -> bool:
         """Whether the store answers a read."""
@@ -120,7 +131,7 @@ class Session:
             return False
         return True
 
-    def _all_runs(self, condition: str) -> list[MlflowRun]:
+    def all_runs(self, condition: str) -> list[MlflowRun]:
         """Every run, read before the caller changes what the condition asks for."""
         runs: list[MlflowRun] = []
         token: str | None = None

@@ -89,6 +89,8 @@ class Tracker:
         parent: str | None = None,
         tags: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
+        dataset: Mapping[str, Any] | None = None,
+        new: bool = False,
     ) -> Run:
         """Open a run; one with this key that exists already is set running again and keeps its curves.
 
@@ -99,13 +101,36 @@ class Tracker:
             parent: key of the parent run.
             tags: more tags.
             params: logged once; an existing run keeps those it has.
+            dataset: what `Run.log_dataset` would be given, by name.
+            new: no process can have opened a run with this key, so none is looked for, which takes time in a large
+                experiment. Wrong where one may have: there would be two.
         """
         if "'" in key:
             raise InputError(f"the run key {key!r} holds a quote", hint="leave ' out of experiment and study names")
         all_tags = stored_tags({**(tags or {}), "forge.kind": kind})
-        self._write(writes.Open(key, name, parent, all_tags, stored_params(params or {}), now_ms()))
+        used = None if dataset is None else {"context": "training", **dataset}
+        self._write(writes.Open(key, name, parent, all_tags, stored_params(params or {}), now_ms(), used, new))
         self._open[key] = Run(key, self._write, self._session.known_id, self._flush_s)
         return self._open[key]
+
+    def existing(self, key: str) -> Run:
+        """A run that another process opened and goes on writing: it is not set running, nor ended, here."""
+        return Run(key, self._write, self._session.known_id, self._flush_s)
+
+    def has(self, key: str) -> bool:
+        """Whether the store has a run with this key; False while it cannot be reached."""
+        try:
+            with self._lock, stores.translated(f"a look for the run {key!r}"):
+                return self._session.find(key) is not None
+        except TrackingDown:
+            return False
+
+    def drop(self, run: Run) -> None:
+        """Leave a run to another process: what was collected for it is thrown away."""
+        with self._lock:
+            run.discard()
+            self._open.pop(run.key, None)
+            self._session.closed(run.key)
 
     def reap(self, parent: str, states: Mapping[str, str]) -> None:
         """Close the child runs that no living process writes, so that MLflow agrees with the study.
@@ -189,6 +214,7 @@ class Tracker:
             run.flush()
         if not self.replay():
             _log.warning("MLflow at %s is down: %d writes wait in %s", self.address, self.pending, self._journal.path)
+        self._session.close()
 
     @property
     def address(self) -> str:
@@ -203,7 +229,7 @@ class Tracker:
             TrackingDown: it could neither be made nor wait, as when the disk is full.
         """
         with self._lock:
-            if isinstance(write, writes.Finish):
+            if isinstance(write, writes.Finish | writes.End):
                 self._open.pop(write.key, None)
             if self._journal.waiting and time.monotonic() >= self._next_attempt:
                 self._drain()
@@ -240,6 +266,7 @@ class Tracker:
                 if last or took > QUICK_S:
                     self._next_attempt = time.monotonic() + max(self._retry_s, RETRY_COST * took)
                     raise
+                write = write.again()
 
     def _drain(self) -> None:
         try:

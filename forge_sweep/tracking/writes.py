@@ -8,27 +8,28 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from forge_sweep.errors import InputError
+from forge_sweep.tracking.calls import end, log, log_params, missing, remember
+from forge_sweep.tracking.direct import Row, Unusual
 from forge_sweep.tracking.journal import Journal, Record
 from forge_sweep.tracking.session import KEY_TAG, PARENT_TAG, Session
 
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput
+
 Status = Literal["FINISHED", "KILLED", "FAILED", "SCHEDULED"]
-Row = tuple[str, float, int, int]  # metric, value, milliseconds since 1970, step
 
 STATES = {"FINISHED": "finished", "KILLED": "pruned", "FAILED": "failed", "SCHEDULED": "waiting"}  # tag forge.state
 
-METRICS_PER_BATCH = 1000  # MLflow's limits for one request
-VALUES_PER_BATCH = 100
 DIGEST_LENGTH = 32  # MLflow's field holds 36 characters; the whole digest is a tag
 SCHEMA_LENGTH = 1_000_000
 
-_T = TypeVar("_T")
 _log = logging.getLogger("forge_sweep")
 
 
@@ -49,6 +50,10 @@ class Write(ABC):
 
     def kept(self, journal: Journal) -> Write:
         """The same write, safe to wait: files it names are copied."""
+        return self.again()
+
+    def again(self) -> Write:
+        """The same write where an earlier attempt may have got through unseen."""
         return self
 
     def to_record(self) -> Record:
@@ -66,6 +71,8 @@ class Open(Write):
         tags: set on both ways.
         params: logged where the run has none of that name yet.
         started: milliseconds since 1970.
+        dataset: the fields of its `DatasetUse`, or None.
+        new: there cannot be a run with this key yet, so none is looked for.
     """
 
     op = "open"
@@ -74,21 +81,45 @@ class Open(Write):
     tags: Mapping[str, str]
     params: Mapping[str, str]
     started: int
+    dataset: Mapping[str, Any] | None = None
+    new: bool = False
 
     def apply(self, session: Session) -> None:
         """See class."""
         nesting = {} if self.parent is None else {PARENT_TAG: session.run_id(self.parent)}
         tags = {**self.tags, **nesting, KEY_TAG: self.key}
-        run_id = session.find(self.key)
+        used = None if self.dataset is None else DatasetUse(self.key, **self.dataset)
+        run_id = session.known_id(self.key) if self.new else session.find(self.key)
         if run_id is None:
-            made = session.client.create_run(session.experiment_id, self.started, tags, self.name)
-            session.created(self.key, made.info.run_id)
+            session.created(self.key, self._create(session, tags, used))
         else:
-            session.client.update_run(run_id, status="RUNNING")
-            for name in sorted({"forge.failure", "forge.cause"} & set(session.client.get_run(run_id).data.tags)):
-                session.client.delete_tag(run_id, name)  # of an end that is no longer the end
-            Tags(self.key, tags).apply(session)
+            self._open_again(session, run_id, tags, used)
+
+    def again(self) -> Write:
+        """See `Write`: this attempt looks for the run."""
+        return replace(self, new=False)
+
+    def _create(self, session: Session, tags: Mapping[str, str], used: DatasetUse | None) -> str:
+        about = {**tags, **(used.tags if used else {})}
+        link = used.link if used else None
+        if session.direct is not None:
+            with suppress(Unusual):
+                return session.direct.create(session.experiment_id, self.name, self.started, about, self.params, link)
+        made: str = session.client.create_run(session.experiment_id, self.started, about, self.name).info.run_id
+        log_params(session, made, self.params)
+        if link is not None:
+            session.client.log_inputs(made, [link])
+        return made
+
+    def _open_again(self, session: Session, run_id: str, tags: Mapping[str, str], used: DatasetUse | None) -> None:
+        session.closed(self.key)  # another process may have written to it since
+        session.client.update_run(run_id, status="RUNNING")
+        for name in sorted({"forge.failure", "forge.cause"} & set(session.client.get_run(run_id).data.tags)):
+            session.client.delete_tag(run_id, name)  # of an end that is no longer the end
+        Tags(self.key, tags).apply(session)
         Params(self.key, self.params).apply(session)
+        if used is not None:
+            used.apply(session)
 
 
 @dataclass(frozen=True)
@@ -100,17 +131,13 @@ class Params(Write):
 
     def apply(self, session: Session) -> None:
         """See class."""
-        from mlflow.entities import Param
-
         if not self.values:
             return
         run_id = session.run_id(self.key)
         logged = session.client.get_run(run_id).data.params
         for name in (name for name, value in self.values.items() if logged.get(name, value) != value):
             _log.warning("%s keeps %s = %s: an MLflow param cannot be changed", self.key, name, logged[name])
-        new = [Param(name, value) for name, value in self.values.items() if name not in logged]
-        for part in _parts(new, VALUES_PER_BATCH):
-            session.client.log_batch(run_id, params=part)
+        log_params(session, run_id, {name: value for name, value in self.values.items() if name not in logged})
 
 
 @dataclass(frozen=True)
@@ -122,10 +149,7 @@ class Tags(Write):
 
     def apply(self, session: Session) -> None:
         """See class."""
-        from mlflow.entities import RunTag
-
-        for part in _parts((RunTag(name, value) for name, value in self.values.items()), VALUES_PER_BATCH):
-            session.client.log_batch(session.run_id(self.key), tags=part)
+        log(session, session.run_id(self.key), (), self.values)
 
 
 @dataclass(frozen=True)
@@ -143,17 +167,9 @@ class Metrics(Write):
 
     def apply(self, session: Session) -> None:
         """See class."""
-        from mlflow.entities import Metric
-
-        run_id, logged = session.run_id(self.key), session.points(self.key)
-        new: dict[tuple[str, int], Row] = {}
-        for name, value, time, step in self.rows:
-            seen = logged.get((name, step))
-            if seen is None or not (self.once or seen == value):
-                new.setdefault((name, step), (name, value, time, step))
-        for part in _parts(new.values(), METRICS_PER_BATCH):
-            session.client.log_batch(run_id, metrics=[Metric(*row) for row in part])
-            logged.update({(name, step): value for name, value, _, step in part})
+        new = missing(session, self.key, self.rows, once=self.once)
+        log(session, session.run_id(self.key), new)
+        remember(session, self.key, new)
 
 
 @dataclass(frozen=True)
@@ -181,6 +197,17 @@ class DatasetUse(Write):
 
     def apply(self, session: Session) -> None:
         """See class."""
+        session.client.log_inputs(session.run_id(self.key), [self.link])
+        Tags(self.key, self.tags).apply(session)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """How the run names its data."""
+        return {"forge.dataset_version": self.version, "forge.dataset_digest": self.digest}
+
+    @property
+    def link(self) -> DatasetInput:
+        """The dataset as MLflow's input of a run."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         dataset = Dataset(
@@ -191,10 +218,7 @@ class DatasetUse(Write):
             schema=self._schema(),
             profile=json.dumps(self.profile),
         )
-        used = DatasetInput(dataset, [InputTag("mlflow.data.context", self.context)])
-        session.client.log_inputs(session.run_id(self.key), [used])
-        names = {"forge.dataset_version": self.version, "forge.dataset_digest": self.digest}
-        Tags(self.key, names).apply(session)
+        return DatasetInput(dataset, [InputTag("mlflow.data.context", self.context)])
 
     def _schema(self) -> str | None:
         columns = [{"name": name, "type": kind, "required": True} for name, kind in self.columns.items()]
@@ -247,6 +271,34 @@ class Finish(Write):
 
 
 @dataclass(frozen=True)
+class End(Write):
+    """The last points, figures and tags of a run, then its last status.
+
+    Attributes:
+        rows: points of curves; a step that the run has already is left as it is.
+        figures: points where only the same value is left as it is.
+        tags: to set.
+        status: SCHEDULED means that the run will be opened again.
+        ended: milliseconds since 1970.
+    """
+
+    op = "end"
+    rows: Sequence[Row]
+    figures: Sequence[Row]
+    tags: Mapping[str, str]
+    status: str
+    ended: int
+
+    def apply(self, session: Session) -> None:
+        """See class."""
+        run_id = session.run_id(self.key)
+        curves = missing(session, self.key, self.rows, once=True)
+        new = curves + missing(session, self.key, self.figures, once=False)
+        log(session, run_id, new, self.tags, self.status, self.ended)
+        session.closed(self.key)
+
+
+@dataclass(frozen=True)
 class Reap(Write):
     """Give unfinished child runs the status that the study knows; `key` is the parent's.
 
@@ -278,23 +330,9 @@ def from_record(record: Record) -> Write:
     Raises:
         InputError: the record is of an unknown kind or misses a field.
     """
-    kinds = {kind.op: kind for kind in (Open, Params, Tags, Metrics, DatasetUse, Text, File, Finish, Reap)}
+    kinds = {kind.op: kind for kind in (Open, Params, Tags, Metrics, DatasetUse, Text, File, Finish, End, Reap)}
     fields = {name: value for name, value in record.items() if name != "op"}
     try:
         return kinds[record["op"]](**fields)
     except (KeyError, TypeError) as error:
         raise InputError(f"unreadable journal record: {error!r}") from error
-
-
-def end(session: Session, run_id: str, status: str, ended: int) -> None:
-    """Set a run's status; only a final one has an end time."""
-    if status == "SCHEDULED":
-        session.client.update_run(run_id, status=status)
-    else:
-        session.client.set_terminated(run_id, status, ended)
-
-
-def _parts(values: Iterable[_T], size: int) -> Iterator[list[_T]]:
-    rest = iter(values)
-    while part := list(islice(rest, size)):
-        yield part

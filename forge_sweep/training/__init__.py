@@ -17,7 +17,7 @@ from forge_sweep.training.backend import (
 from forge_sweep.training.checkpoint import Checkpoint, FileCheckpoint
 from forge_sweep.training.data import Features, TrainingData, each, leaves
 from forge_sweep.training.failures import classify
-from forge_sweep.training.loop import FitResult, FitSpec, OnEpoch, fit
+from forge_sweep.training.loop import FitResult, FitSpec, OnEpoch, OnResume, begin_anew, fit
 from forge_sweep.training.validation import Validation, data_loss, outputs
 
 __all__ = [
@@ -27,9 +27,11 @@ __all__ = [
     "FitResult",
     "FitSpec",
     "OnEpoch",
+    "OnResume",
     "TrainingData",
     "Validation",
     "accelerators",
+    "begin_anew",
     "classify",
     "data_loss",
     "each",

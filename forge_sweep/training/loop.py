@@ -29,6 +29,14 @@ OnEpoch = Callable[[int, dict[str, float]], bool]
 True stops the trial as pruned, unless this epoch was its last one anyway."""
 
 
+OnResume = Callable[[int], None]
+"""Called with the number of epochs that a fit which was cut off has behind it."""
+
+
+def begin_anew(epochs: int) -> None:
+    """Nobody wants to know how many epochs were there already."""
+
+
 @dataclass(frozen=True)
 class FitSpec:
     """How long and by which metric a network is trained.
@@ -87,6 +95,7 @@ def fit(
     spec: FitSpec,
     on_epoch: OnEpoch,
     *,
+    on_resume: OnResume = begin_anew,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> FitResult:
     """Train a compiled network and leave its best weights in it.
@@ -110,6 +119,7 @@ def fit(
         on_epoch: called once per epoch, after early stopping has seen it. What it raises, KeyboardInterrupt and the
             like included, stops training cleanly, with its progress saved, and is raised again from here. Ctrl-C at any
             other time passes through at once, without the best weights.
+        on_resume: called once, before the epochs of a checkpoint are reported again, with their number.
         callbacks: more of Keras' callbacks; they see the logs of `Validation` and run before ``on_epoch`` is called.
             Where a fit is taken up again they begin anew.
 
@@ -128,6 +138,7 @@ def fit(
         check_monitor(spec.monitor, validate(model))
         batch_size = trainable_batch_size(model, len(data.y_train), spec.batch_size, course.events)
         if progress is not None:
+            on_resume(len(progress.history))
             _replay(progress, course, on_epoch)
         if course.over or course.pruned:
             assert progress is not None

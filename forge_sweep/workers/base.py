@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypeVar
+
+from forge_sweep.errors import TrialFailed
 
 T = TypeVar("T")
 
@@ -18,7 +20,16 @@ Task = Callable[[Say], T]
 
 
 class WorkerLost(Exception):
-    """The process of a task ended or hung, for no reason that lies in the task. The next call gets a new process."""
+    """The process of a task ended or hung, for no reason that lies in the task. The next call gets a new process.
+
+    Args:
+        message: what happened to it.
+        announced: its machine was taken away with a word beforehand, so that the task cannot have been the cause.
+    """
+
+    def __init__(self, message: str, *, announced: bool = False) -> None:
+        super().__init__(message)
+        self.announced = announced
 
 
 class WorkerUnfit(Exception):
@@ -72,7 +83,7 @@ class Worker(Protocol):
 
     @property
     def stopping(self) -> bool:
-        """Whether the job of another worker failed, so that nothing new should be begun."""
+        """Whether nothing new should be begun: the job of another worker failed, or this worker's place is gone."""
         ...
 
     def call(self, task: Task[T], relay: Say, limits: Limits) -> T:
@@ -98,13 +109,28 @@ Job = Callable[[Worker], None]
 """One worker's loop. Returns when nothing is left to do."""
 
 
+def is_lost_gpu(error: BaseException) -> bool:
+    """Whether a task says that its process lost what it computes on."""
+    return isinstance(error, TrialFailed) and error.failure == "lost-worker"
+
+
+def first_of(raised: Sequence[BaseException]) -> BaseException:
+    """The first exception of several jobs; what else went wrong is noted on it."""
+    first, *others = raised
+    for other in others:
+        if str(other) != str(first):
+            first.add_note(f"and in another worker: {type(other).__name__}: {other}")
+    return first
+
+
 class Workers(Protocol):
     """Runs one job on n workers and waits for all of them.
 
     What a backend holds to:
 
     - Each worker runs the job once, with an id of its own. Jobs may run at the same time, in threads of this process;
-      the job says what it shares. What it hands to `Worker.call` may run in another process.
+      the job says what it shares. What it hands to `Worker.call` may run in another process. Workers may come and go
+      while `run` lasts; one whose place is gone says so by `Worker.stopping`.
     - `run` returns when every job has returned. An exception of a job ends `run` with that exception, after the other
       workers have come to an end (they see `Worker.stopping`); of several the first counts, the others are noted on it.
     - KeyboardInterrupt in the thread of `run` gives up all tasks at once, reaches every job as KeyboardInterrupt from

@@ -21,7 +21,13 @@ import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
 from typing import Any
+
+from forge_sweep.workers.base import Say, Task
+
+TERM_S = 30.0
+"""How long a process goes on after SIGTERM; as long as SLURM and Kubernetes wait by default before they kill."""
 
 LOST_PARENT = 3
 """Exit code of a process whose parent is gone."""
@@ -31,7 +37,7 @@ def main(connection: Connection, environment: Mapping[str, str], setup: Callable
     """Serve tasks; the entry point of the process."""
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _end_soon)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _offer_to_oom_killer()
     try:
@@ -45,6 +51,13 @@ def main(connection: Connection, environment: Mapping[str, str], setup: Callable
         connection.send(_run(connection, task))
 
 
+def _end_soon(number: int, frame: FrameType | None) -> None:
+    """SIGTERM reaches the whole job of a batch system: let the parent end the task in order, but not for ever."""
+    timer = threading.Timer(TERM_S, os._exit, (128 + number,))
+    timer.daemon = True
+    timer.start()
+
+
 def _receive(connection: Connection) -> bytes:
     """The next task; empty where there is none any more."""
     try:
@@ -54,14 +67,19 @@ def _receive(connection: Connection) -> bytes:
 
 
 def _run(connection: Connection, pickled: bytes) -> tuple[str, Any]:
-    """Run a task; what it raises, or what cannot be sent, is its outcome too."""
+    """Run a task."""
 
     def say(message: Any) -> Any:
         connection.send(("say", message))
         return connection.recv()
 
+    return outcome(lambda: pickle.loads(pickled), say)
+
+
+def outcome(load: Callable[[], Task[Any]], say: Say) -> tuple[str, Any]:
+    """Run a task: ``done`` and its result, or ``raised`` and what it raised, or why its result cannot be sent."""
     try:
-        done = "done", pickle.loads(pickled)(say)
+        done = "done", load()(say)
         pickle.dumps(done)
     except BaseException as error:
         return "raised", portable(error)

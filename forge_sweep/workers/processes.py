@@ -21,9 +21,9 @@ from typing import Any
 
 import psutil
 
-from forge_sweep.errors import SweepStopped, TrialFailed
+from forge_sweep.errors import SweepStopped
 from forge_sweep.workers import child
-from forge_sweep.workers.base import Job, Limits, Plan, Say, T, Task, WorkerLost
+from forge_sweep.workers.base import Job, Limits, Plan, Say, T, Task, WorkerLost, first_of, is_lost_gpu
 from forge_sweep.workers.forkserver import Starter
 from forge_sweep.workers.watch import LOOK_EVERY_S, Watch, own_bytes
 
@@ -177,10 +177,10 @@ class Slot:
             process.kill()
             raise
         if kind == "raised":
-            if isinstance(value, TrialFailed) and value.failure == "lost-worker":
+            if is_lost_gpu(value):  # whatever its process computes from now on fails too
                 self.child = None
-                process.kill()  # whatever it computes from now on fails too
-                raise WorkerLost(value.message) from value
+                process.kill()
+                raise WorkerLost(str(value)) from value
             raise value
         result: T = value
         return result
@@ -248,16 +248,7 @@ class ProcessWorkers:
                     ended[thread.name].wait()
             raise
         if raised:
-            raise self._first(raised)
-
-    @staticmethod
-    def _first(raised: list[BaseException]) -> BaseException:
-        """The first exception; what else went wrong is noted on it."""
-        first, *others = raised
-        for other in others:
-            if str(other) != str(first):
-                first.add_note(f"and in another worker: {type(other).__name__}: {other}")
-        return first
+            raise first_of(raised)
 
     def close(self) -> None:
         """End all processes."""

@@ -59,10 +59,7 @@ class Watch:
 
     def _check(self, now: float) -> None:
         if now - self.began > self.limits.seconds:
-            hint = "raise study.trial_timeout_s, or narrow the search space"
-            raise TrialFailed(
-                "time-out", f"killed after {self.limits.seconds:g} s: it did not end by itself", hint=hint
-            )
+            raise too_late(self.limits)
         if self.memory_bytes is not None and own_bytes(self.process) - self.idle_bytes > self.memory_bytes:
             limit = f"{self.memory_bytes / 1e6:.0f} MB"
             hint = "lower width, depth or batch_size under [model.search], or raise workers.memory_limit_mb"
@@ -75,6 +72,12 @@ class Watch:
     def _cpu_seconds(self) -> float:
         times = self.process.cpu_times()
         return float(times.user + times.system)
+
+
+def too_late(limits: Limits) -> TrialFailed:
+    """Why a task was killed that passed its time."""
+    hint = "raise study.trial_timeout_s, or narrow the search space"
+    return TrialFailed("time-out", f"killed after {limits.seconds:g} s: it did not end by itself", hint=hint)
 
 
 def own_bytes(process: psutil.Process) -> int:

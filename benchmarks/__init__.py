@@ -1,0 +1,1 @@
+"""Speed against the peers and the limit; `python -m benchmarks --help` lists the commands."""

@@ -1,0 +1,152 @@
+"""`make bench` and its parts: speed against the peers and the limit, as tables in Markdown.
+
+    python -m benchmarks all             # everything but memory; how long that takes is said at its end
+    python -m benchmarks quick           # a small run of everything, two or three minutes; its figures mean little
+    python -m benchmarks trials --problems credit --sides ours plain
+    python -m benchmarks memory          # 200 trials
+    python -m benchmarks calibrate       # the targets of `target`, to be put into benchmarks/target.py
+
+Each side runs in a process of its own, on a store of its own. Imports are not counted; the start of worker processes
+and of Ray is, and is shown apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import determinism, memory, overhead, suggestions, target, trials
+from benchmarks.problems import PROBLEMS
+from benchmarks.running import SideFailed
+from benchmarks.sides import OURS_2, SIDES
+from benchmarks.tables import machine, note, say
+
+Results = dict[str, Any]
+AT_EQUAL_WORK = {"synthetic": (8, 24), "shapes": (6, 12), "credit": (6, 12), "borrowers": (4, 8), "small": (2, 2)}
+"""Trials of each peer, and of ours and the limit."""
+OVERHEAD = {"synthetic": 12, "credit": 12}
+
+
+def do_trials(asked: argparse.Namespace) -> Results:
+    """Trials per hour."""
+    found = {}
+    for problem in asked.problems:
+        peers, ours = AT_EQUAL_WORK[problem]
+        counts = {"trials": asked.trials or peers, "ours": asked.ours or asked.trials or ours}
+        try:
+            found[problem] = trials.compare(problem, asked.sides, seed=asked.seed, **counts)
+        except SideFailed as failed:
+            say(f"### {PROBLEMS[problem].title}\n\nskipped: {failed}\n")
+            continue
+        trials.show(problem, found[problem])
+    return found
+
+
+def do_target(asked: argparse.Namespace) -> Results:
+    """Time to target."""
+    found = {}
+    for problem in asked.target_problems:
+        found[problem] = target.compare(problem, asked.target_sides, seeds=asked.seeds, cap_s=asked.cap_s)
+        target.show(problem, found[problem], asked.cap_s)
+    return found
+
+
+def do_overhead(asked: argparse.Namespace) -> Results:
+    """Study, tracking, pruning."""
+    found = {problem: overhead.measure(problem, asked.trials or count) for problem, count in OVERHEAD.items()}
+    overhead.show(found)
+    return found
+
+
+def do_suggestions(asked: argparse.Namespace) -> Results:
+    """Cost of a suggestion."""
+    found = suggestions.measure(tuple(asked.finished))
+    suggestions.show(found)
+    return found
+
+
+def do_determinism(asked: argparse.Namespace) -> Results:
+    """Price of determinism."""
+    found = determinism.measure("synthetic", asked.trials or 6)
+    determinism.show(found)
+    return found
+
+
+def do_memory(asked: argparse.Namespace) -> Results:
+    """Memory over many trials."""
+    found = memory.measure(asked.memory_trials, list(memory.WAYS))
+    memory.show(found)
+    return found
+
+
+def do_calibrate(asked: argparse.Namespace) -> Results:
+    """The targets, for benchmarks/target.py."""
+    found = {problem: target.calibrate(problem) for problem in asked.target_problems}
+    say(f"TARGETS = {json.dumps(found)}")
+    return found
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Results]] = {
+    "trials": do_trials,
+    "target": do_target,
+    "overhead": do_overhead,
+    "suggestions": do_suggestions,
+    "determinism": do_determinism,
+    "memory": do_memory,
+    "calibrate": do_calibrate,
+}
+COMMANDS = {
+    **{part: [part] for part in PARTS},
+    "all": ["trials", "target", "overhead", "suggestions", "determinism"],
+    "quick": ["trials", "target", "overhead", "suggestions", "memory"],
+}
+QUICK = {"trials": 2, "ours": 4, "problems": ["credit"], "seeds": 1, "cap_s": 20.0, "finished": [10, 1_000],
+         "memory_trials": 20}  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("command", choices=COMMANDS)
+    add = made.add_argument
+    add("--problems", nargs="+", choices=PROBLEMS, default=["synthetic", "credit", "borrowers"])
+    add("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    add("--trials", type=int, help="of each peer at equal work; follows from the problem")
+    add("--ours", type=int, help="trials of ours at equal work; follows from the problem")
+    add("--seed", type=int, default=0, help="of equal work")
+    add("--target-problems", nargs="+", choices=PROBLEMS, default=["shapes"])
+    add("--target-sides", nargs="+", choices=SIDES, default=[OURS_2, "keras-tuner", "ray-tune"])
+    add("--seeds", type=int, default=3, help="of the time to target, whose median is shown")
+    add("--cap-s", type=float, default=60.0, help="after which a search for the target is given up")
+    add("--finished", nargs="+", type=int, default=list(suggestions.FINISHED), help="trials, for suggestions")
+    add("--memory-trials", type=int, default=200)
+    add("--json", type=Path, help="file for all figures")
+    return made
+
+
+def main() -> None:
+    """Run one command."""
+    asked = parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as for Ctrl-C: what was started ends too
+    if asked.command == "quick":
+        vars(asked).update(QUICK)
+    began, about = time.perf_counter(), machine()
+    results: Results = {"machine": about}
+    say(", ".join(f"{name} {value}" for name, value in about.items()) + "\n")
+    for part in COMMANDS[asked.command]:
+        results[part] = PARTS[part](asked)
+    note(f"{time.perf_counter() - began:.0f} s in all")
+    if asked.json:
+        asked.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""Do Optuna and MLflow agree on a sweep? What an older version, or a kill at a bad moment, left is put right.
+
+The study says what is true: a trial's state, figures and reports. MLflow is made to agree with it.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from forge_sweep.errors import InputError, TrackingDown
+from forge_sweep.study import Shared, TrialRow, find_shared, owners
+from forge_sweep.sweep import STATUSES
+from forge_sweep.sweep.trials import trial_name
+from forge_sweep.tracking import Found, Review, Tracker
+
+OPEN = ("RUNNING", "SCHEDULED")
+ENDED = ("finished", "pruned", "failed")
+
+
+@dataclass
+class Difference:
+    """One thing on which the study and MLflow differ, or that nobody alive stands for.
+
+    Attributes:
+        what: a trial or a run.
+        seen: how it is.
+        expected: how it should be.
+        repaired: whether it was put right.
+        repair: puts it right.
+    """
+
+    what: str
+    seen: str
+    expected: str
+    repaired: bool = False
+    repair: Callable[[], object] | None = field(default=None, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {name: getattr(self, name) for name in ("what", "seen", "expected", "repaired")}
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """What was compared, and what differed.
+
+    Attributes:
+        study: name of the study.
+        trials: how many it has.
+        runs: how many runs of trials MLflow has.
+        differences: all that were found.
+    """
+
+    study: str
+    trials: int
+    runs: int
+    differences: tuple[Difference, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "study": self.study,
+            "trials": self.trials,
+            "runs": self.runs,
+            "differences": [one.to_dict() for one in self.differences],
+        }
+
+
+def silent(text: str) -> None:
+    """Say nothing."""
+
+
+def reconcile(experiment_name: str, store: Path, *, repair: bool, say: Callable[[str], None] = silent) -> Reconciled:
+    """Compare a sweep's study with its runs, and put right what differs.
+
+    Safe beside processes that run it: what belongs to a living one is left alone.
+
+    Args:
+        experiment_name: whose newest study is meant.
+        store: folder of the embedded stores and the journal.
+        repair: whether to change anything.
+        say: told of what takes long.
+
+    Raises:
+        InputError: there is no such study, or its runs are in another MLflow store.
+        TrackingDown: MLflow cannot be reached.
+    """
+    study = find_shared(experiment_name, store)
+    if study is None:
+        raise InputError(
+            f"experiment {experiment_name!r} has no study in {store}",
+            hint="begin it with `forge-sweep run EXPERIMENT`, or give --store",
+        )
+    review = Review(experiment_name, store)
+    refuse_other_store(study, review)
+    settle(study, say)
+    found = list(of_journal(review, experiment_name, store)) if review.waiting else []
+    if repair:
+        mend(found)
+    begun = study.notes("sweep:").get("sweep:begin")
+    compare = Comparison(study, review, begun["key"] if begun else "")
+    for stage in (compare.of_trials, compare.of_runs):  # runs are compared with what the trials have become
+        stage_found = list(stage())
+        if repair:
+            mend(stage_found)
+        found += stage_found
+    return Reconciled(study.name, len(own_rows(study)), len(compare.trial_runs()), tuple(found))
+
+
+def mend(differences: list[Difference]) -> None:
+    """Repair what can be repaired, one after the other."""
+    for one in differences:
+        if one.repair is not None:
+            one.repair()
+            one.repaired = True
+
+
+def refuse_other_store(study: Shared, review: Review) -> None:
+    """Runs that are elsewhere are not missing."""
+    noted = study.notes("sweep:").get("sweep:store")
+    if noted not in (None, review.address):
+        raise InputError(
+            f"the runs of sweep {study.name} are in {noted}, and MLflow is now at {review.address}",
+            hint="set MLFLOW_TRACKING_URI as it was",
+        )
+
+
+def settle(study: Shared, say: Callable[[str], None]) -> None:
+    """Wait until it is known of every process whether it lives."""
+    if unknown := study.unknown_owners():
+        words = ", ".join(owner.words for owner in unknown)
+        say(f"watching for up to {owners.LEASE_S:g} s whether {words} still lives")
+    while study.unknown_owners():
+        time.sleep(min(1.0, owners.BEAT_S / 2))
+
+
+def of_journal(review: Review, experiment_name: str, store: Path) -> Iterator[Difference]:
+    """Writes that were made while MLflow was down and still wait."""
+
+    def replay() -> None:
+        tracker = Tracker(experiment_name, store)  # replays what waits
+        if tracker.pending:
+            raise TrackingDown(
+                f"MLflow at {tracker.address} cannot be reached; {tracker.pending} writes wait",
+                hint="start it and run the same command again",
+            )
+        tracker.close()
+
+    yield Difference("journal", f"{review.waiting} writes wait", "none", repair=replay)
+
+
+def own_rows(study: Shared) -> list[TrialRow]:
+    """The trials that this study ran itself."""
+    return [row for row in study.rows() if not row.imported]
+
+
+class Comparison:
+    """One sweep, seen from both sides.
+
+    Args:
+        study: its study.
+        review: its MLflow experiment.
+        key: of its parent run; "" where it never began.
+    """
+
+    def __init__(self, study: Shared, review: Review, key: str) -> None:
+        self.study = study
+        self.review = review
+        self.key = key
+        self.objective = str(study.resolved["objective"]["metric"])
+
+    def of_trials(self) -> Iterator[Difference]:
+        """Trials that run although their process is dead."""
+        for number, words in self.study.dead_running().items():
+            seen = f"running, by {words}, which is dead"
+            yield Difference(f"trial {number}", seen, "waiting", repair=self.study.requeue)
+
+    def parent(self) -> Found | None:
+        """The parent run."""
+        found = self.review.with_key(self.key) if self.key else []
+        return found[0] if found else None
+
+    def trial_runs(self) -> list[Found]:
+        """The runs of trials."""
+        parent = self.parent()
+        children = [] if parent is None else self.review.children(parent.id)
+        return [run for run in children if run.tags.get("forge.kind") == "trial"]
+
+    def of_runs(self) -> Iterator[Difference]:
+        """Runs that say something else than the study, are missing, or are there twice."""
+        parent, rows = self.parent(), own_rows(self.study)
+        if parent is None:
+            if any(row.state in ENDED for row in rows):
+                seen = f"no run, but {len(rows)} trials in the study"
+                yield Difference("the sweep", seen, "one parent run: run the sweep again, which makes it")
+            return
+        children = self.review.children(parent.id)
+        yield from self.of_parent(parent)
+        yield from self.of_others([run for run in children if run.tags.get("forge.kind") != "trial"])
+        dead = self.study.dead_running()
+        known = set()
+        for row in rows:
+            key = f"{self.key}/{trial_name(row.number)}"
+            known.add(key)
+            runs = [run for run in children if run.key == key]
+            if row.number not in dead:  # told by `of_trials`
+                yield from self.of_trial(row, runs, parent)
+        for run in children:
+            if run.tags.get("forge.kind") == "trial" and run.key not in known:
+                yield self.no_such_trial(run)
+
+    def no_such_trial(self, run: Found) -> Difference:
+        """A run without a trial goes to MLflow's bin."""
+        return Difference(f"run {run.name}", "no such trial", "deleted", repair=lambda: self.review.delete(run))
+
+    def of_parent(self, parent: Found) -> Iterator[Difference]:
+        """A parent run that runs while nobody carries the sweep."""
+        if parent.status not in OPEN or self.study.is_carried():
+            return
+
+        def end() -> None:
+            self.review.end(parent, "KILLED")
+            self.review.set_tags(parent, {"forge.state": "interrupted"})
+
+        yield Difference(f"run {parent.name}", f"{parent.status}, but nobody carries the sweep", "KILLED", repair=end)
+
+    def of_others(self, runs: list[Found]) -> Iterator[Difference]:
+        """Baselines and confirmations are run by the process that carries the sweep."""
+        if self.study.is_carried():
+            return
+        for run in (run for run in runs if run.status in OPEN):
+
+            def end(run: Found = run) -> None:
+                self.review.end(run, "FAILED")
+                self.review.set_tags(run, {"forge.failure": "lost-worker"})
+
+            yield Difference(f"run {run.name}", f"{run.status}, but nobody carries the sweep", "FAILED", repair=end)
+
+    def of_trial(self, row: TrialRow, runs: list[Found], parent: Found) -> Iterator[Difference]:
+        """One trial and its run."""
+        name = trial_name(row.number)
+        if not runs:
+            if row.state in ENDED:
+                yield Difference(f"run {name}", "missing", "one run", repair=lambda: self.make(row, parent))
+            return
+        kept = max(runs, key=lambda run: (run.status == STATUSES[row.state], len(run.metrics)))
+        for run in (run for run in runs if run.id != kept.id):
+            seen = f"{len(runs)} runs"
+            yield Difference(f"run {name}", seen, "one run", repair=functools.partial(self.review.delete, run))
+        if row.state != "running":
+            yield from self.of_state(row, kept)
+        if row.state in ("finished", "pruned"):
+            yield from self.of_figures(row, kept)
+            yield from self.of_curve(row, kept)
+
+    def of_state(self, row: TrialRow, run: Found) -> Iterator[Difference]:
+        """Status, and the tags that go with it."""
+        expected = STATUSES[row.state]
+        if (run.status, run.tags.get("forge.state")) != (expected, row.state):
+            seen = f"{run.status}, forge.state = {run.tags.get('forge.state', '')}"
+            wanted = f"{expected}, forge.state = {row.state}"
+            yield Difference(f"run {run.name}", seen, wanted, repair=lambda: self.review.end(run, expected))
+        if run.tags.get("forge.failure", "") != row.failure:
+            tags = {"forge.failure": row.failure, "forge.cause": row.cause}
+            seen, wanted = (f"forge.failure = {value}" for value in (run.tags.get("forge.failure", ""), row.failure))
+            yield Difference(f"run {run.name}", seen, wanted, repair=lambda: self.review.set_tags(run, tags))
+
+    def figures(self, row: TrialRow) -> dict[str, float]:
+        """The summary that a finished or pruned trial's run has, as far as the study knows it."""
+        known = {
+            f"best_{self.objective}": row.value,
+            "best_epoch": row.attrs.get("best_epoch"),
+            "epochs_run": row.epochs or None,
+            "seconds": None if row.cost is None else row.cost.kept.seconds,
+        }
+        return {name: float(value) for name, value in known.items() if value is not None}
+
+    def of_figures(self, row: TrialRow, run: Found) -> Iterator[Difference]:
+        """Figures that are missing."""
+        missing = {name: value for name, value in self.figures(row).items() if name not in run.metrics}
+        if missing:
+            seen = f"without {', '.join(missing)}"
+            yield Difference(f"run {run.name}", seen, "logged", repair=lambda: self.review.log(run, missing))
+
+    def of_curve(self, row: TrialRow, run: Found) -> Iterator[Difference]:
+        """Points that are missing, or there twice."""
+        points = self.review.curves(run)
+        missing = [epoch for epoch in self.study.reports(row.number) if not points[self.objective, epoch]]
+        if missing:
+            seen = f"{self.objective} without epoch {', '.join(map(str, missing))}"
+            yield Difference(
+                f"run {run.name}", seen, f"{row.epochs} epochs", repair=lambda: self.log_curve(row, run, missing)
+            )
+        single = {"delta_vs_baseline", *self.figures(row)}
+        twice = sorted({name for (name, _), count in points.items() if count > 1 and name not in single})
+        if twice:
+            seen = f"{', '.join(twice)} with several points of one epoch"
+            yield Difference(f"run {run.name}", seen, "one point", repair=lambda: self.review.rewrite(run))
+
+    def log_curve(self, row: TrialRow, run: Found, epochs: list[int]) -> None:
+        """Add what the study knows of the objective."""
+        reports = self.study.reports(row.number)
+        for epoch in epochs:
+            self.review.log(run, {self.objective: reports[epoch]}, epoch)
+
+    def make(self, row: TrialRow, parent: Found) -> None:
+        """A run from what the study knows of its trial."""
+        key = f"{self.key}/{trial_name(row.number)}"
+        made = self.review.make(key, trial_name(row.number), parent, row.params, {"optuna.trial_number": row.number})
+        self.review.end(made, STATUSES[row.state])
+        if row.failure:
+            self.review.set_tags(made, {"forge.failure": row.failure, "forge.cause": row.cause})
+            return
+        self.review.log(made, self.figures(row))
+        self.log_curve(row, made, list(self.study.reports(row.number)))

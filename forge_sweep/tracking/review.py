@@ -1,0 +1,169 @@
+"""Looking at the runs of a sweep as MLflow has them, and putting single ones right."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+
+from forge_sweep.environment import without_credentials
+from forge_sweep.tracking import calls, writes
+from forge_sweep.tracking import store as stores
+from forge_sweep.tracking.journal import Journal
+from forge_sweep.tracking.runs import now_ms, stored_params
+from forge_sweep.tracking.session import KEY_TAG, PARENT_TAG, Session, file_name
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run as MlflowRun
+
+SHARED_TAGS = ("forge.dataset_", "forge.contract", "optuna.study_name", "mlflow.source")
+"""Tags of a parent that hold for each of its trials."""
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run as MLflow has it.
+
+    Attributes:
+        key: its key, "" for one that is not ours.
+        id: MLflow's id.
+        name: in the UI.
+        status: FINISHED, KILLED, FAILED, SCHEDULED or RUNNING.
+        tags: all of them.
+        metrics: last value of each.
+    """
+
+    key: str
+    id: str
+    name: str
+    status: str
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+
+def _asked(method: Callable[Concatenate[Review, _P], _T]) -> Callable[Concatenate[Review, _P], _T]:
+    """Turn what MLflow raises into `TrackingDown` or `InputError`."""
+
+    @wraps(method)
+    def call(self: Review, /, *words: _P.args, **options: _P.kwargs) -> _T:
+        with stores.translated("the review of a sweep's runs"):
+            return method(self, *words, **options)
+
+    return call
+
+
+class Review:
+    """The runs of one MLflow experiment. Reading writes nothing, not even what waits in the journal.
+
+    Args:
+        experiment_name: the MLflow experiment.
+        store: folder of the embedded stores and the journal.
+    """
+
+    def __init__(self, experiment_name: str, store: Path) -> None:
+        self._session = Session(stores.default_uri(store), store, experiment_name, "")
+        self._journal = Journal(store.absolute() / "journal", file_name(experiment_name))
+
+    @property
+    def address(self) -> str:
+        """The tracking address without credentials, for people."""
+        return without_credentials(self._session.uri)
+
+    @property
+    def waiting(self) -> int:
+        """Writes that wait in the journal."""
+        return len(self._journal)
+
+    @_asked
+    def with_key(self, key: str) -> list[Found]:
+        """Runs with this key."""
+        if self._session.client.get_experiment_by_name(self._session.experiment) is None:
+            return []
+        return [_found(run) for run in self._session.all_runs(f"tags.`{KEY_TAG}` = '{key}'")]
+
+    @_asked
+    def children(self, parent_id: str) -> list[Found]:
+        """All runs under a parent."""
+        return [_found(run) for run in self._session.all_runs(f"tags.{PARENT_TAG} = '{parent_id}'")]
+
+    @_asked
+    def curves(self, run: Found) -> Counter[tuple[str, int]]:
+        """How many points there are of each (metric, step)."""
+        client = self._session.client
+        return Counter((name, p.step) for name in run.metrics for p in client.get_metric_history(run.id, name))
+
+    @_asked
+    def end(self, run: Found, status: str) -> None:
+        """Set a status, and our own state with it."""
+        self._session.client.set_tag(run.id, "forge.state", writes.STATES[status])
+        calls.end(self._session, run.id, status, now_ms())
+
+    @_asked
+    def set_tags(self, run: Found, tags: Mapping[str, str]) -> None:
+        """Set tags; those with an empty value are removed."""
+        for name, value in tags.items():
+            if value:
+                self._session.client.set_tag(run.id, name, value)
+            elif name in run.tags:
+                self._session.client.delete_tag(run.id, name)
+
+    @_asked
+    def log(self, run: Found, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Add points."""
+        for name, value in metrics.items():
+            self._session.client.log_metric(run.id, name, value, now_ms(), step)
+
+    @_asked
+    def make(
+        self, key: str, name: str, parent: Found, params: Mapping[str, object], tags: Mapping[str, object]
+    ) -> Found:
+        """A trial's run that is missing, under its parent and with what the parent says of data and code."""
+        shared = {name: value for name, value in parent.tags.items() if name.startswith(SHARED_TAGS)}
+        own = {"forge.kind": "trial", "forge.reconciled": "from the study", KEY_TAG: key, PARENT_TAG: parent.id}
+        all_tags = {**shared, **{name: str(value) for name, value in tags.items()}, **own}
+        client = self._session.client
+        made = client.create_run(self._session.experiment_id, now_ms(), all_tags, name)
+        for param, value in stored_params(params).items():
+            client.log_param(made.info.run_id, param, value)
+        return _found(client.get_run(made.info.run_id))
+
+    @_asked
+    def delete(self, run: Found) -> None:
+        """Move a run to MLflow's bin."""
+        self._session.client.delete_run(run.id)
+
+    @_asked
+    def rewrite(self, run: Found) -> None:
+        """Put a copy in a run's place that has the first point of each step only; MLflow deletes no single point."""
+        from mlflow.entities import Metric, Param
+
+        client = self._session.client
+        old = client.get_run(run.id)
+        first: dict[tuple[str, int], Metric] = {}
+        for name in run.metrics:
+            for point in client.get_metric_history(run.id, name):
+                first.setdefault((name, point.step), point)
+        made = client.create_run(old.info.experiment_id, old.info.start_time, dict(old.data.tags), run.name)
+        id = made.info.run_id
+        params = [Param(name, value) for name, value in old.data.params.items()]
+        for i in range(0, len(params), calls.VALUES_PER_BATCH):
+            client.log_batch(id, params=params[i : i + calls.VALUES_PER_BATCH])
+        points = list(first.values())
+        for i in range(0, len(points), calls.METRICS_PER_BATCH):
+            client.log_batch(id, metrics=points[i : i + calls.METRICS_PER_BATCH])
+        if old.inputs is not None:
+            client.log_inputs(id, old.inputs.dataset_inputs)
+        calls.end(self._session, id, run.status, old.info.end_time or now_ms())
+        client.delete_run(run.id)
+
+
+def _found(run: MlflowRun) -> Found:
+    tags = dict(run.data.tags)
+    info = run.info
+    return Found(tags.get(KEY_TAG, ""), info.run_id, info.run_name or "", info.status, tags, dict(run.data.metrics))

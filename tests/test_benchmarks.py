@@ -1,0 +1,109 @@
+"""The benchmarks run: small ones, so that they do not rot between two releases. No figure is asserted."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import memory, suggestions, tables, target
+from benchmarks.problems import PROBLEMS, Work, experiment_of, prepare
+from benchmarks.running import ROOT, SideFailed, call
+from benchmarks.sides import SIDES
+from forge_sweep import sources, trial
+from forge_sweep.experiment import parse
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    folder = str(tmp_path_factory.mktemp("bench"))
+    prepare("small", folder, trials=3, seed=4)
+    return Work("small", folder, store="", trials=3, seed=4)
+
+
+def test_the_arrays_of_the_peers_are_those_that_our_trials_train_on(prepared: Work) -> None:
+    experiment = parse(experiment_of(prepared), root=Path(prepared.folder))
+    dataset = sources.load(experiment.data, root=experiment.root, seed=experiment.seed)
+    ours = trial.prepare(dataset, trial.Recipe.of(experiment)).data
+    for name, array in prepared.arrays().items():
+        np.testing.assert_array_equal(array, getattr(ours, name))
+
+
+def test_another_seed_searches_elsewhere_on_the_same_rows(prepared: Work, tmp_path: Path) -> None:
+    prepare("small", str(tmp_path), trials=3, seed=5)
+    other = Work("small", str(tmp_path), store="", trials=3, seed=5)
+    assert [point["learning_rate"] for point in other.points()] != [
+        point["learning_rate"] for point in prepared.points()
+    ]
+    np.testing.assert_array_equal(other.arrays()["x_valid"], prepared.arrays()["x_valid"])
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_every_problem_is_an_experiment_that_loads(problem: str) -> None:
+    parse(experiment_of(Work(problem, "", store="")), root=Path())
+
+
+@pytest.mark.parametrize("problem", target.TARGETS)
+def test_every_target_belongs_to_a_problem(problem: str) -> None:
+    assert problem in PROBLEMS
+
+
+@pytest.mark.slow
+def test_sides_train_the_prepared_configurations_and_print_their_ratio(tmp_path: Path) -> None:
+    """Ours and the plain loop, two tiny trials each, as `make bench` runs them."""
+    written = tmp_path / "figures.json"
+    asked = ["trials", "--problems", "small", "--trials", "2", "--json", str(written)]
+    sides = [name for name in ("ours", "plain") if name == "ours" or installed("optuna_integration")]
+    command = [sys.executable, "-m", "benchmarks", *asked, "--sides", *sides]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(written.read_text())["trials"]["small"]
+    assert set(found) == {*sides, "limit"}
+    for name in sides:
+        assert SIDES[name].title in done.stdout
+        assert len(found[name]["best"]) == 2
+    if "plain" in found:
+        assert tables.paired(found["ours"]["best"], found["plain"]["best"])[2] == 2
+
+
+@pytest.mark.slow
+def test_suggestions_are_timed_in_a_study_that_holds_the_trials_it_should(tmp_path: Path) -> None:
+    for way in ("sqlite", "memory"):
+        (tmp_path / way).mkdir()
+        assert suggestions.optuna_alone(20, str(tmp_path / way), way)["ms"] > 0
+    assert suggestions.ours(20, str(tmp_path))["ms"] > 0
+    import optuna
+
+    (study,) = optuna.get_all_study_summaries(f"sqlite:///{tmp_path}/optuna.db")
+    assert study.n_trials == 20 + suggestions.ASKED + 1
+
+
+def test_a_side_that_fails_says_what_it_wrote() -> None:
+    with pytest.raises(SideFailed, match="non-existent directory"):
+        call("problems:prepare", problem="small", folder="/does/not/exist", trials=1, seed=0)
+
+
+def test_configurations_are_paired_by_learning_rates_that_float32_rounded() -> None:
+    ours = {"0.0006605400837614824": 0.9, "0.003215346713356591": 0.8, "0.5": 0.1}
+    theirs = {"0.0006605400703847408": 0.88, "0.0032153467182070017": 0.8}
+    difference, twice_error, n = tables.paired(ours, theirs)
+    assert n == 2
+    assert math.isclose(difference, 0.01)
+    assert tables.noise(difference, twice_error).endswith("within noise")
+
+
+def test_growth_is_that_of_the_second_half() -> None:
+    warming, steady = [700.0 + 10 * trial for trial in range(50)], [1200 + 0.5 * trial for trial in range(50)]
+    assert math.isclose(memory.growth([*warming, *steady]), 0.5)
+
+
+def installed(module: str) -> bool:
+    """Whether the peers' lock is installed."""
+    import importlib.util
+
+    return importlib.util.find_spec(module) is not None

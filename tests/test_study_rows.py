@@ -1,0 +1,352 @@
+"""What a trial costs on the study's database, and that nothing but the cost differs from Optuna's own storage."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+
+from forge_sweep import sweep
+from forge_sweep.experiment import Experiment, parse
+from forge_sweep.study import Study, open_study, pruners
+from forge_sweep.study.rows import Rows
+from forge_sweep.study.storage import embedded_url, open_storage
+from tests.postgres import database, server  # noqa: F401
+from tests.surface import EPOCHS, experiment, fake_run, no_network
+
+DATASET = {"version": "cards@abc", "digest": "a" * 64, "split_digest": "b" * 64}
+
+
+@pytest.fixture(autouse=True)
+def embedded_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FORGE_SWEEP_STORAGE", raising=False)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return embedded_url(tmp_path)
+
+
+@pytest.fixture
+def postgres_url(request: pytest.FixtureRequest) -> str:
+    make: Callable[[], str] = request.getfixturevalue("database")
+    return make().replace("postgresql://", "postgresql+psycopg://")
+
+
+def write_everything(storage: RDBStorage, name: str) -> None:
+    """Trials of every state with every kind of value, through Optuna's cache as a sweep writes them."""
+    study = optuna.create_study(storage=storage, study_name=name)
+    for number in range(6):
+        trial = study.ask()
+        trial.suggest_int("width", 16, 256, log=True)
+        trial.suggest_float("rate", 1e-4, 1e-2, log=True)
+        if number % 2:
+            trial.suggest_categorical("optimizer", ["adam", "sgd", None, 1.5, True])
+        trial.set_user_attr("params", {"width": 64, "name": "ä"})
+        trial.set_user_attr("params", {"width": 65})
+        storage.set_trial_system_attr(trial._trial_id, "completed_rung_0", 0.5)
+        for step, value in enumerate((0.5, math.nan, math.inf, -math.inf), start=1):
+            trial.report(value, step)
+        if number < 2:
+            study.tell(trial, [1.5, math.inf][number])
+        elif number == 2:
+            study.tell(trial, state=TrialState.FAIL)
+        elif number == 3:
+            trial.report(0.25, 5)
+            study.tell(trial, state=TrialState.PRUNED)
+        elif number == 5:
+            storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+
+def seen(trials: list[optuna.trial.FrozenTrial]) -> list[Any]:
+    """Trials without their ids, times and drawn values; NaN as a word."""
+    return [
+        (
+            trial.number,
+            trial.state,
+            repr(trial.values),
+            list(trial.params),
+            trial.distributions,
+            trial.user_attrs,
+            trial.system_attrs,
+            repr(sorted(trial.intermediate_values.items())),
+            trial.datetime_complete is not None and trial.datetime_start <= trial.datetime_complete,
+        )
+        for trial in trials
+    ]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
+def test_trials_are_written_and_read_as_by_optuna(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """What one of them wrote, both read alike, all at once, one by one, and what a cache asks for."""
+    url = request.getfixturevalue(f"{kind}_url")
+    ours = open_storage(url, tmp_path)
+    theirs = RDBStorage(url)
+    assert isinstance(ours, Rows)
+    write_everything(ours, "ours")
+    write_everything(theirs, "theirs")
+    read: dict[str, list[Any]] = {}
+    for name in ("ours", "theirs"):
+        study_id = theirs.get_study_id_from_name(name)
+        trials = theirs.get_all_trials(study_id)
+        assert [repr(trial) for trial in ours.get_all_trials(study_id)] == [repr(trial) for trial in trials]
+        assert [repr(ours.get_trial(trial._trial_id)) for trial in trials] == [repr(trial) for trial in trials]
+        first, *_, last = (trial._trial_id for trial in trials)
+        for included, after in (({first}, last - 2), (set(), last), ({last}, first)):
+            some = [storage._get_trials(study_id, None, included, after) for storage in (ours, theirs)]
+            assert repr(some[0]) == repr(some[1])
+        read[name] = seen(trials)
+    assert read["ours"] == read["theirs"]
+    for storage in (ours, theirs):
+        with pytest.raises(KeyError):
+            storage.get_trial(10_000)
+        with pytest.raises(KeyError):
+            storage.get_all_trials(10_000)
+        with pytest.raises(KeyError):
+            storage.get_study_user_attrs(10_000)
+        with pytest.raises(KeyError):
+            storage.set_trial_user_attr(10_000, "key", 1)
+        storage.engine.dispose()
+
+
+def test_more_trials_than_one_statement_can_name_are_read(sqlite_url: str, tmp_path: Path) -> None:
+    """In parts; parameters drawn from equal ranges share one object."""
+    storage = open_storage(sqlite_url, tmp_path)
+    study = optuna.create_study(storage=storage, study_name="many")
+    ranges = {"x": FloatDistribution(0, 1)}
+    study.add_trials([optuna.create_trial(params={"x": n / 1100}, distributions=ranges, value=n) for n in range(1100)])
+    trials = optuna.load_study(storage=open_storage(sqlite_url, tmp_path), study_name="many").trials
+    assert [trial.params["x"] for trial in trials] == [n / 1100 for n in range(1100)]
+    assert [trial.value for trial in trials] == list(range(1100))
+
+
+def test_a_trial_that_has_ended_takes_no_more(sqlite_url: str, tmp_path: Path) -> None:
+    """As with Optuna's storage, whatever is written."""
+    storage = open_storage(sqlite_url, tmp_path)
+    study = optuna.create_study(storage=storage, study_name="ended")
+    id = study.ask()._trial_id
+    storage.set_trial_state_values(id, TrialState.COMPLETE, [1.0])
+    late: list[Callable[[], object]] = [
+        lambda: storage.set_trial_user_attr(id, "a", 1),
+        lambda: storage.set_trial_system_attr(id, "a", 1),
+        lambda: storage.set_trial_intermediate_value(id, 1, 1.0),
+        lambda: storage.set_trial_param(id, "x", 1.0, FloatDistribution(0, 1)),
+        lambda: storage.set_trial_state_values(id, TrialState.FAIL),
+    ]
+    for write in late:
+        with pytest.raises(UpdateFinishedTrialError):
+            write()
+    (trial,) = storage.get_all_trials(storage.get_study_id_from_name("ended"))
+    assert (trial.state, trial.value, trial.user_attrs) == (TrialState.COMPLETE, 1.0, {})
+
+
+def test_a_parameter_keeps_its_kind_within_a_study(sqlite_url: str, tmp_path: Path) -> None:
+    """Also for a process that has not yet seen where it was drawn from first."""
+    first = open_storage(sqlite_url, tmp_path)
+    study = optuna.create_study(storage=first, study_name="kinds")
+    study.ask().suggest_int("x", 1, 3)
+    later = open_storage(sqlite_url, tmp_path)
+    trial = optuna.load_study(storage=later, study_name="kinds").ask()
+    with pytest.raises(ValueError, match="different distribution kind"):
+        trial.suggest_float("x", 0, 1)
+    trial.suggest_categorical("y", [1, 2])
+    with pytest.raises(ValueError, match="dynamic value space"):
+        study.ask().suggest_categorical("y", [1, 3])
+
+
+def test_what_is_written_together_is_written_in_one_transaction_or_not_at_all(sqlite_url: str, tmp_path: Path) -> None:
+    """A kill leaves all of it or nothing; so does an exception."""
+    storage = open_storage(sqlite_url, tmp_path)
+    study = optuna.create_study(storage=storage, study_name="together")
+    trial = study.ask()
+
+    def write() -> None:
+        trial.suggest_float("x", 0, 1)
+        trial.suggest_int("y", 0, 9)
+        trial.set_user_attr("a", 1)
+        storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [1.0])
+
+    with pytest.raises(ZeroDivisionError), storage.together():
+        write()
+        raise ZeroDivisionError
+    (left,) = storage.get_all_trials(study._study_id)
+    assert (left.state, left.params, left.user_attrs) == (TrialState.RUNNING, {}, {})
+
+    trial = optuna.Trial(study, trial._trial_id)
+    storage.get_all_trials(study._study_id)
+    with counted() as counts, storage.together():
+        storage.set_trial_user_attr(trial._trial_id, "a", 1)
+        storage.set_trial_system_attr(trial._trial_id, "b", 2)
+        storage.set_trial_intermediate_value(trial._trial_id, 1, 0.5)
+        storage._set_trial_param(trial._trial_id, "x", 0.5, FloatDistribution(0, 1), FloatDistribution(0, 1))
+        storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [1.0])
+    (left,) = storage.get_all_trials(study._study_id)
+    assert counts["optuna"] == 1
+    assert (left.state, left.params, left.value) == (TrialState.COMPLETE, {"x": 0.5}, 1.0)
+    assert (left.user_attrs, left.system_attrs, left.intermediate_values) == ({"a": 1}, {"b": 2}, {1: 0.5})
+
+
+def test_a_deleted_study_is_not_remembered_by_its_name(sqlite_url: str, tmp_path: Path) -> None:
+    """The name may be given again."""
+    storage = open_storage(sqlite_url, tmp_path)
+    optuna.create_study(storage=storage, study_name="again")
+    optuna.create_study(storage=storage, study_name="other")
+    storage.delete_study(storage.get_study_id_from_name("again"))
+    with pytest.raises(KeyError):
+        storage.get_study_id_from_name("again")
+
+
+# Pruners are asked only where they have a say
+
+
+def spec_of(pruner: str, epochs: int = 20) -> Experiment:
+    return parse(
+        {
+            "name": "fraud",
+            "data": {"source": "file", "path": "x.csv", "target": "y", "task": "binary"},
+            "model": {"search": {"width": {"type": "int", "low": 1, "high": 100}}},
+            "objective": {"metric": "val_auc"},
+            "study": {"pruner": pruner, "n_trials": 40, "epochs": epochs, "warmup_epochs": 2, "startup_trials": 3},
+        },
+        root=Path(),
+    )
+
+
+def pruned_at(study: Study) -> list[tuple[int, int]]:
+    """Run all trials, some of them interrupted by a death on the way; where each ended."""
+    ends = []
+    with study.hold():
+        study.requeue()
+        while asked := study.ask():
+            height = float(asked.params["width"]) / 100
+            for epoch in range(20):
+                value = math.nan if asked.number == 11 and epoch > 4 else height * (epoch + 1) / 20
+                if study.report(asked.number, epoch, value):
+                    break
+                if asked.attempt == 1 and asked.number % 7 == 3 and epoch == asked.number % 11:
+                    study.lose(asked.number)
+                    break
+            else:
+                ends.append((asked.number, 20))
+                study.tell(asked.number, "finished", height)
+                continue
+            if asked.number in study._running:
+                ends.append((asked.number, epoch))
+                study.tell(asked.number, "pruned", height)
+    return ends
+
+
+@pytest.mark.parametrize("pruner", ["hyperband", "successive_halving", "median"])
+def test_a_pruner_that_is_asked_at_its_rungs_alone_prunes_the_same_trials(
+    pruner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the same epochs as one that is asked after each."""
+    ends = pruned_at(open_study(spec_of(pruner), dataset=DATASET, store=tmp_path / "rungs"))
+    monkeypatch.setattr(pruners, "has_a_say", lambda spec, before, step: True)
+    assert ends == pruned_at(open_study(spec_of(pruner), dataset=DATASET, store=tmp_path / "always"))
+    assert len(ends) == 40 and 5 < sum(epoch < 20 for _, epoch in ends) < 40
+
+
+def test_rungs_are_those_of_the_pruner_and_a_gap_is_made_up_for() -> None:
+    """First rung 2, then 6 and 18; after a gap, the rung within it counts."""
+    spec = spec_of("hyperband").study
+    assert [step for step in range(1, 21) if pruners.has_a_say(spec, step - 1, step)] == [2, 6, 18]
+    assert pruners.has_a_say(spec, 0, 20) and pruners.has_a_say(spec, 5, 7)
+    assert not pruners.has_a_say(spec, 6, 17)
+    assert not pruners.has_a_say(spec_of("none").study, 0, 20)
+    assert pruners.has_a_say(spec_of("median").study, 3, 4)
+
+
+# The cost of a trial
+
+
+@contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """Transactions by database, on every engine of this process."""
+    counts = Counter[str]()
+
+    def begin(connection: sqlalchemy.Connection) -> None:
+        counts[Path(str(connection.engine.url.database)).stem] += 1
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "begin", begin)
+    try:
+        yield counts
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "begin", begin)
+
+
+@contextmanager
+def statements() -> Iterator[Counter[str]]:
+    """Statements by database."""
+    counts = Counter[str]()
+
+    def execute(connection: sqlalchemy.Connection, *_: Any) -> None:
+        counts[Path(str(connection.engine.url.database)).stem] += 1
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", execute)
+    try:
+        yield counts
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", execute)
+
+
+@pytest.mark.parametrize(("pruner", "more"), [("none", 0), ("hyperband", 12)])
+def test_a_trial_costs_two_transactions_in_mlflow_and_a_few_beside_its_reports_in_the_study(
+    pruner: str, more: int, tmp_path: Path
+) -> None:
+    """It cost 23 and 46 for 20 epochs; counted from the second trial to the last."""
+    counts: list[dict[str, int]] = []
+    spec = experiment(study__n_trials=6, study__pruner=pruner, study__sampler="random")
+    with counted() as count, no_network(fake_run()):
+
+        def watch(event: sweep.Event) -> None:
+            if event.kind == "trial_done":
+                counts.append(dict(count))
+
+        sweep.run(spec, store=tmp_path, watch=watch)
+    for before, after in itertools.pairwise(counts[1:]):
+        assert after["mlflow"] - before["mlflow"] == 2
+        assert after["optuna"] - before["optuna"] <= EPOCHS + 12 + more
+
+
+def test_a_trial_costs_as_much_after_a_hundred_trials_as_after_ten(tmp_path: Path) -> None:
+    """Finished trials are read once; what is asked for later does not grow with them."""
+    study = open_study(spec_of("hyperband", epochs=3), dataset=DATASET, store=tmp_path)
+    study._experiment = spec_of("hyperband", epochs=3).model_copy(
+        update={"study": study._experiment.study.model_copy(update={"n_trials": 110})}
+    )
+    costs = []
+    with study.hold():
+        for number in range(110):
+            with statements() as counts:
+                asked = study.ask()
+                assert asked is not None
+                for epoch in range(3):
+                    study.report(number, epoch, number / 100)
+                study.tell(number, "finished", number / 100)
+                study.best()
+                study.failing_streak()
+            costs.append(counts["optuna"])
+    assert max(costs[100:]) <= max(costs[10:20])
+
+
+def test_a_width_of_any_size_has_its_own_range(sqlite_url: str, tmp_path: Path) -> None:
+    """The shared objects are told apart by their whole text."""
+    storage = open_storage(sqlite_url, tmp_path)
+    study = optuna.create_study(storage=storage, study_name="ranges")
+    study.ask().suggest_int("width", 1, 3)
+    study.ask().suggest_int("width", 1, 4)
+    found = [trial.distributions["width"] for trial in storage.get_all_trials(study._study_id)]
+    assert found == [IntDistribution(1, 3), IntDistribution(1, 4)]
