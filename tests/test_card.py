@@ -13,6 +13,7 @@ from forge_sweep import sweep
 from forge_sweep.bundle import Bundle
 from forge_sweep.bundle.card import Section, card, card_of
 from forge_sweep.bundle.figures import SMALLEST, calibration, figures
+from forge_sweep.errors import InputError
 from forge_sweep.experiment import parse
 from forge_sweep.registry import make_card
 from forge_sweep.sources import test_looks as looks_at_test
@@ -20,6 +21,7 @@ from forge_sweep.sweep import SweepResult
 from forge_sweep.task import METRICS, Task
 from forge_sweep.tracking import Registry
 from tests.shop import loans
+from tests.surface import experiment
 
 ODD = "Zürich | <b>*bold*</b>"
 
@@ -64,7 +66,9 @@ def test_a_sweep_registers_its_model_with_a_card(swept: tuple[Path, SweepResult]
         found, low, high = metadata["figures"]["test"]["metrics"][name.removeprefix("test_")]
         assert found == pytest.approx(value) and low <= found <= high
         assert f"{found:.4g} ({low:.4g} to {high:.4g})" in text
-    assert metadata["cost"]["trials"] == {"finished": 2} and metadata["cost"]["epochs"] > 2
+    (cost,) = metadata["cost"]["states"]
+    assert (cost["state"], cost["count"]) == ("finished", 2) and metadata["cost"]["epochs"] > 2
+    assert f"| {cost['count']} | {cost['seconds']:.5g} |" in text
     assert metadata["baselines"] == result.baselines
     assert "Zürich \\| \\<b\\>\\*bold\\*\\</b\\>" in text, "a table stays a table"
     assert "Zürich | &lt;b&gt;*bold*&lt;/b&gt;" in page and "<b>" not in page
@@ -107,6 +111,12 @@ def test_what_is_kept_of_the_test_rows_is_no_row(swept: tuple[Path, SweepResult]
     assert all(each["rows"] >= SMALLEST for each in found["slices"]) and found["rows"] == 180
     assert {each["category"] for each in found["slices"]} <= {"Basel", "Genf", ODD}
     assert len(json.dumps(found)) < 10_000
+
+
+def test_a_group_that_is_no_feature_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    """Not at the end of the sweep, after its look at the test rows."""
+    with pytest.raises(InputError, match=r"promotion.groups = 'alcohl'.*\n.*alcohol"):
+        sweep.check(experiment(promotion__groups=["alcohl"]))
 
 
 def test_an_older_bundle_says_what_is_not_recorded() -> None:

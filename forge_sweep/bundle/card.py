@@ -23,6 +23,8 @@ SHOWN = 40
 
 NOT_RECORDED = "not recorded"
 
+COSTS = ("seconds", "cpu_s", "gpu_s")
+
 TEMPLATE = """<!doctype html>
 <html lang="en">
 <head>
@@ -280,14 +282,10 @@ def _cost(metadata: Mapping[str, Any]) -> Section:
     cost = metadata.get("cost")
     if not cost:
         return Section("Search cost", (f"The search: {NOT_RECORDED}.",))
-    states = ", ".join(f"{count} {state}" for state, count in cost["trials"].items())
-    rows = (
-        ("trials", states),
-        ("seconds in trials", _cell(cost["seconds"])),
-        ("epochs", f"{cost['epochs']:,}"),
-        ("seconds in baselines", _cell(cost["baseline_seconds"])),
-    )
-    return Section("Search cost", (), ("", ""), rows)
+    rows = [(each["state"], str(each["count"]), *(_cell(each[name]) for name in COSTS)) for each in cost["states"]]
+    rows.append(("baselines", "-", _cell(cost["baseline_seconds"]), "-", "-"))
+    header = ("trials", "number", "wall seconds", "CPU seconds", "GPU seconds")
+    return Section("Search cost", (f"{cost['epochs']:,} epochs in all.",), header, tuple(rows))
 
 
 def _environment(about: Mapping[str, Any]) -> Section:

@@ -157,7 +157,7 @@ def by_slice(
 def slices(bundle: Bundle, features: pd.DataFrame, groups: Sequence[str]) -> Iterator[tuple[str, str, np.ndarray]]:
     """Column, category and which rows (n,) have it."""
     known = {column.name: column for column in bundle.preprocessor.schema.columns}
-    for name in groups or sliced_by(bundle):
+    for name in [group for group in groups if group in known] or sliced_by(bundle):
         values = features[name].astype("string")
         kinds = known[name].categories[:CATEGORIES] or tuple(map(str, values.dropna().unique()[:CATEGORIES]))
         for kind in kinds:

@@ -53,8 +53,7 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
 
 def save_with_card(context: Context, bundle: Bundle, on_test: dict[str, Any], folder: Path) -> None:
     """Save what is registered, with all that its card says."""
-    rows, baselines = context.study.rows(), context.study.notes("baseline:")
-    here = context.environment.to_dict()
+    here, baselines = context.environment.to_dict(), context.study.notes("baseline:")
     shown = ("image_digest", "git_commit", "git_dirty", "python", "platform", "cpu", "gpus", "cuda", "backend")
     facts = {
         "sizes": dict(context.dataset.sizes),
@@ -65,9 +64,8 @@ def save_with_card(context: Context, bundle: Bundle, on_test: dict[str, Any], fo
         "test_looks": on_test.get("looks"),
         "baselines": baseline_values(context),
         "cost": {
-            "trials": {str(state): count for state, count in context.study.counts().items()},
-            "seconds": sum(row.seconds or 0.0 for row in rows if not row.imported),
-            "epochs": sum(row.epochs for row in rows if not row.imported),
+            "states": [each.to_dict() for each in context.study.costs_by_state()],
+            "epochs": sum(row.epochs for row in context.study.rows() if not row.imported),
             "baseline_seconds": sum(float(note.get("seconds") or 0.0) for note in baselines.values()),
         },
         "environment": {name: here[name] for name in shown},
