@@ -9,6 +9,7 @@ preprocessor.npz     ... and learned arrays
 model.keras          the network            | tree.json: XGBoost's own JSON | tree.skops: scikit-learn | constant.json
 scaler.joblib        the fitted scikit-learn scaler for people who load it themselves; absent with scaler = "none"
 golden.json          some train rows as they came, and their scores when the bundle was saved
+card.md, card.html   the model card of what was registered; absent before
 manifest.json        SHA-256 of every other file
 ```
 

@@ -14,6 +14,7 @@ import numpy as np
 from forge_sweep import __version__, baselines, training
 from forge_sweep.baselines import Baseline
 from forge_sweep.bundle import archives, boosters, files, golden_rows, guard, network, scaler, trees, weights
+from forge_sweep.bundle.card import CARD_FILES, card_of
 from forge_sweep.bundle.guard import Policy
 from forge_sweep.bundle.scaler import SCALER
 from forge_sweep.checks.profile import Profile
@@ -99,7 +100,7 @@ class Bundle:
         """
         return self.task.predictions(self.scores(frame), self.threshold).set_axis(frame.index, axis=0)
 
-    def save(self, folder: Path, golden: pd.DataFrame) -> None:
+    def save(self, folder: Path, golden: pd.DataFrame, *, card: bool = False) -> None:
         """Write the bundle: what then stands at ``folder`` is whole, on disk, and has given its golden scores again.
 
         It is written to a hidden sibling, loaded from there, replayed, and renamed: a process that dies leaves no half
@@ -110,6 +111,7 @@ class Bundle:
             golden: raw features to take the golden rows from, all train rows as a rule; at most `GOLDEN_ROWS` are kept:
                 some with missing values, if there are any, and the first others. The distribution of all of them is
                 kept as well, to compare rows with that come later.
+            card: whether to write the model card as well, from what the metadata says.
 
         Raises:
             BundleError: something else stands at ``folder``, a score is not finite, the metadata is not plain JSON, or
@@ -117,7 +119,7 @@ class Bundle:
         """
 
         def write(temporary: Path) -> None:
-            _write(self, temporary, golden)
+            _write(self, temporary, golden, card)
             # Trusted: what this process has built its model with is imported already.
             Bundle.load(temporary, verify=True, trust=True)
 
@@ -188,7 +190,7 @@ def _verify(folder: Path, bundle: Bundle, packages: dict[str, str]) -> None:
         )
 
 
-def _write(bundle: Bundle, folder: Path, train: pd.DataFrame) -> None:
+def _write(bundle: Bundle, folder: Path, train: pd.DataFrame, card: bool) -> None:
     """Write every file of a bundle, the manifest last."""
     rows = golden_rows.choose(train)
     about = {"format": FORMAT, "kind": bundle.kind, "threshold": bundle.threshold, "metadata": bundle.metadata}
@@ -200,6 +202,9 @@ def _write(bundle: Bundle, folder: Path, train: pd.DataFrame) -> None:
     _write_model(bundle.model, folder / MODEL_FILES[bundle.kind])
     profile = Profile.learn(train, RowTransform(bundle.preprocessor))
     golden_rows.write(folder, rows, bundle.scores(rows), profile)
+    if card:
+        for name, text in card_of(folder).texts().items():
+            (folder / name).write_text(text, encoding="utf-8")
     files.write_manifest(folder)
 
 
@@ -232,7 +237,7 @@ def _read_about(folder: Path, listed: set[str]) -> dict[str, Any]:
     if about["kind"] not in MODEL_FILES:
         raise BundleError(f"{folder / 'bundle.json'}: kind {about['kind']!r} is none of {', '.join(MODEL_FILES)}")
     expected = OTHER_FILES | {MODEL_FILES[about["kind"]]}
-    files.refuse(folder, {"missing": expected - listed, "unexpected": listed - expected - {SCALER}})
+    files.refuse(folder, {"missing": expected - listed, "unexpected": listed - expected - {SCALER, *CARD_FILES}})
     return about
 
 

@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from forge_sweep import __version__
-from forge_sweep.cli import data, reproduce, serve
+from forge_sweep.cli import data, models, reproduce, serve
 from forge_sweep.cli.printing import MLRUNS, AsJson, Store, cell, complain, emit, print_costs, print_features, wide
 from forge_sweep.errors import ForgeSweepError, InputError, masked
 
@@ -353,6 +353,9 @@ def ui(
 
     study = find(experiment, store)
     serve(study, store, port, echo=typer.echo)
+
+
+models.add_to(app)
 
 
 def read(path: Path, overrides: list[str] | None) -> Experiment:

@@ -31,6 +31,7 @@ from forge_sweep.experiment.spec import (
     ModelSpec,
     ObjectiveSpec,
     PreprocessingSpec,
+    PromotionSpec,
     Pruner,
     Sampler,
     Scaler,
@@ -59,6 +60,7 @@ __all__ = [
     "ObjectiveSpec",
     "Params",
     "PreprocessingSpec",
+    "PromotionSpec",
     "Pruner",
     "Sampler",
     "Scalar",
@@ -87,6 +89,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "confirm": ConfirmSpec,
     "workers": WorkersSpec,
     "tracking": TrackingSpec,
+    "promotion": PromotionSpec,
 }
 
 

@@ -33,6 +33,7 @@ BUDGET_FIELDS = (
     "confirm",
     "tracking",
     "workers",
+    "promotion",
 )
 """What may change between two runs of one sweep: how much of it is run and where it is shown, not what a trial is."""
 
@@ -233,6 +234,28 @@ class TrackingSpec(Section):
     model_name: str | None = Field(None, pattern=NAME_PATTERN, description="Registered model; default: the name above.")
 
 
+class PromotionSpec(Section):
+    """``[promotion]``: what `forge-sweep promote` asks of a model before it becomes the champion."""
+
+    groups: Names = Field((), description="Categorical columns whose groups may not do worse than with the champion.")
+    min_group_rows: int = Field(50, ge=1, description="Test rows of a group below which it is not judged.")
+    max_group_loss: float = Field(
+        0.02,
+        ge=0,
+        description="By how much the objective of a group may be worse; a share of the champion's for errors.",
+    )
+    max_ece_loss: float = Field(0.02, ge=0, description="By how much the expected calibration error may be higher.")
+    max_brier_loss: float = Field(0.01, ge=0, description="By how much the Brier score may be higher.")
+    max_latency_ms: float = Field(100.0, gt=0, description="Most milliseconds for one row, 95th percentile.")
+    max_golden_difference: float | None = Field(
+        None, ge=0, description="Largest difference of a golden score; default: what a bundle is verified with."
+    )
+    image: Literal["optional", "required"] = Field(
+        "optional", description="Whether an unknown image digest is a warning or refuses the promotion."
+    )
+    resamples: int = Field(1000, ge=100, le=100_000, description="Resamples of the bootstrap over test rows.")
+
+
 class Experiment(Section):
     """One experiment, complete and consistent. Made by `load`, which is the place that checks it.
 
@@ -258,6 +281,7 @@ class Experiment(Section):
     confirm: ConfirmSpec = Field(default_factory=ConfirmSpec)
     workers: WorkersSpec = Field(default_factory=WorkersSpec)
     tracking: TrackingSpec = Field(default_factory=TrackingSpec)
+    promotion: PromotionSpec = Field(default_factory=PromotionSpec)
     root: Path = Field(Path(), exclude=True)
     overrides: tuple[str, ...] = Field((), exclude=True)
 

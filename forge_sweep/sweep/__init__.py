@@ -21,6 +21,7 @@ from forge_sweep.checks.findings import Finding, errors
 from forge_sweep.environment import Environment
 from forge_sweep.errors import GateRefused, InputError
 from forge_sweep.experiment import Experiment, flatten
+from forge_sweep.experiment.rules import nearest
 from forge_sweep.preflight import preflight
 from forge_sweep.sources import Dataset
 from forge_sweep.study import Study, TrialState, open_study, require_packages, resumable
@@ -263,7 +264,17 @@ def load_data(experiment: Experiment, watch: Watch) -> Dataset:
     dataset = sources.load(experiment.data, root=experiment.root, seed=experiment.seed)
     for text in dataset.warnings:
         watch(Event("message", {"text": text, "severity": "warning"}))
+    refuse_unknown_groups(experiment, dataset)
     return dataset
+
+
+def refuse_unknown_groups(experiment: Experiment, dataset: Dataset) -> None:
+    """Raise InputError, before anything is trained, for groups that the promotion could not compare."""
+    known = list(map(str, dataset.train.features.columns))
+    for name in experiment.promotion.groups:
+        if name not in known:
+            hint = nearest(name, known) or f"name features, such as {', '.join(known[:5])}"
+            raise InputError(f"promotion.groups = {name!r}: {dataset.version} has no such feature", hint=hint)
 
 
 def inspect(experiment: Experiment, dataset: Dataset, watch: Watch) -> Audit:

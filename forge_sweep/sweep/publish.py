@@ -10,6 +10,7 @@ from typing import Any
 
 from forge_sweep import trial
 from forge_sweep.bundle import Bundle
+from forge_sweep.bundle.figures import figures
 from forge_sweep.checks.audit import Audit, histograms_html
 from forge_sweep.sweep.confirm import Confirmed, bundle_folder, scored, verdict
 from forge_sweep.sweep.context import Context, baseline_values, finite
@@ -34,12 +35,11 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
     bundle = Bundle.load(bundle_folder(context, name))
     if winner.candidate.baseline == "constant":
         context.tell("message", text=words, severity="warning")
-    test = score_on_test(context, parent, bundle, winner)
+    test, on_test = score_on_test(context, parent, bundle, winner)
     log_summary(context, parent, confirmed, words, test)
     ready = context.checkpoints / "winner"
     about = {**bundle.metadata, "sweep": context.key, "verdict": words, "confirmed": winner.figures(), "test": test}
-    shutil.rmtree(ready, ignore_errors=True)
-    dataclasses.replace(bundle, metadata=about).save(ready, context.dataset.train.features)
+    save_with_card(context, dataclasses.replace(bundle, metadata=about), on_test, ready)
     version = register(context, bundle, ready, f"{context.key}/{name}")
     return {
         "verdict": words,
@@ -51,11 +51,40 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
     }
 
 
-def score_on_test(context: Context, parent: Run, bundle: Bundle, winner: Confirmed) -> dict[str, float]:
-    """The winner's metrics on the test split; a sweep that was killed after its look does not look again."""
+def save_with_card(context: Context, bundle: Bundle, on_test: dict[str, Any], folder: Path) -> None:
+    """Save what is registered, with all that its card says."""
+    here, baselines = context.environment.to_dict(), context.study.notes("baseline:")
+    shown = ("image_digest", "git_commit", "git_dirty", "python", "platform", "cpu", "gpus", "cuda", "backend")
+    facts = {
+        "sizes": dict(context.dataset.sizes),
+        "figures": {
+            "validation": figures(bundle, context.dataset.valid, context.experiment.promotion.groups),
+            **({"test": on_test["figures"]} if "figures" in on_test else {}),
+        },
+        "test_looks": on_test.get("looks"),
+        "baselines": baseline_values(context),
+        "cost": {
+            "states": [each.to_dict() for each in context.study.costs_by_state()],
+            "epochs": sum(row.epochs for row in context.study.rows() if not row.imported),
+            "baseline_seconds": sum(float(note.get("seconds") or 0.0) for note in baselines.values()),
+        },
+        "environment": {name: here[name] for name in shown},
+    }
+    whole = dataclasses.replace(bundle, metadata={**bundle.metadata, **facts})
+    shutil.rmtree(folder, ignore_errors=True)
+    whole.save(folder, context.dataset.train.features, card=True)
+
+
+def score_on_test(
+    context: Context, parent: Run, bundle: Bundle, winner: Confirmed
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """The winner's metrics on the test split, and what is noted of the look: all figures that are ever shown of it.
+
+    A sweep that was killed after its look does not look again.
+    """
     noted = context.study.notes("test:").get(f"test:{final_key(context)}")
     if noted is not None and noted["label"] == winner.candidate.label:
-        return dict(noted["metrics"])
+        return dict(noted["metrics"]), dict(noted)
     ledger = context.store / "test_looks.jsonl"
     purpose = f"final score of sweep {context.key}, {winner.candidate.words}"
     split = context.dataset.look_at_test(purpose, ledger, run=parent.run_id or "")
@@ -64,13 +93,15 @@ def score_on_test(context: Context, parent: Run, bundle: Bundle, winner: Confirm
     if undefined := sorted(set(scored) - set(metrics)):
         text = f"{', '.join(undefined)} cannot be computed on the {len(split.rows)} test rows"
         context.tell("message", text=text, severity="warning")
-    context.study.note(f"test:{final_key(context)}", {"label": winner.candidate.label, "metrics": metrics})
     looks = context.dataset.count_looks(ledger)
+    found = figures(bundle, split, context.experiment.promotion.groups)
+    note = {"label": winner.candidate.label, "metrics": metrics, "figures": found, "looks": looks}
+    context.study.note(f"test:{final_key(context)}", note)
     parent.set_tags({"forge.test_looks": str(looks)})
     if looks > 1:
         text = f"this is look {looks} at the test split of {context.dataset.version}"
         context.tell("message", text=f"{text}: its score is the more optimistic for it", severity="warning")
-    return metrics
+    return metrics, note
 
 
 def log_summary(
@@ -126,7 +157,12 @@ def register(context: Context, bundle: Bundle, folder: Path, run_key: str) -> st
         model_name=context.experiment.model_name,
         columns=bundle.preprocessor.schema.names,
         requirements=requirements(bundle.kind, context.experiment.backend),
-        tags={**context.provenance, "forge.kind": bundle.kind, "forge.sweep": context.key},
+        tags={
+            **context.provenance,
+            "forge.kind": bundle.kind,
+            "forge.sweep": context.key,
+            "forge.root": str(context.experiment.root.absolute()),
+        },
     )
 
 

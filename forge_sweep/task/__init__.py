@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from forge_sweep.task.pairing import METRICS, Direction, Pairing, TaskKind, check_pairing, direction, pairings
+from forge_sweep.task.resampling import LEVEL, RESAMPLES, SEED, Answers, Gain, Interval, gain, intervals
 from forge_sweep.task.targets import Label
 from forge_sweep.task.task import DEFAULT_THRESHOLD, Task
 
 __all__ = [
     "DEFAULT_THRESHOLD",
+    "LEVEL",
     "METRICS",
+    "RESAMPLES",
+    "SEED",
+    "Answers",
     "Direction",
+    "Gain",
+    "Interval",
     "Label",
     "Pairing",
     "Task",
     "TaskKind",
     "check_pairing",
     "direction",
+    "gain",
+    "intervals",
     "pairings",
 ]

@@ -9,10 +9,12 @@ The module is also the ``loader_module`` of registered models: MLflow calls `_lo
 
 from __future__ import annotations
 
+from forge_sweep.tracking.ledger import Entry, Ledger
 from forge_sweep.tracking.located import Located, fetched, locate
 from forge_sweep.tracking.pyfunc import BundleModel, _load_pyfunc
 from forge_sweep.tracking.records import Record, bundle_folder, read_record, write_verdict
 from forge_sweep.tracking.registration import requirements
+from forge_sweep.tracking.registry import ModelVersion, Registry
 from forge_sweep.tracking.review import Found, Review
 from forge_sweep.tracking.runs import Run
 from forge_sweep.tracking.store import default_uri, prepare_store
@@ -22,9 +24,13 @@ from forge_sweep.tracking.writes import Status
 
 __all__ = [
     "BundleModel",
+    "Entry",
     "Found",
+    "Ledger",
     "Located",
+    "ModelVersion",
     "Record",
+    "Registry",
     "Review",
     "Run",
     "Status",

@@ -1,0 +1,271 @@
+"""`forge-sweep promote`, `rollback`, `card` and `models`: registered models and who is champion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from forge_sweep.cli.printing import MLRUNS, AsJson, Store, complain, emit, wide
+from forge_sweep.errors import InputError
+
+if TYPE_CHECKING:
+    from forge_sweep.checks.findings import Finding
+    from forge_sweep.registry import Champions, Change
+
+REFUSED = 3
+
+app = typer.Typer(
+    help="Registered models: versions, aliases, and who was champion when.", no_args_is_help=True, rich_markup_mode=None
+)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the registered model.", show_default=False)]
+Version = Annotated[
+    str,
+    typer.Argument(metavar="VERSION", help="Number of the version, or an alias: @challenger.", show_default=False),
+]
+Reason = Annotated[str, typer.Option("--reason", help="Why, for the record.", show_default=False)]
+
+
+def add_to(main: typer.Typer) -> None:
+    """Put the commands of this file into the command line."""
+    for command in (promote, rollback, card):
+        main.command()(command)
+    main.add_typer(app, name="models")
+
+
+def promote(
+    model: Model,
+    version: Version,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Judge and change nothing; the look at the test rows is recorded.")
+    ] = False,
+    force: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REASON", help="Promote whatever the gates say; the reason is recorded.", show_default=False
+        ),
+    ] = None,
+    reason: Reason = "",
+    experiment: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Take [promotion] and the place of the data from this file.", show_default=False
+        ),
+    ] = None,
+    store: Store = MLRUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version the champion if every gate lets it; exit code 3, and nothing changed, where one refuses."""
+    from forge_sweep import registry
+
+    if force is not None and not force.strip():
+        raise InputError("--force needs a reason, which is recorded", hint='--force "agreed with the fraud team"')
+
+    def tell(found: Finding) -> None:
+        if not as_json:
+            print_gate(found)
+
+    try:
+        done = registry.promote(
+            model,
+            version,
+            store=store,
+            dry_run=dry_run,
+            force=force or "",
+            reason=reason,
+            experiment=experiment,
+            tell=tell,
+            say=say,
+        )
+    except registry.Refused as refusal:
+        if as_json:
+            emit(refusal.promotion.to_dict())
+        codes = dict.fromkeys(finding.code for finding in refusal.promotion.refused)
+        complain(f"{refusal.message.splitlines()[0]}\n  refused by: {', '.join(codes)}")
+        raise typer.Exit(REFUSED) from None
+    if as_json:
+        emit(done.to_dict())
+    elif done.change is None:
+        typer.echo(f"version {done.version} of {model} would be promoted; nothing was changed")
+    else:
+        print_change(model, done.change)
+
+
+def rollback(model: Model, reason: Reason = "", store: Store = MLRUNS, as_json: AsJson = False) -> None:
+    """Make the previous champion the champion again."""
+    from forge_sweep import registry
+
+    change = registry.rollback(model, store=store, reason=reason, say=say)
+    if as_json:
+        emit(change.to_dict())
+    else:
+        print_change(model, change)
+
+
+def card(
+    model: Model,
+    version: Version,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="HTML (or .md) file to write.", show_default=False),
+    ] = None,
+    store: Store = MLRUNS,
+    as_json: AsJson = False,
+) -> None:
+    """The model card, made anew with what the registry knows; Markdown on the screen, HTML in a file."""
+    from dataclasses import asdict
+
+    from forge_sweep.registry import make_card
+
+    wanted, made = make_card(model, version, store=store)
+    if output is not None:
+        text = made.markdown() if output.suffix == ".md" else made.html()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8")
+    if as_json:
+        sections = [asdict(section) for section in made.sections]
+        emit({"model": model, "version": wanted.version, "sections": sections, "file": output})
+    else:
+        typer.echo(made.markdown() if output is None else f"wrote {output}")
+
+
+@app.command("list")
+def listed(store: Store = MLRUNS, as_json: AsJson = False) -> None:
+    """Every registered model with its aliases."""
+    from dataclasses import asdict
+
+    from forge_sweep.registry import overviews
+
+    found = list(overviews(store))
+    if as_json:
+        emit([asdict(each) for each in found])
+        return
+    table = Table("model", "versions", "champion", "challenger", "previous", box=None)
+    for each in found:
+        aliases = (each.aliases.get(alias, "-") for alias in ("champion", "challenger", "previous"))
+        table.add_row(escape(each.name), str(each.versions), *aliases)
+    wide().print(table)
+    for each in found:
+        for text in each.warnings:
+            say(text)
+
+
+@app.command()
+def history(model: Model, store: Store = MLRUNS, as_json: AsJson = False) -> None:
+    """Every change of champion: who, when, why, by which figures."""
+    champions = of(model, store)
+    changes = champions.history()
+    if as_json:
+        emit([{**change.to_dict(), "record": champions.record(change)} for change in changes])
+        return
+    table = Table("", "when (UTC)", "change", "who", "why", "overruled", "gain over champion", box=None)
+    for change in changes:
+        state = change.done[:19] or ("revoked" if change.revoked else "under way")
+        words = f"{change.action} {change.before or '-'} -> {change.to or '-'}"
+        table.add_row(
+            *(str(change.number), state, words, escape(change.who), escape(change.reason)),
+            *(", ".join(change.forced) or "-", gain_in_words(change)),
+        )
+    wide().print(table)
+    warn(champions)
+
+
+@app.command()
+def at(
+    model: Model,
+    moment: Annotated[
+        str,
+        typer.Argument(metavar="DATE", help="2026-05-01 (a day, UTC) or 2026-05-01T12:00+02:00.", show_default=False),
+    ],
+    store: Store = MLRUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Who was champion at a moment, or in the course of a day."""
+    terms = of(model, store).at(moment)
+    if as_json:
+        emit([term.to_dict() for term in terms])
+        return
+    for term in terms:
+        until = "now" if term.until is None else f"{term.until:%Y-%m-%d %H:%M:%S}"
+        typer.echo(f"version {term.version or 'none'}: {term.since:%Y-%m-%d %H:%M:%S} to {until} UTC")
+    if not terms:
+        typer.echo(f"{model} had no champion on record then")
+
+
+@app.command()
+def show(model: Model, version: Version, store: Store = MLRUNS, as_json: AsJson = False) -> None:
+    """What is recorded of a version."""
+    from dataclasses import asdict
+
+    from forge_sweep.tracking import Registry
+
+    found = Registry(store).version(model, version)
+    changes = [each for each in of(model, store).history() if found.version in (each.to, each.before)]
+    if as_json:
+        emit({**asdict(found), "changes": [change.to_dict() for change in changes]})
+        return
+    lines = {
+        "version": found.uri,
+        "aliases": ", ".join(found.aliases) or "-",
+        "registered": found.created,
+        "run": found.run_id,
+        **{name: value for name, value in sorted(found.tags.items()) if not name.startswith("forge.promotion.")},
+    }
+    for name, value in lines.items():
+        typer.echo(f"{name:<24}{value}")
+    for change in changes:
+        typer.echo(
+            f"change {change.number:<17}{change.action} {change.before or '-'} -> {change.to or '-'}, {change.when}"
+        )
+
+
+def of(model: str, store: Path) -> Champions:
+    """The champions of a model."""
+    from forge_sweep.registry import Champions
+    from forge_sweep.tracking import Registry
+
+    return Champions(Registry(store), model)
+
+
+def warn(champions: Champions) -> None:
+    """Say what does not agree with the ledger."""
+    for text in (champions.unfinished(), champions.moved_outside()):
+        if text:
+            say(text)
+
+
+def say(text: str) -> None:
+    """Something that was noticed, on standard error."""
+    typer.echo(f"note: {text}", err=True)
+
+
+def print_gate(found: Finding) -> None:
+    """A gate on one line; with the fix where it is not passed."""
+    mark = {"info": "ok", "warning": "warning", "error": "REFUSED"}[found.severity]
+    typer.echo(f"{mark:<8} {found.code:<15} {found.subject}: {found.seen}")
+    if found.severity != "info":
+        typer.echo(f"{'':<24} expected {found.expected}; fix: {found.fix}")
+
+
+def print_change(model: str, change: Change) -> None:
+    """A change of champion."""
+    if change.revoked:
+        typer.echo(f"change {change.number} was revoked: {change.revoked}")
+        return
+    typer.echo(
+        f"{model}: version {change.to} is the champion (before: {change.before or 'none'}); change {change.number}"
+    )
+    if change.forced:
+        typer.echo(f"overruled: {', '.join(change.forced)}; reason on record: {change.reason}")
+
+
+def gain_in_words(change: Change) -> str:
+    """``auc +0.0123 (0.0040 to 0.0210)``."""
+    found = change.figures.get("champion")
+    if not found or found["gain"] is None:
+        return "-"
+    return f"{change.figures['metric']} {found['gain']:+.4f} ({found['low']:.4f} to {found['high']:.4f})"

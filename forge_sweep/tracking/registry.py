@@ -1,0 +1,178 @@
+"""What the model registry holds: models, versions, aliases, tags; and the folder of a version's bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forge_sweep.errors import InputError
+from forge_sweep.tracking import store as stores
+from forge_sweep.tracking.trained_on import TrainedModel, downloaded
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+
+LISTED = 10_000
+"""So many models or versions are read at most."""
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One version of a registered model.
+
+    Attributes:
+        name: registered model.
+        version: its number, as text.
+        run_id: run that trained it.
+        created: UTC, ISO 8601.
+        tags: what was recorded at registration, and since.
+        aliases: such as ``champion``.
+    """
+
+    name: str
+    version: str
+    run_id: str
+    created: str
+    tags: Mapping[str, str]
+    aliases: tuple[str, ...]
+
+    @property
+    def uri(self) -> str:
+        """``models:/NAME/VERSION``."""
+        return f"models:/{self.name}/{self.version}"
+
+
+class Registry:
+    """The models of one store.
+
+    Args:
+        store: folder of the embedded stores; ``MLFLOW_TRACKING_URI`` goes first.
+
+    Raises:
+        InputError: there is no store.
+        TrackingDown: it cannot be reached.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+        self.uri = stores.default_uri(store)
+        path = stores.sqlite_path(self.uri)
+        if path is not None and not path.exists():
+            hint = "give --store, or set MLFLOW_TRACKING_URI"
+            raise InputError(f"there is no store in {store}, and so no registered model", hint=hint)
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """The client; the first use connects."""
+        return stores.connect(self.uri, self.store)
+
+    @contextmanager
+    def asking(self, what: str) -> Iterator[MlflowClient]:
+        """The client, and our own errors for what it raises.
+
+        Args:
+            what: the request, for messages.
+        """
+        with stores.translated(what), stores.current(self.uri):
+            yield self.client
+
+    def models(self) -> tuple[str, ...]:
+        """Names of all registered models, in order."""
+        with self.asking("the list of models") as client:
+            found, token = [], None
+            while True:
+                page = client.search_registered_models(max_results=100, page_token=token)
+                found += [str(each.name) for each in page]
+                token = page.token
+                if not token:
+                    return tuple(sorted(found))
+
+    def versions(self, name: str) -> tuple[ModelVersion, ...]:
+        """All versions of a model, the oldest first.
+
+        Raises:
+            InputError: there is no such model.
+        """
+        aliases = self.aliases(name)
+        with self.asking(f"the versions of {name}") as client:
+            found = client.search_model_versions(f"name = '{name}'", max_results=LISTED)
+        return tuple(sorted((_version(each, aliases) for each in found), key=lambda one: int(one.version)))
+
+    def version(self, name: str, version: str) -> ModelVersion:
+        """One version.
+
+        Args:
+            name: registered model.
+            version: its number, or an alias as ``@challenger``.
+
+        Raises:
+            InputError: there is no such model or version; names those that there are.
+        """
+        found = self.versions(name)
+        number = self.aliases(name).get(version[1:]) if version.startswith("@") else version
+        for each in found:
+            if each.version == number:
+                return each
+        known = ", ".join(each.version for each in found) or "none"
+        raise InputError(
+            f"model {name!r} has no version {version}; it has {known}", hint=f"forge-sweep models show {name} VERSION"
+        )
+
+    def aliases(self, name: str) -> dict[str, str]:
+        """Version by alias.
+
+        Raises:
+            InputError: there is no such model; names those that there are.
+        """
+        from mlflow.exceptions import MlflowException
+
+        if "'" in name:
+            raise InputError(f"the model name {name!r} holds a quote", hint="forge-sweep models list")
+        with self.asking(f"the look-up of {name}") as client:
+            try:
+                return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        known = ", ".join(self.models()) or "none"
+        raise InputError(f"there is no registered model {name!r}; there is {known}", hint="forge-sweep models list")
+
+    def set_alias(self, name: str, alias: str, version: str | None) -> None:
+        """Let an alias stand for a version, or for none; one atomic write."""
+        with self.asking(f"the alias {alias} of {name}") as client:
+            if version is None:
+                client.delete_registered_model_alias(name, alias)
+            else:
+                client.set_registered_model_alias(name, alias, version)
+
+    def tag(self, name: str, version: str, key: str, value: str) -> None:
+        """Set a tag of a version."""
+        with self.asking(f"a tag of {name} {version}") as client:
+            client.set_model_version_tag(name, version, key, value)
+
+    def bundle(self, version: ModelVersion) -> AbstractContextManager[Path]:
+        """The folder of a version's bundle, for a while.
+
+        Raises:
+            TrackingDown: the store cannot be reached.
+            BundleError: the version is none of ours.
+        """
+        return downloaded(TrainedModel(version.name, version.version, ()), self.store)
+
+
+def _version(found: MlflowVersion, aliases: Mapping[str, str]) -> ModelVersion:
+    number = str(found.version)  # int from a database, str over HTTP
+    return ModelVersion(
+        name=found.name,
+        version=number,
+        run_id=str(found.run_id or ""),
+        created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
+        tags=dict(found.tags),
+        aliases=tuple(sorted(alias for alias, version in aliases.items() if version == number)),
+    )
