@@ -76,8 +76,8 @@ UV ?= uv
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile pyproject.toml --group build --universal \
   --fork-strategy fewest --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --quiet
 lock:  ## Resolve the dependencies again (add LOCK_FLAGS=--upgrade for newer ones)
-	$(COMPILE) $(LOCK_FLAGS) --extra dev --extra postgres -o requirements.lock
-	$(COMPILE) $(LOCK_FLAGS) --extra gpu --extra postgres -c requirements.lock -o requirements-gpu.lock
+	$(COMPILE) $(LOCK_FLAGS) --extra dev --extra postgres --extra serve --extra export -o requirements.lock
+	$(COMPILE) $(LOCK_FLAGS) --extra gpu --extra postgres --extra serve --extra export -c requirements.lock -o requirements-gpu.lock
 	$(COMPILE) $(LOCK_FLAGS) --extra bench --extra ray -c requirements.lock -o requirements-bench.lock
 
 # The image. Its digest is known only after the build, so it is handed to each run; runs record it.
