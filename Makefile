@@ -36,7 +36,7 @@ bench: .venv/.bench  ## Ours against the hand-written loop, KerasTuner, Ray Tune
 bench-quick: .venv/.bench  ## The same on a small scale; its figures mean little (4 minutes)
 	$(BIN)/python -m benchmarks quick $(BENCH_FLAGS)
 
-bench-memory: .venv/.bench  ## Resident memory over 200 trials (8 minutes)
+bench-memory: .venv/.bench  ## Resident memory over 200 trials (13 minutes)
 	$(BIN)/python -m benchmarks memory $(BENCH_FLAGS)
 
 bench-store: install  ## Rows per second into and out of the feature store, against PostgreSQL's COPY (6 minutes, 12 GB)

@@ -211,14 +211,20 @@ def test_a_deleted_study_is_not_remembered_by_its_name(sqlite_url: str, tmp_path
 # Pruners are asked only where they have a say
 
 
-def spec_of(pruner: str, epochs: int = 20) -> Experiment:
+def spec_of(pruner: str, epochs: int = 20, startup_trials: int = 3) -> Experiment:
     return parse(
         {
             "name": "fraud",
             "data": {"source": "file", "path": "x.csv", "target": "y", "task": "binary"},
             "model": {"search": {"width": {"type": "int", "low": 1, "high": 100}}},
             "objective": {"metric": "val_auc"},
-            "study": {"pruner": pruner, "n_trials": 40, "epochs": epochs, "warmup_epochs": 2, "startup_trials": 3},
+            "study": {
+                "pruner": pruner,
+                "n_trials": 40,
+                "epochs": epochs,
+                "warmup_epochs": 2,
+                "startup_trials": startup_trials,
+            },
         },
         root=Path(),
     )
@@ -252,9 +258,10 @@ def pruned_at(study: Study) -> list[tuple[int, int]]:
 def test_a_pruner_that_is_asked_at_its_rungs_alone_prunes_the_same_trials(
     pruner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the same epochs as one that is asked after each."""
+    """At the same epochs as one that is asked after each, and reads all trials each time."""
     ends = pruned_at(open_study(spec_of(pruner), dataset=DATASET, store=tmp_path / "rungs"))
     monkeypatch.setattr(pruners, "has_a_say", lambda spec, before, step: True)
+    monkeypatch.setattr(pruners, "looks_at_complete_trials_alone", lambda spec: False)
     assert ends == pruned_at(open_study(spec_of(pruner), dataset=DATASET, store=tmp_path / "always"))
     assert len(ends) == 40 and 5 < sum(epoch < 20 for _, epoch in ends) < 40
 
@@ -266,7 +273,57 @@ def test_rungs_are_those_of_the_pruner_and_a_gap_is_made_up_for() -> None:
     assert pruners.has_a_say(spec, 0, 20) and pruners.has_a_say(spec, 5, 7)
     assert not pruners.has_a_say(spec, 6, 17)
     assert not pruners.has_a_say(spec_of("none").study, 0, 20)
-    assert pruners.has_a_say(spec_of("median").study, 3, 4)
+    median = spec_of("median").study
+    assert [pruners.has_a_say(median, step - 1, step) for step in (1, 2, 3)] == [False, True, True]
+
+
+@contextmanager
+def read_statements() -> Iterator[Counter[str]]:
+    """Reads of reports, and counts of trials."""
+    counts = Counter[str]()
+
+    def execute(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        counts["reports"] += statement.startswith("SELECT trial_intermediate_values")
+        counts["count"] += statement.startswith("SELECT count(")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", execute)
+    try:
+        yield counts
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", execute)
+
+
+@pytest.mark.parametrize("pruner", ["median", "percentile"])
+def test_a_trial_that_another_process_completed_counts_at_the_next_epoch(pruner: str, tmp_path: Path) -> None:
+    """Until then nothing is read again but how many are complete."""
+    spec = spec_of(pruner, startup_trials=1)
+    study, other = (open_study(spec, dataset=DATASET, store=tmp_path) for _ in range(2))
+    with study.join(), other.join():
+        mine, theirs = study.ask(), other.ask()
+        assert mine is not None and theirs is not None
+        for epoch in range(8):
+            assert not other.report(theirs.number, epoch, 0.9)
+        with read_statements() as read:
+            assert not any(study.report(mine.number, epoch, 0.1) for epoch in range(2, 5))
+        assert read["count"] == 3 and read["reports"] == 1
+        other.tell(theirs.number, "finished", 0.9)
+        assert study.report(mine.number, 5, 0.1)
+
+
+def test_between_the_ends_of_trials_the_pruner_reads_no_trial(tmp_path: Path) -> None:
+    study = open_study(spec_of("median", startup_trials=1), dataset=DATASET, store=tmp_path)
+    first = study.ask()
+    assert first is not None
+    study.report(first.number, 0, 0.5)
+    study.tell(first.number, "finished", 0.5)
+    second = study.ask()
+    assert second is not None
+    for epoch in range(3):
+        study.report(second.number, epoch, 0.6)
+    with read_statements() as read:
+        for epoch in range(3, 9):
+            assert not study.report(second.number, epoch, 0.6)
+    assert not read["reports"] and read["count"] == 6
 
 
 # The cost of a trial

@@ -108,6 +108,7 @@ class Database(Storage):
     get_trial = _outlasting("get_trial")
     get_trial_id_from_study_id_trial_number = _outlasting("get_trial_id_from_study_id_trial_number")
     _get_trials = _outlasting("_get_trials")
+    n_complete = _outlasting("n_complete")
     _get_best_trial_id = _outlasting("_get_best_trial_id")
     set_study_user_attr = _outlasting("set_study_user_attr")
     set_study_system_attr = _outlasting("set_study_system_attr")

@@ -60,20 +60,27 @@ def _first_rung(spec: StudySpec) -> int:
 def has_a_say(spec: StudySpec, before: int, step: int) -> bool:
     """Whether the pruner of `make` can prune a trial at a step.
 
-    Hyperband and successive halving judge a trial once at each rung that it has reached; asked between rungs, they read
-    the study for nothing.
+    Hyperband and successive halving judge a trial once at each rung that it has reached, median and percentile after
+    the warm-up; asked at other steps, they read the study for nothing.
 
     Args:
         spec: the study's section of the experiment.
         before: the step at which it was last asked for this trial; 0 for none.
         step: completed epochs.
     """
+    if spec.pruner in ("median", "percentile"):
+        return step >= spec.warmup_epochs
     if spec.pruner not in ("hyperband", "successive_halving"):
         return spec.pruner != "none"
     rung = _first_rung(spec)
     while rung <= before:
         rung *= REDUCTION_FACTOR
     return rung <= step
+
+
+def looks_at_complete_trials_alone(spec: StudySpec) -> bool:
+    """Whether the pruner of `make` compares a trial with those that are complete, and with no running one."""
+    return spec.pruner in ("median", "percentile")
 
 
 @contextlib.contextmanager

@@ -56,6 +56,9 @@ _LATER = sqlalchemy.select(_TRIALS).where(_TRIALS.c.study_id == _study, _TRIALS.
 _LATER_OR = sqlalchemy.select(_TRIALS).where(
     _TRIALS.c.study_id == _study, (_TRIALS.c.trial_id > _after) | _TRIALS.c.trial_id.in_(_ids)
 )
+_N_COMPLETE = sqlalchemy.select(sqlalchemy.func.count()).where(
+    _TRIALS.c.study_id == _study, _TRIALS.c.state == TrialState.COMPLETE
+)
 _PARTS = {
     table: sqlalchemy.select(table).where(table.c.trial_id.in_(_ids)).order_by(*order)
     for table, order in (
@@ -110,6 +113,15 @@ class Plain(RDBStorage):
         """Nothing is kept back."""
         yield
 
+    def n_complete(self, study_id: int) -> int | None:
+        """Not known without reading the trials."""
+        return None
+
+    @contextlib.contextmanager
+    def unread(self) -> Iterator[None]:
+        """All is read."""
+        yield
+
 
 class Rows(RDBStorage):
     """See the module."""
@@ -133,6 +145,20 @@ class Rows(RDBStorage):
             del self._kept.changes
         for trial_id, changes in kept.items():
             self.write(trial_id, changes)
+
+    def n_complete(self, study_id: int) -> int | None:
+        """How many trials of a study are complete; once they are, they stay as they are."""
+        with self._connection() as connection:
+            return int(connection.execute(_N_COMPLETE, {"study": study_id}).scalar_one())
+
+    @contextlib.contextmanager
+    def unread(self) -> Iterator[None]:
+        """In the block, this thread sees the trials as Optuna's cache has them."""
+        self._kept.unread = True
+        try:
+            yield
+        finally:
+            self._kept.unread = False
 
     @contextlib.contextmanager
     def _changing(self, trial_id: int) -> Iterator[Changes]:
@@ -248,6 +274,8 @@ class Rows(RDBStorage):
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
         """Optuna's cache calls this, for the trials that it does not know to be finished."""
+        if getattr(self._kept, "unread", False):
+            return []
         included = [trial_id for trial_id in included_trial_ids if trial_id <= trial_id_greater_than]
         if states is not None or len(included) > IDS_PER_STATEMENT:
             return super()._get_trials(study_id, states, included_trial_ids, trial_id_greater_than)

@@ -103,6 +103,7 @@ class Study(Shared):
         self._news = Requeued((), ())
         self._coordinates = False
         self._joined = False
+        self._n_complete: int | None = None  # complete trials when the pruner read them last
         self._judged: dict[int, int] = {}  # trial number -> completed epochs that the pruner was last asked at
 
     @property
@@ -373,8 +374,15 @@ class Study(Shared):
         """Ask the pruner, unless it can have nothing to say since it was last asked by this process."""
         from forge_sweep.study import pruners
 
+        spec = self._experiment.study
         before, self._judged[trial.number] = self._judged.get(trial.number, 0), step
-        return pruners.has_a_say(self._experiment.study, before, step) and trial.should_prune()
+        if not pruners.has_a_say(spec, before, step):
+            return False
+        if not pruners.looks_at_complete_trials_alone(spec):
+            return trial.should_prune()
+        known, self._n_complete = self._n_complete, self._storage.n_complete(self._study_id)
+        with self._storage.unread() if known is not None and known == self._n_complete else contextlib.nullcontext():
+            return trial.should_prune()
 
     def tell(
         self,
