@@ -50,15 +50,16 @@ def running(command: Sequence[str], address: str, *, log: Path, **variables: str
 
 
 @contextlib.contextmanager
-def ui(store: Path, variables: Mapping[str, str] | None = None) -> Iterator[str]:
-    """`forge-sweep ui` on the experiment `surface`: the link it prints, once its servers answer.
+def ui(store: Path, variables: Mapping[str, str] | None = None, *, name: str = "surface") -> Iterator[str]:
+    """`forge-sweep ui` on an experiment: the link it prints, once its servers answer.
 
     Args:
         store: folder of the embedded stores.
+        name: of the experiment.
         variables: of the environment; an MLflow server that MLFLOW_TRACKING_URI names is the one to look at.
     """
     port = free_port()
-    words = [str(Path(sys.executable).with_name("forge-sweep")), "ui", "surface", "--store", str(store)]
+    words = [str(Path(sys.executable).with_name("forge-sweep")), "ui", name, "--store", str(store)]
     environ = {**os.environ, **(variables or {})}
     addresses = [f"http://127.0.0.1:{port}/health", f"http://127.0.0.1:{port + 1}/dashboard"]
     with subprocess.Popen(

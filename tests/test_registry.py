@@ -413,7 +413,7 @@ def test_what_does_not_exist_is_named(shop: Shop) -> None:
         promote("lones", "1", store=shop.store)
     with pytest.raises(InputError, match="no version 9; it has 1, 2, 3"):
         promote(NAME, "9", store=shop.store)
-    with pytest.raises(InputError, match="no store in"):
+    with pytest.raises(InputError, match="no MLflow store at"):
         promote(NAME, "1", store=shop.folder / "nowhere")
     with pytest.raises(InputError, match="needs a reason"):
         CliRunner().invoke(app, ["promote", NAME, "1", "--force", " "], catch_exceptions=False)

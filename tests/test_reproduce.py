@@ -25,7 +25,7 @@ from forge_sweep.reproduce.again import Again
 from forge_sweep.reproduce.plan import _halvings, plan, typed
 from forge_sweep.reproduce.verdict import first_difference, judge
 from forge_sweep.sweep import SweepResult
-from forge_sweep.tracking import Record, bundle_folder
+from forge_sweep.tracking import Record, fetched, locate
 from forge_sweep.tracking import store as stores
 from tests.test_bundle import customers, fitted
 
@@ -143,7 +143,7 @@ def test_mlflow_predicts_the_golden_rows_of_the_registered_version(
 ) -> None:
     """What `mlflow models serve` does: the same checks, the same answers."""
     folder, result = swept
-    with bundle_folder(result.model, folder / "mlruns") as bundle:
+    with fetched(locate(result.model, folder / "mlruns"), folder / "mlruns") as bundle:
         frame, scores = golden_rows.read(bundle)
     uri = f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -315,7 +315,7 @@ def test_what_cannot_be_made_again_is_refused_by_name(swept: tuple[Path, SweepRe
         read_record(result.run_id, store)
     with pytest.raises(InputError, match=r"not found|No Run"):
         read_record("0" * 32, store)
-    with pytest.raises(InputError, match="names no registered model"):
+    with pytest.raises(InputError, match="names no model"):
         read_record("models:/again", store)
     with pytest.raises(InputError, match=r"(?i)alias nobody not found"):
         read_record("models:/again@nobody", store)

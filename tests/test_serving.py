@@ -366,7 +366,7 @@ def test_a_port_that_is_taken_is_said_before_the_model_is_loaded(bundle: Path, t
     ("words", "said"),
     [
         (["nothing"], "names no model"),
-        (["models:/fraud@champion"], "there is no store"),
+        (["models:/fraud@champion"], "there is no MLflow store"),
         (["nothing", "--max-waiting", "5"], "would never be answered"),
     ],
 )

@@ -78,13 +78,13 @@ def export(
 ) -> None:
     """Write a network in another format, with its preprocessing, once it gives the bundle's golden scores there."""
     from forge_sweep import training
-    from forge_sweep.tracking import bundle_folder
+    from forge_sweep.tracking import fetched, locate
 
     training.select_backend("tensorflow")
     training.load_backend()
     from forge_sweep.bundle import exports
 
-    with bundle_folder(model, store) as folder:
+    with fetched(locate(model, store), store) as folder:
         preprocessing = not without_preprocessing
         found = exports.export(folder, cast(exports.Format, kind), output, preprocessing=preprocessing, trust=trust)
     if as_json:

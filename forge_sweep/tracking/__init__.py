@@ -12,7 +12,7 @@ from __future__ import annotations
 from forge_sweep.tracking.ledger import Entry, Ledger
 from forge_sweep.tracking.located import Located, fetched, locate
 from forge_sweep.tracking.pyfunc import BundleModel, _load_pyfunc
-from forge_sweep.tracking.records import Record, bundle_folder, read_record, write_verdict
+from forge_sweep.tracking.records import Record, read_record, write_verdict
 from forge_sweep.tracking.registration import requirements
 from forge_sweep.tracking.registry import ModelVersion, Registry
 from forge_sweep.tracking.review import Found, Review
@@ -37,7 +37,6 @@ __all__ = [
     "Tracker",
     "TrainedModel",
     "_load_pyfunc",
-    "bundle_folder",
     "default_uri",
     "downloaded",
     "environment_tags",

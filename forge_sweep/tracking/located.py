@@ -31,6 +31,7 @@ class Located:
         alias: the alias that was asked for; "" where it was a version or a folder, which never mean another model.
         tags: of the version.
         folder: the bundle itself; None where it has to be fetched from the registry.
+        run_id: of the run that made the version; "" for a folder.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Located:
     alias: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     folder: Path | None = None
+    run_id: str = ""
 
     @property
     def uri(self) -> str:
@@ -56,7 +58,7 @@ def locate(reference: str, store: Path) -> Located:
         InputError: it is none of these, or there is no such model, version or alias.
         TrackingDown: the store cannot be reached.
     """
-    if (Path(reference) / "manifest.json").is_file():
+    if Path(reference).is_dir():
         return of_folder(Path(reference))
     found = REFERENCE.fullmatch(reference)
     if found is None:
@@ -64,20 +66,16 @@ def locate(reference: str, store: Path) -> Located:
             f"{reference!r} names no model; expected NAME@ALIAS, NAME/VERSION, or the folder of a bundle",
             hint="write models:/NAME@champion, such as models:/credit@challenger",
         )
-    uri = stores.default_uri(store)
-    path = stores.sqlite_path(uri)
-    if path is not None and not path.exists():
-        raise InputError(
-            f"there is no store in {store}, and so no model {found['name']!r}",
-            hint="give --store, or set MLFLOW_TRACKING_URI",
-        )
+    uri = stores.existing_uri(store)
     with stores.translated(f"the look-up of {reference}"):
         client = _client(uri, store)
         if found["alias"]:
             version = client.get_model_version_by_alias(found["name"], found["alias"])
         else:
             version = client.get_model_version(found["name"], found["version"])
-    return Located(found["name"], str(version.version), found["alias"] or "", dict(version.tags))
+    return Located(
+        found["name"], str(version.version), found["alias"] or "", dict(version.tags), run_id=str(version.run_id)
+    )
 
 
 @functools.lru_cache(maxsize=4)
@@ -103,5 +101,8 @@ def fetched(located: Located, store: Path) -> Iterator[Path]:
 
 def of_folder(folder: Path) -> Located:
     """A bundle that is not registered."""
-    digest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        raise InputError(f"the folder {folder} has no manifest.json: it is no bundle", hint="give the bundle itself")
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
     return Located(folder.resolve().name, digest[:12], folder=folder)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from forge_sweep.errors import InputError
 from forge_sweep.tracking import store as stores
+from forge_sweep.tracking.located import locate
 from forge_sweep.tracking.session import PARENT_TAG
-from forge_sweep.tracking.trained_on import TrainedModel, downloaded
+from forge_sweep.tracking.trained_on import TrainedModel
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[\w-]+))")
 
 
 @dataclass(frozen=True)
@@ -76,37 +73,13 @@ def read_record(reference: str, store: Path) -> Record:
         InputError: there is no such run or model, or it is no training of forge_sweep.
         TrackingDown: the store cannot be reached.
     """
-    uri = stores.default_uri(store)
-    _refuse_no_store(uri)
+    run_id, model = reference, None
+    if reference.startswith("models:"):
+        located = locate(reference, store)
+        run_id, model = located.run_id, TrainedModel(located.name, located.version, ())
+    uri = stores.existing_uri(store)
     with stores.translated(f"the record of {reference}"), stores.current(uri):
-        client = stores.connect(uri, store)
-        run_id, model = _resolve(client, reference)
-        return _read(client, run_id, model)
-
-
-@contextlib.contextmanager
-def bundle_folder(reference: str, store: Path) -> Iterator[Path]:
-    """The folder of a bundle, for a while.
-
-    Args:
-        reference: ``models:/NAME/VERSION``, ``models:/NAME@alias``, or the folder itself.
-        store: folder of the embedded stores.
-
-    Raises:
-        InputError: there is no such model or folder.
-        TrackingDown: the store cannot be reached.
-        BundleError: the model is none of ours.
-    """
-    if not reference.startswith("models:"):
-        yield Path(reference)
-        return
-    uri = stores.default_uri(store)
-    _refuse_no_store(uri)
-    with stores.translated(f"the look-up of {reference}"), stores.current(uri):
-        _, model = _resolve(stores.connect(uri, store), reference)
-    assert model is not None
-    with downloaded(model, store) as folder:
-        yield folder
+        return _read(stores.connect(uri, store), run_id, model)
 
 
 def write_verdict(record: Record, tags: Mapping[str, str], report: Mapping[str, Any], name: str, store: Path) -> None:
@@ -121,29 +94,6 @@ def write_verdict(record: Record, tags: Mapping[str, str], report: Mapping[str, 
         client.log_text(record.run_id, json.dumps(report, indent=2), f"reproduced/{name}.json")
         for key, value in tags.items():
             client.set_tag(record.run_id, key, value)
-
-
-def _refuse_no_store(uri: str) -> None:
-    """Raise where nothing was ever stored, rather than make a new store."""
-    path = stores.sqlite_path(uri)
-    if path is not None and not path.exists():
-        raise InputError(f"there is no MLflow store at {path}", hint="give --store, or set MLFLOW_TRACKING_URI")
-
-
-def _resolve(client: MlflowClient, reference: str) -> tuple[str, TrainedModel | None]:
-    """The run that a reference means, and its registered version."""
-    if not reference.startswith("models:"):
-        return reference, None
-    found = MODEL_URI.fullmatch(reference)
-    if found is None:
-        hint = "write models:/NAME/VERSION or models:/NAME@alias, such as models:/fraud@champion"
-        raise InputError(f"{reference!r} names no registered model", hint=hint)
-    name = found["name"]
-    if found["alias"]:
-        version = client.get_model_version_by_alias(name, found["alias"])
-    else:
-        version = client.get_model_version(name, found["version"])
-    return str(version.run_id), TrainedModel(name, str(version.version), ())
 
 
 def _read(client: MlflowClient, run_id: str, model: TrainedModel | None) -> Record:

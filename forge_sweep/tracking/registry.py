@@ -61,11 +61,7 @@ class Registry:
 
     def __init__(self, store: Path) -> None:
         self.store = store
-        self.uri = stores.default_uri(store)
-        path = stores.sqlite_path(self.uri)
-        if path is not None and not path.exists():
-            hint = "give --store, or set MLFLOW_TRACKING_URI"
-            raise InputError(f"there is no store in {store}, and so no registered model", hint=hint)
+        self.uri = stores.existing_uri(store)
 
     @cached_property
     def client(self) -> MlflowClient:

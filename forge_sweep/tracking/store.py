@@ -53,6 +53,19 @@ def default_uri(store: Path) -> str:
     return declared
 
 
+def existing_uri(store: Path) -> str:
+    """`default_uri`, for those who only read: nothing is made where nothing was ever stored.
+
+    Raises:
+        InputError: there is no store, or see `default_uri`.
+    """
+    uri = default_uri(store)
+    path = sqlite_path(uri)
+    if path is not None and not path.exists():
+        raise InputError(f"there is no MLflow store at {path}", hint=f"give --store, or set {VARIABLE}")
+    return uri
+
+
 def prepare_store(uri: str, store: Path) -> None:
     """Create the store's folder and, for a direct database, its schema; once, however many processes call this.
 
