@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forge_sweep.errors import ExperimentError, InputError
-from forge_sweep.experiment import Dimension, Experiment, flatten, json_schema, load, parse
+from forge_sweep.experiment import Dimension, flatten, json_schema, load, parse, restore
 
 BASE = """
 name = "fraud"
@@ -220,10 +221,14 @@ def test_the_json_schema_describes_what_a_file_may_hold() -> None:
     assert schema["required"] == ["name", "data", "objective"]
 
 
-def test_the_resolved_experiment_reads_back_as_the_same_experiment() -> None:
-    """What is recorded with a run is enough to run it again."""
-    experiment = parse(with_values(model__search__momentum=0.9, model__search__optimizer="sgd"), root=Path())
-    again = Experiment.model_validate_json(experiment.model_dump_json())
+@pytest.mark.parametrize("scaler", [[], ["model__search__scaler"]], ids=["stated", "searched"])
+def test_the_resolved_experiment_reads_back_as_the_same_experiment(scaler: list[str]) -> None:
+    """What is recorded with a run is enough to run it again; its defaults do not contradict what is searched."""
+    searched = {key: {"type": "categorical", "choices": ["standard", "robust"]} for key in scaler}
+    experiment = parse(
+        with_values(model__search__momentum=0.9, model__search__optimizer="sgd", **searched), root=Path()
+    )
+    again = restore(json.loads(experiment.model_dump_json()), root=Path())
     assert again.resolved() == experiment.resolved() and again.contract() == experiment.contract()
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from forge_sweep import sources, training
 from forge_sweep.bundle import Bundle
 from forge_sweep.errors import DataError, ForgeSweepError
-from forge_sweep.experiment import Experiment, PromotionSpec, load, parse
+from forge_sweep.experiment import Experiment, PromotionSpec, load, restore
 from forge_sweep.task import direction
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ class Candidate:
         try:
             recorded = self.metadata["experiment"]
             home = root or Path(self.version.tags.get(ROOT_TAG, "."))
-            return parse(without_nothing(recorded), root=home, source=self.version.uri)
-        except (KeyError, ForgeSweepError) as error:
+            return restore(recorded, root=home)
+        except (KeyError, TypeError, ForgeSweepError) as error:
             raise DataError(f"{self.version.uri} recorded no experiment that can be read: {error}") from error
 
     def dataset(self, root: Path | None) -> Dataset:
@@ -135,13 +135,6 @@ def requirements_beside(folder: Path) -> tuple[str, ...] | None:
             lines = path.read_text(encoding="utf-8").splitlines()
             return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
     return None
-
-
-def without_nothing(recorded: Any) -> Any:
-    """The tables without keys that have no value, which TOML does not know."""
-    if isinstance(recorded, dict):
-        return {key: without_nothing(value) for key, value in recorded.items() if value is not None}
-    return [without_nothing(value) for value in recorded] if isinstance(recorded, list) else recorded
 
 
 @dataclass(frozen=True)
