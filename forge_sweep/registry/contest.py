@@ -201,7 +201,7 @@ def judged(ground: Ground, found: Gain, code: str, other: str, rows: int) -> Fin
     """A gain as a finding."""
     uri, resamples = ground.candidate.version.uri, ground.terms.settings.resamples
     seen = (
-        f"{found.metric} {found.one:.4f} and {found.other:.4f} of {other} on {rows:,} test rows: better by "
+        f"{found.metric} {found.one:.4f} and {found.other:.4f} of {other} on {rows:,} test rows: a gain of "
         f"{found.gain.value:.4f} ({found.gain.low:.4f} to {found.gain.high:.4f}; {LEVEL:.0%} of {resamples:,} paired "
         f"bootstrap resamples, seed {SEED})"
     )
