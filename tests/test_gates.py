@@ -112,7 +112,7 @@ def test_the_same_model_again_is_not_better_than_the_champion(shop: Shop) -> Non
     found = judged(shop, version)
     assert refused(found) == {"beats-champion"}
     (finding,) = found["beats-champion"]
-    assert "better by 0.0000 (0.0000 to 0.0000" in finding.seen and "models:/loans/1" in finding.seen
+    assert "a gain of 0.0000 (0.0000 to 0.0000" in finding.seen and "models:/loans/1" in finding.seen
 
 
 def test_a_changed_byte_is_refused_before_anything_else(shop: Shop) -> None:
