@@ -19,7 +19,17 @@ from forge_sweep.tracking import Run, requirements
 
 
 def final_key(context: Context) -> str:
-    """The note of this end: a sweep that is extended, or confirmed otherwise, ends anew."""
+    """The note of this end: a sweep that is extended, confirmed or kept otherwise, ends anew."""
+    return end_key(context) + (":in_model" if in_model(context) else "")
+
+
+def in_model(context: Context) -> bool:
+    """Whether a network is to be kept with its preprocessing inside as well."""
+    return context.experiment.model.preprocessing == "in_model"
+
+
+def end_key(context: Context) -> str:
+    """Names the choice of the winner, whatever is kept of it."""
     confirm = context.experiment.confirm
     return f"final:{context.study.n_done}:{confirm.top}x{confirm.seeds}:{context.experiment.model_name}"
 
@@ -35,6 +45,8 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
     bundle = Bundle.load(bundle_folder(context, name))
     if winner.candidate.baseline == "constant":
         context.tell("message", text=words, severity="warning")
+    if in_model(context) and bundle.kind != "network":
+        context.tell("message", text=no_raw(bundle.kind), severity="warning")
     test, on_test = score_on_test(context, parent, bundle, winner)
     log_summary(context, parent, confirmed, words, test)
     ready = context.checkpoints / "winner"
@@ -49,6 +61,15 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
         "model": f"models:/{context.experiment.model_name}/{version}",
         "version": version,
     }
+
+
+def no_raw(kind: str) -> str:
+    """What is said where the winner cannot have what the experiment asks for."""
+    return (
+        f'model.preprocessing = "in_model": the winner is a {kind}, which no Keras file can hold; it '
+        "is registered without raw.keras, and takes raw rows as every bundle does (to have a network in any case, set "
+        "baselines.kinds = [])"
+    )
 
 
 def save_with_card(context: Context, bundle: Bundle, on_test: dict[str, Any], folder: Path) -> None:
@@ -72,7 +93,8 @@ def save_with_card(context: Context, bundle: Bundle, on_test: dict[str, Any], fo
     }
     whole = dataclasses.replace(bundle, metadata={**bundle.metadata, **facts})
     shutil.rmtree(folder, ignore_errors=True)
-    whole.save(folder, context.dataset.train.features, card=True)
+    raw = in_model(context) and bundle.kind == "network"
+    whole.save(folder, context.dataset.train.features, card=True, raw=raw)
 
 
 def score_on_test(
@@ -82,7 +104,7 @@ def score_on_test(
 
     A sweep that was killed after its look does not look again.
     """
-    noted = context.study.notes("test:").get(f"test:{final_key(context)}")
+    noted = context.study.notes("test:").get(f"test:{end_key(context)}")
     if noted is not None and noted["label"] == winner.candidate.label:
         return dict(noted["metrics"]), dict(noted)
     ledger = context.store / "test_looks.jsonl"
@@ -96,7 +118,7 @@ def score_on_test(
     looks = context.dataset.count_looks(ledger)
     found = figures(bundle, split, context.experiment.promotion.groups)
     note = {"label": winner.candidate.label, "metrics": metrics, "figures": found, "looks": looks}
-    context.study.note(f"test:{final_key(context)}", note)
+    context.study.note(f"test:{end_key(context)}", note)
     parent.set_tags({"forge.test_looks": str(looks)})
     if looks > 1:
         text = f"this is look {looks} at the test split of {context.dataset.version}"
