@@ -8,6 +8,7 @@ the labels.
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import shutil
 from collections.abc import Callable
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from forge_sweep.baselines import Baseline
-from forge_sweep.bundle import golden_rows
-from forge_sweep.bundle.bundle import GOLDEN_TOLERANCE, RAW, Bundle
+from forge_sweep.bundle import golden_rows, network
+from forge_sweep.bundle.bundle import GOLDEN_TOLERANCE, MODEL_FILES, RAW, Bundle
 from forge_sweep.bundle.exports import graph, onnx, runtimes
 from forge_sweep.bundle.exports.inputs import OUTSIDE, Input, describe, feed, inputs_of
 from forge_sweep.bundle.files import sync, write_json
@@ -87,6 +88,9 @@ def write_raw(bundle: Bundle, folder: Path) -> Exported:
     """
     try:
         _refuse("keras", folder / RAW)
+        if not isinstance(bundle.model, Baseline):  # as it was saved: without the optimizer that trained it
+            saved = network.load(folder / MODEL_FILES["network"], bundle.metadata, trust=True)
+            bundle = dataclasses.replace(bundle, model=saved)
         return _export(bundle, "keras", folder / RAW, golden_rows.read(folder), preprocessing=True)
     except ForgeSweepError as error:
         hint = error.hint.replace(OUTSIDE, 'set model.preprocessing = "bundle"')
@@ -150,13 +154,13 @@ def _feed(bundle: Bundle, inputs: tuple[Input, ...], frame: pd.DataFrame, number
 
 def _write(bundle: Bundle, kind: Format, path: Path, inputs: tuple[Input, ...], numbers: str) -> None:
     """Write the model in its format."""
-    network: keras.Model = bundle.model
+    trained: keras.Model = bundle.model
     preprocessor, task = bundle.preprocessor, bundle.task
     if inputs and kind != "onnx":
-        model = graph.raw_model(network, task, preprocessor, inputs, numbers)
+        model = graph.raw_model(trained, task, preprocessor, inputs, numbers)
     else:
         graph.affine(preprocessor) if inputs else None
-        model = graph.scored_model(network, task, len(preprocessor.output_names), numbers)
+        model = graph.scored_model(trained, task, len(preprocessor.output_names), numbers)
     runtimes.WRITE[kind](model, path)
     if inputs and kind == "onnx":
         onnx.prepend(path, preprocessor, inputs)
