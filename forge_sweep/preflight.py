@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from forge_sweep import environment, models, training, trial
-from forge_sweep.checks.findings import Finding
-from forge_sweep.errors import TrialFailed
+from forge_sweep.bundle import Bundle, choose_golden
+from forge_sweep.checks.findings import Finding, errors
+from forge_sweep.errors import BundleError, ForgeSweepError, TrialFailed
 from forge_sweep.experiment import Dimension, Experiment, Params, Scalar
 from forge_sweep.preprocessing import Schema
 from forge_sweep.sources import Dataset
@@ -82,6 +85,8 @@ def preflight(experiment: Experiment, dataset: Dataset) -> tuple[Finding, ...]:
     - ``model-fails`` (error, warning where it diverged): a corner model cannot be built or trained.
     - ``initial-loss`` (warning): the loss of an untrained model is far from chance, which is -log(1/N) for N classes
       (https://karpathy.github.io/2019/04/25/recipe/, "verify loss @ init").
+    - ``in-model-fails`` (error): with ``model.preprocessing = "in_model"``, the smallest network cannot be saved with
+      its preprocessing inside, or gives other scores then.
     - ``gpu-unused`` (warning): the machine has a GPU and the backend does not use it.
 
     Args:
@@ -152,6 +157,8 @@ def _try(experiment: Experiment, dataset: Dataset, fitting: Sequence[Which]) -> 
     if works:
         few = _few(works[0].data)
         findings += [finding for which in fitting for finding in _corner(experiment, works[0], few, which)]
+        if experiment.model.preprocessing == "in_model" and not errors(findings):
+            findings += _inside(experiment, dataset, works[0])
     return tuple(dict.fromkeys(findings))
 
 
@@ -193,6 +200,22 @@ def _corner(experiment: Experiment, prepared: Prepared, few: training.TrainingDa
         severity: Literal["warning", "error"] = "warning" if failure.failure == "diverged" else "error"
         seen, fix = f"{failure.failure}: {failure.message}", failure.hint or "narrow [model.search] or mend the model"
         yield Finding(severity, "model-fails", subject, seen, "a model that can be built and trained for one step", fix)
+
+
+def _inside(experiment: Experiment, dataset: Dataset, prepared: Prepared) -> Iterator[Finding]:
+    """Whether a network can be saved with its preprocessing inside: what the winner will be, before it is trained."""
+    params = corner_params(experiment, "smallest")
+    training.seed_everything(experiment.seed)
+    model = models.build(experiment.model.builder, prepared.n_features, prepared.task, params)
+    bundle = Bundle(model, prepared.preprocessor, prepared.task, 0.5, {"experiment": experiment.resolved()})
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            bundle.save(Path(folder) / "bundle", choose_golden(dataset.train.features), raw=True)
+    except Exception as error:
+        known = error if isinstance(error, ForgeSweepError) else BundleError(f"{type(error).__name__}: {error}")
+        expected = "a Keras file that takes raw columns and gives the scores of the bundle"
+        fix = known.hint or 'set model.preprocessing = "bundle"'
+        yield Finding("error", "in-model-fails", "model.preprocessing", known.message, expected, fix)
 
 
 def _logs_of_one_step(model: keras.Model, task: Task, few: training.TrainingData) -> dict[str, float]:

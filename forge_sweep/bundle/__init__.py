@@ -7,13 +7,15 @@ schema.json          columns that `predict` takes (a copy for readers; the prepr
 preprocessor.json    impute, encode and scale: settings ...
 preprocessor.npz     ... and learned arrays
 model.keras          the network            | tree.json: XGBoost's own JSON | tree.skops: scikit-learn | constant.json
+raw.keras            the network with its preprocessing inside, for plain Keras; raw.keras.inputs.json says which input
+                     takes which column. Both only with model.preprocessing = "in_model"
 scaler.joblib        the fitted scikit-learn scaler for people who load it themselves; absent with scaler = "none"
 golden.json          some train rows as they came, and their scores when the bundle was saved
 card.md, card.html   the model card of what was registered; absent before
 manifest.json        SHA-256 of every other file
 ```
 
-Nothing here is unpickled: Keras reads with ``safe_mode`` what names stock layers only (`network`), skops builds the
+Nothing here is unpickled: Keras reads with ``safe_mode`` what names stock layers only (`network`); skops builds the
 types in ``TRUSTED_TYPES`` and no others, XGBoost's indices and all archives are looked at first, and ``scaler.joblib``
 is compared with the preprocessor by a reader that can run nothing (`scaler`). The manifest is checked before any other
 file is parsed. It finds damage and careless edits; it is no signature, since who can change a file can change the

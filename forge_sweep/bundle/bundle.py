@@ -37,6 +37,10 @@ MODEL_FILES = {
     "hist_gradient_boosting": "tree.skops",
     "xgboost": "tree.json",
 }
+RAW = "raw.keras"
+RAW_FILES = {RAW, f"{RAW}.inputs.json"}
+"""The network with its preprocessing inside, and which of its inputs takes which column."""
+
 OTHER_FILES = {"bundle.json", "task.json", "schema.json", "preprocessor.json", "preprocessor.npz", golden_rows.GOLDEN}
 
 
@@ -100,7 +104,7 @@ class Bundle:
         """
         return self.task.predictions(self.scores(frame), self.threshold).set_axis(frame.index, axis=0)
 
-    def save(self, folder: Path, golden: pd.DataFrame, *, card: bool = False) -> None:
+    def save(self, folder: Path, golden: pd.DataFrame, *, card: bool = False, raw: bool = False) -> None:
         """Write the bundle: what then stands at ``folder`` is whole, on disk, and has given its golden scores again.
 
         It is written to a hidden sibling, loaded from there, replayed, and renamed: a process that dies leaves no half
@@ -112,14 +116,16 @@ class Bundle:
                 some with missing values, if there are any, and the first others. The distribution of all of them is
                 kept as well, to compare rows with that come later.
             card: whether to write the model card as well, from what the metadata says.
+            raw: whether to write the network with its preprocessing inside as well: ``raw.keras``, which takes raw
+                columns in plain Keras, and ``raw.keras.inputs.json``.
 
         Raises:
             BundleError: something else stands at ``folder``, a score is not finite, the metadata is not plain JSON, or
-                the bundle as read back gives other scores.
+                the bundle as read back gives other scores; or ``raw.keras`` does, or it cannot hold this bundle.
         """
 
         def write(temporary: Path) -> None:
-            _write(self, temporary, golden, card)
+            _write(self, temporary, golden, card, raw)
             # Trusted: what this process has built its model with is imported already.
             Bundle.load(temporary, verify=True, trust=True)
 
@@ -150,6 +156,9 @@ class Bundle:
             preprocessor = _read_preprocessor(folder)
         with _readable(folder / MODEL_FILES[about["kind"]], about):
             model = _read_model(folder, about, task, len(preprocessor.output_names), trust)
+        if (folder / RAW).exists():
+            with _readable(folder / RAW, about):
+                network.check(folder / RAW, about["metadata"], trust=trust, raw=True)
         bundle = cls(model, preprocessor, task, float(about["threshold"]), about["metadata"])
         other = guard.differences(about)
         if verify or other:
@@ -190,7 +199,7 @@ def _verify(folder: Path, bundle: Bundle, packages: dict[str, str]) -> None:
         )
 
 
-def _write(bundle: Bundle, folder: Path, train: pd.DataFrame, card: bool) -> None:
+def _write(bundle: Bundle, folder: Path, train: pd.DataFrame, card: bool, raw: bool) -> None:
     """Write every file of a bundle, the manifest last."""
     rows = golden_rows.choose(train)
     about = {"format": FORMAT, "kind": bundle.kind, "threshold": bundle.threshold, "metadata": bundle.metadata}
@@ -202,6 +211,10 @@ def _write(bundle: Bundle, folder: Path, train: pd.DataFrame, card: bool) -> Non
     _write_model(bundle.model, folder / MODEL_FILES[bundle.kind])
     profile = Profile.learn(train, RowTransform(bundle.preprocessor))
     golden_rows.write(folder, rows, bundle.scores(rows), profile)
+    if raw:
+        from forge_sweep.bundle import exports  # they read bundles themselves
+
+        exports.write_raw(bundle, folder)
     if card:
         for name, text in card_of(folder).texts().items():
             (folder / name).write_text(text, encoding="utf-8")
@@ -237,6 +250,8 @@ def _read_about(folder: Path, listed: set[str]) -> dict[str, Any]:
     if about["kind"] not in MODEL_FILES:
         raise BundleError(f"{folder / 'bundle.json'}: kind {about['kind']!r} is none of {', '.join(MODEL_FILES)}")
     expected = OTHER_FILES | {MODEL_FILES[about["kind"]]}
+    if about["kind"] == "network" and listed & RAW_FILES:  # both or none, and of networks only
+        expected |= RAW_FILES
     files.refuse(folder, {"missing": expected - listed, "unexpected": listed - expected - {SCALER, *CARD_FILES}})
     return about
 

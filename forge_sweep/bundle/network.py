@@ -47,6 +47,19 @@ MODELS = {
 MARKS = {(None, "__keras_tensor__"), (None, "__tuple__"), (None, "__slice__"), ("builtins", "__keras_tensor__")}
 """Ways in which Keras writes plain values."""
 
+OPERATIONS = frozenset(
+    {
+        *(
+            ("keras.src.ops.numpy", name)
+            for name in ("Add", "Equal", "Multiply", "NotEqual", "Subtract", "Sum", "Take")
+        ),
+        *(("keras.src.ops.numpy", name) for name in ("TrueDivide", "Where")),
+        *(("keras.src.ops.core", "Cast"), ("keras.src.ops.nn", "Sigmoid"), ("keras.src.ops.nn", "Softmax")),
+        (None, "__numpy__"),
+    }
+)
+"""What `exports.graph` writes of preprocessing and task, beside layers of the list and lookups."""
+
 BASES = {
     "keras.initializers": "keras.initializers.Initializer",
     "keras.regularizers": "keras.regularizers.Regularizer",
@@ -74,15 +87,33 @@ def load(path: Path, metadata: Mapping[str, Any], *, trust: bool = False) -> ker
     Raises:
         BundleError: the archive is none, or names what is not on the list.
     """
+    custom = check(path, metadata, trust=trust)
+    import keras
+
+    return keras.saving.load_model(path, custom_objects=custom, compile=False, safe_mode=True)
+
+
+def check(path: Path, metadata: Mapping[str, Any], *, trust: bool = False, raw: bool = False) -> dict[str, Any]:
+    """Refuse a network that could do anything else than compute; nothing is built.
+
+    Args:
+        path: as `load`.
+        metadata: as `load`.
+        trust: as `load`.
+        raw: also take preprocessing and task, as `exports.graph` writes them.
+
+    Returns:
+        Its custom objects by name.
+
+    Raises:
+        BundleError: as `load`.
+    """
     archives.check_zip(path, ENTRIES)
     with zipfile.ZipFile(path) as archive:
         config, weights = json.loads(archive.read("config.json")), archive.read("model.weights.h5")
     check_weights(path, weights)
-    import keras
-
-    foreign = [node for node in named(config) if not _is_stock(*_name(node))]
-    custom = _custom(path, foreign, metadata, trust)
-    return keras.saving.load_model(path, custom_objects=custom, compile=False, safe_mode=True)
+    foreign = [node for node in named(config) if not (_is_stock(*_name(node)) or (raw and _prepares(node)))]
+    return _custom(path, foreign, metadata, trust)
 
 
 def named(config: Any) -> Iterator[Mapping[str, Any]]:
@@ -118,6 +149,18 @@ def _is_stock(module: str | None, name: str) -> bool:
     found = getattr(importlib.import_module(module), name, None)
     known = getattr(importlib.import_module(".".join(path)), base)
     return isinstance(found, type) and issubclass(found, known) and not issubclass(found, keras.Layer)
+
+
+def _prepares(node: Mapping[str, Any]) -> bool:
+    """Whether a part belongs to preprocessing or task: an operation of the list, or a lookup of texts that it holds.
+
+    A lookup whose vocabulary is a text would read the file of that name.
+    """
+    if _name(node) != ("keras.layers", "StringLookup"):
+        return _name(node) in OPERATIONS
+    config = node["config"]
+    texts = config.get("vocabulary") if isinstance(config, Mapping) else None
+    return isinstance(texts, list) and all(isinstance(text, str) for text in texts)
 
 
 def _custom(path: Path, foreign: list[Mapping[str, Any]], metadata: Mapping[str, Any], trust: bool) -> dict[str, Any]:

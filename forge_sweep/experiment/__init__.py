@@ -134,7 +134,12 @@ def parse(
     imply_files(tables)
     mistakes += list(field_mistakes(tables))
     sections = Sections(
-        **{name: lenient(SECTIONS[name], tables.get(name, {})) for name in Sections.__dataclass_fields__}
+        **{
+            name: lenient(SECTIONS[name], tables.get(name, {}))
+            for name in Sections.__dataclass_fields__
+            if name in SECTIONS
+        },
+        backend=str(tables.get("backend")),
     )
     mistakes += [mistake for rule in RULES for mistake in rule(sections)]
     if any(mistake.path.startswith("model.search.") for mistake in mistakes):
@@ -249,6 +254,8 @@ def as_mistake(raw: Mapping[str, Any], detail: Any) -> Mistake:
         )
     if kind == "string_pattern_mismatch":
         return Mistake(path, as_toml(detail["input"]), "letters, digits, _ . and -, beginning with a letter or a digit")
+    if kind == "model_type":
+        return Mistake(path, as_toml(detail["input"]), f"a table [{path}]", elsewhere(path))
     expected = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ").strip()
     return Mistake(path, as_toml(detail["input"]), expected)
 

@@ -32,6 +32,7 @@ class Sections:
     objective: ObjectiveSpec | None
     study: StudySpec | None
     workers: WorkersSpec | None
+    backend: str = "tensorflow"
 
 
 Rule = Callable[[Sections], Iterator[Mistake]]
@@ -381,6 +382,27 @@ def scaler_is_named_once(sections: Sections) -> Iterator[Mistake]:
         )
 
 
+def preprocessing_fits_in_model(sections: Sections) -> Iterator[Mistake]:
+    """What a Keras file cannot hold is refused where it would have to: quantiles, and files of other backends."""
+    model, preprocessing = sections.model, sections.preprocessing
+    if model is None or model.preprocessing != "in_model":
+        return
+    since, instead = 'since model.preprocessing = "in_model"', 'or set model.preprocessing = "bundle"'
+    searched = model.search.get("scaler")
+    stated = {
+        "preprocessing.scaler": preprocessing.scaler if preprocessing else None,
+        "model.search.scaler": None if isinstance(searched, Dimension) else searched,
+        "model.search.scaler.choices": searched.choices if isinstance(searched, Dimension) else None,
+    }
+    for path, value in stated.items():
+        if value == "quantile" or (isinstance(value, tuple) and "quantile" in value):
+            hint = f"the quantile scaler is no formula that a Keras file could hold: take another one, {instead}"
+            yield Mistake(path, as_toml(value), f"standard, minmax, robust or none, {since}", hint)
+    if sections.backend in ("jax", "torch"):
+        hint = f"TensorFlow writes and verifies raw.keras; take it, {instead} and use `forge-sweep export` later"
+        yield Mistake("backend", as_toml(sections.backend), f'"tensorflow", {since}', hint)
+
+
 OF_KIND: dict[str, tuple[str, ...]] = {
     "serial": (),
     "processes": ("n", "threads", "per_gpu", "memory_limit_mb"),
@@ -433,6 +455,7 @@ RULES: tuple[Rule, ...] = (
     momentum_has_a_user,
     sampler_fits_space,
     scaler_is_named_once,
+    preprocessing_fits_in_model,
     workers_fit_kind,
     gpus_can_be_shared,
     plateau_is_whole,

@@ -30,12 +30,14 @@ BUDGET_FIELDS = (
     "study.gpu_budget_s",
     "study.plateau_trials",
     "study.plateau_delta",
+    "model.preprocessing",
     "confirm",
     "tracking",
     "workers",
     "promotion",
 )
-"""What may change between two runs of one sweep: how much of it is run and where it is shown, not what a trial is."""
+"""What may change between two runs of one sweep: how much of it is run, where it is shown and in which form its
+winner is kept, not what a trial is."""
 
 
 class Section(BaseModel):
@@ -118,6 +120,11 @@ class ModelSpec(Section):
     activation: str | None = Field(None, description="Activation of the output layer; follows from the task.")
     loss: str | None = Field(None, description="Loss; follows from the task. For regression `mse` or `mae`.")
     from_logits: bool = Field(False, description="The output layer is linear and the loss applies the activation.")
+    preprocessing: Literal["bundle", "in_model"] = Field(
+        "bundle",
+        description="Where the registered network has its preprocessing: beside it in the bundle, or with `in_model` "
+        "also inside `raw.keras`, which takes raw columns in plain Keras.",
+    )
     search: dict[str, SearchValue] = Field(
         default_factory=dict, description="Hyperparameters: a value is fixed, a table is searched."
     )

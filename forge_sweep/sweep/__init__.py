@@ -20,7 +20,7 @@ from forge_sweep.checks.audit import audit as audit_dataset
 from forge_sweep.checks.findings import Finding, errors
 from forge_sweep.environment import Environment
 from forge_sweep.errors import GateRefused, InputError
-from forge_sweep.experiment import Experiment, flatten
+from forge_sweep.experiment import Experiment, flatten, is_budget
 from forge_sweep.experiment.rules import nearest
 from forge_sweep.preflight import preflight
 from forge_sweep.sources import Dataset
@@ -118,7 +118,7 @@ def run(
     audit = inspect(experiment, dataset, watch)
     stop_between(stopping)
     begun = resumable(experiment, dataset=identity(dataset), store=store)
-    if begun is None or goes_on(experiment, begun):
+    if begun is None or goes_on(experiment, begun) or final_key(experiment, begun) not in begun.notes("final:"):
         try_models(experiment, dataset, watch)  # before there is a study: a wrong file leaves nothing behind
     stop_between(stopping)
     study = open_study(experiment, dataset=identity(dataset), store=store, fork=fork)
@@ -134,7 +134,7 @@ def run(
 
 def go(context: Context, audit: Audit) -> SweepResult:
     """Run what is left of a sweep under its parent run."""
-    done = context.study.notes("final:").get(final_key(context))
+    done = context.study.notes("final:").get(final_key(context.experiment, context.study))
     if done is not None and (why := why_over(context)):
         context.tell("message", text=f"sweep {context.study.name} is complete{why}", severity="info")
         return result(context, done)
@@ -155,7 +155,7 @@ def go(context: Context, audit: Audit) -> SweepResult:
     parent.finish("FINISHED")
     final |= {"run_id": parent.run_id, "link": link(context), "ended": time.time()}
     context.study.note("sweep:link", link(context))
-    context.study.note(final_key(context), final)
+    context.study.note(final_key(context.experiment, context.study), final)
     clear_checkpoints(context)
     return result(context, final)
 
@@ -169,7 +169,7 @@ def phases(context: Context, parent: Run) -> dict[str, Any]:
     with Crew(context) as crew:
         run_trials(context, crew)
         refuse_nothing_finished(context)
-        known: dict[str, Any] | None = context.study.notes("final:").get(final_key(context))
+        known: dict[str, Any] | None = context.study.notes("final:").get(final_key(context.experiment, context.study))
         if known is not None:  # a budget was raised and bought no whole trial
             return known
         context.tell("phase", name="confirm")
@@ -359,7 +359,8 @@ def open_parent(context: Context) -> Run:
         "study.pruner",
         "study.epochs",
     )
-    flat = {path: value for path, value in flatten(experiment.resolved()).items() if path.startswith(fixed)}
+    resolved = flatten(experiment.resolved())
+    flat = {path: value for path, value in resolved.items() if path.startswith(fixed) and not is_budget(path)}
     parent = context.tracker.run(
         context.key,
         f"{experiment.name} {began}",

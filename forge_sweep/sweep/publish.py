@@ -12,16 +12,28 @@ from forge_sweep import trial
 from forge_sweep.bundle import Bundle
 from forge_sweep.bundle.figures import figures
 from forge_sweep.checks.audit import Audit, histograms_html
+from forge_sweep.experiment import Experiment
+from forge_sweep.study import StudyView
 from forge_sweep.sweep.confirm import Confirmed, bundle_folder, scored, verdict
 from forge_sweep.sweep.context import Context, baseline_values, finite
 from forge_sweep.sweep.ending import cut_short
-from forge_sweep.tracking import Run, requirements
+from forge_sweep.tracking import FORM_TAG, Run, requirements
 
 
-def final_key(context: Context) -> str:
-    """The note of this end: a sweep that is extended, or confirmed otherwise, ends anew."""
-    confirm = context.experiment.confirm
-    return f"final:{context.study.n_done}:{confirm.top}x{confirm.seeds}:{context.experiment.model_name}"
+def final_key(experiment: Experiment, study: StudyView) -> str:
+    """The note of this end: a sweep that is extended, confirmed or kept otherwise, ends anew."""
+    return end_key(experiment, study) + (":in_model" if in_model(experiment) else "")
+
+
+def in_model(experiment: Experiment) -> bool:
+    """Whether a network is to be kept with its preprocessing inside as well."""
+    return experiment.model.preprocessing == "in_model"
+
+
+def end_key(experiment: Experiment, study: StudyView) -> str:
+    """Names the choice of the winner, whatever is kept of it."""
+    confirm = experiment.confirm
+    return f"final:{study.n_done}:{confirm.top}x{confirm.seeds}:{experiment.model_name}"
 
 
 def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> dict[str, Any]:
@@ -35,6 +47,8 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
     bundle = Bundle.load(bundle_folder(context, name))
     if winner.candidate.baseline == "constant":
         context.tell("message", text=words, severity="warning")
+    if in_model(context.experiment) and not takes_raw(context, bundle):
+        context.tell("message", text=no_raw(bundle.kind), severity="warning")
     test, on_test = score_on_test(context, parent, bundle, winner)
     log_summary(context, parent, confirmed, words, test)
     ready = context.checkpoints / "winner"
@@ -49,6 +63,20 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
         "model": f"models:/{context.experiment.model_name}/{version}",
         "version": version,
     }
+
+
+def takes_raw(context: Context, bundle: Bundle) -> bool:
+    """Whether it is registered with its preprocessing inside as well."""
+    return in_model(context.experiment) and bundle.kind == "network"
+
+
+def no_raw(kind: str) -> str:
+    """What is said where the winner cannot have what the experiment asks for."""
+    return (
+        f'model.preprocessing = "in_model": the winner is a {kind}, which no Keras file can hold; it '
+        "is registered without raw.keras, and takes raw rows as every bundle does (to have a network in any case, set "
+        "baselines.kinds = [])"
+    )
 
 
 def save_with_card(context: Context, bundle: Bundle, on_test: dict[str, Any], folder: Path) -> None:
@@ -72,7 +100,7 @@ def save_with_card(context: Context, bundle: Bundle, on_test: dict[str, Any], fo
     }
     whole = dataclasses.replace(bundle, metadata={**bundle.metadata, **facts})
     shutil.rmtree(folder, ignore_errors=True)
-    whole.save(folder, context.dataset.train.features, card=True)
+    whole.save(folder, context.dataset.train.features, card=True, raw=takes_raw(context, bundle))
 
 
 def score_on_test(
@@ -82,7 +110,8 @@ def score_on_test(
 
     A sweep that was killed after its look does not look again.
     """
-    noted = context.study.notes("test:").get(f"test:{final_key(context)}")
+    key = f"test:{end_key(context.experiment, context.study)}"
+    noted = context.study.notes("test:").get(key)
     if noted is not None and noted["label"] == winner.candidate.label:
         return dict(noted["metrics"]), dict(noted)
     ledger = context.store / "test_looks.jsonl"
@@ -96,7 +125,7 @@ def score_on_test(
     looks = context.dataset.count_looks(ledger)
     found = figures(bundle, split, context.experiment.promotion.groups)
     note = {"label": winner.candidate.label, "metrics": metrics, "figures": found, "looks": looks}
-    context.study.note(f"test:{final_key(context)}", note)
+    context.study.note(key, note)
     parent.set_tags({"forge.test_looks": str(looks)})
     if looks > 1:
         text = f"this is look {looks} at the test split of {context.dataset.version}"
@@ -160,6 +189,7 @@ def register(context: Context, bundle: Bundle, folder: Path, run_key: str) -> st
         tags={
             **context.provenance,
             "forge.kind": bundle.kind,
+            **({FORM_TAG: "in_model"} if takes_raw(context, bundle) else {}),
             "forge.sweep": context.key,
             "forge.root": str(context.experiment.root.absolute()),
         },

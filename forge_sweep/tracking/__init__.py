@@ -13,7 +13,7 @@ from forge_sweep.tracking.ledger import Entry, Ledger
 from forge_sweep.tracking.located import Located, fetched, locate
 from forge_sweep.tracking.pyfunc import BundleModel, _load_pyfunc
 from forge_sweep.tracking.records import Record, read_record, write_verdict
-from forge_sweep.tracking.registration import requirements
+from forge_sweep.tracking.registration import FORM_TAG, requirements
 from forge_sweep.tracking.registry import ModelVersion, Registry
 from forge_sweep.tracking.review import Found, Review
 from forge_sweep.tracking.runs import Run
@@ -23,6 +23,7 @@ from forge_sweep.tracking.trained_on import TrainedModel, downloaded, models_tra
 from forge_sweep.tracking.writes import Status
 
 __all__ = [
+    "FORM_TAG",
     "BundleModel",
     "Entry",
     "Found",

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 ALIAS = "challenger"
 DONE_TAG = "forge.registered_at"
+FORM_TAG = "forge.preprocessing"
+"""``in_model`` where the bundle holds ``raw.keras``."""
 
 _LOADER = "forge_sweep.tracking"
 _ALWAYS = ("forge-sweep", "mlflow", "numpy", "pandas", "scikit-learn")
@@ -36,12 +38,12 @@ class Candidate:
     """What is registered.
 
     Attributes:
-        run_key: key of the run it comes from; at most one version per key.
+        run_key: key of the run it comes from; at most one version per key and form.
         bundle: folder of the bundle.
         model_name: name of the registered model.
         columns: names of the raw input columns.
         requirements: pip requirements, complete (inferring them costs 6 s).
-        tags: of the version.
+        tags: of the version; `FORM_TAG` among them where the bundle holds more than others of its run.
         step: epoch whose metrics the model stands for.
     """
 
@@ -82,8 +84,9 @@ def register(session: Session, candidate: Candidate) -> str:
 
 def _existing(session: Session, candidate: Candidate) -> ModelVersion | None:
     condition = f"name = '{candidate.model_name}' and tags.`{KEY_TAG}` = '{candidate.run_key}'"
-    run_id = session.run_id(candidate.run_key)
-    return next((each for each in session.client.search_model_versions(condition) if each.run_id == run_id), None)
+    run_id, form = session.run_id(candidate.run_key), candidate.tags.get(FORM_TAG)
+    found = session.client.search_model_versions(condition)
+    return next((each for each in found if each.run_id == run_id and each.tags.get(FORM_TAG) == form), None)
 
 
 def _create_version(session: Session, candidate: Candidate) -> ModelVersion:

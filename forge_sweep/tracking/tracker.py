@@ -155,7 +155,7 @@ class Tracker:
     ) -> str:
         """Register a bundle as a model version with the alias ``challenger``; returns the version.
 
-        A version that an earlier call made for this run key is returned (and completed after a kill).
+        A version that an earlier call made for this run key in this form is returned (and completed after a kill).
 
         Args:
             run_key: key of the run that made the bundle.
@@ -163,7 +163,7 @@ class Tracker:
             model_name: name of the registered model.
             columns: names of the raw input columns, in any order.
             requirements: pip requirements, see `requirements`.
-            tags: of the version: dataset version and digest, image digest, kind.
+            tags: of the version: dataset version and digest, image digest, kind, form.
             step: epoch whose metrics the model stands for.
 
         Raises:

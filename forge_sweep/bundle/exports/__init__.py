@@ -8,6 +8,7 @@ the labels.
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import shutil
 from collections.abc import Callable
@@ -18,18 +19,18 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from forge_sweep.baselines import Baseline
-from forge_sweep.bundle import golden_rows
-from forge_sweep.bundle.bundle import GOLDEN_TOLERANCE, Bundle
+from forge_sweep.bundle import golden_rows, network
+from forge_sweep.bundle.bundle import GOLDEN_TOLERANCE, MODEL_FILES, RAW, Bundle
 from forge_sweep.bundle.exports import graph, onnx, runtimes
-from forge_sweep.bundle.exports.inputs import Input, describe, feed, inputs_of
+from forge_sweep.bundle.exports.inputs import OUTSIDE, Input, describe, feed, inputs_of
 from forge_sweep.bundle.files import sync, write_json
-from forge_sweep.errors import BundleError, InputError
+from forge_sweep.errors import BundleError, ForgeSweepError, InputError
 
 if TYPE_CHECKING:
     import keras
     import pandas as pd
 
-__all__ = ["FORMATS", "TOLERANCES", "Exported", "Format", "export"]
+__all__ = ["FORMATS", "TOLERANCES", "Exported", "Format", "export", "write_raw"]
 
 Format = Literal["keras", "saved_model", "onnx", "tflite"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -76,13 +77,37 @@ def export(folder: Path, kind: Format, path: Path, *, preprocessing: bool = True
     """
     _refuse(kind, path)
     bundle = Bundle.load(folder, trust=trust)
+    return _export(bundle, kind, path, golden_rows.read(folder), preprocessing)
+
+
+def write_raw(bundle: Bundle, folder: Path) -> Exported:
+    """Write ``raw.keras`` into the folder of a bundle that is being saved, once its golden rows are there.
+
+    Raises:
+        BundleError: Keras' format cannot hold this bundle, or gives other golden scores.
+    """
+    try:
+        _refuse("keras", folder / RAW)
+        if not isinstance(bundle.model, Baseline):  # as it was saved: without the optimizer that trained it
+            saved = network.load(folder / MODEL_FILES["network"], bundle.metadata, trust=True)
+            bundle = dataclasses.replace(bundle, model=saved)
+        return _export(bundle, "keras", folder / RAW, golden_rows.read(folder), preprocessing=True)
+    except ForgeSweepError as error:
+        hint = error.hint.replace(OUTSIDE, 'set model.preprocessing = "bundle"')
+        raise BundleError(f'model.preprocessing = "in_model": {error.message}', hint=hint) from error
+
+
+def _export(
+    bundle: Bundle, kind: Format, path: Path, golden: tuple[pd.DataFrame, np.ndarray], preprocessing: bool
+) -> Exported:
+    """Write a bundle in another format, if that gives its golden scores; see `export`."""
     if isinstance(bundle.model, Baseline):
         hint = "serve the bundle (forge-sweep serve, mlflow models serve), or export a network"
         raise InputError(f"the model is a {bundle.kind}, and {kind} is for networks", hint=hint)
     numbers = "float32" if kind == "tflite" else "float64"
     inputs = inputs_of(bundle.preprocessor) if preprocessing else ()
     _refuse_columns(kind, inputs)
-    frame, scores = golden_rows.read(folder)
+    frame, scores = golden
     fed = _feed(bundle, inputs, frame, numbers)
 
     def write(temporary: Path) -> float:
@@ -116,7 +141,7 @@ def _refuse_columns(kind: str, inputs: tuple[Input, ...]) -> None:
     if kind == "tflite" and texts:
         raise InputError(
             f"tflite cannot hold the encoding of text columns: {', '.join(texts)}",
-            hint="export with --without-preprocessing, or as saved_model or onnx",
+            hint=f"export as saved_model or onnx, or {OUTSIDE}",
         )
 
 
@@ -129,13 +154,13 @@ def _feed(bundle: Bundle, inputs: tuple[Input, ...], frame: pd.DataFrame, number
 
 def _write(bundle: Bundle, kind: Format, path: Path, inputs: tuple[Input, ...], numbers: str) -> None:
     """Write the model in its format."""
-    network: keras.Model = bundle.model
+    trained: keras.Model = bundle.model
     preprocessor, task = bundle.preprocessor, bundle.task
     if inputs and kind != "onnx":
-        model = graph.raw_model(network, task, preprocessor, inputs, numbers)
+        model = graph.raw_model(trained, task, preprocessor, inputs, numbers)
     else:
         graph.affine(preprocessor) if inputs else None
-        model = graph.scored_model(network, task, len(preprocessor.output_names), numbers)
+        model = graph.scored_model(trained, task, len(preprocessor.output_names), numbers)
     runtimes.WRITE[kind](model, path)
     if inputs and kind == "onnx":
         onnx.prepend(path, preprocessor, inputs)
@@ -152,7 +177,7 @@ def _whole(path: Path, write: Callable[[Path], float], allowed: float, about: di
             raise BundleError(
                 f"{path} is not written: it gives other golden scores than the bundle, {difference:.3g} off, "
                 f"{allowed:.1g} allowed",
-                hint="try another format, or --without-preprocessing",
+                hint=f"try another format, or {OUTSIDE}",
             )
         write_json(folder / "inputs.json", about)
         for written in [*folder.rglob("*"), folder]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forge_sweep.bundle.exports.inputs import Input
+from forge_sweep.bundle.exports.inputs import OUTSIDE, Input
 from forge_sweep.errors import InputError
 from forge_sweep.preprocessing import Preprocessor
 from forge_sweep.task import Task
@@ -39,7 +39,9 @@ def raw_model(
         each.name: keras.Input((1,), name=each.name, dtype="string" if each.is_text else numbers) for each in inputs
     }
     parts = [*_numbers(preprocessor, inputs, columns, numbers), *_categories(inputs, columns)]
-    features = keras.layers.Concatenate(name="features", dtype="float32")(parts) if len(parts) > 1 else parts[0]
+    features = (
+        keras.layers.Concatenate(name="prepared.features", dtype="float32")(parts) if len(parts) > 1 else parts[0]
+    )
     return keras.Model(columns, {SCORES: scores(network(features), task, numbers)}, name="raw_rows")
 
 
@@ -82,7 +84,7 @@ def affine(preprocessor: Preprocessor) -> tuple[np.ndarray, np.ndarray]:
     raise InputError(
         f"scaler = {preprocessor.scaler!r} cannot be put into an exported model: it interpolates between "
         f"{len(learned['references_'])} quantiles per column",
-        hint="export with --without-preprocessing, or train with the scaler standard, minmax or robust",
+        hint=f"train with the scaler standard, minmax or robust, or {OUTSIDE}",
     )
 
 
@@ -110,7 +112,7 @@ def _numbers(preprocessor: Preprocessor, inputs: tuple[Input, ...], columns: dic
 def _together(columns: list[Any], numbers: str) -> Any:
     import keras
 
-    return keras.layers.Concatenate(dtype=numbers, name="numbers")(columns) if len(columns) > 1 else columns[0]
+    return keras.layers.Concatenate(dtype=numbers, name="prepared.numbers")(columns) if len(columns) > 1 else columns[0]
 
 
 def _categories(inputs: tuple[Input, ...], columns: dict[str, Any]) -> list[Any]:
@@ -123,7 +125,7 @@ def _categories(inputs: tuple[Input, ...], columns: dict[str, Any]) -> list[Any]
         known, outputs = each.codes
         if each.is_text and outputs:
             lookup = keras.layers.StringLookup(
-                vocabulary=known, num_oov_indices=1, mask_token=None, oov_token=_unlike(known), name=f"{each.name}_code"
+                vocabulary=known, num_oov_indices=1, mask_token=None, oov_token=_unlike(known), name=f"{each.name}.code"
             )
             codes = ops.equal(lookup(columns[each.name]), np.asarray([outputs], np.int64))
             blocks.append(ops.cast(codes, "float32"))

@@ -14,6 +14,16 @@ from forge_sweep.bundle.golden_rows import as_json
 from forge_sweep.errors import InputError
 from forge_sweep.preprocessing import Kind, Preprocessor, Schema
 
+TAKEN = re.compile(
+    "(add|cast|concatenate|equal|functional|mlp|multiply|not_equal|sequential|sigmoid|softmax|subtract|sum|take"
+    r"|true_divide|where)(_\d+)?",
+    re.IGNORECASE,
+)
+"""How Keras names networks and operations; no two parts of a model may have the same name."""
+
+OUTSIDE = "export with --without-preprocessing"
+"""The way out for what cannot be put inside."""
+
 MISSING_TEXT = ""
 """How a missing category is written; a missing number is NaN."""
 
@@ -64,7 +74,7 @@ def inputs_of(preprocessor: Preprocessor) -> tuple[Input, ...]:
         if MISSING_TEXT in column.categories:
             raise InputError(
                 f"column {column.name!r} has the empty text as a category, which an export takes for a missing value",
-                hint="export with --without-preprocessing, or write such cells as missing and train again",
+                hint=f"write such cells as missing and train again, or {OUTSIDE}",
             )
         found.append(Input(name, column.name, column.kind, kept, len(column.categories) > len(kept), column.missing))
     return tuple(found)
@@ -73,7 +83,7 @@ def inputs_of(preprocessor: Preprocessor) -> tuple[Input, ...]:
 def _unique(column: str, names: set[str]) -> str:
     """A name that every format can have, unlike those before."""
     safe = re.sub(r"\W", "_", column, flags=re.ASCII)
-    safe = safe if re.match(r"[A-Za-z]", safe) else f"c_{safe}"
+    safe = safe if re.match(r"[A-Za-z]", safe) and not TAKEN.fullmatch(safe) else f"c_{safe}"
     name, number = safe, 2
     while name.lower() in names:
         name, number = f"{safe}_{number}", number + 1
