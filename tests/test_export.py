@@ -148,7 +148,7 @@ def test_a_folder_is_exported_from_the_command_line(shelf: Callable[..., Path], 
     words[-1] = str(tmp_path / "other.keras")
     text = CliRunner().invoke(app, words, catch_exceptions=False).stdout
     assert "input city takes column 'city', string, missing: empty text" in text
-    with pytest.raises(BundleError, match="No such file"):
+    with pytest.raises(InputError, match="names no model"):
         CliRunner().invoke(app, ["export", str(tmp_path / "none"), *words[2:-1], "x.keras"], catch_exceptions=False)
 
 
