@@ -26,9 +26,18 @@ A later format may change everything but the layout of ``manifest.json`` and the
 
 from __future__ import annotations
 
-from forge_sweep.bundle.bundle import FORMAT, GOLDEN_TOLERANCE, Bundle, replay_golden
+from forge_sweep.bundle.bundle import FORMAT, GOLDEN_TOLERANCE, Bundle, ready_backend, replay_golden
 from forge_sweep.bundle.golden_rows import GOLDEN_ROWS
 from forge_sweep.bundle.golden_rows import choose as choose_golden
 from forge_sweep.bundle.trees import TRUSTED_TYPES
 
-__all__ = ["FORMAT", "GOLDEN_ROWS", "GOLDEN_TOLERANCE", "TRUSTED_TYPES", "Bundle", "choose_golden", "replay_golden"]
+__all__ = [
+    "FORMAT",
+    "GOLDEN_ROWS",
+    "GOLDEN_TOLERANCE",
+    "TRUSTED_TYPES",
+    "Bundle",
+    "choose_golden",
+    "ready_backend",
+    "replay_golden",
+]

@@ -167,6 +167,20 @@ class Bundle:
         return bundle
 
 
+def ready_backend(folder: Path) -> None:
+    """Load Keras on the backend that a bundle was trained on, without that backend's noise; nothing for a tree.
+
+    Raises:
+        BundleError: as `Bundle.load`, of what can be told before Keras is needed.
+        InputError: that backend is not installed, or Keras runs on another one, or is to.
+    """
+    about = _read_about(folder, files.check_manifest(folder))
+    if about["kind"] == "network":
+        with contextlib.suppress(KeyError, TypeError):  # made without an experiment: on any backend
+            training.select_backend(about["metadata"]["experiment"]["backend"])
+            training.load_backend()
+
+
 def replay_golden(folder: Path, bundle: Bundle | None = None) -> float:
     """Predict the golden rows of a saved bundle again.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from forge_sweep import training, trial
-from forge_sweep.bundle import Bundle
+from forge_sweep.bundle import Bundle, ready_backend
 from forge_sweep.data.rows import TRAIN, VAL, Rows
 from forge_sweep.errors import DataError, ForgeSweepError
 from forge_sweep.sources import Split
@@ -122,15 +120,6 @@ def score(model: TrainedModel, validation: ValidationRows, store: Path) -> Model
         return replace(about, why=" ".join(error.message.split()))
     finally:
         training.release()  # does nothing where Keras is not loaded
-
-
-def ready_backend(folder: Path) -> None:
-    """Load Keras, without the noise of its backend, where the bundle is a network; `Bundle.load` judges all else."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        about = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
-        if about["kind"] == "network":
-            training.select_backend(about["metadata"]["experiment"]["backend"])
-            training.load_backend()
 
 
 def described(about: ModelScore, bundle: Bundle) -> ModelScore:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forge_sweep import sources, training
-from forge_sweep.bundle import Bundle
+from forge_sweep import sources
+from forge_sweep.bundle import Bundle, ready_backend
 from forge_sweep.errors import DataError, ForgeSweepError
 from forge_sweep.experiment import Experiment, PromotionSpec, load, restore
 from forge_sweep.task import direction
@@ -116,15 +116,6 @@ def opened(registry: Registry, version: ModelVersion) -> Iterator[Candidate]:
         bundle = Bundle.load(folder)
         about = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
         yield Candidate(version, folder, bundle, about["packages"], requirements_beside(folder))
-
-
-def ready_backend(folder: Path) -> None:
-    """Load Keras, without the noise of its backend, where the bundle is a network; `Bundle.load` judges all else."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        about = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
-        if about["kind"] == "network":
-            training.select_backend(about["metadata"]["experiment"]["backend"])
-            training.load_backend()
 
 
 def requirements_beside(folder: Path) -> tuple[str, ...] | None:

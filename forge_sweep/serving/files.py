@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forge_sweep.bundle import Bundle
+from forge_sweep.bundle import Bundle, ready_backend
 from forge_sweep.errors import DataError, InputError
 from forge_sweep.preprocessing import RowsRefused
 from forge_sweep.serving import tables
@@ -72,6 +72,7 @@ def predict_file(
     refuse_kinds(file, output)
     located = locate(reference, store)
     with fetched(located, store) as folder:
+        ready_backend(folder)
         bundle = Bundle.load(folder, verify=True)
     served = Served(bundle, located, Window(None, 0, 0, 0), ignore_extra=ignore_extra)
     refuse_keep(served, keep)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from forge_sweep.bundle import GOLDEN_TOLERANCE, Bundle, golden_rows
+from forge_sweep.bundle import GOLDEN_TOLERANCE, Bundle, golden_rows, ready_backend
 from forge_sweep.errors import BundleError
 from forge_sweep.preprocessing import UNKNOWN, Misfit, RowTransform
 from forge_sweep.serving.window import Window
@@ -150,6 +150,7 @@ def load(located: Located, store: Path, *, window: int, least: int, ignore_extra
         TrackingDown: the store cannot be reached.
     """
     with fetched(located, store) as folder:
+        ready_backend(folder)
         bundle = Bundle.load(folder, verify=True)
         rows = Window(golden_rows.read_profile(folder), len(bundle.preprocessor.schema.columns), window, least)
         served = Served(bundle, located, rows, ignore_extra=ignore_extra)
