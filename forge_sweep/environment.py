@@ -274,7 +274,15 @@ def _output(*command: str, timeout_s: float = 20.0) -> str | None:
 
 
 def _packages() -> dict[str, str]:
-    found = {str(each.metadata["Name"]).lower(): each.version for each in importlib.metadata.distributions()}
+    """Of a name that is there twice, the one that is imported.
+
+    Ray puts copies of its own on the path once it is imported (``ray/thirdparty_files``): whether a process has done so
+    is no difference between two environments.
+    """
+    found: dict[str, str] = {}
+    for each in importlib.metadata.distributions():
+        if "thirdparty_files" not in Path(str(each.locate_file(""))).parts:
+            found.setdefault(str(each.metadata["Name"]).lower(), each.version)
     return dict(sorted(found.items()))
 
 

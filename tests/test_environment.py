@@ -143,6 +143,21 @@ def test_the_record_holds_named_variables_only(repository: Path, monkeypatch: py
     assert (seen.backend, seen.git_remote) == ("jax", "https://git.example.org/a/b.git")
 
 
+def test_packages_are_those_that_are_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of two on the path, and none of Ray's own copies, which only a process that imported Ray sees."""
+    before = environment._packages()
+    for folder, name, version in (
+        ("late", "twice", "2"),
+        ("early", "twice", "1"),
+        ("ray/thirdparty_files", "colorama", "0.0"),
+    ):
+        about = tmp_path / folder / f"{name}-{version}.dist-info"
+        about.mkdir(parents=True)
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        monkeypatch.syspath_prepend(str(about.parent))
+    assert environment._packages() == dict(sorted({**before, "twice": "1"}.items()))
+
+
 def test_hardware_and_packages_are_recorded(tmp_path: Path) -> None:
     """The figures are those of this machine."""
     seen = environment.capture(tmp_path, "tensorflow")
