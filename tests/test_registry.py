@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +285,28 @@ def test_of_processes_that_promote_at_once_one_wins_and_the_others_are_told(shop
     ids = [each.experiment_id for each in client.search_experiments()]
     ledgers = [run for run in client.search_runs(ids) if run.data.tags.get("forge.kind") == "ledger"]
     assert len(ledgers) == 1
+
+
+@pytest.mark.parametrize("where", ["embedded", "server"])
+def test_an_alias_that_is_set_twice_at_once_is_set(where: str, shop: Shop, request: pytest.FixtureRequest) -> None:
+    """MLflow looks for the row and then inserts it; the second of two that looked at once breaks its constraint."""
+    if where == "server":
+        shop, uri = request.getfixturevalue("server")
+        request.getfixturevalue("monkeypatch").setenv("MLFLOW_TRACKING_URI", uri)
+        shop.register(shop.bundle("constant"))
+    registry = Registry(shop.store)
+    together = threading.Barrier(4)
+
+    def set_all() -> None:
+        for number in range(25):
+            together.wait(timeout=60)
+            registry.set_alias(NAME, f"alias-{number}", "1")
+            registry.tag(NAME, "1", f"tag-{number}", "x")
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(set_all) for _ in range(4)]:
+            done.result(timeout=120)
+    assert {f"alias-{number}" for number in range(25)} <= registry.aliases(NAME).keys()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from forge_sweep.errors import InputError
 from forge_sweep.tracking.registry import Registry
+from forge_sweep.tracking.store import surely
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -154,8 +155,9 @@ class Ledger:
         self._run_id = str(client.get_run(anchor.info.run_id).data.params[key])
         if made and made != self._run_id:
             client.delete_run(made)
-        client.set_registered_model_tag(self._name, LEDGER_TAG, self._run_id)
-        return self._run_id
+        run_id = self._run_id
+        surely(lambda: client.set_registered_model_tag(self._name, LEDGER_TAG, run_id))
+        return run_id
 
     def _anchor(self, client: MlflowClient) -> Run:
         """The run of the oldest version that has one."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forge_sweep.tracking.session import KEY_TAG, Session
+from forge_sweep.tracking.store import surely
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -77,7 +78,7 @@ def register(session: Session, candidate: Candidate) -> str:
     found = _existing(session, candidate)
     version = str((found or _create_version(session, candidate)).version)  # int from a database, str over HTTP
     if found is None or DONE_TAG not in found.tags:
-        client.set_registered_model_alias(candidate.model_name, ALIAS, version)
+        surely(lambda: client.set_registered_model_alias(candidate.model_name, ALIAS, version))
         client.set_model_version_tag(candidate.model_name, version, DONE_TAG, datetime.now(UTC).isoformat())
     return version
 

@@ -145,12 +145,12 @@ class Registry:
             if version is None:
                 client.delete_registered_model_alias(name, alias)
             else:
-                client.set_registered_model_alias(name, alias, version)
+                stores.surely(lambda: client.set_registered_model_alias(name, alias, version))
 
     def tag(self, name: str, version: str, key: str, value: str) -> None:
         """Set a tag of a version."""
         with self.asking(f"a tag of {name} {version}") as client:
-            client.set_model_version_tag(name, version, key, value)
+            stores.surely(lambda: client.set_model_version_tag(name, version, key, value))
 
     def bundle(self, version: ModelVersion) -> AbstractContextManager[Path]:
         """The folder of a version's bundle, for a while.

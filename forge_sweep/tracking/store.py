@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 VARIABLE = "MLFLOW_TRACKING_URI"
 LOCAL_UI = "http://127.0.0.1:5000"
 
+ATTEMPTS = 3
+"""Of a write that another process may be making at the same moment."""
+
 _SERVERS = ("http", "https")
+_BROKEN = re.compile(r"UNIQUE constraint failed|duplicate key value", re.IGNORECASE)
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 # An outage must cost seconds: MLflow's own defaults (7 retries, 120 s) stop training for many minutes. A request is not
@@ -154,6 +158,23 @@ def translated(what: str) -> Iterator[None]:
         if isinstance(error, MlflowException):
             raise InputError(f"MLflow refused {what}: {_one_line(error)}", hint=_hint(error)) from error
         raise
+
+
+def surely(write: Callable[[], object]) -> None:
+    """Make a write that may be made twice, and that another process may be making at the same moment.
+
+    MLflow looks for a tag or an alias and then inserts it: where two processes do, one breaks a unique constraint, and
+    finds the row when it tries again.
+    """
+    from mlflow.exceptions import MlflowException
+
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            write()
+            return
+        except MlflowException as error:
+            if not left or not _BROKEN.search(str(error)):
+                raise
 
 
 def _check(uri: str) -> None:
