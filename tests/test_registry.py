@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 from forge_sweep.cli import app
 from forge_sweep.errors import GateRefused, InputError
 from forge_sweep.registry import Champions, Refused, overviews, promote, promotion, rollback
-from forge_sweep.tracking import Ledger, Registry
+from forge_sweep.tracking import Ledger, Registry, store
 from tests.servers import free_port, running
 from tests.shop import NAME, Shop, copied, opened
 
@@ -288,25 +289,25 @@ def test_of_processes_that_promote_at_once_one_wins_and_the_others_are_told(shop
 
 
 @pytest.mark.parametrize("where", ["embedded", "server"])
-def test_an_alias_that_is_set_twice_at_once_is_set(where: str, shop: Shop, request: pytest.FixtureRequest) -> None:
+def test_a_tag_that_is_set_twice_at_once_is_set(where: str, shop: Shop, request: pytest.FixtureRequest) -> None:
     """MLflow looks for the row and then inserts it; the second of two that looked at once breaks its constraint."""
+    uri = (
+        f"sqlite:///{shop.store.absolute()}/mlflow.db" if where == "embedded" else request.getfixturevalue("server")[1]
+    )
+    client = store.connect(uri, shop.store)
     if where == "server":
-        shop, uri = request.getfixturevalue("server")
-        request.getfixturevalue("monkeypatch").setenv("MLFLOW_TRACKING_URI", uri)
-        shop.register(shop.bundle("constant"))
-    registry = Registry(shop.store)
+        client.create_registered_model(NAME)
     together = threading.Barrier(4)
 
     def set_all() -> None:
         for number in range(25):
             together.wait(timeout=60)
-            registry.set_alias(NAME, f"alias-{number}", "1")
-            registry.tag(NAME, "1", f"tag-{number}", "x")
+            store.surely(functools.partial(client.set_registered_model_tag, NAME, f"tag-{number}", "x"))
 
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(set_all) for _ in range(4)]:
             done.result(timeout=120)
-    assert {f"alias-{number}" for number in range(25)} <= registry.aliases(NAME).keys()
+    assert {f"tag-{number}" for number in range(25)} <= client.get_registered_model(NAME).tags.keys()
 
 
 @pytest.fixture
