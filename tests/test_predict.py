@@ -48,6 +48,17 @@ def read(path: Path) -> pd.DataFrame:
     return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, keep_default_na=False)
 
 
+def test_kept_columns_of_a_csv_are_copied_as_they_stand(bundle: Path, tmp_path: Path) -> None:
+    """``NA`` is a missing value in a feature, and an id like any other in a column that is carried over."""
+    frame = customers().head(3).assign(id=["NA", "007", "None"])
+    frame["city"] = ["NA", "Bern", None]
+    rows, output = written(frame, tmp_path / "rows.csv"), tmp_path / "out.csv"
+    predict_file(str(bundle), rows, output, store=tmp_path, keep=["id"])
+    assert pd.read_csv(output, dtype=str, keep_default_na=False)["id"].tolist() == ["NA", "007", "None"]
+    expected = Bundle.load(bundle).predict(frame.drop(columns="id").replace({"city": {"NA": None}}))
+    np.testing.assert_allclose(pd.read_csv(output)["probability"], expected["probability"], atol=1e-6)
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
 @pytest.mark.parametrize("source", ["csv", "csv.gz", "parquet"])
 def test_a_file_gets_the_predictions_of_the_bundle(
@@ -144,6 +155,33 @@ def test_files_of_no_known_kind_and_damaged_ones_are_refused(bundle: Path, tmp_p
         (tmp_path / name).write_bytes(b"")
         with pytest.raises(DataError, match="cannot be read"):
             predict_file(str(bundle), tmp_path / name, tmp_path / "out.csv", store=tmp_path)
+
+
+def test_an_output_that_would_lose_rows_or_cannot_be_written_is_refused(bundle: Path, tmp_path: Path) -> None:
+    rows = written(customers(), tmp_path / "rows.csv")
+    (tmp_path / "folder.csv").mkdir()
+    before = rows.read_bytes()
+    for output, said in (
+        (rows, "is the file of raw rows itself"),
+        (tmp_path / "folder.csv", "is a folder"),
+        (rows / "below.csv", "cannot be written"),
+    ):
+        with pytest.raises(InputError, match=said):
+            predict_file(str(bundle), rows, output, store=tmp_path)
+    assert rows.read_bytes() == before
+
+
+def test_two_that_write_one_file_at_once_each_write_it_whole(tmp_path: Path) -> None:
+    """The last to end stands there in the end."""
+    output = tmp_path / "same.csv"
+    with files.writing(output) as first:
+        with files.writing(output) as second:
+            first(pa.table({"x": [1]}))
+            second(pa.table({"x": [2]}))
+        assert output.read_text() == "x\n2\n"
+        first(pa.table({"x": [3]}))
+    assert output.read_text() == "x\n1\n3\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["same.csv"]
 
 
 def test_no_rows_give_a_file_without_rows(bundle: Path, tmp_path: Path) -> None:

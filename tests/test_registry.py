@@ -114,6 +114,23 @@ def test_the_history_says_who_when_and_why_in_tags_and_in_files(shop: Shop) -> N
     assert not ledger.finish(2, {"done": "earlier"})
 
 
+def test_before_any_promotion_nobody_was_champion_and_a_long_reason_costs_no_look(shop: Shop) -> None:
+    assert champions(shop).terms() == () and champions(shop).at("2026-01-01") == ()
+    with pytest.raises(InputError, match="1001 characters"):
+        promote(NAME, "1", store=shop.store, force="x" * 1001)
+    assert not (shop.store / "test_looks.jsonl").exists()
+
+
+def test_a_rollback_to_the_champion_itself_is_refused(shop: Shop) -> None:
+    """As after the alias was moved to the previous one by other means."""
+    crown(shop, "1")
+    crown(shop, "2")
+    Registry(shop.store).set_alias(NAME, "champion", "1")
+    with pytest.raises(InputError, match="nothing to go back to"):
+        rollback(NAME, store=shop.store)
+    assert aliases(shop)["champion"] == "1"
+
+
 def test_models_at_names_the_champion_of_a_day_and_of_a_moment(shop: Shop) -> None:
     """A day may have had several."""
     crown(shop, "1")
@@ -125,6 +142,8 @@ def test_models_at_names_the_champion_of_a_day_and_of_a_moment(shop: Shop) -> No
     assert [t.version for t in champions(shop).at(first.since.isoformat())] == ["1"]
     assert [t.version for t in champions(shop).at(second.since.isoformat())] == ["2"]
     assert [t.version for t in champions(shop).at("2999-01-01")] == ["2"]
+    with pytest.raises(InputError, match="is no date"):
+        champions(shop).at("0001-01-01T00:00+05:00")
     assert champions(shop).at("2020-01-01") == ()
     with pytest.raises(InputError, match=r"2026-05-01"):
         champions(shop).at("yesterday")

@@ -31,6 +31,7 @@ from forge_sweep.serving.answers import Answers  # noqa: E402
 from forge_sweep.serving.batching import Batcher, Busy  # noqa: E402
 from forge_sweep.serving.bodies import Rows  # noqa: E402
 from forge_sweep.serving.served import Answer, Served, load  # noqa: E402
+from forge_sweep.serving.server import bound, listen  # noqa: E402
 from forge_sweep.serving.window import Window  # noqa: E402
 from forge_sweep.tracking import locate  # noqa: E402
 
@@ -360,6 +361,16 @@ def test_a_port_that_is_taken_is_said_before_the_model_is_loaded(bundle: Path, t
         other.listen()
         done = start(bundle, "--port", str(other.getsockname()[1]))
     assert (done.returncode, "cannot listen on" in done.stderr) == (2, True)
+
+
+def test_of_two_servers_that_took_a_port_at_once_the_slower_one_ends(tmp_path: Path) -> None:
+    """Both may bind it while neither listens."""
+    one = bound(Settings(port=0))
+    other = bound(Settings(port=one.getsockname()[1]))
+    with one, other:
+        listen(one, Settings())
+        with pytest.raises(InputError, match="cannot listen on"):
+            listen(other, Settings())
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,9 @@ def at(
     as_json: AsJson = False,
 ) -> None:
     """Who was champion at a moment, or in the course of a day."""
-    terms = of(model, store).at(moment)
+    champions = of(model, store)
+    terms = champions.at(moment)
+    warn(champions)
     if as_json:
         emit([term.to_dict() for term in terms])
         return
@@ -233,9 +235,8 @@ def of(model: str, store: Path) -> Champions:
 
 def warn(champions: Champions) -> None:
     """Say what does not agree with the ledger."""
-    for text in (champions.unfinished(), champions.moved_outside()):
-        if text:
-            say(text)
+    for text in champions.disagreements():
+        say(text)
 
 
 def say(text: str) -> None:

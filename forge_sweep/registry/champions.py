@@ -133,7 +133,7 @@ class Champions:
         """Who was champion when, the oldest first."""
         held = [change for change in self.history() if change.holds and change.done]
         begins = [datetime.fromisoformat(change.done) for change in held]
-        ends = [*begins[1:], None]
+        ends = [*begins[1:], None][: len(begins)]
         return tuple(Term(c.to, since, until, c) for c, since, until in zip(held, begins, ends, strict=True))
 
     def at(self, moment: str) -> tuple[Term, ...]:
@@ -184,6 +184,10 @@ class Champions:
             return None
         return f"change {last.number} ({last.action} {shown(last.to)}) is not complete: the next change completes it"
 
+    def disagreements(self) -> tuple[str, ...]:
+        """What does not agree with the ledger, or waits to be completed; changes nothing."""
+        return tuple(text for text in (self.unfinished(), self.moved_outside()) if text)
+
     def seen(self) -> Change | None:
         """The last change, for `change` to be compared with."""
         return self._last()
@@ -215,8 +219,7 @@ class Champions:
         Raises:
             GateRefused: another process was first; nothing was changed.
         """
-        if len(reason) > REASON_LENGTH:
-            raise InputError(f"the reason has {len(reason)} characters; expected at most {REASON_LENGTH}")
+        refuse_long(reason)
         number, unique = (0 if seen is None else seen.number) + 1, secrets.token_hex(6)
         when = _now()
         path = f"promotions/{when[:19].replace(':', '')}-{unique}.jsonl"
@@ -293,6 +296,14 @@ class Champions:
         return GateRefused(f"{shown(to)} of {self.name} was not promoted; nothing was changed", [finding])
 
 
+def refuse_long(reason: str) -> None:
+    """Raise InputError for a reason that has no room in the ledger."""
+    if len(reason) > REASON_LENGTH:
+        raise InputError(
+            f"the reason has {len(reason)} characters; expected at most {REASON_LENGTH}", hint="give a shorter one"
+        )
+
+
 def shown(version: str | None) -> str:
     """A version for people."""
     return "none" if version is None else f"version {version}"
@@ -310,12 +321,12 @@ def _span(moment: str) -> tuple[datetime, datetime]:
             since = datetime.combine(date.fromisoformat(moment), time(), UTC)
             return since, since + timedelta(days=1) - timedelta(microseconds=1)
         found = datetime.fromisoformat(moment)
-    except ValueError:
+        found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise InputError(
             f"{moment!r} is no date; expected 2026-05-01 (UTC), or 2026-05-01T12:00+02:00",
             hint="give a day, or a moment with its zone",
         ) from None
-    found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
     return found, found
 
 

@@ -268,7 +268,7 @@ def against_champion(
     """It beats the champion by more than noise, and is worse than it nowhere."""
     uri = ground.candidate.version.uri
     if champion is None and not why:
-        seen = "there is no champion: this is the first promotion"
+        seen = "there is no champion to compare with"
         return [passed("beats-champion", uri, seen, "better than the champion"), *calibrated(ground, None, unseen)], {}
     try:
         if champion is None:

@@ -12,7 +12,7 @@ from forge_sweep.checks.findings import Finding, errors
 from forge_sweep.errors import BundleError, GateRefused, InputError
 from forge_sweep.registry import champions as names
 from forge_sweep.registry.candidate import Candidate, Terms, opened
-from forge_sweep.registry.champions import Champions, Change
+from forge_sweep.registry.champions import Champions, Change, refuse_long
 from forge_sweep.registry.contest import Contest, contest
 from forge_sweep.registry.gates import without_test
 from forge_sweep.tracking import ModelVersion, Registry
@@ -110,10 +110,11 @@ def promote(
         InputError: there is no such version, or it is the champion.
         TrackingDown: the store cannot be reached.
     """
+    refuse_long(force or reason)
     registry = Registry(store)
     wanted = registry.version(model, version)
     champions = Champions(registry, model)
-    for text in () if dry_run else champions.settle():
+    for text in champions.disagreements() if dry_run else champions.settle():
         say(text)
     seen, aliases = champions.seen(), registry.aliases(model)
     champion = aliases.get(names.CHAMPION)
@@ -205,6 +206,7 @@ def rollback(model: str, *, store: Path, reason: str = "", say: Say = nothing) -
         GateRefused: it cannot be loaded, or another change was faster; nothing was changed.
         TrackingDown: the store cannot be reached.
     """
+    refuse_long(reason)
     registry = Registry(store)
     champions = Champions(registry, model)
     for text in champions.settle():
@@ -214,6 +216,11 @@ def rollback(model: str, *, store: Path, reason: str = "", say: Say = nothing) -
     if back is None:
         hint = f"promote another version; see `forge-sweep models history {model}`"
         raise InputError(f"{model} has no previous champion to go back to", hint=hint)
+    if back == aliases.get(names.CHAMPION):
+        hint = f"promote the version that you want; see `forge-sweep models history {model}`"
+        raise InputError(
+            f"version {back} of {model} is the champion and `previous` too: nothing to go back to", hint=hint
+        )
     refuse_unreadable(registry, registry.version(model, back))
     words = reason or "rolled back"
     return champions.change(names.ROLLBACK, back, words, previous=aliases.get(names.CHAMPION), seen=seen)
@@ -257,5 +264,4 @@ def overviews(store: Path) -> Iterator[Overview]:
     registry = Registry(store)
     for name in registry.models():
         champions = Champions(registry, name)
-        warnings = tuple(text for text in (champions.unfinished(), champions.moved_outside()) if text)
-        yield Overview(name, len(registry.versions(name)), registry.aliases(name), warnings)
+        yield Overview(name, len(registry.versions(name)), registry.aliases(name), champions.disagreements())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -103,7 +104,8 @@ def predicted(
     if absent := [name for name in keep if name not in table.column_names]:
         raise DataError(f"the file has no column {absent[0]!r}", hint="correct --keep")
     schema, task = served.transform.schema, served.bundle.task
-    frame = tables.framed(table.drop_columns(list(keep)), schema, text=text)
+    features = table.drop_columns(list(keep))
+    frame = tables.framed(tables.without_missing_words(features) if text else features, schema, text=text)
     raw = served.transform.read_frame(frame, first)
     # No rows have the types of one row.
     answer = served.answer(raw) if len(raw) else Answer(np.zeros((1, task.units)))
@@ -146,7 +148,9 @@ def csv_chunks(file: Path) -> Iterator[pa.Table]:
     with pa.input_stream(str(file), compression="detect") as stream:
         names = csv.open_csv(stream, read_options=options, parse_options=parse).schema.names
     with pa.input_stream(str(file), compression="detect") as stream:
-        reader = csv.open_csv(stream, read_options=options, parse_options=parse, convert_options=tables.as_text(names))
+        reader = csv.open_csv(
+            stream, read_options=options, parse_options=parse, convert_options=tables.as_it_stands(names)
+        )
         yield pa.Table.from_batches([], reader.schema)
         for batch in reader:
             yield pa.Table.from_batches([batch])
@@ -170,8 +174,12 @@ def writing(output: Path | None) -> Iterator[Write]:
     if output is None:
         yield csv_to(sys.stdout)
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
+    partial = output.with_name(f".{output.name}.{secrets.token_hex(4)}.partial")  # two that write one file at once
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch(exist_ok=False)
+    except OSError as error:
+        raise InputError(f"{output} cannot be written: {error.strerror}", hint="give another --output") from error
     try:
         with WRITERS[kind_of(output, WRITERS)](partial) as write:
             yield write
@@ -252,6 +260,10 @@ def refuse_kinds(file: Path, output: Path | None) -> None:
             raise InputError(f"{path} is of no known kind; expected {', '.join(kinds)}", hint="name it otherwise")
     if not file.is_file():
         raise InputError(f"{file} does not exist or is no file", hint="give a file of raw rows")
+    if output is not None and output.is_dir():
+        raise InputError(f"{output} is a folder; expected a file to write", hint="give another --output")
+    if output is not None and output.exists() and output.samefile(file):
+        raise InputError(f"{output} is the file of raw rows itself, which would be lost", hint="give another --output")
 
 
 def refuse_keep(served: Served, keep: Sequence[str]) -> None:

@@ -27,6 +27,9 @@ LINGER_S = 0.5
 SWITCH_S = 0.0005
 """Python's own 5 ms would keep the thread of the model waiting for the thread of the connections."""
 
+BACKLOG = 2048
+"""Connections that wait to be taken; uvicorn's own."""
+
 
 def serve(reference: str, settings: Settings, *, echo: Callable[[str], None]) -> None:
     """Serve a model until SIGTERM or SIGINT.
@@ -51,6 +54,7 @@ def serve(reference: str, settings: Settings, *, echo: Callable[[str], None]) ->
         if key is None and settings.host not in LOOPBACK:
             echo(f"anybody who reaches {settings.host} may ask: FORGE_SWEEP_API_KEY is not set")
         service = Service(reference, served, settings)
+        listen(listener, settings)
         host, port = listener.getsockname()[:2]
         echo(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}")
         run(service, build(service, key), listener)
@@ -64,9 +68,22 @@ def bound(settings: Settings) -> socket.socket:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
     except OSError as error:
-        where = f"{settings.host}:{settings.port}"
-        raise InputError(f"cannot listen on {where}: {error.strerror}", hint="give another --host or --port") from error
+        raise taken(settings, error) from error
     return found
+
+
+def listen(listener: socket.socket, settings: Settings) -> None:
+    """From here on callers are welcome. Of two servers that were bound to a port at once, the slower one ends here."""
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise taken(settings, error) from error
+
+
+def taken(settings: Settings, error: OSError) -> InputError:
+    """The refusal of an address."""
+    where = f"{settings.host}:{settings.port}"
+    return InputError(f"cannot listen on {where}: {error.strerror}", hint="give another --host or --port")
 
 
 def run(service: Service, gate: Gate, listener: socket.socket) -> None:

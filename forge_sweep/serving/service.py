@@ -62,6 +62,7 @@ class Service:
         )
         self.answers = Answers(served)
         self.swap = Swap()
+        self._pause_s, self._again_at = settings.poll_s, 0.0
         self.draining = False
         self.metrics.watch(self)
 
@@ -91,12 +92,9 @@ class Service:
 
     async def follow(self) -> None:
         """Look where the alias points, for ever, and take the version into service that it means."""
-        pause = self.settings.poll_s
         while self.served.located.alias:
-            await asyncio.sleep(pause)
+            await asyncio.sleep(self.settings.poll_s)
             await self.look()
-            again = min(2 * pause, LONGEST_PAUSE_S)
-            pause = max(again, self.settings.poll_s) if self.swap.failed is not None else self.settings.poll_s
 
     async def look(self) -> None:
         """Look once. Whatever goes wrong, the version in service stays."""
@@ -111,7 +109,7 @@ class Service:
         self.swap = Swap(time.time(), "", self.swap.failed, self.swap.failed_why)
         if located.version == self.served.located.version:
             self.swap = Swap(time.time())
-        else:
+        elif located.version != self.swap.failed or time.monotonic() >= self._again_at:
             await self._take(located)
 
     async def _take(self, located: Located) -> None:
@@ -120,6 +118,9 @@ class Service:
             answers = await asyncio.to_thread(self._prepare, located)
         except Exception as error:
             self.metrics.swaps.labels("failed").inc()
+            known = located.version == self.swap.failed  # the same one is tried again ever later
+            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) if known else self.settings.poll_s
+            self._again_at = time.monotonic() + self._pause_s
             self.swap = Swap(time.time(), "", located.version, words(error))
             logger.error("version %s cannot be served, %s stays: %s", located.version, self.served.label, words(error))
             return

@@ -35,6 +35,26 @@ def as_text(names: list[str]) -> csv.ConvertOptions:
     )
 
 
+def as_it_stands(names: list[str]) -> csv.ConvertOptions:
+    """Every column as text; only an empty field is a missing value."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    return csv.ConvertOptions(
+        null_values=[""], strings_can_be_null=True, column_types=dict.fromkeys(names, pa.string())
+    )
+
+
+def without_missing_words(table: pa.Table) -> pa.Table:
+    """Text columns in which the words for a missing value are missing values."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    words, nothing = pa.array(MISSING_WORDS, pa.string()), pa.scalar(None, pa.string())
+    columns = [compute.if_else(compute.is_in(column, value_set=words), nothing, column) for column in table.columns]
+    return pa.table(columns, names=table.column_names)
+
+
 def read_csv(body: bytes, names: list[str]) -> pa.Table:
     """A CSV file with a header, in UTF-8.
 
