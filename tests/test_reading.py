@@ -137,13 +137,11 @@ def test_ids_that_differ_only_in_spelling_stay_apart(tmp_path: Path) -> None:
     """007 and 7 are two patients, and 1e3 and 1000 two keys."""
     patients = [("007", "7", "8", "9")[i // 2 % 4] for i in range(N)]
     name = write(tmp_path, "t.csv", table(patient=patients))
-    dataset = load(
-        tmp_path, name, split={"kind": "group", "group": "patient", "train": 0.5, "valid": 0.25, "test": 0.25}
-    )
+    shares = {"train": 0.5, "valid": 0.25, "test": 0.25}
+    dataset = load(tmp_path, name, split={"kind": "group", "group": "patient", **shares})
     assert sorted(dataset.sizes.values()) == [10, 10, 20]
-    assert (
-        load(tmp_path, write(tmp_path, "k.csv", table(id=["1000", "1e3", *range(N - 2)])), key="id").sizes["test"] == 6
-    )
+    keys = write(tmp_path, "k.csv", table(id=["1000", "1e3", *map(str, range(N - 2))]))
+    assert load(tmp_path, keys, key="id").sizes["test"] == 6
 
 
 def test_a_group_called_na_is_a_group(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def _refuse_content(head: bytes, path: Path, key: str) -> None:
     for mark, name in ENCODINGS:
         if head.startswith(mark):
             refuse(f"{name} text; expected UTF-8", AS_UTF8)
-    if b"\0" in head:
+    if b"\0" in head.partition(b"\n")[0]:  # a zero byte in a text further on is that text's
         refuse("binary, or text in UTF-16 or UTF-32 without a byte order mark: it holds zero bytes", AS_UTF8)
     text = head.removeprefix(b"\xef\xbb\xbf")
     if re.match(rb"\s*<(!doctype|html|\?xml)", text, re.IGNORECASE):
