@@ -9,7 +9,7 @@ import datetime
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def run(
     """
     require_packages(experiment)
     workers.require_packages(experiment.workers)
-    training.select_backend(experiment.backend)
+    training.select_backend(experiment.backend, experiment.deterministic)
     if store.exists() and not store.is_dir():
         raise InputError(f"the store {store} is a file", hint="give a folder: --store mlruns")
     default_uri(store)  # an address that cannot be right is refused before anything begins
@@ -228,7 +228,7 @@ def check(experiment: Experiment, *, watch: Watch = ignore) -> tuple[Finding, ..
     """
     require_packages(experiment)
     workers.require_packages(experiment.workers)
-    training.select_backend(experiment.backend)
+    training.select_backend(experiment.backend, experiment.deterministic)
     refuse_gpu_budget(experiment, environment.capture(experiment.root, experiment.backend))
     dataset = load_data(experiment, watch)
     audit = inspect(experiment, dataset, watch)
@@ -244,7 +244,7 @@ def stop_between(stopping: Callable[[], bool]) -> None:
 def capture_environment(experiment: Experiment, watch: Watch) -> Environment:
     """Machine, packages, image and commit; what could not be found out is said."""
     here = environment.capture(experiment.root, experiment.backend)
-    for text in here.warnings():
+    for text in filter(None, (*here.warnings(), environment.ignored_settings())):
         watch(Event("message", {"text": text, "severity": "warning"}))
     return here
 
@@ -389,13 +389,23 @@ def record_environment(context: Context, parent: Run) -> None:
     now = flatten(context.environment.to_dict())
     if known:
         before = max(known.values(), key=lambda one: float(one["since"]))["values"]
-        paths = sorted(path for path in {*before, *now} if before.get(path) != now.get(path) and path != "git_diff")
-        changed = [f"{path}: {before.get(path)} -> {now.get(path)}" for path in paths] or ["the uncommitted changes"]
+        changed = list(changes(before, now))
         more = f" and {len(changed) - 10} more" if len(changed) > 10 else ""
         text = f"the environment changed since the last start; numbers may differ: {'; '.join(changed[:10])}{more}"
-        context.tell("message", text=text, severity="warning")
+        if changed:
+            context.tell("message", text=text, severity="warning")
     values = {path: value for path, value in now.items() if path != "git_diff"}
     context.study.note(key, {"since": time.time(), "values": values})
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """What differs between two environments; what an older version did not record is not compared."""
+    recorded = {path.partition(".")[0] for path in before}
+    known = {path for path in {*before, *now} if path.partition(".")[0] in recorded and path != "git_diff"}
+    paths = sorted(path for path in known if before.get(path) != now.get(path))
+    yield from (f"{path}: {before.get(path)} -> {now.get(path)}" for path in paths)
+    if not paths and {path.partition(".")[0] for path in now} <= {*recorded, "git_diff"}:
+        yield "the uncommitted changes"
 
 
 def link(context: Context) -> str:
