@@ -67,7 +67,7 @@ def test_every_epoch_is_reported_once_with_exact_metrics(cancer):
     result = training.fit(model, task, data, spec(), lambda epoch, logs: seen.append((epoch, logs)))
     assert [epoch for epoch, _ in seen] == [0, 1, 2]
     assert tuple(logs for _, logs in seen) == result.history
-    assert {"loss", "val_loss", "val_auc", "val_pr_auc", "val_brier", "learning_rate"} <= set(seen[0][1])
+    assert {"loss", "val_loss", "val_auc", "val_pr_auc", "val_brier", "lr"} <= set(seen[0][1])
     assert result.state == "finished"
     assert result.history[result.best_epoch]["val_auc"] == objective(task, data, model)
 
@@ -255,7 +255,7 @@ def test_an_epoch_that_ends_training_anyway_is_reported_but_not_pruned(cancer):
 
     stopped = training.fit(model, task, data, spec(epochs=30, patience=2), prune_late)
     assert stopped.best_epoch == 0
-    assert any(event.startswith("early stop after epoch 2") for event in stopped.events)
+    assert any(event.startswith("early stop after epoch 3") for event in stopped.events)
     last = training.fit(build(task, data), task, data, spec(epochs=3, patience=9), prune_late)
     assert seen == [0, 1, 2, 0, 1, 2]
     assert (stopped.state, last.state) == ("finished", "finished")

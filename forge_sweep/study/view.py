@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from forge_sweep.experiment import Params
-from forge_sweep.study.cost import Over, Progress, Spent, StateCost, TrialCost, by_state, over, union_s
+from forge_sweep.study.cost import PHASES, Over, Progress, Spent, StateCost, TrialCost, by_state, over, union_s
 
 if TYPE_CHECKING:
     import optuna
@@ -41,6 +41,9 @@ NOTE = "forge.note."
 SESSION = "search:"
 """Of the notes in which each command keeps when it searched, and for how long."""
 
+PHASES_NOTE = "phases:"
+"""Of the notes in which each command that carried the sweep keeps how long its phases took."""
+
 STREAK = 3
 """Failures of one kind with one cause, one after the other, that say the sweep itself is broken."""
 
@@ -65,7 +68,8 @@ class TrialRow:
         failure: failure class of a failed trial, else "".
         cause: its cause in one line, else "".
         epochs: completed epochs reported so far.
-        seconds: wall clock of the last attempt; None until it ends.
+        seconds: wall clock of all attempts, from Optuna's clock of the last one where no cost was kept; None where
+            nothing is known.
         cost: what all attempts took; None for an imported trial, and for one that has not cost a few seconds yet.
         attrs: what the sweep gave to `Study.tell`.
         attempt: 1, or more where a worker was lost.
@@ -199,6 +203,16 @@ class StudyView:
         """Seconds in which at least one command searched, as far as they have told."""
         return union_s(self.notes(SESSION).values())
 
+    def phases(self) -> dict[str, float]:
+        """Seconds of each phase of the sweep, over all commands that carried it; see `cost.PHASES`.
+
+        Empty for a study of an older version. Unlike `wall_s` it does not count what processes do that joined.
+        """
+        notes = list(self.notes(PHASES_NOTE).values())
+        names = [*PHASES, *sorted({name for note in notes for name in note} - set(PHASES))]
+        sums = {name: sum(note.get(name, 0.0) for note in notes) for name in names}
+        return {name: round(seconds, 3) for name, seconds in sums.items() if seconds}
+
     def ended_by(self) -> Over | None:
         """The budget that ended the search before its ``n_trials``; None where none did."""
         return None if self.n_done >= self.n_trials else self.over()
@@ -273,6 +287,7 @@ def _drawn(plot: Callable[..., Figure], study: optuna.Study, metric: str) -> Fig
 def _row(trial: FrozenTrial) -> TrialRow:
     attrs = trial.user_attrs
     state = _state(trial)
+    cost = TrialCost.of(attrs[COST]) if COST in attrs else None
     return TrialRow(
         number=trial.number,
         state=state,
@@ -281,11 +296,11 @@ def _row(trial: FrozenTrial) -> TrialRow:
         failure=attrs.get(FAILURE, "") if state == "failed" else "",
         cause=attrs.get(CAUSE, "") if state == "failed" else "",
         epochs=trial.last_step or 0,
-        seconds=_seconds(trial.datetime_start, trial.datetime_complete),
+        seconds=_seconds(trial.datetime_start, trial.datetime_complete) if cost is None else cost.total.seconds,
         attrs={key: value for key, value in attrs.items() if not key.startswith(PREFIX)},
         attempt=attrs.get(ATTEMPT, 1),
         imported=attrs.get(IMPORTED, ""),
-        cost=TrialCost.of(attrs[COST]) if COST in attrs else None,
+        cost=cost,
     )
 
 
