@@ -68,10 +68,13 @@ to be trained again.{% if over %} The search ended early: {{ over.text }}.{% end
 <p class="muted">Of the commands that carried the sweep, from start to end, summed over interruptions. At least one
 process searched for {{ span(study.wall_s()) }}, those that joined included.</p>
 <table><tr><th>phase</th><th>seconds</th></tr>
-{% for name, seconds in phases.items() %}<tr><td>{{ phase_names.get(name, name) }}</td><td>{{ tenths(seconds) }}</td></tr>
+{% for name, seconds in phases.items() %}<tr><td>{{ phase_names.get(name, name) }}</td>
+<td>{{ tenths(seconds) }}</td></tr>
 {% endfor %}<tr><th>all</th><th>{{ tenths(phases.values() | sum) }}</th></tr></table>
 {% elif states %}<p class="muted">The search took {{ tenths(study.wall_s()) }} s.</p>{% endif %}
 {% for name, plot in plots.items() %}<h2>{{ name }}</h2>{{ plot }}{% endfor %}
+{% if rows and "Importance of the hyperparameters" not in plots %}<p class="muted">The importance of the hyperparameters
+is not estimated from fewer than ten finished trials that differ.</p>{% endif %}
 <p class="muted">forge-sweep {{ version }}</p>
 </body>
 </html>
@@ -82,6 +85,7 @@ COSTS = ("seconds", "CPU s", "GPU s", "lost s")
 
 TITLES = {
     "history": "History",
+    "epochs": "Curves of the objective",
     "importances": "Importance of the hyperparameters",
     "parallel_coordinate": "Parallel coordinates",
     "slice": "Slices",

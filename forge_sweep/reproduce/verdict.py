@@ -27,7 +27,7 @@ class Verdict:
         metrics_off: difference of each validation metric at the best epoch, this time less recorded.
         scores_off: largest difference of a prediction on the validation rows, in proportion to the largest above 1;
             None where no model was kept.
-        first_epoch: the first epoch, counted from 1, whose metrics are not the same to the last bit; None where all are.
+        first_epoch: the first epoch, from 1, whose metrics are not the same to the last bit; None where all are.
     """
 
     word: Literal["exact", "within tolerance", "different"]
@@ -66,7 +66,7 @@ def recorded_metrics(record: Record, plan: Plan) -> dict[str, float]:
     """Validation metrics at the best epoch, as logged; of a baseline there is one value each."""
     if plan.baseline:
         return {name: value for name, value in record.metrics.items() if name.startswith("val_")}
-    best = record.best_epoch
+    best = -1 if record.best_epoch is None else record.best_epoch
     return {name: curve[best] for name, curve in record.curves.items() if name.startswith("val_") and best in curve}
 
 

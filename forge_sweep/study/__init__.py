@@ -6,6 +6,7 @@
 | `study` | the worker's side: hold or join, requeue, ask, report, tell |
 | `shared` | how a trial changes hands |
 | `view` | the reader's side: rows, best, notes, figures; needs no experiment |
+| `figures` | plots of a study; imported only when they are drawn |
 | `cost` | what trials cost, and whether a budget is over: plain values |
 | `space` | from `Dimension` to Optuna's distributions and suggestions |
 | `samplers`, `pruners` | Optuna's, made deterministic and explicit; imported only when a study is opened |

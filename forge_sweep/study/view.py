@@ -5,8 +5,7 @@ from __future__ import annotations
 import datetime
 import heapq
 import math
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -244,24 +243,13 @@ class StudyView:
         return max(ends, key=lambda note: float(note["ended"]), default=None)
 
     def figures(self) -> dict[str, Figure]:
-        """Optuna's figures, by name: ``history``, ``importances``, ``parallel_coordinate``, ``slice``.
+        """Figures by name: ``history``, ``epochs``, ``importances``, ``parallel_coordinate``, ``slice``; see `draw`.
 
-        A figure that the finished trials do not allow yet is left out: all of them need one, all but the history need
-        two and a searched hyperparameter.
+        One that the trials do not allow yet is left out: importances need ten finished ones.
         """
-        from optuna import visualization
+        from forge_sweep.study.figures import draw
 
-        finished = [trial for trial in self._study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
-        metric = self.resolved["objective"]["metric"]
-        possible: dict[str, Callable[..., Figure]] = {}
-        if finished:
-            possible["history"] = visualization.plot_optimization_history
-        if len(finished) > 1 and any(len(d) for d in (trial.distributions for trial in finished)):
-            possible["importances"] = visualization.plot_param_importances
-            possible["parallel_coordinate"] = visualization.plot_parallel_coordinate
-            possible["slice"] = visualization.plot_slice
-        drawn = {name: _drawn(plot, self._study, metric) for name, plot in possible.items()}
-        return {name: figure for name, figure in drawn.items() if figure is not None}
+        return draw(self._study, self.rows(), self.resolved["objective"]["metric"])
 
     def figures_html(self) -> dict[str, str]:
         """The same as parts of an HTML page; the first one carries the plotting library (5 MB) for all."""
@@ -272,16 +260,6 @@ class StudyView:
 
     def _own_trials(self) -> list[FrozenTrial]:
         return [trial for trial in self._study.get_trials(deepcopy=False) if IMPORTED not in trial.user_attrs]
-
-
-def _drawn(plot: Callable[..., Figure], study: optuna.Study, metric: str) -> Figure | None:
-    """A figure, or None where the trials are too alike to tell one hyperparameter's importance from another's."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Target and region quantiles", category=UserWarning)
-        try:
-            return plot(study, target_name=metric)
-        except UserWarning:
-            return None
 
 
 def _row(trial: FrozenTrial) -> TrialRow:

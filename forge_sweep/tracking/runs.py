@@ -51,7 +51,7 @@ class Run:
         return self._find(self.key)
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Add one point to each curve, at the step ``epoch``; written a few seconds later at most, with `flush` or with `finish`.
+        """Add one point to each curve, at the step ``epoch``; written seconds later at most, with `flush` or `finish`.
 
         An epoch that the run has already keeps its point; values that are not finite are left out.
         """

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from forge_sweep.training.epoch import CompiledEpoch
 
 OnEpoch = Callable[[int, dict[str, float]], bool]
-"""Called after each epoch with its number and its logs (``loss``, ``val_loss``, ``val_auc``, ..., and the learning rate as ``lr``);
-True stops the trial as pruned, unless this epoch was its last one anyway."""
+"""Called after each epoch with its number, from 0, and its logs (``loss``, ``val_loss``, ``val_auc``, ..., and the
+learning rate as ``lr``); True stops the trial as pruned, unless this epoch was its last one anyway."""
 
 
 OnResume = Callable[[int], None]
@@ -249,7 +249,9 @@ def _callbacks(
     mode = "max" if spec.direction == "maximize" else "min"
     stopper = EarlyStopping(spec.monitor, patience=spec.patience, mode=mode, restore_best_weights=True)
     deadline = [] if spec.deadline_s is None else [Deadline(began, spec.deadline_s, course)]
-    rememberers = {"stopper": (stopper, ("best", "best_epoch", "wait", "stopped_epoch"))}
+    rememberers: dict[str, tuple[Any, tuple[str, ...]]] = {
+        "stopper": (stopper, ("best", "best_epoch", "wait", "stopped_epoch"))
+    }
     first = [Evaluate(validate, course), *deadline, stopper]
     if spec.schedule == "plateau":
         reducer = ReduceLROnPlateau(
