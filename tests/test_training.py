@@ -132,7 +132,18 @@ def test_the_learning_rate_is_halved_before_early_stopping(cancer):
     model = build(task, data, learning_rate=1e-5)
     constant = spec(epochs=6, patience=4, monitor="val_recall")
     result = training.fit(model, task, data, constant, go_on)
-    assert any("learning rate 1e-05 -> 5e-06" in event for event in result.events)
+    assert any("learning rate 1e-05 -> 5e-06 after epoch" in event for event in result.events)
+    assert result.history[0]["lr"] == pytest.approx(1e-5)
+    assert all("learning_rate" not in row for row in result.history)
+
+
+def test_without_a_schedule_the_learning_rate_stays_as_it_is(cancer):
+    task, data = cancer
+    model = build(task, data, learning_rate=1e-5)
+    constant = spec(epochs=6, patience=4, monitor="val_recall", schedule="none")
+    result = training.fit(model, task, data, constant, go_on)
+    assert {row["lr"] for row in result.history} == {result.history[0]["lr"]}
+    assert not any("learning rate" in event for event in result.events)
 
 
 def test_a_pruned_fit_ends_cleanly_with_its_best_weights(cancer):

@@ -253,6 +253,8 @@ def check(experiment: Experiment, *, watch: Watch = ignore) -> tuple[Finding, ..
     workers.require_packages(experiment.workers)
     training.select_backend(experiment.backend, experiment.deterministic)
     refuse_gpu_budget(experiment, environment.capture(experiment.root, experiment.backend))
+    if text := environment.ignored_settings():
+        watch(Event("message", {"text": text, "severity": "warning"}))
     dataset = load_data(experiment, watch)
     audit = inspect(experiment, dataset, watch)
     return (*audit.findings, *try_models(experiment, dataset, watch))
