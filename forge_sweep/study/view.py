@@ -208,9 +208,9 @@ class StudyView:
         Empty for a study of an older version. Unlike `wall_s` it does not count what processes do that joined.
         """
         notes = list(self.notes(PHASES_NOTE).values())
-        names = [*PHASES, *sorted({name for note in notes for name in note} - set(PHASES))]
-        sums = {name: sum(note.get(name, 0.0) for note in notes) for name in names}
-        return {name: round(seconds, 3) for name, seconds in sums.items() if seconds}
+        known = {name for note in notes for name in note}
+        names = [*(name for name in PHASES if name in known), *sorted(known - set(PHASES))]
+        return {name: round(sum(note.get(name, 0.0) for note in notes), 3) for name in names}
 
     def ended_by(self) -> Over | None:
         """The budget that ended the search before its ``n_trials``; None where none did."""
