@@ -206,7 +206,7 @@ def test_the_live_table_counts_what_earlier_processes_did_and_shows_what_runs_no
     trials = {"name": "trials", "total": 10, "done": 4, "states": states, "best": 0.9, "baselines": {"xgboost": 0.85}}
     table.watch(Event("phase", trials))
     table.watch(Event("trial_started", {"number": 4, "params": {}}))
-    table.watch(Event("epoch", {"number": 4, "epoch": 1, "metrics": {"loss": 0.5, "val_loss": 0.6}}))
+    table.watch(Event("epoch", {"number": 4, "epoch": 2, "metrics": {"loss": 0.5, "val_loss": 0.6}}))
     failed = {"number": 4, "state": "failed", "value": None, "best": 0.9, "failure": "diverged", "cause": "loss is nan"}
     table.watch(Event("trial_done", failed))
     console.print(table)
