@@ -194,7 +194,8 @@ def test_report_is_one_self_contained_html_file(store: Path, tmp_path: Path) -> 
     path = tmp_path / "report.html"
     invoke("report", "surface", "--store", str(store), "-o", str(path))
     html = path.read_text(encoding="utf-8")
-    assert "models:/surface/1" in html and "Plotly.newPlot" in html and "Importance of the hyperparameters" in html
+    assert "models:/surface/1" in html and "Plotly.newPlot" in html and "Slices" in html
+    assert "is not estimated from fewer than ten finished trials" in html
     assert 'src="http' not in html and "<link" not in html
 
 
