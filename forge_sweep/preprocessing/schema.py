@@ -248,7 +248,7 @@ def _code(value: Any, exact: int | None = None) -> Any:
     """
     if not _is_number(value):
         return value
-    if isinstance(value, float | np.floating) and abs(value) >= (exact or _exact(type(value))):
+    if isinstance(value, float | np.floating) and abs(float(value)) >= (exact or _exact(type(value))):
         return value
     try:
         return str(int(value)) if value == int(value) else value

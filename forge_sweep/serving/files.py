@@ -20,6 +20,8 @@ from forge_sweep.preprocessing import RowsRefused
 from forge_sweep.serving import tables
 from forge_sweep.serving.served import Answer, Served
 from forge_sweep.serving.window import Window
+from forge_sweep.task import Task
+from forge_sweep.task.task import free_name
 from forge_sweep.tracking import fetched, locate
 
 if TYPE_CHECKING:
@@ -118,7 +120,8 @@ def predicted(
         codes.append(warning["code"])
         texts[row] += f"{'; ' if texts[row] else ''}{name}: {warning['seen']}, expected {warning['expected']}"
     found = task.predictions(answer.scores, served.bundle.threshold)
-    values = pa.Table.from_pandas(found.assign(**{WARNINGS: texts}), preserve_index=False)[: len(raw)]
+    found[warnings_column(task)] = texts
+    values = pa.Table.from_pandas(found, preserve_index=False)[: len(raw)]
     names = [*keep, *values.column_names]
     return pa.table([*(table[name] for name in keep), *values.columns], names=names), codes
 
@@ -266,10 +269,19 @@ def refuse_kinds(file: Path, output: Path | None) -> None:
         raise InputError(f"{output} is the file of raw rows itself, which would be lost", hint="give another --output")
 
 
+def warnings_column(task: Task) -> str:
+    """Where the warnings of a row are written: ``warnings``, or ``row_warnings`` where that is what is predicted."""
+    scores, labels = task.columns()
+    return free_name(WARNINGS, (*scores, *labels), "row_")
+
+
 def refuse_keep(served: Served, keep: Sequence[str]) -> None:
     """Raise InputError for a column that cannot be carried over."""
     task, schema = served.bundle.task, served.bundle.preprocessor.schema
-    written = [*task.predictions(np.empty((0, task.units))).columns, WARNINGS]
+    scores, labels = task.columns()
+    written = {*scores, *labels, warnings_column(task)}
+    if twice := [name for name, count in Counter(keep).items() if count > 1]:
+        raise InputError(f"--keep {twice[0]} is given {Counter(keep)[twice[0]]} times", hint="give it once")
     for name in keep:
         if name in schema.names:
             raise InputError(f"--keep {name}: the column is a feature of {served.label}", hint="take it out of --keep")

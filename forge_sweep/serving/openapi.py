@@ -93,11 +93,11 @@ def prediction_schema(task: Task) -> dict[str, Any]:
         properties = {"values": fixed({str(name): {"type": "number"} for name in task.targets})}
     else:
         share = {"type": "number", "minimum": 0, "maximum": 1}
-        properties = {"probabilities": fixed({str(name): share for name in task.classes})}
+        properties = {"probabilities": fixed(dict.fromkeys(task.class_names, share))}
     if task.kind in ("binary", "multiclass"):
         properties["label"] = {"enum": list(task.classes)}
     if task.kind == "multilabel":
-        properties["labels"] = fixed({str(name): {"enum": [0, 1]} for name in task.classes})
+        properties["labels"] = fixed({name: {"enum": [0, 1]} for name in task.class_names})
     return fixed({**properties, "warnings": warnings})
 
 

@@ -212,24 +212,31 @@ class Task:
         best = np.flatnonzero(f1[:-1] >= f1[:-1].max() - 1e-12)
         return float(middle[best[np.abs(middle[best] - DEFAULT_THRESHOLD).argmin()]])
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes as text, no two alike."""
+        names: tuple[str, ...] = ()
+        for label in self.classes:
+            names += (free_name(str(label), names, "class_"),)
+        return names
+
     def columns(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Names of the columns of `predictions` that hold scores, and of those that hold labels; no two are alike.
 
-        Where a label's own name is that of a score (targets ``rain`` and ``probability_rain``), it is put behind
-        ``label_``.
+        Where a target's own name is that of a score (targets ``rain`` and ``probability_rain``), its labels stand
+        under ``label_<target>``.
         """
         if self.kind == "regression":
             return self.targets, ()
         if self.kind == "binary":
             return ("probability",), ("label",)
-        scores = tuple(_free(f"probability_{name}", [f"probability_{one}" for one in self.classes[:i]])
-                       for i, name in enumerate(self.classes))
+        scores = tuple(f"probability_{name}" for name in self.class_names)
         if self.kind == "multiclass":
             return scores, ("label",)
         labels: tuple[str, ...] = ()
-        for name in self.classes:
-            others = {*scores, *labels} | ({*self.classes} - {name} if name in scores else set())
-            labels += (_free(name, others, "label_"),)
+        for name in self.targets:
+            taken = {*scores, *labels} | ({*self.targets} if name in scores else set())
+            labels += (free_name(name, taken, "label_"),)
         return scores, labels
 
     def predictions(self, scores: np.ndarray, threshold: float = DEFAULT_THRESHOLD) -> pd.DataFrame:
@@ -267,8 +274,8 @@ class Task:
         return cls(**fields)
 
 
-def _free(name: str, taken: Collection[str], prefix: str = "class_") -> str:
-    """The name, behind the prefix as often as it takes until no other column has it."""
+def free_name(name: str, taken: Collection[str], prefix: str) -> str:
+    """The name, behind the prefix as often as it takes until it is not taken."""
     while name in taken:
         name = prefix + name
     return name
