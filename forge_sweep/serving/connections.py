@@ -55,12 +55,13 @@ class Connection(HttpToolsProtocol):
             self._wait(HEAD_S, self._head_late)
         start = 0
         while start < len(data) and not self.transport.is_closing():
-            piece = data[start : start + HEAD_BYTES + 1 - self._idle_bytes]
+            if self._idle_bytes >= HEAD_BYTES:
+                self._refuse(431, "head", f"more than {HEAD_BYTES} bytes of request line, headers or trailers")
+                return
+            piece = data[start : start + HEAD_BYTES - self._idle_bytes]
             start += len(piece)
             self._idle_bytes += len(piece)
             super().data_received(piece)
-            if self._idle_bytes > HEAD_BYTES and not self.transport.is_closing():
-                self._refuse(431, "head", f"more than {HEAD_BYTES} bytes of request line, headers or trailers")
 
     def on_headers_complete(self) -> None:
         """The request is known; the rest of it has the bounds of its path."""

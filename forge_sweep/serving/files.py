@@ -50,11 +50,11 @@ class Predicted:
 
 
 def predict_file(
-    reference: str,
-    file: Path,
-    output: Path | None,
+    reference: str | Path,
+    file: Path | str,
+    output: Path | str | None,
     *,
-    store: Path,
+    store: Path | str,
     keep: Sequence[str] = (),
     ignore_extra: bool = False,
 ) -> Predicted:
@@ -72,6 +72,7 @@ def predict_file(
         InputError: a file is of no known kind, a row does not fit (by its number, from 0), or there is no such model.
         BundleError: the model is damaged, or gives other golden scores than when it was saved.
     """
+    file, store, output = Path(file), Path(store), None if output is None else Path(output)
     refuse_kinds(file, output)
     located = locate(reference, store)
     with fetched(located, store) as folder:

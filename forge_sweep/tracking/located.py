@@ -47,7 +47,7 @@ class Located:
         return f"models:/{self.name}/{self.version}" if self.folder is None else str(self.folder)
 
 
-def locate(reference: str, store: Path) -> Located:
+def locate(reference: str | Path, store: Path | str) -> Located:
     """Look a model up; reads names only, a few milliseconds on a database.
 
     Args:
@@ -60,6 +60,7 @@ def locate(reference: str, store: Path) -> Located:
     """
     if Path(reference).is_dir():
         return of_folder(Path(reference))
+    reference, store = str(reference), Path(store)
     found = REFERENCE.fullmatch(reference)
     if found is None:
         raise InputError(
