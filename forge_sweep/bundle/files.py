@@ -26,6 +26,7 @@ def replace_whole(folder: Path, write: Callable[[Path], None]) -> None:
     Raises:
         BundleError: something that is not a bundle stands at ``folder``; saving never deletes anything else.
     """
+    folder = folder.resolve()  # a link stays, and what it leads to is replaced
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise BundleError(f"{folder} exists and is not a bundle", hint="save to a folder that does not exist yet")
     folder.parent.mkdir(parents=True, exist_ok=True)

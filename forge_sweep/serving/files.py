@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import sys
 from collections import Counter
@@ -178,12 +179,15 @@ def writing(output: Path | None) -> Iterator[Write]:
     if output is None:
         yield csv_to(sys.stdout)
         return
-    partial = output.with_name(f".{output.name}.{secrets.token_hex(4)}.partial")  # two that write one file at once
+    partial = output.with_name(f".predict.{secrets.token_hex(4)}.partial")  # two that write one file at once
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(output)  # a name that no file can have is said before anything is predicted
         partial.touch(exist_ok=False)
-    except OSError as error:
-        raise InputError(f"{output} cannot be written: {error.strerror}", hint="give another --output") from error
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"{output} cannot be written: {why}", hint="give another --output") from error
     try:
         with WRITERS[kind_of(output, WRITERS)](partial) as write:
             yield write
@@ -262,11 +266,11 @@ def refuse_kinds(file: Path, output: Path | None) -> None:
     for path, kinds in ((file, READ), (output, tuple(WRITERS))):
         if path is not None and not kind_of(path, kinds):
             raise InputError(f"{path} is of no known kind; expected {', '.join(kinds)}", hint="name it otherwise")
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise InputError(f"{file} does not exist or is no file", hint="give a file of raw rows")
-    if output is not None and output.is_dir():
+    if output is not None and os.path.isdir(output):
         raise InputError(f"{output} is a folder; expected a file to write", hint="give another --output")
-    if output is not None and output.exists() and output.samefile(file):
+    if output is not None and os.path.exists(output) and output.samefile(file):
         raise InputError(f"{output} is the file of raw rows itself, which would be lost", hint="give another --output")
 
 

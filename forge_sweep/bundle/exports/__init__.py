@@ -8,7 +8,9 @@ the labels.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import secrets
 import shutil
 import tempfile
@@ -134,7 +136,8 @@ def _refuse(kind: str, path: Path) -> None:
     parent = path.absolute().parent
     try:
         for taken in (path, _beside(path)):
-            if taken.is_symlink() or taken.exists():
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.lstat(taken)  # a link that leads nowhere is there too
                 raise InputError(f"{taken} exists", hint="name another output, or remove it yourself")
         if not parent.is_dir():
             raise InputError(f"there is no folder {parent}", hint="make it first")
