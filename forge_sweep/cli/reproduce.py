@@ -74,7 +74,7 @@ def export(
         bool,
         typer.Option(
             "--trust",
-            help="For bundles made in Python with a builder of your own: import its module for its custom Keras objects.",
+            help="For bundles saved from Python with an own builder: import its module and take its Keras objects.",
         ),
     ] = False,
     store: Store = MLRUNS,
