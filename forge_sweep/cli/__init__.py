@@ -351,12 +351,15 @@ def ui(
     experiment: Name,
     store: Store = MLRUNS,
     port: Annotated[int, typer.Option(help="Port of the MLflow UI; optuna-dashboard takes the next one.")] = 5000,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Print the addresses only; so it is where there is no browser.")
+    ] = False,
 ) -> None:
     """Open the MLflow UI and optuna-dashboard on an experiment's stores."""
-    from forge_sweep.ui import serve
+    from forge_sweep.ui import has_browser, serve
 
     study = find(experiment, store)
-    serve(study, store, port, echo=typer.echo)
+    serve(study, store, port, echo=typer.echo, open_browser=not no_browser and has_browser())
 
 
 models.add_to(app)

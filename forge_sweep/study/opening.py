@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -325,4 +326,8 @@ def _study(storage: Database, url: str, name: str, experiment: Experiment, store
     imported = [trial.user_attrs[PARAMS] for trial in trials if IMPORTED in trial.user_attrs]
     sampler, pruner = samplers.make(experiment, imported), pruners.make(experiment.study)
     study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
+    if study.metric_names is None:  # what optuna-dashboard calls the value
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names([experiment.objective.metric])
     return Study(study, storage, url, experiment, store)
