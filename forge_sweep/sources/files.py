@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +26,7 @@ from forge_sweep.sources.inspection import (
     refuse_large,
     refuse_swallowed,
     refuse_unreadable,
+    shown_text,
     whole_text,
     words_of,
 )
@@ -137,6 +139,12 @@ def _read_csv(path: Path, key: str, spec: DataSpec) -> Part:
     header = content[: content.find(b"\n") + 1] or content
     names = csv.open_csv(pa.BufferReader(content), csv.ReadOptions(block_size=max(1 << 20, 2 * len(header))), parse)
     names = list(names.schema.names)
+    for name in names:
+        if spec.separator in name and re.search(r"[\r\n]", name):
+            hint = "close it, and write a mark that belongs to a name twice, in quotation marks"
+            raise DataError(
+                f"{key}: {path}: a quotation mark of the header is not closed: {shown_text(name)}", hint=hint
+            )
     refuse_absent_columns(names, spec, str(path))
     kept = [position for position, name in enumerate(names) if name not in spec.drop]
 
@@ -170,7 +178,8 @@ def _read_csv(path: Path, key: str, spec: DataSpec) -> Part:
         return read([place[name]], {name: pa.large_string()}, missing).column(0)
 
     warnings: tuple[str, ...] = ()
-    lines = content.count(b"\n") + (not content.endswith(b"\n"))
+    mark = b"\n" if b"\n" in content else b"\r"
+    lines = content.count(mark) + (not content.endswith(mark))
     if lines > table.num_rows + 1:  # empty lines, texts of several lines, or rows that are lost
         everything = read(range(len(names)), dict.fromkeys(names, pa.large_binary()), [""])
         found = refuse_swallowed(

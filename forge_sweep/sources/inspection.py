@@ -266,10 +266,12 @@ def swallowed(table: pa.Table, separator: str, first: int = 0) -> tuple[str, boo
         as_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
         if not (as_bytes or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             continue
-        breaks = pc.fill_null(pc.count_substring(column, b"\n" if as_bytes else "\n"), 0)
-        for row in np.flatnonzero(np.asarray(breaks)).tolist():
+        feed, back = (b"\n", b"\r") if as_bytes else ("\n", "\r")
+        breaks = pc.or_(pc.match_substring(column, feed), pc.match_substring(column, back))
+        for row in np.flatnonzero(np.asarray(pc.fill_null(breaks, False))).tolist():
             value = column[row].as_py()
             text = value if isinstance(value, str) else value.decode("utf-8", "replace")
+            text = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")  # the end of the file, where it is one
             lines = text.split("\n")
             whole = [line for line in lines[1:-1] if line.strip()]
             alike = sum(line.count(separator) == between for line in whole)
@@ -279,7 +281,8 @@ def swallowed(table: pa.Table, separator: str, first: int = 0) -> tuple[str, boo
             )
             if len(whole) >= (2 if between > 1 else 5) and alike >= 0.9 * len(whole):
                 return words, True
-            if between > 1 and not whole and text.count(separator) == between * (len(lines) - 1) and not doubt:
+            fits = len(lines) > 1 and text.count(separator) == between * (len(lines) - 1)
+            if between > 1 and fits and alike == len(whole) and not doubt:
                 doubt = words
     return doubt, False
 
@@ -405,7 +408,8 @@ def _decimal_identity(values: pa.ChunkedArray) -> pa.ChunkedArray:
     floats = pc.cast(values, pa.float64())
     if len(set(present)) == len(pc.unique(floats).drop_null()):
         return floats
-    texts = [None if value is None else format(value.normalize(), "f") for value in values.to_pylist()]
+    # Not normalize(), which rounds to 28 digits.
+    texts = [None if value is None else re.sub(r"\.?0+$", "", format(value, "f")) for value in values.to_pylist()]
     return pa.chunked_array([pa.array(texts, pa.large_string())])
 
 
