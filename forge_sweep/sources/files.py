@@ -20,6 +20,7 @@ from forge_sweep.sources.inspection import (
     as_identity,
     exact,
     explained,
+    frame_of,
     kind_of,
     listed,
     not_utf8,
@@ -32,7 +33,6 @@ from forge_sweep.sources.inspection import (
 )
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
 
     from forge_sweep.experiment import DataSpec
@@ -77,13 +77,14 @@ class FileSource:
                 known = words.setdefault(name, {})
                 for word, count in counts.items():
                     known[word] = known.get(word, 0) + count
+        classes = () if spec.task == "regression" else spec.target
         said = [
             f"column {name!r}: {listed(words[name])}, read as missing; if it is a code, write it otherwise"
             for name in spec.categorical
             if words.get(name)
         ]
         return assemble(
-            _frame(_concatenate(tables), spec),
+            frame_of(_concatenate(tables), {*spec.categorical, *identities(spec), *classes}),
             spec,
             name=_name(spec, paths),
             source=", ".join(map(str, paths.values())),
@@ -223,29 +224,6 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     import pyarrow as pa
 
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-
-
-def _frame(table: pa.Table, spec: DataSpec) -> pd.DataFrame:
-    """The table as a frame. Whole numbers with gaps stay whole where their digits are what they are."""
-    import pandas as pd
-    import pyarrow as pa
-
-    whole = {
-        pa.int8(): pd.Int8Dtype(),
-        pa.int16(): pd.Int16Dtype(),
-        pa.int32(): pd.Int32Dtype(),
-        pa.int64(): pd.Int64Dtype(),
-        pa.uint8(): pd.UInt8Dtype(),
-        pa.uint16(): pd.UInt16Dtype(),
-        pa.uint32(): pd.UInt32Dtype(),
-        pa.uint64(): pd.UInt64Dtype(),
-    }
-    codes = {*spec.categorical, *identities(spec), *(() if spec.task == "regression" else spec.target)}
-    columns = {}
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        keep = name in codes and column.null_count > 0
-        columns[name] = column.to_pandas(date_as_object=False, types_mapper=whole.get if keep else None)
-    return pd.DataFrame(columns, copy=False)
 
 
 def decoded(table: pa.Table, path: Path, key: str) -> pa.Table:

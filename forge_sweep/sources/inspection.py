@@ -7,7 +7,7 @@ they accept and what they say of a file is decided here.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from forge_sweep.errors import DataError
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
 
 ENDINGS = (".csv", ".csv.gz", ".parquet")
@@ -426,6 +427,33 @@ def whole_numbers(texts: pa.ChunkedArray) -> pa.ChunkedArray:
             except pa.ArrowInvalid:
                 continue
     return texts
+
+
+def frame_of(table: pa.Table, whole: Collection[str]) -> pd.DataFrame:
+    """The table as a frame.
+
+    Args:
+        table: columns of different names.
+        whole: columns whose digits are what they are: whole numbers with gaps stay whole there.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    kept = {
+        pa.int8(): pd.Int8Dtype(),
+        pa.int16(): pd.Int16Dtype(),
+        pa.int32(): pd.Int32Dtype(),
+        pa.int64(): pd.Int64Dtype(),
+        pa.uint8(): pd.UInt8Dtype(),
+        pa.uint16(): pd.UInt16Dtype(),
+        pa.uint32(): pd.UInt32Dtype(),
+        pa.uint64(): pd.UInt64Dtype(),
+    }
+    columns = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        mapper = kept.get if name in whole and column.null_count else None
+        columns[name] = column.to_pandas(date_as_object=False, types_mapper=mapper)
+    return pd.DataFrame(columns, copy=False)
 
 
 def words_of(texts: Iterable[Any]) -> dict[str, int]:
