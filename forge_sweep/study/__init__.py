@@ -17,7 +17,7 @@
 from forge_sweep.study.cost import Cost, Over, Progress, Spent, StateCost, TrialCost, over, union_s
 from forge_sweep.study.opening import find_shared, find_study, join_study, open_study, require_packages, resumable
 from forge_sweep.study.shared import Requeued, Shared
-from forge_sweep.study.storage import storage_url
+from forge_sweep.study.storage import check_storage, storage_url
 from forge_sweep.study.study import Asked, Study
 from forge_sweep.study.view import COST, SESSION, FailingStreak, StudyView, TrialRow, TrialState
 
@@ -38,6 +38,7 @@ __all__ = [
     "TrialCost",
     "TrialRow",
     "TrialState",
+    "check_storage",
     "find_shared",
     "find_study",
     "join_study",
