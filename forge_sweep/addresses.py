@@ -1,4 +1,4 @@
-"""Addresses of databases: made of paths, taken apart again, and what can be said of an SQLite file before it is used."""
+"""Addresses of databases, made of paths and taken apart; what can be said of an SQLite file before it is used."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ def variable(name: str) -> str:
 def sqlite_url(path: Path) -> str:
     """SQLAlchemy's URL of an SQLite file: ``?``, ``#`` and ``%`` would mean something in it and are quoted.
 
+    A quoted one names the driver too: MLflow makes the folder of what follows ``sqlite:///``, quoted as it stands.
+
     Raises:
         InputError: the path is no text, which databases and MLflow need.
     """
     try:
-        return f"sqlite:///{quote(str(path))}"
+        quoted = quote(str(path))
     except UnicodeEncodeError:
         shown = os.fsencode(path).decode(errors="backslashreplace")
         raise InputError(f"the path {shown} is not UTF-8", hint="rename the folder, or give another --store") from None
+    return f"sqlite:///{quoted}" if quoted == str(path) else f"sqlite+pysqlite:///{quoted}"
 
 
 def sqlite_file(url: str) -> Path | None:
@@ -52,7 +55,7 @@ def is_fleeting(url: str) -> bool:
 
     parsed = make_url(url)
     database = parsed.database or ""
-    return parsed.get_backend_name() == "sqlite" and (
+    return parsed.get_backend_name().lower() == "sqlite" and (
         database in ("", ":memory:") or database.lower().startswith("file:") or parsed.query.get("mode") == "memory"
     )
 
@@ -67,7 +70,7 @@ def refuse_fleeting(url: str, name: str, example: str) -> None:
     """
     if is_fleeting(url):
         raise InputError(
-            f"{name} = {url!r} is a database in memory or of no plain file: what is written there ends with the command",
+            f"{name} = {url!r} is a database in memory, or no plain file: nothing of it outlives the command",
             hint=f"unset {name} for the store's own database, or name a file: {sqlite_url(Path(example).absolute())}",
         )
 

@@ -17,6 +17,7 @@ from forge_sweep.experiment import Experiment, Params
 from forge_sweep.study.cost import NO_COST, TrialCost
 from forge_sweep.study.shared import Requeued, Shared, state_named
 from forge_sweep.study.space import suggest
+from forge_sweep.study.storage import held, holding
 from forge_sweep.study.view import (
     ACCEPTED,
     ATTEMPT,

@@ -349,7 +349,7 @@ def refuse_other_store(context: Context) -> None:
     noted, tracker = context.study.notes("sweep:").get("sweep:store"), context.tracker
     if noted not in (None, tracker.address):
         # The embedded store that was moved or copied with its studies holds the sweep's own run.
-        if tracker.is_embedded and noted.startswith("sqlite:") and tracker.has(context.key):
+        if tracker.is_embedded and noted.startswith("sqlite") and tracker.has(context.key):
             context.study.note("sweep:store", tracker.address)
             context.tell("message", text=f"the store was at {noted} before and goes on here", severity="info")
             return

@@ -124,7 +124,7 @@ def refuse_other_store(study: Shared, review: Review) -> None:
     """Runs that are elsewhere are not missing."""
     notes = study.notes("sweep:")
     noted = notes.get("sweep:store")
-    here = noted not in (None, review.address) and review.is_embedded and str(noted).startswith("sqlite:")
+    here = noted not in (None, review.address) and review.is_embedded and str(noted).startswith("sqlite")
     moved = here and bool(review.with_key(str(notes.get("sweep:begin", {}).get("key", ""))))
     if noted not in (None, review.address) and not moved:
         raise InputError(

@@ -357,9 +357,7 @@ def _create_schema(uri: str, store: Path) -> None:
 
 
 def _probe(uri: str) -> None:
-    """Ask once: of a database MLflow itself tries for 100 s before it says that nobody answers; whatever answers over
-    HTTP, a login page included, is taken for a server that is down.
-    """
+    """Ask once: MLflow itself tries a database for 100 s, and takes a login page for a server that is down."""
     if _scheme(uri) in _SERVERS:
         answering.ask(uri, VARIABLE)
     if is_database(uri) and _scheme(uri) != "sqlite":
