@@ -406,7 +406,7 @@ def test_a_copied_store_writes_into_itself_and_a_moved_one_keeps_its_models(stor
     shutil.rmtree(store)
     with tracking.fetched(locate(result.model, tmp_path / "renamed?"), tmp_path / "renamed?") as bundle:
         assert (bundle / "manifest.json").exists()
-    assert run(experiment(study__n_trials=3), tmp_path / "renamed?").trials["finished"] == 3
+    assert sum(run(experiment(study__n_trials=3), tmp_path / "renamed?").trials.values()) == 3
 
 
 @plugin

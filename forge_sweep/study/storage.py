@@ -87,8 +87,16 @@ def check_storage(store: Path) -> None:
     Raises:
         InputError: it is damaged, in memory, or cannot be written.
     """
-    path = _file(storage_url(store))
-    if path is not None:
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+    url = storage_url(store)
+    path = _file(url)
+    if path is None:
+        try:
+            _refuse_other_servers(url)
+        except (ArgumentError, ImportError, SQLAlchemyError) as error:
+            raise _unusable(url, error) from error
+    else:
         refuse_damaged(path, WHAT)
         if is_read_only(path):
             raise unwritable(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))

@@ -47,8 +47,8 @@ def ask(uri: str, variable: str) -> None:
     from mlflow.utils.rest_utils import http_request
 
     try:
-        answer = http_request(
-            get_default_host_creds(uri),
+        answer = http_request(  # type: ignore[no-untyped-call]
+            get_default_host_creds(uri),  # type: ignore[no-untyped-call]
             QUESTION,
             "GET",
             max_retries=0,
@@ -85,11 +85,12 @@ def ask(uri: str, variable: str) -> None:
 def _unanswered(uri: str, variable: str, error: Exception) -> InputError | TrackingDown:
     """What is wrong with the address for good, and what may pass."""
     causes: list[BaseException] = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and len(causes) < 20:
-        causes.append(cause)
+    for each in causes:  # grows: some hold their cause among their arguments only
+        inner = (each.__cause__, each.__context__, getattr(each, "reason", None), *each.args)
+        causes += [one for one in inner if isinstance(one, BaseException) and one not in causes]
     text = masked(" ".join(str(error).split()))[:300]
     names = {type(each).__name__ for each in causes}
-    if names & {"SSLError", "SSLCertVerificationError"}:
+    if names & {"SSLError", "SSLCertVerificationError"} and "EOF" not in text:
         return InputError(
             f"{variable} = {masked(uri)}: no secure connection: {text}",
             hint="write http:// for a server without TLS; for one with its own certificate authority set "
