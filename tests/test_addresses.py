@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +24,8 @@ from forge_sweep.study import check_storage, find_study, storage_url
 from forge_sweep.sweep import check_stores
 from forge_sweep.tracking import Registry, Tracker, locate
 from forge_sweep.tracking import store as stores
+from forge_sweep.ui import mlflow_command
+from tests.servers import free_port, running
 from tests.surface import experiment
 from tests.test_sweep import run
 
@@ -440,3 +443,24 @@ def test_an_old_store_that_was_copied_is_refused_to_write_to(tmp_path: Path, mon
     with pytest.raises(ForgeSweepError, match="was copied or moved") as refused, Tracker("fraud", copy) as tracker:
         tracker.run("u", "u", kind="sweep")
     assert str(old) in str(refused.value) and str(copy) in str(refused.value)
+
+
+@plugin
+@pytest.mark.slow
+def test_the_ui_of_a_moved_store_shows_and_takes_files(store: Path, tmp_path: Path) -> None:
+    """Its server resolves the same addresses, for browsers and for clients of its own."""
+    from mlflow import MlflowClient
+
+    moved, port = Path(shutil.move(store, tmp_path / "moved?")), free_port()
+    uri, server = tracking.default_uri(moved), f"http://127.0.0.1:{port}"
+    variables = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with running(mlflow_command(moved, port), f"{server}/health", log=tmp_path / "log", **variables):
+        client = MlflowClient(server, server)
+        found = client.get_experiment_by_name("surface")
+        assert found is not None
+        (parent,) = client.search_runs([found.experiment_id], "tags.`forge.kind` = 'sweep'")
+        address = f"{server}/get-artifact?run_uuid={parent.info.run_id}&path=experiment.json"
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            assert b'"surface"' in answer.read()
+        client.log_text(parent.info.run_id, "x", "new.txt")
+    assert len(list((moved / "artifacts" / "surface").rglob("new.txt"))) == 1
