@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forge_sweep.errors import ResumeRefused
-from forge_sweep.experiment import Experiment, flatten, is_budget
+from forge_sweep.experiment import LATER_KEYS, Experiment, flatten, is_budget
 from forge_sweep.study.shared import Shared
 from forge_sweep.study.space import Space, distributions, fits
 from forge_sweep.study.storage import CREATING, exists, locks_of, open_storage, open_to_read, storage_url
@@ -79,7 +79,8 @@ class Identity:
 
     def field_differences(self, attrs: Mapping[str, Any]) -> dict[str, str]:
         """The fields that differ, budget aside, by TOML path."""
-        old, new = flatten(attrs[RESOLVED]), flatten(json.loads(json.dumps(self.experiment.resolved())))
+        old = {**LATER_KEYS, **flatten(attrs[RESOLVED])}
+        new = flatten(json.loads(json.dumps(self.experiment.resolved())))
         paths = [path for path in [*new, *sorted(set(old) - set(new))] if not is_budget(path)]
         return {p: f"{p}: {_shown(old, p)} -> {_shown(new, p)}" for p in paths if old.get(p, ...) != new.get(p, ...)}
 

@@ -75,7 +75,7 @@ def join(
         Interrupted: ``stopping`` said so.
     """
     require_packages(experiment)
-    training.select_backend(experiment.backend)
+    training.select_backend(experiment.backend, experiment.deterministic)
     sweep.check_stores(store)  # what cannot be written or asked is refused before anything is waited for
     here = sweep.capture_environment(experiment, watch)
     dataset = sweep.load_data(experiment, watch)
