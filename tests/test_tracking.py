@@ -558,20 +558,63 @@ def test_a_waiting_write_that_is_refused_is_set_aside_and_blocks_nothing(
     assert "set aside" in caplog.text
 
 
-def test_a_write_that_fails_alone_again_and_again_is_set_aside(store: Path) -> None:
-    """A store that answers everything else is not down; one write must not hold up the others for ever."""
+def test_a_file_that_is_gone_is_set_aside_and_blocks_nothing(store: Path) -> None:
     with Tracker("fraud", store, uri=REFUSED) as down:
         trial = down.run("s/a", "a", kind="trial")
         (store / "report.html").write_text("hi")
         trial.log_file(store / "report.html")
         trial.finish("FINISHED")
     shutil.rmtree(store / "journal" / "fraud.files")
-    up = Tracker("fraud", store)
-    assert not up.replay()
-    assert up.pending == 2
-    assert up.replay()
-    assert runs_of(up)["a"].info.status == "FINISHED"
-    assert (store / "journal" / "fraud.refused.jsonl").exists()
+    with Tracker("fraud", store) as up:
+        assert (up.pending, up.set_aside) == (0, 1)
+        assert "refused 1 writes" in up.missing()
+        assert runs_of(up)["a"].info.status == "FINISHED"
+
+
+def test_what_was_set_aside_is_tried_again_with_its_files_before_all_else(store: Path) -> None:
+    """The experiment was deleted, everything is refused; it is restored, and everything is there, in order."""
+    from mlflow import MlflowClient
+
+    with Tracker("fraud", store) as tracker:
+        tracker.run("s", "sweep", kind="sweep")
+        (experiment,) = {run.info.experiment_id for run in runs_of(tracker).values()}
+        client = MlflowClient(tracker.uri)
+    with Tracker("fraud", store, uri=REFUSED) as down:
+        trial = down.run("s/a", "a", kind="trial", parent="s", params={"width": 3})
+        (store / "report.html").write_text("hi")
+        trial.log_file(store / "report.html")
+        trial.log_metrics({"loss": 0.5})
+        trial.finish("FINISHED")
+    client.delete_experiment(experiment)
+    with Tracker("fraud", store) as up:
+        assert up.pending == 0 and up.set_aside == 4
+    client.restore_experiment(experiment)
+    with Tracker("fraud", store) as again:
+        assert again.set_aside == 0 and again.missing() == ""
+        run = runs_of(again)["a"]
+        assert (run.data.params["width"], run.data.metrics, run.info.status) == ("3", {"loss": 0.5}, "FINISHED")
+        assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["report.html"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_writes_that_a_server_fails_at_wait_though_it_answers_reads(store: Path, status: int) -> None:
+    """A database that is read-only or full, artifacts that cannot be stored: nothing is set aside, all of it comes."""
+    with servers.mlflow(store) as uri, servers.failing_writes(uri, status) as proxy:
+        with Tracker("fraud", store, uri=proxy.uri, retry_s=0.0) as tracker:
+            proxy.fails = True
+            trial = tracker.run("s/a", "a", kind="trial", params={"width": 3})
+            for step in range(8):  # more often than any number of attempts
+                trial.log_metrics({"loss": step / 8}, step=step)
+            trial.log_text("hi", "notes.txt")
+            trial.finish("FINISHED")
+            tracker.replay()
+            assert tracker.pending > 0 and tracker.set_aside == 0 and "lacks" in tracker.missing()
+            proxy.fails = False
+            assert tracker.replay() and tracker.missing() == ""
+            run = runs_of(tracker)["a"]
+            assert len(curve(tracker, run, "loss")) == 8
+            assert (run.data.params["width"], run.info.status) == ("3", "FINISHED")
 
 
 def test_an_outage_is_probed_at_intervals_only(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

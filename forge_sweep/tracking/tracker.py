@@ -23,7 +23,6 @@ from forge_sweep.tracking.session import Session, file_name
 RETRY_S = 15.0  # least time between two attempts to reach a store that is down
 RETRY_COST = 10  # and at least this many times what the last attempt took: an outage costs at most a tenth of the time
 QUICK_S = 1.0
-REFUSED_AFTER = 3  # failed attempts at one write while the store answers other requests
 
 _log = logging.getLogger("forge_sweep")
 
@@ -65,8 +64,9 @@ class Tracker:
         self._open: dict[str, Run] = {}
         self._down = False
         self._next_attempt = -math.inf
-        self._stuck: tuple[Record | None, int] = (None, 0)
         self._lock = threading.RLock()  # one write at a time, in the order in which they wait in the journal
+        if again := self._journal.readmit():
+            _log.warning("%d writes that MLflow had refused are tried again", again)
         self.replay()
 
     def __enter__(self) -> Tracker:
@@ -79,6 +79,20 @@ class Tracker:
     def pending(self) -> int:
         """Writes that wait in the journal."""
         return len(self._journal)
+
+    @property
+    def set_aside(self) -> int:
+        """Writes that MLflow refused; the next `Tracker` tries them again."""
+        return self._journal.set_aside
+
+    def missing(self) -> str:
+        """What MLflow lacks of all that was written, and what to do; "" where it lacks nothing."""
+        if waiting := self.pending:
+            return f"MLflow at {self.address} lacks {waiting} writes, which wait in {self._journal.path}; run again"
+        if refused := self.set_aside:
+            why = "the reasons stand there; mend the cause and run again, or delete that file"
+            return f"MLflow at {self.address} refused {refused} writes, which are set aside in {self._journal.refused}: {why}"
+        return ""
 
     def run(
         self,
@@ -279,25 +293,20 @@ class Tracker:
         except TrackingDown as error:
             self._went_down(error)
             return
-        self._down, self._stuck = False, (None, 0)
+        self._down = False
         if replayed:
             _log.warning("MLflow at %s answers: %d waiting writes were replayed", self.address, replayed)
 
-    def _replay_one(self, record: Record) -> None:
+    def _replay_one(self, record: Record) -> bool:
+        """Make a waiting write. What the store fails at (5xx, no connection, a full disk) waits, and all after it: only
+        what it refuses for good is set aside.
+        """
         try:
             self._apply(writes.from_record(record))
         except InputError as error:
             self._set_aside(record, error)
-        except TrackingDown as error:
-            if not self._is_poison(record):
-                raise
-            self._set_aside(record, error)
-
-    def _is_poison(self, record: Record) -> bool:
-        """Whether the store is up but fails at this one write again and again; it must not block the others."""
-        last, count = self._stuck
-        self._stuck = (record, count + 1 if record == last else 1)
-        return self._stuck[1] >= REFUSED_AFTER and self._session.answers()
+            return False
+        return True
 
     def _set_aside(self, record: Record, error: Exception) -> None:
         self._journal.refuse(record, str(error))
