@@ -157,7 +157,7 @@ class Champions:
             last = self._last()
         if (moved := self.moved_outside(last)) is not None:
             now = self.registry.aliases(self.name)
-            reason = "the alias was moved by other means than forge-sweep; noticed now"
+            reason = f"by other means than forge-sweep, noticed now: {self._lost(_champion(last))}"
             with contextlib.suppress(GateRefused):  # another process has just noticed it, too
                 self.change(OUTSIDE, now.get(CHAMPION), reason, previous=now.get(PREVIOUS), seen=last)
             said.append(moved)
@@ -168,14 +168,12 @@ class Champions:
         last = last or self._last()
         if last is not None and not last.done and not last.revoked:
             return None
-        recorded = None if last is None else last.to if last.holds else last.before
+        recorded = _champion(last)
         found = self.registry.aliases(self.name).get(CHAMPION)
         if found == recorded:
             return None
-        return (
-            f"the champion of {self.name} is {shown(found)} and was {shown(recorded)} by the ledger: "
-            "the alias was moved by other means"
-        )
+        how = self._lost(recorded)
+        return f"the champion of {self.name} is {shown(found)} and was {shown(recorded)} by the ledger: {how}"
 
     def unfinished(self) -> str | None:
         """What is to be said where a change waits to be completed, else None."""
@@ -187,6 +185,29 @@ class Champions:
     def disagreements(self) -> tuple[str, ...]:
         """What does not agree with the ledger, or waits to be completed; changes nothing."""
         return tuple(text for text in (self.unfinished(), self.moved_outside()) if text)
+
+    def rival(self, wanted: str) -> tuple[str | None, str]:
+        """What a version has to be better than, and what became of the champion by the ledger where it is another one.
+
+        That is the alias ``champion``. Where it is gone, since the version or the alias was deleted, it is the last
+        champion that still exists: nothing is to become champion unseen because somebody deleted the one before.
+
+        Args:
+            wanted: the version that is to become the champion.
+        """
+        version = self.registry.aliases(self.name).get(CHAMPION)
+        if version is not None:
+            return version, ""
+        existing = {each.version for each in self.registry.versions(self.name)}
+        held = [change.to for change in reversed(self.history()) if change.holds and change.to is not None]
+        if not held:
+            return None, ""
+        gone = (
+            f"{shown(held[0])}, the last champion by the ledger, "
+            f"{'has lost the alias champion' if held[0] in existing else 'was deleted'}"
+        )
+        left = next((version for version in held if version in existing), None)
+        return (None, f"{gone}, and was this version itself") if left == wanted else (left, gone)
 
     def seen(self) -> Change | None:
         """The last change, for `change` to be compared with."""
@@ -277,6 +298,11 @@ class Champions:
         for version in {change.to, change.before} - {None}:
             if self._exists(str(version)):
                 self.registry.tag(self.name, str(version), f"{TAG}.{change.number:06d}", json.dumps(values))
+
+    def _lost(self, champion: str | None) -> str:
+        """How the alias came off the champion by the ledger."""
+        deleted = champion is not None and not self._exists(champion)
+        return f"{shown(champion)} was deleted" if deleted else "the alias was moved by other means"
 
     def _exists(self, version: str) -> bool:
         return version in {each.version for each in self.registry.versions(self.name)}

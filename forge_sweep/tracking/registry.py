@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from forge_sweep.errors import InputError
@@ -155,6 +156,23 @@ class Registry:
         """Set a tag of a version."""
         with self.asking(f"a tag of {name} {version}") as client:
             stores.surely(lambda: client.set_model_version_tag(name, version, key, value))
+
+    def attach(self, version: ModelVersion, path: str, text: str) -> None:
+        """Write a text file among the artifacts of the run that trained a version; what stands there is replaced."""
+        with self.asking(f"a file of {version.uri}") as client:
+            client.log_text(version.run_id, text, path)
+
+    def artifact(self, version: ModelVersion, path: str) -> str | None:
+        """Such a file; None where there is none.
+
+        Args:
+            version: whose.
+            path: folder and name.
+        """
+        with self.asking(f"a file of {version.uri}") as client, TemporaryDirectory(prefix="forge-sweep-") as folder:
+            if path not in {file.path for file in client.list_artifacts(version.run_id, path.rpartition("/")[0])}:
+                return None
+            return Path(client.download_artifacts(version.run_id, path, folder)).read_text(encoding="utf-8")
 
     def bundle(self, version: ModelVersion) -> AbstractContextManager[Path]:
         """The folder of a version's bundle, for a while.
