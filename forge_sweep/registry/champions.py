@@ -1,8 +1,9 @@
 """Who is, was and will be champion: the ledger decides, the aliases follow.
 
 A change of champion is four steps: the whole record goes into a file, the entry into the ledger (here two changes at
-once are decided), the aliases are moved, the end is recorded. A process that dies between them leaves an entry without
-an end, and the next command that changes anything completes it, or revokes it where its version is gone.
+once are decided), the aliases are moved (when, is noted right before), the end is recorded. A process that dies between
+them leaves an entry without an end, and the next command that changes anything completes it, or revokes it where its
+version is gone.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Change:
         previous: what ``previous`` stands for since.
         who: user@host.
         when: UTC, ISO 8601: when it was decided.
-        done: UTC, ISO 8601: when the aliases had been moved; "" while they have not.
+        done: UTC, ISO 8601: when the aliases had been moved, whoever recorded it; "" while that is not on record.
         revoked: why the aliases were not moved, else "".
         reason: in words.
         forced: codes of the gates that refused it and were overruled.
@@ -273,10 +274,16 @@ class Champions:
         if gone is not None:
             self._ledger.finish(change.number, {"revoked": gone, "when": _now()})
             return f"change {change.number} of {self.name} was revoked: {gone}"
+        moved = ""
         if change.action != OUTSIDE:
+            entry = next(each for each in self._ledger.entries() if each.number == change.number)
+            if self.registry.aliases(self.name).get(CHAMPION) != change.to:
+                self._ledger.note(entry, {"moving": _now()})
+            elif entry.steps:  # moved by a process that died before it could say so: right after it noted this
+                moved = str(entry.steps[-1].get("moving", ""))
             self._move(change)
         self._tag(change)
-        self._ledger.finish(change.number, {"done": _now()})
+        self._ledger.finish(change.number, {"done": moved or _now()})
         newest = [each for each in self.history() if each.holds][-1]
         if newest.number > change.number:  # this process slept, and others went on
             self._move(newest)

@@ -84,7 +84,7 @@ def contest(
     uri, ledger = candidate.version.uri, registry.store / LEDGER
     try:
         dataset = candidate.dataset(terms.root)
-        kinds = () if candidate.evaluation is not None else other_baselines(candidate, terms)
+        kinds = other_baselines(candidate, terms)
         unseen, leaks = unseen_by(champion, candidate, dataset, terms)
         if champion is not None:
             unknown = incomparable(candidate, champion, dataset, unseen)
@@ -153,11 +153,14 @@ def drifted(candidate: Candidate, found: Measured) -> Iterator[Finding]:
 
 
 def other_baselines(candidate: Candidate, terms: Terms) -> tuple[str, ...]:
-    """Of a version that has no baseline evaluated: those to fit again; the best other one where the sweep recorded it.
+    """Baselines to fit again: none where the sweep's own evaluation has the best other one, or knows of none.
 
-    A candidate that is a baseline itself is compared with the others, and with the constant predictor only where there
-    is no other.
+    Of older versions it is the best other one, where the sweep recorded which, or else all others. A candidate that is
+    a baseline itself is compared with the others, and with the constant predictor only where there is no other.
     """
+    evaluation = candidate.evaluation
+    if evaluation is not None and (evaluation.baseline is None or brought_along(candidate).baseline is not None):
+        return ()
     recorded: dict[str, float] = candidate.metadata.get("baselines", {})
     kinds = list(recorded) or list(candidate.experiment(terms.root).baselines.kinds)
     others = [kind for kind in kinds if kind != candidate.bundle.kind]
