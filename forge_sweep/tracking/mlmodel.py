@@ -30,6 +30,8 @@ BY_KIND: dict[str, tuple[str, ...]] = {
 LARGEST = 16_000_000
 """Bytes of a file of MLflow's that is parsed."""
 
+HINT = "do not load this version, with MLflow least of all; register the model again from its sweep"
+
 _REQUIRED = frozenset(
     {*ALWAYS, "keras", *(name for names in (*BY_BACKEND.values(), *BY_KIND.values()) for name in names)}
 )
@@ -61,7 +63,7 @@ def bundle_in(model: Path, uri: str) -> Path:
     if problems := list(_problems(model)):
         raise ForeignModel(
             f"{uri} is not as forge-sweep registers a model: {'; '.join(problems)}",
-            hint="do not load this version, with MLflow least of all; register the model again from its sweep",
+            hint=HINT,
         )
     return next((model / "data").iterdir())
 
@@ -165,4 +167,4 @@ def _yaml(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = " ".join(str(error).split())[:200]
-        raise ForeignModel(f"{path.name} of a registered model is no YAML: {problem}") from error
+        raise ForeignModel(f"{path.name} of a registered model is no YAML: {problem}", hint=HINT) from error
