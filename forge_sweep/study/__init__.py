@@ -15,7 +15,15 @@
 """
 
 from forge_sweep.study.cost import Cost, Over, Progress, Spent, StateCost, TrialCost, over, union_s
-from forge_sweep.study.opening import find_shared, find_study, join_study, open_study, require_packages, resumable
+from forge_sweep.study.opening import (
+    find_shared,
+    find_study,
+    join_study,
+    no_study,
+    open_study,
+    require_packages,
+    resumable,
+)
 from forge_sweep.study.shared import Requeued, Shared
 from forge_sweep.study.storage import storage_url
 from forge_sweep.study.study import Asked, Study
@@ -41,6 +49,7 @@ __all__ = [
     "find_shared",
     "find_study",
     "join_study",
+    "no_study",
     "open_study",
     "over",
     "require_packages",
