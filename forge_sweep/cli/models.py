@@ -41,7 +41,10 @@ def promote(
     model: Model,
     version: Version,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Judge and change nothing; the look at the test rows is recorded.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Judge and change nothing; what takes a look at the test rows is kept for the promotion."
+        ),
     ] = False,
     force: Annotated[
         str | None,
