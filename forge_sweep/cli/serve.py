@@ -75,11 +75,18 @@ def predict(
         list[str] | None, typer.Option(help="Column of the file to write beside the predictions; repeat for more.")
     ] = None,
     ignore_extra: IgnoreExtra = False,
+    separator: Annotated[
+        str | None, typer.Option(help="Field separator of a CSV file.", show_default="that of the training file")
+    ] = None,
 ) -> None:
     """Predict the rows of a file, a chunk at a time, with the checks of the server."""
     from forge_sweep.serving.files import predict_file
 
-    done = predict_file(model, file, output, store=store, keep=keep or (), ignore_extra=ignore_extra)
+    done = predict_file(
+        model, file, output, store=store, keep=keep or (), ignore_extra=ignore_extra, separator=separator
+    )
+    if done.ignored:
+        typer.echo(f"ignored, no features of the model: {', '.join(done.ignored)}", err=True)
     strange = ", ".join(f"{count} {code}" for code, count in sorted(done.warnings.items())) or "no warnings"
     typer.echo(f"{done.model}: {done.rows} rows predicted, {strange}", err=True)
 

@@ -252,6 +252,8 @@ def as_mistake(raw: Mapping[str, Any], detail: Any) -> Mistake:
         return Mistake(
             path, as_toml(detail["input"]), f"one of {', '.join(choices)}", nearest(str(detail["input"]), choices)
         )
+    if kind == "string_pattern_mismatch" and path == "data.separator":
+        return Mistake(path, as_toml(detail["input"]), "one ASCII character that is no quotation mark or line break")
     if kind == "string_pattern_mismatch":
         return Mistake(path, as_toml(detail["input"]), "letters, digits, _ . and -, beginning with a letter or a digit")
     if kind == "model_type":

@@ -87,7 +87,13 @@ class DataSpec(Section):
     drop: Names = Field((), description="Columns to leave out.")
     categorical: Names = Field((), description="Columns of numeric codes to treat as categories.")
     positive: Scalar | None = Field(None, description="The positive label of a binary target.")
-    separator: str = Field(",", min_length=1, max_length=1, description="Field separator of a CSV file.")
+    separator: str = Field(
+        ",",
+        min_length=1,
+        max_length=1,
+        pattern=r"^[\x01-\x09\x0b\x0c\x0e-\x21\x23-\x7f]$",
+        description="Field separator of a CSV file: one ASCII character.",
+    )
     known_before: Names = Field(
         (), description="Features that may predict the target perfectly, since they are known before it is."
     )
