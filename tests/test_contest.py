@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner
 
 from forge_sweep.bundle import Bundle
 from forge_sweep.checks.findings import Finding
+from forge_sweep.cli import app
 from forge_sweep.errors import StoreDown
 from forge_sweep.registry import Champions, Promotion, Refused, contest, gates, measured, promote
 from forge_sweep.registry.measured import Measured, Versus
@@ -246,6 +248,8 @@ def test_as_good_as_the_best_baseline_is_promoted_and_in_the_history(shop: Shop)
     (change,) = Champions(Registry(shop.store), NAME).history()
     assert change.figures["baseline"]["outcome"] == "as good as" and not change.forced
     assert change.figures["baseline"]["low"] <= 0 <= change.figures["baseline"]["high"]
+    shown = CliRunner().invoke(app, ["models", "history", NAME, "--store", str(shop.store)], catch_exceptions=False)
+    assert "none; as good as random_forest" in " ".join(shown.output.split())
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["evaluated by its sweep", "of before"])
