@@ -39,6 +39,9 @@ def serve(
     drift_least: Annotated[int, typer.Option(help="Rows from which drift is measured.", min=2)] = 200,
     ignore_extra: IgnoreExtra = False,
     no_access_log: Annotated[bool, typer.Option("--no-access-log", help="Do not log requests.")] = False,
+    no_docs: Annotated[
+        bool, typer.Option("--no-docs", help="No page at /docs, whose scripts a browser loads from a CDN.")
+    ] = False,
 ) -> None:
     """Serve a model over HTTP, and follow its alias; FORGE_SWEEP_API_KEY, where set, is what callers have to show."""
     from forge_sweep import serving
@@ -59,6 +62,7 @@ def serve(
         drift_least=drift_least,
         ignore_extra=ignore_extra,
         access_log=not no_access_log,
+        docs=not no_docs,
     )
     serving.serve(model, settings, echo=lambda line: typer.echo(line, err=True))
 

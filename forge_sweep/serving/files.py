@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import sys
 from collections import Counter
@@ -21,6 +22,8 @@ from forge_sweep.serving import tables
 from forge_sweep.serving.served import Answer, Served
 from forge_sweep.serving.window import Window
 from forge_sweep.sources.inspection import ENDINGS, explained, open_text, refuse_swallowed, refuse_unreadable
+from forge_sweep.task import Task
+from forge_sweep.task.task import free_name
 from forge_sweep.tracking import fetched, locate
 
 if TYPE_CHECKING:
@@ -51,11 +54,11 @@ class Predicted:
 
 
 def predict_file(
-    reference: str,
-    file: Path,
-    output: Path | None,
+    reference: str | Path,
+    file: Path | str,
+    output: Path | str | None,
     *,
-    store: Path,
+    store: Path | str,
     keep: Sequence[str] = (),
     ignore_extra: bool = False,
     separator: str | None = None,
@@ -76,6 +79,7 @@ def predict_file(
         InputError: a file is of no known kind, a row does not fit (by its number, from 0), or there is no such model.
         BundleError: the model is damaged, or gives other golden scores than when it was saved.
     """
+    file, store, output = Path(file), Path(store), None if output is None else Path(output)
     refuse_kinds(file, output)
     located = locate(reference, store)
     with fetched(located, store) as folder:
@@ -154,7 +158,8 @@ def predicted(
         codes.append(warning["code"])
         texts[row] += f"{'; ' if texts[row] else ''}{name}: {warning['seen']}, expected {warning['expected']}"
     found = task.predictions(answer.scores, served.bundle.threshold)
-    values = pa.Table.from_pandas(found.assign(**{WARNINGS: texts}), preserve_index=False)[: len(raw)]
+    found[warnings_column(task)] = texts
+    values = pa.Table.from_pandas(found, preserve_index=False)[: len(raw)]
     names = [*keep, *values.column_names]
     return pa.table([*(table[name] for name in keep), *values.columns], names=names), codes
 
@@ -214,12 +219,15 @@ def writing(output: Path | None) -> Iterator[Write]:
     if output is None:
         yield csv_to(sys.stdout)
         return
-    partial = output.with_name(f".{output.name}.{secrets.token_hex(4)}.partial")  # two that write one file at once
+    partial = output.with_name(f".predict.{secrets.token_hex(4)}.partial")  # two that write one file at once
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(output)  # a name that no file can have is said before anything is predicted
         partial.touch(exist_ok=False)
-    except OSError as error:
-        raise InputError(f"{output} cannot be written: {error.strerror}", hint="give another --output") from error
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"{output} cannot be written: {why}", hint="give another --output") from error
     try:
         with WRITERS[kind_of(output, WRITERS)](partial) as write:
             yield write
@@ -297,18 +305,27 @@ def refuse_kinds(file: Path, output: Path | None) -> None:
     for path, kinds in ((file, ENDINGS), (output, tuple(WRITERS))):
         if path is not None and not kind_of(path, kinds):
             raise InputError(f"{path} is of no known kind; expected {', '.join(kinds)}", hint="name it otherwise")
-    if "\0" in str(file) or not file.is_file():
+    if not os.path.isfile(file):
         raise InputError(f"{file} does not exist or is no file", hint="give a file of raw rows")
-    if output is not None and output.is_dir():
+    if output is not None and os.path.isdir(output):
         raise InputError(f"{output} is a folder; expected a file to write", hint="give another --output")
-    if output is not None and output.exists() and output.samefile(file):
+    if output is not None and os.path.exists(output) and output.samefile(file):
         raise InputError(f"{output} is the file of raw rows itself, which would be lost", hint="give another --output")
+
+
+def warnings_column(task: Task) -> str:
+    """Where the warnings of a row are written: ``warnings``, or ``row_warnings`` where that is what is predicted."""
+    scores, labels = task.columns()
+    return free_name(WARNINGS, (*scores, *labels), "row_")
 
 
 def refuse_keep(served: Served, keep: Sequence[str]) -> None:
     """Raise InputError for a column that cannot be carried over."""
     task, schema = served.bundle.task, served.bundle.preprocessor.schema
-    written = [*task.predictions(np.empty((0, task.units))).columns, WARNINGS]
+    scores, labels = task.columns()
+    written = {*scores, *labels, warnings_column(task)}
+    if twice := [name for name, count in Counter(keep).items() if count > 1]:
+        raise InputError(f"--keep {twice[0]} is given {Counter(keep)[twice[0]]} times", hint="give it once")
     for name in keep:
         if name in schema.names:
             raise InputError(f"--keep {name}: the column is a feature of {served.label}", hint="take it out of --keep")

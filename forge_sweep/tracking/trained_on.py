@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from forge_sweep.errors import ForgeSweepError
 from forge_sweep.tracking import store as stores
 from forge_sweep.tracking.mlmodel import bundle_in
 
@@ -73,7 +75,15 @@ def downloaded(model: TrainedModel, store: Path) -> Iterator[Path]:
         BundleError: the model is none of ours, or more was put beside its bundle than registration does.
     """
     with TemporaryDirectory(prefix="forge-sweep-") as folder:
-        yield bundle_in(_download(model, store, Path(folder)), model.uri)
+        bundle = bundle_in(_download(model, store, Path(folder)), model.uri)
+        try:
+            yield bundle
+        except ForgeSweepError as error:  # the copy is gone when somebody reads of it
+            error.message, error.hint = (
+                text.replace(f"{bundle}{os.sep}", f"{model.uri}: ").replace(str(bundle), model.uri)
+                for text in (error.message, error.hint)
+            )
+            raise
 
 
 def _download(model: TrainedModel, store: Path, folder: Path) -> Path:
