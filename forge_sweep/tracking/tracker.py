@@ -41,6 +41,7 @@ class Tracker:
         uri: tracking address; `default_uri` when None.
         retry_s: least seconds between two attempts to reach a store that is down.
         flush_s: seconds that points of a curve are collected before they are written.
+        sweep: key of a sweep that was begun before: its runs are found wherever they are by now.
 
     Raises:
         InputError: the tracking address is wrong.
@@ -55,11 +56,12 @@ class Tracker:
         uri: str | None = None,
         retry_s: float = RETRY_S,
         flush_s: float = FLUSH_S,
+        sweep: str = "",
     ) -> None:
         self.uri = uri or stores.default_uri(store)
         self._flush_s = flush_s
         self._retry_s = retry_s
-        self._session = Session(self.uri, store, experiment_name, description)
+        self._session = Session(self.uri, store, experiment_name, description, sweep=sweep)
         self._journal = Journal(store.absolute() / "journal", file_name(experiment_name))
         self._open: dict[str, Run] = {}
         self._down = False
@@ -90,8 +92,10 @@ class Tracker:
         if waiting := self.pending:
             return f"MLflow at {self.address} lacks {waiting} writes, which wait in {self._journal.path}; run again"
         if refused := self.set_aside:
-            why = "the reasons stand there; mend the cause and run again, or delete that file"
-            return f"MLflow at {self.address} refused {refused} writes, which are set aside in {self._journal.refused}: {why}"
+            return (
+                f"MLflow at {self.address} refused {refused} writes, which are set aside with the reasons in "
+                f"{self._journal.refused}: mend the cause and run again, or delete that file"
+            )
         return ""
 
     def run(
@@ -204,6 +208,31 @@ class Tracker:
         with self._lock, stores.translated(what), stores.current(self.uri):
             return registration.register(self._session, candidate)
 
+    def is_registered(self, model: str) -> bool:
+        """Whether a model version is still there, with the files of its model.
+
+        Args:
+            model: ``models:/NAME/VERSION``.
+
+        Raises:
+            TrackingDown: the store cannot be reached.
+        """
+        name, _, version = model.removeprefix("models:/").rpartition("/")
+        with self._lock, stores.translated(f"a look for {model}"):
+            return registration.is_there(self._session.client, name, version)
+
+    def register_again(self, run_key: str, model_name: str) -> str | None:
+        """Register a model whose version was deleted, from the files that its run keeps.
+
+        Returns:
+            The new version; None where the files are gone, too.
+
+        Raises:
+            TrackingDown: the store cannot be reached.
+        """
+        with self._lock, stores.translated(f"the model {model_name!r}"), stores.current(self.uri):
+            return registration.again(self._session, run_key, model_name)
+
     def link(self, parent: str, metric: str, direction: str) -> str:
         """The UI's page with the curves of a sweep's trials, best first; "" while the parent is not written.
 
@@ -306,8 +335,9 @@ class Tracker:
             _log.warning("MLflow at %s answers: %d waiting writes were replayed", self.address, replayed)
 
     def _replay_one(self, record: Record) -> bool:
-        """Make a waiting write. What the store fails at (5xx, no connection, a full disk) waits, and all after it: only
-        what it refuses for good is set aside.
+        """Make a waiting write, or set it aside where the store refuses it for good.
+
+        What the store fails at (5xx, no connection, a full disk) waits, and all after it.
         """
         try:
             self._apply(writes.from_record(record))
