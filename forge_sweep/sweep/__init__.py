@@ -6,7 +6,6 @@ Every phase leaves a durable note in the study, so a sweep that was killed anywh
 from __future__ import annotations
 
 import datetime
-import json
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -14,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from forge_sweep import environment, sources, training, workers
+from forge_sweep import environment, jsons, sources, training, workers
 from forge_sweep.checks.audit import Audit
 from forge_sweep.checks.audit import audit as audit_dataset
 from forge_sweep.checks.findings import Finding, errors
@@ -162,7 +161,9 @@ def go(context: Context, audit: Audit) -> SweepResult:
 
 def phases(context: Context, parent: Run) -> dict[str, Any]:
     """Baselines, trials, confirmation, the end."""
-    context.tell("phase", name="baselines")
+    kinds, noted = context.experiment.baselines.kinds, context.study.notes("baseline:")
+    fitted = sum(f"baseline:{kind}" in noted for kind in kinds)
+    context.tell("phase", name="baselines", total=len(kinds), done=fitted)
     fit_baselines(context)
     about = {"total": context.study.n_trials, "done": context.study.n_done, "states": context.study.counts()}
     context.tell("phase", name="trials", best=best_value(context), baselines=baseline_values(context), **about)
@@ -373,7 +374,7 @@ def open_parent(context: Context) -> Run:
             "forge.overrides": " ".join(experiment.overrides),
             "forge.root": str(experiment.root.absolute()),
         },
-        params={path: json.dumps(value) if isinstance(value, list | dict) else value for path, value in flat.items()},
+        params={path: jsons.dumps(value) if isinstance(value, list | dict) else value for path, value in flat.items()},
         dataset=context.used,
     )
     return parent

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from forge_sweep import jsons
 from forge_sweep.errors import InputError
 from forge_sweep.tracking.registry import Registry
 from forge_sweep.tracking.store import surely
@@ -89,7 +90,7 @@ class Ledger:
 
     def attach(self, path: str, lines: Sequence[Mapping[str, Any]]) -> None:
         """Write a new file of JSON lines beside the entries."""
-        text = "".join(json.dumps(line) + "\n" for line in lines)
+        text = "".join(jsons.dumps(line) + "\n" for line in lines)
         with self._registry.asking(f"the ledger of {self._name}") as client:
             client.log_text(self._run(client), text, path)
 
@@ -111,7 +112,7 @@ class Ledger:
         """Log a parameter unless it is there, and say whether it is ours: what is read back decides."""
         from mlflow.exceptions import MlflowException
 
-        text = json.dumps(content, sort_keys=True)
+        text = jsons.dumps(content, sort_keys=True)
         if len(text) > LONGEST:
             raise InputError(
                 f"an entry of {len(text)} characters; expected at most {LONGEST}", hint="give a shorter reason"
