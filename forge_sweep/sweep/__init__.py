@@ -105,6 +105,8 @@ def run(
         TrackingDown: the end cannot be registered; run again.
         Interrupted: ``stopping`` said so; what finished stays finished.
     """
+    for text in experiment.warnings:
+        watch(Event("message", {"text": text, "severity": "warning"}))
     require_packages(experiment)
     workers.require_packages(experiment.workers)
     training.select_backend(experiment.backend)
@@ -227,6 +229,8 @@ def check(experiment: Experiment, *, watch: Watch = ignore) -> tuple[Finding, ..
     Raises:
         GateRefused: there are errors among the findings.
     """
+    for text in experiment.warnings:
+        watch(Event("message", {"text": text, "severity": "warning"}))
     require_packages(experiment)
     workers.require_packages(experiment.workers)
     training.select_backend(experiment.backend)

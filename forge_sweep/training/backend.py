@@ -37,7 +37,7 @@ def select_backend(name: str) -> None:
     """
     if name not in BACKENDS:
         raise InputError(f'backend = "{name}" is unknown', hint=f"use one of {', '.join(BACKENDS)}")
-    asked = os.environ.get("KERAS_BACKEND", name)
+    asked = os.environ.get("KERAS_BACKEND") or name
     if asked != name:
         raise InputError(
             f'the experiment has backend = "{name}", but the environment has KERAS_BACKEND={asked}',
