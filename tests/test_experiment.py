@@ -80,7 +80,7 @@ def test_five_mistakes_are_listed_at_once() -> None:
     assert set(found) == {"data.taget", "objective.metric", "study.n_trials", "study.pruner", "preprocessing.scaler"}
     assert 'did you mean "target"?' in found["data.taget"]
     assert 'did you mean "hyperband"?' in found["study.pruner"]
-    assert '"40"' in found["study.n_trials"] and "integer" in found["study.n_trials"]
+    assert '"40"' in found["study.n_trials"] and "a whole number" in found["study.n_trials"]
 
 
 CONTRADICTIONS = [

@@ -206,8 +206,9 @@ def prepare(context: Context, parent: Run, audit: Audit) -> None:
     if parent.run_id is not None:  # it answers: from here on the sweep's runs are there and nowhere else
         context.study.note("sweep:store", context.tracker.address)
     states = {f"{context.key}/{trial_name(row.number)}": STATUSES[row.state] for row in rows}
-    # Others may have begun more since the rows were read.
-    later = {f"{context.key}/{trial_name(number)}": "RUNNING" for number in range(len(rows), context.study.n_total)}
+    # Others may have begun a few more since the rows were read.
+    next_ones = range(len(rows), min(context.study.n_total, len(rows) + 1000))
+    later = {f"{context.key}/{trial_name(number)}": "RUNNING" for number in next_ones}
     context.tracker.reap(context.key, {**later, **states})
     context.study.note("sweep:link", link(context))
 

@@ -52,7 +52,9 @@ def default_uri(store: Path) -> str:
     """
     declared = os.environ.get(VARIABLE, "").strip()
     if not declared:
-        return f"sqlite:///{store.absolute() / 'mlflow.db'}"
+        if (path := store.absolute() / "mlflow.db").is_dir():  # MLflow would try for minutes to open it
+            raise InputError(f"{path} is a folder, not a database", hint="remove it, or give another --store")
+        return f"sqlite:///{path}"
     _check(declared)
     return declared
 
