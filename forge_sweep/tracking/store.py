@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from forge_sweep.environment import without_credentials
 from forge_sweep.errors import ForgeSweepError, InputError, TrackingDown, masked
@@ -189,6 +190,12 @@ def _check(uri: str) -> None:
     if scheme not in (*_SERVERS, *_DATABASES, "databricks"):
         known = ", ".join(f"{each}://" for each in (*_SERVERS, *_DATABASES))
         raise InputError(f"{VARIABLE} has the scheme {scheme!r}; expected one of {known}", hint="correct the variable")
+    try:
+        host = urlsplit(uri).hostname
+    except ValueError as error:
+        raise InputError(f"{VARIABLE} is no address: {error}", hint="correct the variable") from None
+    if scheme in _SERVERS and not host:
+        raise InputError(f"{VARIABLE} = {masked(uri)!r} names no server", hint="set http://HOST:PORT")
     if uri.startswith("postgresql://") and importlib.util.find_spec("psycopg") is None:
         raise InputError(
             f"{VARIABLE} starts with postgresql://, which means psycopg 3 since SQLAlchemy 2.1; it is not installed",
