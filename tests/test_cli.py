@@ -199,7 +199,8 @@ def test_report_is_one_self_contained_html_file(store: Path, tmp_path: Path) -> 
     path = tmp_path / "report.html"
     invoke("report", "surface", "--store", str(store), "-o", str(path))
     html = path.read_text(encoding="utf-8")
-    assert "models:/surface/1" in html and "Plotly.newPlot" in html and "Importance of the hyperparameters" in html
+    assert "models:/surface/1" in html and "Plotly.newPlot" in html and "Slices" in html
+    assert "is not estimated from fewer than ten finished trials" in html
     assert 'src="http' not in html and "<link" not in html
 
 
@@ -212,7 +213,7 @@ def test_below_the_lines_stands_how_far_a_resumed_sweep_is_and_what_runs_now() -
     trials = {"name": "trials", "total": 10, "done": 4, "states": states, "best": 0.9, "baselines": {"xgboost": 0.85}}
     below.watch(Event("phase", trials))
     below.watch(Event("trial_started", {"number": 4, "params": {"width": 8, "batch_size": 32}}))
-    below.watch(Event("epoch", {"number": 5, "epoch": 1, "metrics": {"loss": 0.5, "val_loss": 0.6}}))
+    below.watch(Event("epoch", {"number": 5, "epoch": 2, "metrics": {"loss": 0.5, "val_loss": 0.6}}))
     failed = {"state": "failed", "value": None, "best": 0.9, "failure": "diverged", "cause": "loss is nan"}
     below.watch(Event("trial_done", {"number": 3, "params": {"width": 9}, **failed}))
     lines = below.__rich__().plain.splitlines()

@@ -104,7 +104,7 @@ class Bundle:
         """
         return self.task.predictions(self.scores(frame), self.threshold).set_axis(frame.index, axis=0)
 
-    def save(self, folder: Path, golden: pd.DataFrame, *, card: bool = False, raw: bool = False) -> None:
+    def save(self, folder: Path | str, golden: pd.DataFrame, *, card: bool = False, raw: bool = False) -> None:
         """Write the bundle: what then stands at ``folder`` is whole, on disk, and has given its golden scores again.
 
         It is written to a hidden sibling, loaded from there, replayed, and renamed: a process that dies leaves no half
@@ -129,10 +129,10 @@ class Bundle:
             # Trusted: what this process has built its model with is imported already.
             Bundle.load(temporary, verify=True, trust=True)
 
-        files.replace_whole(folder, write)
+        files.replace_whole(Path(folder), write)
 
     @classmethod
-    def load(cls, folder: Path, *, verify: bool = False, trust: bool = False, policy: Policy = "warn") -> Bundle:
+    def load(cls, folder: Path | str, *, verify: bool = False, trust: bool = False, policy: Policy = "warn") -> Bundle:
         """Read a bundle; no code in it is run, and nothing is parsed before every file was checked.
 
         Under other versions of what computes it than it was saved with (Keras and its backend, NumPy, scikit-learn,
@@ -149,6 +149,7 @@ class Bundle:
                 unknown, a file cannot be read or holds what is not trusted, a golden score differs, or versions do and
                 the policy is to refuse.
         """
+        folder = Path(folder)
         about = _read_about(folder, files.check_manifest(folder))
         with _readable(folder / "task.json", about):
             task = Task.from_dict(files.read_json(folder / "task.json"))
@@ -167,13 +168,14 @@ class Bundle:
         return bundle
 
 
-def ready_backend(folder: Path) -> None:
+def ready_backend(folder: Path | str) -> None:
     """Load Keras on the backend that a bundle was trained on, without that backend's noise; nothing for a tree.
 
     Raises:
         BundleError: as `Bundle.load`, of what can be told before Keras is needed.
         InputError: that backend is not installed, or Keras runs on another one, or is to.
     """
+    folder = Path(folder)
     about = _read_about(folder, files.check_manifest(folder))
     if about["kind"] == "network":
         with contextlib.suppress(KeyError, TypeError):  # made without an experiment: on any backend
@@ -181,7 +183,7 @@ def ready_backend(folder: Path) -> None:
             training.load_backend()
 
 
-def replay_golden(folder: Path, bundle: Bundle | None = None) -> float:
+def replay_golden(folder: Path | str, bundle: Bundle | None = None) -> float:
     """Predict the golden rows of a saved bundle again.
 
     Args:
@@ -194,6 +196,7 @@ def replay_golden(folder: Path, bundle: Bundle | None = None) -> float:
     Raises:
         BundleError: as `Bundle.load`.
     """
+    folder = Path(folder)
     if bundle is None:
         bundle = Bundle.load(folder)
     else:

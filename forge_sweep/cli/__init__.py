@@ -224,14 +224,16 @@ def schema() -> None:
 
 @app.command()
 def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
-    """How far a sweep is: trials by state, best so far, what they cost, which budget is over."""
+    """How far a sweep is: trials by state, best so far, what they cost, which budget is over, how long it took."""
+    from forge_sweep.study import phases_words
+
     study = find(experiment, store)
     states, best, costs, over = study.counts(), study.best(), study.costs_by_state(), study.ended_by()
-    carried = study.is_carried()
+    carried, phases = study.is_carried(), study.phases()
     if as_json:
         shown = {"study": study.name, "trials": states, "done": study.n_done, "n_trials": study.n_trials}
         shown["best"] = None if best is None else row_as_dict(best)
-        spent = {"cost": [cost.to_dict() for cost in costs], "searched_s": round(study.wall_s(), 3)}
+        spent = {"cost": [cost.to_dict() for cost in costs], "searched_s": round(study.wall_s(), 3), "phases": phases}
         emit({**shown, **spent, "ended_by": None if over is None else asdict(over), "carried": carried})
         return
     counts = ", ".join(f"{count} {state}" for state, count in states.items()) or "none begun"
@@ -242,6 +244,8 @@ def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> 
         say(f"best: trial {best.number}, {study.resolved['objective']['metric']} {best.value:.6g}")
     if over is not None:
         say(over.text)
+    if phases:
+        say(f"took {phases_words(phases)}")
     print_costs(costs)
 
 
@@ -341,12 +345,15 @@ def ui(
     experiment: Name,
     store: Store = MLRUNS,
     port: Annotated[int, typer.Option(help="Port of the MLflow UI; optuna-dashboard takes the next one.")] = 5000,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Print the addresses only; so it is where there is no browser.")
+    ] = False,
 ) -> None:
     """Open the MLflow UI and optuna-dashboard on an experiment's stores."""
-    from forge_sweep.ui import serve
+    from forge_sweep.ui import has_browser, serve
 
     study = find(experiment, store)
-    serve(study, store, port, echo=echo)
+    serve(study, store, port, echo=echo, open_browser=not no_browser and has_browser())
 
 
 models.add_to(app)
@@ -406,6 +413,8 @@ def row_as_dict(row: TrialRow) -> dict[str, Any]:
 
 def print_result(name: str, result: SweepResult) -> None:
     """The end of a sweep for people."""
+    from forge_sweep.study import phases_words
+
     console = Console()
     table = Table("model", f"{result.objective}, search", "over seeds", box=None)
     for row in result.confirmed:
@@ -424,6 +433,7 @@ def print_result(name: str, result: SweepResult) -> None:
         else "best      no trial finished",
         f"verdict   {result.verdict}",
         "test      " + ", ".join(f"{metric} {value:.4f}" for metric, value in result.test.items()),
+        *([f"took      {phases_words(result.phases)}"] if result.phases else []),
         f"run       {result.run_id}",
         f"model     {result.model}",
         f"look      forge-sweep ui {name}, then {result.link}",

@@ -267,7 +267,7 @@ class Below:
             self.now[data["number"]] = f"trial {data['number']}: {params}"
         elif event.kind == "epoch":
             losses = ", ".join(f"{name} {figure(data['metrics'].get(name))}" for name in ("loss", "val_loss"))
-            where = f"epoch {data['epoch'] + 1} of {self.pace.epochs}"
+            where = f"epoch {data['epoch']} of {self.pace.epochs}"
             self.now[data["number"]] = f"trial {data['number']}, {where}: {losses}"
         elif event.kind == "trial_done":
             self.now.pop(data["number"], None)
