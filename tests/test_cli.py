@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.text import Text
 from typer.testing import CliRunner
 
-from forge_sweep import __version__, jsons, sweep
+from forge_sweep import __version__, jsons, sweep, training
 from forge_sweep.cli import app
 from forge_sweep.cli.printing import REPLACED, print_table, wrapped
 from forge_sweep.cli.watchers import Below, Pace, PlainLines
+from forge_sweep.errors import InputError
 from forge_sweep.study import find_study
 from forge_sweep.sweep import Event
 from tests.servers import ui
@@ -105,6 +106,41 @@ def test_a_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
     path = str(Path(__file__).parents[1] / "experiments" / "quickstart.toml")
     done = forge_sweep("run", path, "--store", "store", cwd=tmp_path)
     assert done.returncode == 2 and "store is a file" in done.stderr
+
+
+REFUSED_AT_THE_START: dict[str, tuple[dict[str, str], str]] = {
+    "another backend": ({"KERAS_BACKEND": "jax"}, "KERAS_BACKEND=jax"),
+    "a tag, not a digest": ({"FORGE_SWEEP_IMAGE_DIGEST": "latest"}, "FORGE_SWEEP_IMAGE_DIGEST"),
+    "no tracking address": ({"MLFLOW_TRACKING_URI": "gopher://x"}, "MLFLOW_TRACKING_URI"),
+    "no server in it": ({"MLFLOW_TRACKING_URI": "http://"}, "names no server"),
+    "no host in it": ({"MLFLOW_TRACKING_URI": "http://[::1"}, "is no address"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_AT_THE_START)
+@pytest.mark.parametrize("start", [sweep.run, sweep.check])
+def test_what_run_refuses_at_its_start_check_refuses_too(
+    case: str, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env, words = REFUSED_AT_THE_START[case]
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with no_network(fake_run()), pytest.raises(InputError, match=re.escape(words)):
+        start(experiment(), store=tmp_path / "mlruns")
+    assert not (tmp_path / "mlruns").exists()
+
+
+@pytest.mark.parametrize("start", [sweep.run, sweep.check])
+@pytest.mark.parametrize(("place", "words"), [("file", "is a file"), ("file/inner", "cannot be made"), ("n" * 300, "")])
+def test_a_store_that_cannot_be_is_refused_by_both(start: Any, place: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with no_network(fake_run()), pytest.raises(InputError, match=f"the store .* {words}"):
+        start(experiment(), store=tmp_path / place)
+
+
+def test_an_empty_keras_backend_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "")
+    training.select_backend("tensorflow")
 
 
 def test_a_refusal_is_an_event_too_where_machines_read(tmp_path: Path) -> None:
@@ -271,12 +307,11 @@ def test_what_repeats_itself_is_counted() -> None:
 
 def test_names_in_brackets_and_control_characters_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     """Neither markup nor emoji, and no name steers the terminal."""
-    names = ["flow [l/s]", "price [/kg]", "[red]", ":smile:", "a\x1b[31m\nb", "\udcff"]
+    names = ["flow [l/s]", "price [/kg]", "[red]", ":smile:", "a\x1b[31m\nb"]
     print_table(("feature [x]",), [(name,) for name in names])
-    text = capsys.readouterr().out.encode("utf-8", "backslashreplace").decode()
-    assert [line.strip() for line in text.splitlines()] == [
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
         "feature [x]",
-        *("flow [l/s]", "price [/kg]", "[red]", ":smile:", "a\\x1b[31m\\nb", "\\udcff"),
+        *("flow [l/s]", "price [/kg]", "[red]", ":smile:", "a\\x1b[31m\\nb"),
     ]
     assert printed(Event("message", {"severity": "warning", "text": "column [/b] is :x:"})) == [
         "warning: column [/b] is :x:"

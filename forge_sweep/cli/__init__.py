@@ -195,7 +195,7 @@ def worker(
 
 
 @app.command()
-def check(experiment: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def check(experiment: File, overrides: Overrides = None, store: Store = MLRUNS, as_json: AsJson = False) -> None:
     """Audit the data and try the smallest and the largest model, without starting a sweep."""
     from forge_sweep.cli.watchers import watching
 
@@ -208,7 +208,7 @@ def check(experiment: File, overrides: Overrides = None, as_json: AsJson = False
                 print_features(event.data["table"])
             watch(event)
 
-        findings = sweep.check(loaded, watch=show)
+        findings = sweep.check(loaded, store=store, watch=show)
     if not as_json:
         warnings = sum(finding.severity == "warning" for finding in findings)
         say(f"{loaded.name}: ready to run ({warnings} warning{'' if warnings == 1 else 's'})")

@@ -6,6 +6,7 @@ Every phase leaves a durable note in the study, so a sweep that was killed anywh
 from __future__ import annotations
 
 import datetime
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -110,16 +111,7 @@ def run(
     """
     stopwatch = Stopwatch()
     stopwatch.enter("start")
-    for text in experiment.warnings:
-        watch(Event("message", {"text": text, "severity": "warning"}))
-    require_packages(experiment)
-    workers.require_packages(experiment.workers)
-    training.select_backend(experiment.backend, experiment.deterministic)
-    if store.exists() and not store.is_dir():
-        raise InputError(f"the store {store} is a file", hint="give a folder: --store mlruns")
-    default_uri(store)  # an address that cannot be right is refused before anything begins
-    here = capture_environment(experiment, watch)
-    refuse_gpu_budget(experiment, here)
+    here = look_around(experiment, store, watch)
     stopwatch.enter("audit")
     dataset = load_data(experiment, watch)
     audit = inspect(experiment, dataset, watch)
@@ -247,20 +239,53 @@ def try_models(experiment: Experiment, dataset: Dataset, watch: Watch) -> tuple[
     return findings
 
 
-def check(experiment: Experiment, *, watch: Watch = ignore) -> tuple[Finding, ...]:
-    """Audit and pre-flight without a study or a run.
+def look_around(experiment: Experiment, store: Path, watch: Watch) -> Environment:
+    """What `run` and `check` refuse before they read a row: packages, backend, stores, machine.
 
     Raises:
-        GateRefused: there are errors among the findings.
+        InputError: something of it cannot work.
     """
     for text in experiment.warnings:
         watch(Event("message", {"text": text, "severity": "warning"}))
     require_packages(experiment)
     workers.require_packages(experiment.workers)
     training.select_backend(experiment.backend, experiment.deterministic)
-    refuse_gpu_budget(experiment, environment.capture(experiment.root, experiment.backend))
-    if text := environment.ignored_settings():
-        watch(Event("message", {"text": text, "severity": "warning"}))
+    refuse_store(store)
+    default_uri(store)  # an address that cannot be right is refused before anything begins
+    here = capture_environment(experiment, watch)
+    refuse_gpu_budget(experiment, here)
+    return here
+
+
+def refuse_store(store: Path) -> None:
+    """Raise InputError for a folder that cannot be made or written to."""
+    home, wrong = store.absolute(), ""
+    try:
+        while not home.exists() and home != home.parent:
+            home = home.parent
+        if not home.is_dir():
+            wrong = "is a file" if home == store.absolute() else f"cannot be made: {home} is a file"
+        elif not os.access(home, os.W_OK):
+            wrong = f"cannot be written to: no permission in {home}"
+    except OSError as error:
+        wrong = f"cannot be used: {error.strerror}"
+    if wrong:
+        raise InputError(f"the store {store} {wrong}", hint="give a folder: --store mlruns")
+
+
+def check(experiment: Experiment, *, store: Path = Path("mlruns"), watch: Watch = ignore) -> tuple[Finding, ...]:
+    """Audit and pre-flight without a study or a run.
+
+    Args:
+        experiment: what would be run.
+        store: folder of the embedded stores that it would be run with; nothing is made there.
+        watch: told of every event.
+
+    Raises:
+        GateRefused: there are errors among the findings.
+        InputError: `run` would not begin.
+    """
+    look_around(experiment, store, watch)
     dataset = load_data(experiment, watch)
     audit = inspect(experiment, dataset, watch)
     return (*audit.findings, *try_models(experiment, dataset, watch))
