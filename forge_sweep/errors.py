@@ -137,7 +137,10 @@ class MissingExtra(InputError):
     """
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs packages that are not installed", hint=f"pip install 'forge-sweep[{extra}]'")
+        super().__init__(
+            f"{feature} needs packages that are not installed",
+            hint=f"in a checkout of forge-sweep: pip install '.[{extra}]'",
+        )
 
 
 class GateRefused(ForgeSweepError):

@@ -93,6 +93,8 @@ def understood(error: Exception) -> ForgeSweepError:
         return InputError(
             f"{error.object[:200]!r} holds bytes that are no text", hint="give names in UTF-8, or rename the file"
         )
+    if isinstance(error, FileNotFoundError) and folder_is_gone():
+        return ForgeSweepError("the working folder was deleted", hint="change to a folder that is there")
     if isinstance(error, OSError) and error.filename is not None:
         return ForgeSweepError(
             f"{error.filename}: {error.strerror}", hint="look at the path and its permissions, or give another one"
@@ -102,6 +104,15 @@ def understood(error: Exception) -> ForgeSweepError:
         f"unexpected {type(error).__name__}{f': {words}' if words else ''}",
         hint="this is no fault of yours: run `forge-sweep --debug ...` again and report what it prints",
     )
+
+
+def folder_is_gone() -> bool:
+    """Whether the working folder was deleted under this process."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def disk_is_full(error: BaseException | None) -> bool:
