@@ -14,7 +14,7 @@ from forge_sweep.errors import ResumeRefused
 from forge_sweep.experiment import LATER_KEYS, Experiment, flatten, is_budget
 from forge_sweep.study.shared import Shared
 from forge_sweep.study.space import Space, distributions, fits
-from forge_sweep.study.storage import CREATING, exists, locks_of, open_storage, storage_url
+from forge_sweep.study.storage import CREATING, exists, locks_of, open_storage, open_to_read, storage_url
 from forge_sweep.study.study import Study
 from forge_sweep.study.view import ACCEPTED, FAILURE, IMPORTED, PARAMS, PREFIX, RESOLVED, SKIPPED, VALUE, StudyView
 
@@ -207,7 +207,7 @@ def _view(store: Path, experiment_name: str, choose: Callable[[Studies], str | N
         return None
     import optuna
 
-    storage = open_storage(url, store)
+    storage = open_to_read(url, store)
     name = choose(_studies_of(storage, experiment_name))
     return None if name is None else StudyView(optuna.load_study(study_name=name, storage=storage), url)
 

@@ -122,8 +122,11 @@ def mend(differences: list[Difference]) -> None:
 
 def refuse_other_store(study: Shared, review: Review) -> None:
     """Runs that are elsewhere are not missing."""
-    noted = study.notes("sweep:").get("sweep:store")
-    if noted not in (None, review.address):
+    notes = study.notes("sweep:")
+    noted = notes.get("sweep:store")
+    here = noted not in (None, review.address) and review.is_embedded and str(noted).startswith("sqlite")
+    moved = here and bool(review.with_key(str(notes.get("sweep:begin", {}).get("key", ""))))
+    if noted not in (None, review.address) and not moved:
         raise InputError(
             f"the runs of sweep {study.name} are in {noted}, and MLflow is now at {review.address}",
             hint="set MLFLOW_TRACKING_URI as it was",

@@ -17,7 +17,7 @@ from forge_sweep.tracking.registration import FORM_TAG, requirements
 from forge_sweep.tracking.registry import ModelVersion, Registry
 from forge_sweep.tracking.review import Found, Review
 from forge_sweep.tracking.runs import EPOCH_TAG, FIRST_EPOCH, Run
-from forge_sweep.tracking.store import default_uri, prepare_store
+from forge_sweep.tracking.store import check_store, default_uri, prepare_store
 from forge_sweep.tracking.tracker import Tracker, environment_tags
 from forge_sweep.tracking.trained_on import TrainedModel, downloaded, models_trained_on
 from forge_sweep.tracking.writes import Status
@@ -40,6 +40,7 @@ __all__ = [
     "Tracker",
     "TrainedModel",
     "_load_pyfunc",
+    "check_store",
     "default_uri",
     "downloaded",
     "environment_tags",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from forge_sweep import jsons
 from forge_sweep.errors import InputError
+from forge_sweep.tracking import store as stores
 from forge_sweep.tracking.registry import Registry
 from forge_sweep.tracking.store import surely
 
@@ -90,6 +91,7 @@ class Ledger:
 
     def attach(self, path: str, lines: Sequence[Mapping[str, Any]]) -> None:
         """Write a new file of JSON lines beside the entries."""
+        stores.refuse_read_only(self._registry.uri)
         text = "".join(jsons.dumps(line) + "\n" for line in lines)
         with self._registry.asking(f"the ledger of {self._name}") as client:
             client.log_text(self._run(client), text, path)
@@ -112,6 +114,7 @@ class Ledger:
         """Log a parameter unless it is there, and say whether it is ours: what is read back decides."""
         from mlflow.exceptions import MlflowException
 
+        stores.refuse_read_only(self._registry.uri)
         text = jsons.dumps(content, sort_keys=True)
         if len(text) > LONGEST:
             raise InputError(

@@ -83,7 +83,7 @@ def locate(reference: str | Path, store: Path | str) -> Located:
 @functools.lru_cache(maxsize=4)
 def _client(uri: str, store: Path) -> MlflowClient:
     """A client that is kept: a server looks the same alias up for ever, and connecting to a database takes a second."""
-    return stores.connect(uri, store)
+    return stores.connect(uri, store, reading=True)
 
 
 @contextlib.contextmanager

@@ -82,8 +82,8 @@ def read_record(reference: str, store: Path) -> Record:
         located = locate(reference, store)
         run_id, model = located.run_id, TrainedModel(located.name, located.version, ())
     uri = stores.existing_uri(store)
-    with stores.translated(f"the record of {reference}"), stores.current(uri):
-        return _read(stores.connect(uri, store), run_id, model)
+    with stores.translated(f"the record of {reference}"), stores.current(stores.readable(uri)):
+        return _read(stores.connect(uri, store, reading=True), run_id, model)
 
 
 def write_verdict(record: Record, tags: Mapping[str, str], report: Mapping[str, Any], name: str, store: Path) -> None:

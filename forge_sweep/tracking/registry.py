@@ -66,7 +66,7 @@ class Registry:
     @cached_property
     def client(self) -> MlflowClient:
         """The client; the first use connects."""
-        return stores.connect(self.uri, self.store)
+        return stores.connect(self.uri, self.store, reading=True)
 
     @contextmanager
     def asking(self, what: str) -> Iterator[MlflowClient]:
@@ -75,7 +75,7 @@ class Registry:
         Args:
             what: the request, for messages.
         """
-        with stores.translated(what), stores.current(self.uri):
+        with stores.translated(what), stores.current(stores.readable(self.uri)):
             yield self.client
 
     def models(self) -> tuple[str, ...]:
@@ -141,6 +141,7 @@ class Registry:
 
     def set_alias(self, name: str, alias: str, version: str | None) -> None:
         """Let an alias stand for a version, or for none; one atomic write."""
+        stores.refuse_read_only(self.uri)
         with self.asking(f"the alias {alias} of {name}") as client:
             if version is None:
                 client.delete_registered_model_alias(name, alias)
@@ -149,6 +150,7 @@ class Registry:
 
     def tag(self, name: str, version: str, key: str, value: str) -> None:
         """Set a tag of a version."""
+        stores.refuse_read_only(self.uri)
         with self.asking(f"a tag of {name} {version}") as client:
             stores.surely(lambda: client.set_model_version_tag(name, version, key, value))
 

@@ -217,6 +217,11 @@ class Tracker:
         self._session.close()
 
     @property
+    def is_embedded(self) -> bool:
+        """Whether the store is the database in its own folder."""
+        return self.uri == stores.embedded_uri(self._session.store)
+
+    @property
     def address(self) -> str:
         """The tracking address without credentials, for people."""
         return without_credentials(self.uri)

@@ -92,7 +92,7 @@ def _download(model: TrainedModel, store: Path, folder: Path) -> Path:
     with stores.translated(f"the download of {model.uri}"):
         from mlflow import artifacts
 
-        uri = stores.default_uri(store)
+        uri = stores.readable(stores.default_uri(store))
         with stores.current(uri):
             return Path(artifacts.download_artifacts(artifact_uri=model.uri, dst_path=str(folder), tracking_uri=uri))
 
@@ -104,4 +104,4 @@ def _client(store: Path) -> MlflowClient | None:
     if path is not None and not path.exists():
         return None
     with stores.translated("a request"):
-        return stores.connect(uri, store)
+        return stores.connect(uri, store, reading=True)
