@@ -112,8 +112,8 @@ REFUSED_AT_THE_START: dict[str, tuple[dict[str, str], str]] = {
     "another backend": ({"KERAS_BACKEND": "jax"}, "KERAS_BACKEND=jax"),
     "a tag, not a digest": ({"FORGE_SWEEP_IMAGE_DIGEST": "latest"}, "FORGE_SWEEP_IMAGE_DIGEST"),
     "no tracking address": ({"MLFLOW_TRACKING_URI": "gopher://x"}, "MLFLOW_TRACKING_URI"),
-    "no server in it": ({"MLFLOW_TRACKING_URI": "http://"}, "names no server"),
-    "no host in it": ({"MLFLOW_TRACKING_URI": "http://[::1"}, "is no address"),
+    "no server in it": ({"MLFLOW_TRACKING_URI": "http://"}, "names no host"),
+    "no host in it": ({"MLFLOW_TRACKING_URI": "http://[::1"}, "Invalid IPv6 URL"),
 }
 
 
