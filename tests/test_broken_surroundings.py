@@ -191,7 +191,6 @@ SLOW: set[tuple[str, ...]] = {("export",), ("reproduce",), ("promote",), ("rollb
         {"FORGE_SWEEP_STORAGE": "sqlite:////proc/none/optuna.db"},
         {"FORGE_SWEEP_STORAGE": "no address"},
         {"FORGE_SWEEP_STORAGE": "postgresql://nobody@127.0.0.1:1/none"},
-        {"FORGE_SWEEP_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"},
         {"FORGE_SWEEP_DATABASE_URL": "http://x"},
         {"FORGE_SWEEP_IMAGE_DIGEST": "latest", "FORGE_SWEEP_API_KEY": ""},
     ],
@@ -258,7 +257,7 @@ def test_the_terminal_is_poor(warm: Warm, complete: Path, how: str) -> None:
 def test_the_folder_is_gone(warm: Warm, tmp_path: Path) -> None:
     """The working folder was deleted under the shell."""
     for path in COMMANDS:
-        folder = tmp_path / "gone"
+        folder = tmp_path / "-".join(path)
         folder.mkdir()
         assert silent(path, warm(*words_of(path, {}), cwd=folder, gone=True)) is None
 
