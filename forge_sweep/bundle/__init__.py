@@ -11,6 +11,8 @@ raw.keras            the network with its preprocessing inside, for plain Keras;
                      takes which column. Both only with model.preprocessing = "in_model"
 scaler.joblib        the fitted scikit-learn scaler for people who load it themselves; absent with scaler = "none"
 golden.json          some train rows as they came, and their scores when the bundle was saved
+evaluation.npz       what the look at the test rows gave: scores of the registered model and of those it was compared
+                     with, fingerprints of the rows, differences with intervals; no targets. Absent before registration
 card.md, card.html   the model card of what was registered; absent before
 manifest.json        SHA-256 of every other file
 ```
@@ -27,16 +29,21 @@ A later format may change everything but the layout of ``manifest.json`` and the
 from __future__ import annotations
 
 from forge_sweep.bundle.bundle import FORMAT, GOLDEN_TOLERANCE, Bundle, ready_backend, replay_golden
+from forge_sweep.bundle.evaluation import EVALUATION, Comparison, Evaluation, ScoredModel
 from forge_sweep.bundle.golden_rows import GOLDEN_ROWS
 from forge_sweep.bundle.golden_rows import choose as choose_golden
 from forge_sweep.bundle.trees import TRUSTED_TYPES
 
 __all__ = [
+    "EVALUATION",
     "FORMAT",
     "GOLDEN_ROWS",
     "GOLDEN_TOLERANCE",
     "TRUSTED_TYPES",
     "Bundle",
+    "Comparison",
+    "Evaluation",
+    "ScoredModel",
     "choose_golden",
     "ready_backend",
     "replay_golden",

@@ -15,6 +15,7 @@ from forge_sweep import __version__, baselines, training
 from forge_sweep.baselines import Baseline
 from forge_sweep.bundle import archives, boosters, files, golden_rows, guard, network, scaler, trees, weights
 from forge_sweep.bundle.card import CARD_FILES, card_of
+from forge_sweep.bundle.evaluation import EVALUATION, Evaluation
 from forge_sweep.bundle.guard import Policy
 from forge_sweep.bundle.scaler import SCALER
 from forge_sweep.checks.profile import Profile
@@ -104,7 +105,15 @@ class Bundle:
         """
         return self.task.predictions(self.scores(frame), self.threshold).set_axis(frame.index, axis=0)
 
-    def save(self, folder: Path | str, golden: pd.DataFrame, *, card: bool = False, raw: bool = False) -> None:
+    def save(
+        self,
+        folder: Path | str,
+        golden: pd.DataFrame,
+        *,
+        card: bool = False,
+        raw: bool = False,
+        evaluation: Evaluation | None = None,
+    ) -> None:
         """Write the bundle: what then stands at ``folder`` is whole, on disk, and has given its golden scores again.
 
         It is written to a hidden sibling, loaded from there, replayed, and renamed: a process that dies leaves no half
@@ -118,6 +127,7 @@ class Bundle:
             card: whether to write the model card as well, from what the metadata says.
             raw: whether to write the network with its preprocessing inside as well: ``raw.keras``, which takes raw
                 columns in plain Keras, and ``raw.keras.inputs.json``.
+            evaluation: what the look at the test rows gave, kept beside the model as ``evaluation.npz``.
 
         Raises:
             BundleError: something else stands at ``folder``, a score is not finite, the metadata is not plain JSON, or
@@ -125,7 +135,7 @@ class Bundle:
         """
 
         def write(temporary: Path) -> None:
-            _write(self, temporary, golden, card, raw)
+            _write(self, temporary, golden, card, raw, evaluation)
             # Trusted: what this process has built its model with is imported already.
             Bundle.load(temporary, verify=True, trust=True)
 
@@ -160,6 +170,7 @@ class Bundle:
         if (folder / RAW).exists():
             with _readable(folder / RAW, about):
                 network.check(folder / RAW, about["metadata"], trust=trust, raw=True)
+        Evaluation.load(folder)  # nothing predicts with it; a file that nobody could read is refused with the others
         bundle = cls(model, preprocessor, task, float(about["threshold"]), about["metadata"])
         other = guard.differences(about)
         if verify or other:
@@ -216,7 +227,9 @@ def _verify(folder: Path, bundle: Bundle, packages: dict[str, str]) -> None:
         )
 
 
-def _write(bundle: Bundle, folder: Path, train: pd.DataFrame, card: bool, raw: bool) -> None:
+def _write(
+    bundle: Bundle, folder: Path, train: pd.DataFrame, card: bool, raw: bool, evaluation: Evaluation | None
+) -> None:
     """Write every file of a bundle, the manifest last."""
     rows = golden_rows.choose(train)
     about = {"format": FORMAT, "kind": bundle.kind, "threshold": bundle.threshold, "metadata": bundle.metadata}
@@ -232,6 +245,8 @@ def _write(bundle: Bundle, folder: Path, train: pd.DataFrame, card: bool, raw: b
         from forge_sweep.bundle import exports  # they read bundles themselves
 
         exports.write_raw(bundle, folder)
+    if evaluation is not None:
+        evaluation.save(folder)
     if card:
         for name, text in card_of(folder).texts().items():
             (folder / name).write_text(text, encoding="utf-8")
@@ -269,7 +284,9 @@ def _read_about(folder: Path, listed: set[str]) -> dict[str, Any]:
     expected = OTHER_FILES | {MODEL_FILES[about["kind"]]}
     if about["kind"] == "network" and listed & RAW_FILES:  # both or none, and of networks only
         expected |= RAW_FILES
-    files.refuse(folder, {"missing": expected - listed, "unexpected": listed - expected - {SCALER, *CARD_FILES}})
+    files.refuse(
+        folder, {"missing": expected - listed, "unexpected": listed - expected - {SCALER, EVALUATION, *CARD_FILES}}
+    )
     return about
 
 

@@ -28,7 +28,15 @@ from forge_sweep.study.cost import (
     span,
     union_s,
 )
-from forge_sweep.study.opening import find_shared, find_study, join_study, open_study, require_packages, resumable
+from forge_sweep.study.opening import (
+    find_shared,
+    find_study,
+    join_study,
+    no_study,
+    open_study,
+    require_packages,
+    resumable,
+)
 from forge_sweep.study.shared import Requeued, Shared
 from forge_sweep.study.storage import check_storage, storage_url
 from forge_sweep.study.study import Asked, Study
@@ -57,6 +65,7 @@ __all__ = [
     "find_shared",
     "find_study",
     "join_study",
+    "no_study",
     "open_study",
     "over",
     "phases_words",

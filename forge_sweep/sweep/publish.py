@@ -115,7 +115,8 @@ def score_on_test(
         return dict(noted["metrics"]), dict(noted)
     ledger = context.store / "test_looks.jsonl"
     purpose = f"final score of sweep {context.key}, {winner.candidate.words}"
-    split = context.dataset.look_at_test(purpose, ledger, run=parent.run_id or "")
+    judged = context.tracker.run_id(f"{context.key}/confirm-{winner.candidate.label}-s{winner.typical}")
+    split = context.dataset.look_at_test(purpose, ledger, run=judged)  # a promotion of it names the same run
     scored = trial.score(bundle, split, "test")
     metrics = finite(scored)
     if undefined := sorted(set(scored) - set(metrics)):

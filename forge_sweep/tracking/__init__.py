@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from forge_sweep.tracking.ledger import Entry, Ledger
 from forge_sweep.tracking.located import Located, fetched, locate
+from forge_sweep.tracking.mlmodel import ForeignModel
 from forge_sweep.tracking.pyfunc import BundleModel, _load_pyfunc
 from forge_sweep.tracking.records import Record, read_record, write_verdict
 from forge_sweep.tracking.registration import FORM_TAG, requirements
@@ -28,6 +29,7 @@ __all__ = [
     "FORM_TAG",
     "BundleModel",
     "Entry",
+    "ForeignModel",
     "Found",
     "Ledger",
     "Located",

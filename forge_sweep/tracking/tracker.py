@@ -125,6 +125,14 @@ class Tracker:
         except TrackingDown:
             return False
 
+    def run_id(self, key: str) -> str:
+        """MLflow's id of the run with this key; "" where it is not written yet, or the store cannot be reached."""
+        try:
+            with self._lock, stores.translated(f"a look for the run {key!r}"):
+                return self._session.find(key) or ""
+        except TrackingDown:
+            return ""
+
     def drop(self, run: Run) -> None:
         """Leave a run to another process: what was collected for it is thrown away."""
         with self._lock:

@@ -10,8 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from forge_sweep.errors import BundleError, ForgeSweepError
+from forge_sweep.errors import ForgeSweepError
 from forge_sweep.tracking import store as stores
+from forge_sweep.tracking.mlmodel import bundle_in
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -71,13 +72,10 @@ def downloaded(model: TrainedModel, store: Path) -> Iterator[Path]:
 
     Raises:
         TrackingDown: the store cannot be reached.
-        BundleError: the model is none of ours.
+        BundleError: the model is none of ours, or more was put beside its bundle than registration does.
     """
     with TemporaryDirectory(prefix="forge-sweep-") as folder:
-        manifests = sorted(_download(model, store, Path(folder)).glob("**/manifest.json"))
-        if not manifests:
-            raise BundleError(f"{model.uri} holds no bundle", hint="register models with forge-sweep run")
-        bundle = manifests[0].parent
+        bundle = bundle_in(_download(model, store, Path(folder)), model.uri)
         try:
             yield bundle
         except ForgeSweepError as error:  # the copy is gone when somebody reads of it
