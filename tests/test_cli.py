@@ -364,7 +364,8 @@ def test_whatever_prints_or_keeps_json_goes_through_one_door() -> None:
         *("jsons.py", "bundle/files.py", "bundle/weights.py", "experiment/rules.py", "experiment/spec.py", "trial.py"),
         *("preprocessing/normalization.py", "preprocessing/preprocessor.py", "sources/feature_store/versions.py"),
         *("study/opening.py", "study/storage.py", "sweep/context.py", "tracking/journal.py", "training/checkpoint.py"),
-        *("training/networks.py", "data/diff.py", "sources/feature_store/rejects.py"),
+        *("training/networks.py", "data/diff.py", "sources/feature_store/rejects.py", "registry/measured.py"),
+        "bundle/evaluation.py",
     }
     package = Path(__file__).parents[1] / "forge_sweep"
     texts = {path.relative_to(package).as_posix(): path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
