@@ -273,8 +273,10 @@ def as_mistake(raw: Mapping[str, Any], detail: Any) -> Mistake:
         return Mistake(path, as_toml(detail["input"]), f"a known key, one of {', '.join(siblings)}", hint)
     if kind == "missing":
         return Mistake(path, "", "a value: this key is required")
-    if kind == "scalar":
-        return Mistake(path, as_toml(detail["input"]), detail["msg"], as_choices(location, detail["input"]))
+    if kind == "value_error":  # of `one_scalar`
+        return Mistake(
+            path, as_toml(detail["input"]), str(detail["ctx"]["error"]), as_choices(location, detail["input"])
+        )
     if kind == "literal_error":
         choices = [word.strip("'") for word in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")]
         return Mistake(

@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, overload
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Tag
-from pydantic_core import PydanticCustomError
 
 Scalar = int | float | str | bool
 Params = dict[str, Scalar]
@@ -31,9 +30,9 @@ def by_shape(value: Any) -> str:
 def one_scalar(value: Any) -> Any:
     """A number, a text, true or false; one mistake where it is something else, not one for each of them."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise PydanticCustomError("scalar", "a finite number")
+        raise ValueError("a finite number")
     if not isinstance(value, int | float | str | bool):
-        raise PydanticCustomError("scalar", "one value: a number, a text, true or false")
+        raise ValueError("one value: a number, a text, true or false")
     return value
 
 
