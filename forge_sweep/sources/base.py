@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
+from forge_sweep import jsons
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
@@ -149,7 +151,7 @@ class Dataset:
             StoreDown: the store of the rows cannot be reached; nothing is returned.
         """
         look = new_look(self.digest, purpose, run, self.split_digest)
-        _append_line(ledger, json.dumps(asdict(look)))
+        _append_line(ledger, jsons.dumps(asdict(look)))
         return self._test.read(look)
 
     def count_looks(self, ledger: Path) -> int:

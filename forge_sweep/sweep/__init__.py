@@ -6,7 +6,7 @@ Every phase leaves a durable note in the study, so a sweep that was killed anywh
 from __future__ import annotations
 
 import datetime
-import json
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from forge_sweep import environment, sources, training, workers
+from forge_sweep import environment, jsons, sources, training, workers
 from forge_sweep.addresses import refuse_unwritable
 from forge_sweep.checks.audit import Audit
 from forge_sweep.checks.audit import audit as audit_dataset
@@ -114,12 +114,8 @@ def run(
     """
     stopwatch = Stopwatch()
     stopwatch.enter("start")
-    require_packages(experiment)
-    workers.require_packages(experiment.workers)
-    training.select_backend(experiment.backend, experiment.deterministic)
-    check_stores(store)  # what cannot be written or asked is refused before anything begins
-    here = capture_environment(experiment, watch)
-    refuse_gpu_budget(experiment, here)
+    here = look_around(experiment, store, watch)
+    refuse_unwritable(store)
     stopwatch.enter("audit")
     dataset = load_data(experiment, watch)
     audit = inspect(experiment, dataset, watch)
@@ -231,7 +227,9 @@ def log_phases(context: Context, parent: Run) -> None:
 def phases(context: Context, parent: Run, again: dict[str, Any] | None = None) -> dict[str, Any]:
     """Baselines, trials, confirmation, the end; without ``again``, which is an end that has no model any more."""
     context.stopwatch.enter("baselines")
-    context.tell("phase", name="baselines")
+    kinds, noted = context.experiment.baselines.kinds, context.study.notes("baseline:")
+    fitted = sum(f"baseline:{kind}" in noted for kind in kinds)
+    context.tell("phase", name="baselines", total=len(kinds), done=fitted)
     fit_baselines(context)
     context.stopwatch.enter("trials")
     about = {"total": context.study.n_trials, "done": context.study.n_done, "states": context.study.counts()}
@@ -275,8 +273,9 @@ def prepare(context: Context, parent: Run, audit: Audit, *, remade: bool = False
     if parent.run_id is not None:  # it answers: from here on the sweep's runs are there and nowhere else
         context.study.note("sweep:store", context.tracker.address)
     states = {f"{context.key}/{trial_name(row.number)}": STATUSES[row.state] for row in rows}
-    # Others may have begun more since the rows were read.
-    later = {f"{context.key}/{trial_name(number)}": "RUNNING" for number in range(len(rows), context.study.n_total)}
+    # Others may have begun a few more since the rows were read.
+    next_ones = range(len(rows), min(context.study.n_total, len(rows) + 1000))
+    later = {f"{context.key}/{trial_name(number)}": "RUNNING" for number in next_ones}
     context.tracker.reap(context.key, {**later, **states})
     context.study.note("sweep:link", link(context))
 
@@ -292,18 +291,54 @@ def try_models(experiment: Experiment, dataset: Dataset, watch: Watch) -> tuple[
     return findings
 
 
-def check(experiment: Experiment, *, watch: Watch = ignore) -> tuple[Finding, ...]:
-    """Audit and pre-flight without a study or a run.
+def look_around(experiment: Experiment, store: Path, watch: Watch) -> Environment:
+    """What `run` and `check` refuse before they read a row: packages, backend, stores, machine.
 
     Raises:
-        GateRefused: there are errors among the findings.
+        InputError: something of it cannot work.
     """
+    for text in experiment.warnings:
+        watch(Event("message", {"text": text, "severity": "warning"}))
     require_packages(experiment)
     workers.require_packages(experiment.workers)
     training.select_backend(experiment.backend, experiment.deterministic)
-    refuse_gpu_budget(experiment, environment.capture(experiment.root, experiment.backend))
-    if text := environment.ignored_settings():
-        watch(Event("message", {"text": text, "severity": "warning"}))
+    refuse_store(store)
+    check_storage(store)
+    check_store(store)
+    here = capture_environment(experiment, watch)
+    refuse_gpu_budget(experiment, here)
+    return here
+
+
+def refuse_store(store: Path) -> None:
+    """Raise InputError for a folder that cannot be made or written to."""
+    home, wrong = store.absolute(), ""
+    try:
+        while not home.exists() and home != home.parent:
+            home = home.parent
+        if not home.is_dir():
+            wrong = "is a file" if home == store.absolute() else f"cannot be made: {home} is a file"
+        elif not os.access(home, os.W_OK):
+            wrong = f"cannot be written to: no permission in {home}"
+    except OSError as error:
+        wrong = f"cannot be used: {error.strerror}"
+    if wrong:
+        raise InputError(f"the store {store} {wrong}", hint="give a folder: --store mlruns")
+
+
+def check(experiment: Experiment, *, store: Path = Path("mlruns"), watch: Watch = ignore) -> tuple[Finding, ...]:
+    """Audit and pre-flight without a study or a run.
+
+    Args:
+        experiment: what would be run.
+        store: folder of the embedded stores that it would be run with; nothing is made there.
+        watch: told of every event.
+
+    Raises:
+        GateRefused: there are errors among the findings.
+        InputError: `run` would not begin.
+    """
+    look_around(experiment, store, watch)
     dataset = load_data(experiment, watch)
     audit = inspect(experiment, dataset, watch)
     return (*audit.findings, *try_models(experiment, dataset, watch))
@@ -474,7 +509,7 @@ def parent_params(resolved: dict[str, Any]) -> dict[str, Any]:
         "study.epochs",
     )
     flat = {path: value for path, value in flatten(resolved).items() if path.startswith(fixed) and not is_budget(path)}
-    return {path: json.dumps(value) if isinstance(value, list | dict) else value for path, value in flat.items()}
+    return {path: jsons.dumps(value) if isinstance(value, list | dict) else value for path, value in flat.items()}
 
 
 def record_environment(context: Context, parent: Run, *, again: bool = False) -> None:

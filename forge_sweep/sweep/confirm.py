@@ -141,6 +141,7 @@ def confirm(context: Context, crew: Crew) -> tuple[Confirmed, ...]:
     A configuration that fails with one of the seeds is left out: in production it would fail as often.
     """
     chosen, seeds = candidates(context), tuple(range(1, context.experiment.confirm.seeds + 1))
+    context.tell("confirming", runs=len(chosen) * len(seeds))
     found = run_all(context, crew, [(candidate, s) for candidate in chosen for s in seeds])
     confirmed = []
     for candidate in chosen:
@@ -189,6 +190,7 @@ def confirm_one(context: Context, crew: Crew, worker: Worker, candidate: Candida
         context.tell("confirm", name=name, words=candidate.words, seed=s, value=note["value"])
         return None if note["value"] is None else float(note["value"])
     stop_if_asked(context)
+    context.tell("confirm_started", name=name, words=candidate.words, seed=s)
     seed = derived_seed(context.experiment.seed, "confirm", candidate.label, s)
     run = context.child(
         name,

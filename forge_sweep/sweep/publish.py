@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from forge_sweep import trial
+from forge_sweep import jsons, trial
 from forge_sweep.bundle import Bundle
 from forge_sweep.bundle.figures import figures
 from forge_sweep.checks.audit import Audit, histograms_html
@@ -156,12 +155,12 @@ def log_summary(
         {
             "forge.verdict": words,
             "forge.winner": winner.candidate.words,
-            "forge.best_params": json.dumps(best.params if best is not None else {}),
+            "forge.best_params": jsons.dumps(best.params if best is not None else {}),
             "mlflow.note.content": as_markdown(context, confirmed, words, test),
         }
     )
-    parent.log_text(json.dumps([c.figures() for c in confirmed], indent=2), "confirmation.json")
-    parent.log_text(json.dumps(context.study.notes("baseline:"), indent=2), "baselines.json")
+    parent.log_text(jsons.dumps([c.figures() for c in confirmed], indent=2), "confirmation.json")
+    parent.log_text(jsons.dumps(context.study.notes("baseline:"), indent=2), "baselines.json")
     parent.log_text("\n".join(context.study.figures_html().values()), "plots.html")
 
 
@@ -200,7 +199,7 @@ def register(context: Context, bundle: Bundle, folder: Path, run_key: str) -> st
 def log_audit(parent: Run, audit: Audit, histograms: str) -> None:
     """Findings, the table of features and their histograms on the parent run."""
     parent.log_text(
-        json.dumps([dataclasses.asdict(finding) for finding in audit.findings], indent=2), "audit/findings.json"
+        jsons.dumps([dataclasses.asdict(finding) for finding in audit.findings], indent=2), "audit/findings.json"
     )
     parent.log_text(audit.features.to_csv(), "audit/features.csv")
     parent.log_text(histograms, "audit/histograms.html")
@@ -208,5 +207,5 @@ def log_audit(parent: Run, audit: Audit, histograms: str) -> None:
 
 def log_setting(context: Context, parent: Run, audit: Audit) -> None:
     """Everything that is known before the first trial: experiment, environment, audit."""
-    parent.log_text(json.dumps(context.experiment.resolved(), indent=2), "experiment.json")
+    parent.log_text(jsons.dumps(context.experiment.resolved(), indent=2), "experiment.json")
     log_audit(parent, audit, histograms_html(context.dataset))

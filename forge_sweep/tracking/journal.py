@@ -195,6 +195,6 @@ def _without_reason(line: bytes) -> bytes:
 
 def _append_line(path: Path, record: Record) -> None:
     with path.open("ab") as file:
-        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
         file.flush()
         os.fsync(file.fileno())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from forge_sweep import jsons
 from forge_sweep.tracking.mlmodel import ALWAYS, BY_BACKEND, BY_KIND, LOADER
 from forge_sweep.tracking.session import KEY_TAG, Session
 from forge_sweep.tracking.store import surely
@@ -122,7 +122,7 @@ def _version_of(
         model_id=model_id,
     )
     link = [{"name": model_name, "version": str(version.version)}]
-    session.client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps(link)})  # the UI's link
+    session.client.set_logged_model_tags(model_id, {"mlflow.modelVersions": jsons.dumps(link)})  # the UI's link
     return version
 
 
