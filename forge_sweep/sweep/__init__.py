@@ -20,20 +20,20 @@ from forge_sweep.checks.audit import Audit
 from forge_sweep.checks.audit import audit as audit_dataset
 from forge_sweep.checks.findings import Finding, errors
 from forge_sweep.environment import Environment
-from forge_sweep.errors import GateRefused, InputError
+from forge_sweep.errors import GateRefused, InputError, TrackingDown
 from forge_sweep.experiment import Experiment, flatten, is_budget
 from forge_sweep.experiment.rules import nearest
 from forge_sweep.preflight import preflight
 from forge_sweep.sources import Dataset
 from forge_sweep.study import Study, TrialState, check_storage, open_study, require_packages, resumable
-from forge_sweep.sweep.confirm import confirm
+from forge_sweep.sweep.confirm import confirm, typical_seed
 from forge_sweep.sweep.context import Context, Event, Interrupted, Watch, baseline_values, ignore
 from forge_sweep.sweep.crew import Crew
 from forge_sweep.sweep.ending import clear_checkpoints, ended_by, goes_on, refuse_nothing_finished, why_over
 from forge_sweep.sweep.phases import Stopwatch
 from forge_sweep.sweep.publish import final_key, log_setting, publish
 from forge_sweep.sweep.trials import best_value, end_lost, fit_baselines, run_trials, trial_name
-from forge_sweep.tracking import FIRST_EPOCH, Run, Tracker, check_store
+from forge_sweep.tracking import FIRST_EPOCH, Review, Run, Tracker, check_store
 
 __all__ = ["Event", "Interrupted", "SweepResult", "Watch", "check", "run"]
 
@@ -57,6 +57,7 @@ class SweepResult:
         confirmed: the figures of every candidate.
         ended_by: the key of the budget that ended the search: ``study.n_trials``, ``study.timeout_s`` and so on.
         costs: what the trials of each state cost; see `StateCost`.
+        missing: what MLflow lacks of it, and what to do; "" where it lacks nothing.
         phases: seconds of each phase, over interruptions; see `StudyView.phases`.
     """
 
@@ -74,6 +75,7 @@ class SweepResult:
     confirmed: list[dict[str, Any]] = field(default_factory=list)
     ended_by: str = "study.n_trials"
     costs: list[dict[str, Any]] = field(default_factory=list)
+    missing: str = ""
     phases: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,28 +130,33 @@ def run(
     study = open_study(experiment, dataset=identity(dataset), store=store, fork=fork)
     with study.hold(stopping):
         report_opening(study, watch)
-        tracker = Tracker(experiment.name, store, description=experiment.description)
+        known = study.notes("sweep:").get("sweep:begin", {}).get("key", "")
+        tracker = Tracker(experiment.name, store, description=experiment.description, sweep=known)
         key = begin(study)["key"]
         context = Context(experiment, dataset, study, tracker, here, store, key, watch, stopping, stopwatch=stopwatch)
         try:
-            return go(context, audit)
+            ended = go(context, audit, begun=bool(known))
         finally:
             tracker.close()
+    return replace(ended, missing=tracker.missing())
 
 
-def go(context: Context, audit: Audit) -> SweepResult:
+def go(context: Context, audit: Audit, *, begun: bool) -> SweepResult:
     """Run what is left of a sweep under its parent run."""
+    refuse_other_store(context)
+    remade = find_losses(context, begun=begun)
     done = context.study.notes("final:").get(final_key(context.experiment, context.study))
     if done is not None and (why := why_over(context)):
-        context.tell("message", text=f"sweep {context.study.name} is complete{why}", severity="info")
-        return result(context, done)
+        whole = with_model(context, done, remade=remade)
+        if whole is not None:
+            context.tell("message", text=f"sweep {context.study.name} is complete{why}", severity="info")
+            return result(context, whole)
     training.load_backend()
-    refuse_other_store(context)
     parent = open_parent(context)
     context.stopwatch.keep_in(context.study)
     try:
-        prepare(context, parent, audit)
-        final = phases(context, parent)
+        prepare(context, parent, audit, remade=remade)
+        final = phases(context, parent, done)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         parent.set_tags({"forge.state": "interrupted" if interrupted else "failed", "forge.cause": str(error)[:500]})
@@ -168,14 +175,57 @@ def go(context: Context, audit: Audit) -> SweepResult:
     return result(context, final)
 
 
+def find_losses(context: Context, *, begun: bool) -> bool:
+    """Compare study and MLflow before anything goes on; returns whether the parent run had to be made again."""
+    from forge_sweep.sweep.reconcile import compare_stores, report_lost_study
+
+    def tell(text: str) -> None:
+        context.tell("message", text=text, severity="warning")
+
+    review = Review(context.experiment.name, context.store, context.key if begun else "")
+    if begun:
+        return compare_stores(context.study, context.tracker, review, context.key, tell)
+    report_lost_study(context.study, review, context.key, tell)
+    return False
+
+
+def with_model(context: Context, done: dict[str, Any], *, remade: bool) -> dict[str, Any] | None:
+    """The end of a complete sweep, with its model registered again where it is gone.
+
+    Returns:
+        None where its files are gone, too: then the winner is trained again.
+    """
+    model = str(done["model"])
+    try:
+        if not context.tracker.is_registered(model):
+            text = f"the model {model} of this sweep is gone from the registry"
+            name, winner = context.experiment.model_name, done["winner"]
+            typical = typical_seed(tuple(winner["values"]), context.experiment.direction)
+            again = context.tracker.register_again(f"{context.key}/confirm-{winner['label']}-s{typical}", name)
+            if again is None:
+                text = f"{text}, and so are its files: the winner is trained again"
+                context.tell("message", text=text, severity="warning")
+                return None
+            done = {**done, "model": f"models:/{name}/{again}", "version": again}
+            context.tell("message", text=f"{text}: registered again as {done['model']}", severity="warning")
+            context.tracker.existing(context.key).set_tags({"forge.model": done["model"]})
+            context.study.note(final_key(context.experiment, context.study), done)
+        if remade:
+            done = {**done, "link": link(context)}
+            context.study.note(final_key(context.experiment, context.study), done)
+    except TrackingDown as error:
+        context.tell("message", text=f"whether {model} is there cannot be seen: {error.message}", severity="warning")
+    return done
+
+
 def log_phases(context: Context, parent: Run) -> None:
     """How long each phase took so far, as ``seconds_baselines`` and so on."""
     context.stopwatch.enter("")
     parent.log_metrics({f"seconds_{name}": seconds for name, seconds in context.study.phases().items()})
 
 
-def phases(context: Context, parent: Run) -> dict[str, Any]:
-    """Baselines, trials, confirmation, the end."""
+def phases(context: Context, parent: Run, again: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Baselines, trials, confirmation, the end; without ``again``, which is an end that has no model any more."""
     context.stopwatch.enter("baselines")
     kinds, noted = context.experiment.baselines.kinds, context.study.notes("baseline:")
     fitted = sum(f"baseline:{kind}" in noted for kind in kinds)
@@ -188,7 +238,7 @@ def phases(context: Context, parent: Run) -> dict[str, Any]:
         run_trials(context, crew)
         refuse_nothing_finished(context)
         known: dict[str, Any] | None = context.study.notes("final:").get(final_key(context.experiment, context.study))
-        if known is not None:  # a budget was raised and bought no whole trial
+        if known is not None and known != again:  # a budget was raised and bought no whole trial
             return known
         context.stopwatch.enter("confirm")
         context.tell("phase", name="confirm")
@@ -208,12 +258,12 @@ STATUSES: dict[TrialState, str] = {
 """MLflow's status for each state of a trial."""
 
 
-def prepare(context: Context, parent: Run, audit: Audit) -> None:
+def prepare(context: Context, parent: Run, audit: Audit, *, remade: bool = False) -> None:
     """Before the first trial: the setting is on record, and trials of dead processes wait again or are given up."""
-    if "sweep:setting" not in context.study.notes("sweep:"):
+    if remade or "sweep:setting" not in context.study.notes("sweep:"):
         log_setting(context, parent, audit)
         context.study.note("sweep:setting", "logged")
-    record_environment(context, parent)
+    record_environment(context, parent, again=remade)
     requeued = context.study.requeue()
     for number in requeued.waiting:
         context.tell("message", text=f"trial {number} was cut off and runs again", severity="info")
@@ -427,19 +477,6 @@ def open_parent(context: Context) -> Run:
     """The parent run, new or found again."""
     experiment = context.experiment
     began = begin(context.study)["began"]
-    fixed = (
-        "seed",
-        "backend",
-        "data.",
-        "preprocessing.",
-        "model.",
-        "objective.",
-        "study.sampler",
-        "study.pruner",
-        "study.epochs",
-    )
-    resolved = flatten(experiment.resolved())
-    flat = {path: value for path, value in resolved.items() if path.startswith(fixed) and not is_budget(path)}
     parent = context.tracker.run(
         context.key,
         f"{experiment.name} {began}",
@@ -452,19 +489,38 @@ def open_parent(context: Context) -> Run:
             "forge.overrides": " ".join(experiment.overrides),
             "forge.root": str(experiment.root.absolute()),
         },
-        params={path: jsons.dumps(value) if isinstance(value, list | dict) else value for path, value in flat.items()},
+        params=parent_params(experiment.resolved()),
         dataset=context.used,
     )
     return parent
 
 
-def record_environment(context: Context, parent: Run) -> None:
+def parent_params(resolved: dict[str, Any]) -> dict[str, Any]:
+    """What a parent run has as params: what makes a trial what it is, and no budget."""
+    fixed = (
+        "seed",
+        "backend",
+        "data.",
+        "preprocessing.",
+        "model.",
+        "objective.",
+        "study.sampler",
+        "study.pruner",
+        "study.epochs",
+    )
+    flat = {path: value for path, value in flatten(resolved).items() if path.startswith(fixed) and not is_budget(path)}
+    return {path: jsons.dumps(value) if isinstance(value, list | dict) else value for path, value in flat.items()}
+
+
+def record_environment(context: Context, parent: Run, *, again: bool = False) -> None:
     """Record every environment that the sweep ran in, and say what changed: numbers made elsewhere may differ."""
     known: dict[str, dict[str, Any]] = context.study.notes("environment:")
     key = f"environment:{context.environment_digest}"
-    if key in known:
+    if key in known and not again:
         return
     parent.log_environment(context.environment, f"environment/{context.environment_digest}")
+    if key in known:
+        return
     now = flatten(context.environment.to_dict())
     if known:
         before = max(known.values(), key=lambda one: float(one["since"]))["values"]

@@ -89,8 +89,7 @@ class Confirmed:
     @property
     def typical(self) -> int:
         """The seed of the median objective, of two the worse: it stands for the configuration without a lucky draw."""
-        median = statistics.median_low if self.direction == "maximize" else statistics.median_high
-        return self.seeds[self.values.index(median(self.values))]
+        return typical_seed(self.values, self.direction, self.seeds)
 
     def figures(self) -> dict[str, Any]:
         """For notes, tags and tables."""
@@ -105,6 +104,12 @@ class Confirmed:
             "values": list(self.values),
             "gap": self.mean - self.candidate.searched,
         }
+
+
+def typical_seed(values: tuple[float, ...], direction: Direction, seeds: tuple[int, ...] = ()) -> int:
+    """The seed of the median objective, of two the worse; seeds count from 1 by default."""
+    median = statistics.median_low if direction == "maximize" else statistics.median_high
+    return (seeds or tuple(range(1, len(values) + 1)))[values.index(median(values))]
 
 
 def candidates(context: Context) -> tuple[Candidate, ...]:

@@ -249,6 +249,8 @@ class File(Write):
 
     def apply(self, session: Session) -> None:
         """See class."""
+        if not Path(self.source).is_file():  # here, where it was copied to: no fault of the store
+            raise InputError(f"the file {self.source} of the run {self.key!r} is gone", hint="log it again")
         session.client.log_artifact(session.run_id(self.key), self.source, self.folder or None)
 
     def kept(self, journal: Journal) -> Write:
