@@ -118,11 +118,54 @@ def gain(
         resamples: how many.
         seed: of the resamples.
     """
-    sign = 1.0 if direction(task.kind, metric) == "maximize" else -1.0
-    exact = [task.score(encoded, each.scores, threshold=each.threshold)[metric] for each in (one, other)]
-    drawn = _resampled(task, encoded, (one, other), (metric,), resamples, seed)[metric]
-    low, high = _ends(sign * (drawn[0] - drawn[1]))
-    return Gain(metric, exact[0], exact[1], Interval(sign * (exact[0] - exact[1]), low, high))
+    return gains(task, encoded, one, other, (metric,), resamples=resamples, seed=seed)[metric]
+
+
+def gains(
+    task: Task,
+    encoded: np.ndarray,
+    one: Answers,
+    other: Answers,
+    metrics: Sequence[str],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> dict[str, Gain]:
+    """The same by several metrics, on the same resamples; see `gain`."""
+    exact = [task.score(encoded, each.scores, threshold=each.threshold) for each in (one, other)]
+    drawn = _resampled(task, encoded, (one, other), metrics, resamples, seed)
+    found = {}
+    for name in metrics:
+        sign = 1.0 if direction(task.kind, name) == "maximize" else -1.0
+        ends = _ends(sign * (drawn[name][0] - drawn[name][1]))
+        found[name] = Gain(name, exact[0][name], exact[1][name], Interval(sign * (exact[0][name] - exact[1][name]), *ends))
+    return found
+
+
+def resampled(
+    task: Task, encoded: np.ndarray, answers: Answers, metric: str, *, resamples: int = RESAMPLES, seed: int = SEED
+) -> tuple[float, np.ndarray]:
+    """A metric over the rows as they are, and over each resample: the same resamples for every model.
+
+    Args:
+        task: what is predicted.
+        encoded: targets as `Task.encode` gives them.
+        answers: the model's.
+        metric: one of ``METRICS[task.kind]``, or ``loss``, the task's loss without any penalty.
+        resamples: how many.
+        seed: of the resamples.
+
+    Returns:
+        The value, and (resamples,) with nan where a resample does not define it.
+    """
+    import numpy as np
+
+    name = "log_loss" if metric == "loss" and task.kind != "regression" else metric
+    drawn = _resampled(task, encoded, (answers,), (name,), resamples, seed)[name][0]
+    if name == "loss":  # of a regression: no metric of `Task.score`
+        (values_of,) = _families(task, encoded, answers, (name,))
+        return float(values_of(np.ones((1, len(encoded))))[name][0]), drawn
+    return task.score(encoded, answers.scores, threshold=answers.threshold)[name], drawn
 
 
 def _resampled(
@@ -236,6 +279,8 @@ def _regression(task: Task, encoded: np.ndarray, model: Answers, wanted: set[str
 
     yield {"rmse", "r2"}, squares
     yield {"mae"}, _mean("mae", abs(error).mean(axis=1))
+    standard = error / np.asarray(task.std)
+    yield {"loss"}, _mean("loss", (standard**2 if task.loss == "mse" else abs(standard)).mean(axis=1))
     yield {"medae"}, _averaged([_Median(abs(error[:, i])) for i in range(error.shape[1])])
 
 
