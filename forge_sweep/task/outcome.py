@@ -2,18 +2,18 @@
 
 Two things are up to chance: which rows validation holds, and which seed a training was given. The rows are resampled,
 for all models and seeds alike (Efron and Tibshirani 1993, chapter 10; widened for few rows, Hesterberg 2015,
-https://doi.org/10.1080/00031305.2015.1089789, section 4). A mean over S seeds is off by its own error: it is drawn from
-Student's t with S - 1 degrees of freedom, since resampling three seeds would take (S - 1) / S of their variance for all
-of it and never see a fourth (Bouthillier et al. 2021, "Accounting for Variance in Machine Learning Benchmarks"). The sum
-of both counts what rows and seeds have in common twice, which errs on the safe side (Owen 2007, "The pigeonhole
-bootstrap").
+https://doi.org/10.1080/00031305.2015.1089789, section 4). A mean over S seeds is off by an error of its own: it is
+drawn from Student's t with S - 1 degrees of freedom, since resampling three seeds would take (S - 1) / S of their
+variance for all of it and never see a fourth (Bouthillier et al. 2021, "Accounting for Variance in Machine Learning
+Benchmarks"). The sum of both counts what rows and seeds have in common twice, which errs on the safe side (Owen 2007,
+"The pigeonhole bootstrap").
 
 And the network was chosen by the rows that it is judged by: its configuration among all that were tried, its epoch
-among all of the training, in every training anew. The best of m equally good ones looks better than it is by E[max of m
-normal draws] times the spread of that by which they differ (Royston 1982, AS 177, for the expectation; Cawley and Talbot
-2010, JMLR 11, for what choosing does). How far networks differ on the same rows is seen among those that were
-confirmed. This optimism is taken from the low end of the interval, and that of the baseline, the best of a few, is added
-to the high end.
+among all of the training, in every training anew. The best of m equally good ones looks better than it is by E[max of
+m normal draws] times the spread of that by which they differ (Royston 1982, AS 177, for the expectation; Cawley and
+Talbot 2010, JMLR 11, for what choosing does). How far networks differ on the same rows is seen among those that were
+confirmed. This optimism is taken from the low end of the interval, and that of the baseline, the best of a few, is
+added to the high end.
 """
 
 from __future__ import annotations
@@ -118,9 +118,7 @@ def judge(
     )
     lead = Interval(gap, gap + low - optimism, gap + high + float(apart.std()) * expected_max(baselines))
     outcome: Outcome = "better" if lead.low > 0 else "worse" if lead.high < 0 else "as good as"
-    return Judgement(
-        outcome, lead, optimism, configurations, network.epochs, len(network.values), rows, resamples
-    )
+    return Judgement(outcome, lead, optimism, configurations, network.epochs, len(network.values), rows, resamples)
 
 
 def of_one(model: Seeds, smallest: int) -> Interval:
@@ -184,8 +182,11 @@ def part_that_counts(kind: str, encoded: np.ndarray) -> int:
 
 
 def widened(n: int) -> float:
-    """By how much percentiles of so few rows are too narrow: the bootstrap's variance is (n - 1) / n of what it is
-    for, and a normal quantile stands where Student's belongs (Hesterberg 2015)."""
+    """By how much percentiles of so few rows are too narrow.
+
+    The bootstrap's variance is (n - 1) / n of what it is for, and Student's quantile belongs where the normal one
+    stands (Hesterberg 2015).
+    """
     from scipy import stats
 
     n, tail = max(n, 2), (1 + LEVEL) / 2

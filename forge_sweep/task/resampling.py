@@ -56,6 +56,10 @@ class Interval:
     low: float
     high: float
 
+    def times(self, sign: float) -> Interval:
+        """The same figure the other way round, where ``sign`` is -1: an error as what is to be made great."""
+        return self if sign > 0 else Interval(-self.value, -self.high, -self.low)
+
 
 @dataclass(frozen=True)
 class Gain:
@@ -138,7 +142,9 @@ def gains(
     for name in metrics:
         sign = 1.0 if direction(task.kind, name) == "maximize" else -1.0
         ends = _ends(sign * (drawn[name][0] - drawn[name][1]))
-        found[name] = Gain(name, exact[0][name], exact[1][name], Interval(sign * (exact[0][name] - exact[1][name]), *ends))
+        found[name] = Gain(
+            name, exact[0][name], exact[1][name], Interval(sign * (exact[0][name] - exact[1][name]), *ends)
+        )
     return found
 
 

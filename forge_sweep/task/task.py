@@ -94,6 +94,13 @@ class Task:
         classes = learn_classes(kind, train_targets, positive)
         return cls(kind, names, classes, one_hot, activation, loss or default.loss, from_logits, mean, std)
 
+    def scored_as(self, objective: str) -> str:
+        """The metric that an objective is on any rows: ``auc`` for ``val_auc``; its nearest relative for a loss."""
+        name = objective.removeprefix("val_")
+        if name != "loss":
+            return name
+        return {"mae": "mae"}.get(self.loss, "rmse") if self.kind == "regression" else "log_loss"
+
     @property
     def units(self) -> int:
         """Number of output units of the network."""

@@ -1,0 +1,86 @@
+"""How a sweep ended, for people: the winner first, then the verdict, the candidates, and what the test rows said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from forge_sweep.cli.printing import cell, wide
+from forge_sweep.task.words import MARK, Rows, Titles, between, figure, side_by_side
+
+if TYPE_CHECKING:
+    from forge_sweep.study import TrialRow
+    from forge_sweep.sweep import SweepResult
+
+
+def print_result(name: str, result: SweepResult) -> None:
+    """The end of a sweep."""
+    console = Console()
+    console.print()
+    print_rows(*candidates(result))
+    if result.evaluation is not None:
+        console.print()
+        print_rows(*side_by_side(result.evaluation))
+    console.print()
+    counts = ", ".join(f"{count} {state}" for state, count in result.trials.items())
+    lines = {
+        "winner": winner_words(result.winner, result.objective),
+        "verdict": result.verdict,
+        **({} if result.evaluation is not None else {"test": listed(result.test)}),
+        "search": f"best in the search: {searched(result.best, result.objective)}",
+        "trials": f"{counts}{'' if result.ended_by == 'study.n_trials' else f'; ended by {result.ended_by}'}",
+        "run": result.run_id,
+        "model": result.model,
+        "look": f"forge-sweep ui {name}, then {result.link}",
+    }
+    for title, text in lines.items():
+        console.print(escape(f"{title:<10}{text}"), soft_wrap=True, highlight=False)
+
+
+def candidates(result: SweepResult) -> tuple[Titles, Rows]:
+    """Every confirmed candidate, the registered one first, then the baselines that were fitted once."""
+    seeds = max((len(row["values"]) for row in result.confirmed), default=1)
+    titles = ("model", f"{result.objective}, search", f"mean of {seeds} seed{'s' * (seeds > 1)}", "95 %", "spread")
+    rows: Rows = []
+    for row in result.confirmed:
+        mark = MARK if row["label"] == result.winner["label"] else ""
+        several = len(row["values"]) > 1
+        spread = figure(row["spread"]) if several and row["spread"] else "-"
+        figures = figure(row["searched"]), figure(row["mean"]), between(row.get("interval")), spread
+        rows.append((row["words"] + mark, *figures))
+    known = {row["baseline"] for row in result.confirmed}
+    rows += [(kind, figure(value), "-", "-", "-") for kind, value in result.baselines.items() if kind not in known]
+    return titles, rows
+
+
+def winner_words(winner: Mapping[str, Any], objective: str) -> str:
+    """What is registered, with its score and its parameters."""
+    seeds = len(winner["values"])
+    params = ", ".join(f"{name} {cell(value)}" for name, value in winner["params"].items())
+    mean = f"{objective} {figure(winner['mean'])} over {seeds} seed{'s' * (seeds > 1)}"
+    return f"{winner['words']}, {mean}{f'; {params}' if params else ''}"
+
+
+def searched(best: Mapping[str, Any] | TrialRow | None, objective: str) -> str:
+    """The trial with the best single score."""
+    if not best:
+        return "no trial finished"
+    number, value = (best["number"], best["value"]) if isinstance(best, Mapping) else (best.number, best.value)
+    return f"trial {number}, {objective} {figure(value)}"
+
+
+def print_rows(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table."""
+    table = Table(*map(escape, titles), box=None)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    wide().print(table)
+
+
+def listed(metrics: Mapping[str, float]) -> str:
+    """Metrics in one line."""
+    return ", ".join(f"{name} {figure(value)}" for name, value in metrics.items())
