@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from forge_sweep.experiment import Experiment
     from forge_sweep.study import Shared, TrialRow
-    from forge_sweep.sweep import Event, SweepResult
+    from forge_sweep.sweep import Event
 
 REFUSED = 3
 INTERRUPTED = 130

@@ -60,7 +60,8 @@ def candidates(result: SweepResult) -> tuple[Titles, Rows]:
 def winner_words(winner: Mapping[str, Any], objective: str) -> str:
     """What is registered, with its score and its parameters."""
     seeds = len(winner["values"])
-    params = ", ".join(f"{name} {cell(value)}" for name, value in winner["params"].items())
+    chosen = {} if winner["baseline"] else winner["params"]  # a baseline's are its library's defaults
+    params = ", ".join(f"{name} {cell(value)}" for name, value in chosen.items())
     mean = f"{objective} {figure(winner['mean'])} over {seeds} seed{'s' * (seeds > 1)}"
     return f"{winner['words']}, {mean}{f'; {params}' if params else ''}"
 

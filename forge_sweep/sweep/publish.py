@@ -118,8 +118,8 @@ def save_with_card(context: Context, bundle: Bundle, on_test: dict[str, Any], fo
 def score_on_test(context: Context, parent: Run, verdict: Verdict, bundle: Bundle) -> dict[str, Any]:
     """What the look at the test rows gave.
 
-    ``metrics`` and ``figures`` of the registered model, ``looks``, and the ``evaluation`` of every model that was scored;
-    the latter is None where an older version looked. A sweep that was killed after its look does not look again.
+    ``metrics`` and ``figures`` of the registered model, ``looks``, and the ``evaluation`` of every model that was
+    scored, None where an older version looked. A sweep that was killed after its look does not look again.
     """
     key = f"test:{end_key(context.experiment, context.study)}"
     noted = context.study.notes("test:").get(key)

@@ -22,6 +22,14 @@ from forge_sweep.task.words import figure
 
 RESAMPLES = 1000
 FEWEST = 200
+UNBOUNDED = float("inf")
+RANGES = {
+    "mcc": (-1.0, 1.0),
+    "r2": (-UNBOUNDED, 1.0),
+    **dict.fromkeys(("loss", "log_loss", "rmse", "mae", "medae"), (0.0, UNBOUNDED)),
+}
+"""Values that a metric can have, where they are not those from 0 to 1: few seeds say little, but no AUC is above 1."""
+
 BUDGET = 2 * 10**7
 """Rows times resamples of one model, above which fewer resamples are drawn, down to `FEWEST`."""
 
@@ -87,7 +95,8 @@ def reach(context: Context, confirmed: tuple[Confirmed, ...]) -> Verdict:
     encoded, kind = trained_on(context, confirmed[0])
     smallest = part_that_counts(kind, encoded)
     sign = 1.0 if context.experiment.direction == "maximize" else -1.0
-    intervals = {label: of_one(each, smallest).times(sign) for label, each in trained.items()}
+    low, high = RANGES.get(context.experiment.objective.metric.removeprefix("val_"), (0.0, 1.0))
+    intervals = {label: within(of_one(each, smallest).times(sign), low, high) for label, each in trained.items()}
     networks = [each for each in confirmed if not each.candidate.baseline]
     trees = [each for each in confirmed if each.candidate.baseline]
     if not networks or not trees:
@@ -156,7 +165,7 @@ def in_words(context: Context, verdict: Verdict, evaluation: Evaluation | None, 
     )
     lead = f"the network's lead is {figure(judgement.lead.value)} ({between(judgement.lead)}; {how})"
     if verdict.nothing_learned:
-        said = f"{objective}: nothing was learned; no model beats the constant predictor, {other}: {own}, {lead}."
+        said = f"{objective}: nothing was learned; {own} does not beat the predictor {other}: {lead}."
     elif judgement.outcome == "better":
         said = f"{objective}: {own} beats {other}: {lead}."
     elif judgement.outcome == "worse":
@@ -200,6 +209,11 @@ def contradicted(verdict: Verdict, evaluation: Evaluation | None, metric: str) -
         f" The test rows say otherwise: there the network has a lead of {figure(lead.value)} ({between(lead)}) by "
         f"{metric}; they do not choose, so give validation more rows or the search more trials, and run again."
     )
+
+
+def within(interval: Interval, low: float, high: float) -> Interval:
+    """The part of an interval that the metric can have."""
+    return Interval(interval.value, max(low, interval.low), min(high, interval.high))
 
 
 def between(interval: Interval) -> str:

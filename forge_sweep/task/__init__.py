@@ -18,6 +18,7 @@ from forge_sweep.task.resampling import (
 )
 from forge_sweep.task.targets import Label
 from forge_sweep.task.task import DEFAULT_THRESHOLD, Task
+from forge_sweep.task.undefined import Gap
 
 __all__ = [
     "DEFAULT_THRESHOLD",
@@ -28,6 +29,7 @@ __all__ = [
     "Answers",
     "Direction",
     "Gain",
+    "Gap",
     "Interval",
     "Judgement",
     "Label",

@@ -183,6 +183,7 @@ def _resampled(
     found = {name: np.full((len(models), resamples), np.nan) for name in metrics}
     if not len(encoded) or any(not np.isfinite(model.scores).all() for model in models):
         return found
+    metrics = [name for name in metrics if not any(gap.whole and name in gap.metrics for gap in task.gaps(encoded))]
     families = [_families(task, encoded, model, metrics) for model in models]
     done = 0
     for counts in _counts(len(encoded), resamples, seed):
@@ -190,7 +191,7 @@ def _resampled(
         for i, values_of in enumerate(families):
             for values in values_of:
                 for name, value in values(counts).items():
-                    if name in found:
+                    if name in metrics:
                         found[name][i, place] = value
         done += len(counts)
     return found
@@ -264,7 +265,8 @@ def _multilabel(task: Task, encoded: np.ndarray, model: Answers, wanted: set[str
         {"auc", "pr_auc"},
         _averaged([_Ranking(truth[:, i], scores[:, i], average="pr_auc" in wanted) for i in labels]),
     )
-    yield {"f1"}, _averaged([_decisions(truth[:, i], guess[:, i], 2, of_second=True) for i in labels], "f1")
+    of_labels = [_decisions(truth[:, i], guess[:, i], 2, of_second=True, alone=True) for i in labels]
+    yield {"f1"}, _averaged(of_labels, "f1")
     yield {"accuracy"}, _mean("accuracy", (truth == guess).all(axis=1))
     yield {"hamming_loss"}, _mean("hamming_loss", (truth != guess).mean(axis=1))
     yield {"log_loss"}, _mean("log_loss", _surprise(np.where(truth == 1, scores, 1 - scores)).mean(axis=1))
@@ -280,7 +282,7 @@ def _regression(task: Task, encoded: np.ndarray, model: Answers, wanted: set[str
         rows, wrong = counts.sum(axis=1)[:, None], counts @ error**2
         spread = counts @ around**2 - (counts @ around) ** 2 / rows
         with np.errstate(divide="ignore", invalid="ignore"):
-            explained = np.where(spread > 0, 1 - wrong / spread, np.where(wrong > 0, 0.0, 1.0))
+            explained = np.where(spread > 0, 1 - wrong / spread, np.nan)
         return {"rmse": np.sqrt(wrong / rows).mean(axis=1), "r2": explained.mean(axis=1)}
 
     yield {"rmse", "r2"}, squares
@@ -374,8 +376,13 @@ class _Median:
         return {"medae": (self.values[low] + self.values[high]) / 2}
 
 
-def _decisions(truth: np.ndarray, guess: np.ndarray, classes: int, *, of_second: bool = False) -> Values:
-    """Metrics of a confusion matrix by the definitions of `scoring`; f1 of the second class, or of all on average."""
+def _decisions(
+    truth: np.ndarray, guess: np.ndarray, classes: int, *, of_second: bool = False, alone: bool = False
+) -> Values:
+    """Metrics of a confusion matrix by the definitions of `scoring`; f1 of the second class, or of all on average.
+
+    All but accuracy are nan for a resample of one class, unless such a truth may stand ``alone``, as a label does.
+    """
     import numpy as np
 
     cells = truth * classes + guess
@@ -394,8 +401,13 @@ def _decisions(truth: np.ndarray, guess: np.ndarray, classes: int, *, of_second:
             "mcc": _ratio(right * rows - (guessed * support).sum(axis=1), spread),
         }
         if of_second:
-            return {**shared, "precision": precision[:, 1], "recall": recall[:, 1], "f1": f1[:, 1]}
-        return {**shared, "f1": f1.sum(axis=1) / (guessed + support > 0).sum(axis=1)}
+            found = {**shared, "precision": precision[:, 1], "recall": recall[:, 1], "f1": f1[:, 1]}
+        else:
+            found = {**shared, "f1": f1.sum(axis=1) / (guessed + support > 0).sum(axis=1)}
+        if alone:
+            return found
+        several = (support > 0).sum(axis=1) > 1
+        return {name: each if name == "accuracy" else np.where(several, each, np.nan) for name, each in found.items()}
 
     return values
 
