@@ -213,7 +213,7 @@ def contradicted(verdict: Verdict, evaluation: Evaluation | None, metric: str) -
 
 def within(interval: Interval, low: float, high: float) -> Interval:
     """The part of an interval that the metric can have."""
-    return Interval(interval.value, max(low, interval.low), min(high, interval.high))
+    return Interval(interval.value, *(float(np.clip(end, low, high)) for end in (interval.low, interval.high)))
 
 
 def between(interval: Interval) -> str:
