@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -15,8 +16,9 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -54,6 +56,53 @@ _FLAGS = (
     "NVIDIA_TF32_OVERRIDE",
     "PYTHONHASHSEED",
 )
+_VARIABLES = (  # what changes numbers besides; apart from the two above, which older records have without these names
+    "KERAS_NNX_ENABLED",
+    "KERAS_TORCH_DEVICE",
+    "TF_USE_LEGACY_KERAS",
+    "TF_KERAS",
+    "TF_ENABLE_AUTO_MIXED_PRECISION",
+    "TF_ENABLE_AUTO_MIXED_PRECISION_GRAPH_REWRITE",
+    "TF_SET_ONEDNN_FPMATH_MODE",
+    "TF_ENABLE_MKL_NATIVE_FORMAT",
+    "TF_DISABLE_MKL",
+    "TF_CUDNN_USE_AUTOTUNE",
+    "TF_CUDNN_USE_FRONTEND",
+    "TF_USE_CUBLASLT",
+    "TF_GPU_THREAD_MODE",
+    "TF_OVERRIDE_GLOBAL_THREADPOOL",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "ONEDNN_MAX_CPU_ISA",
+    "ONEDNN_CPU_ISA_HINTS",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "JAX_ENABLE_X64",
+    "JAX_DEFAULT_DTYPE_BITS",
+    "JAX_DEFAULT_MATMUL_PRECISION",
+    "JAX_PLATFORMS",
+    "OMP_DYNAMIC",
+    "OMP_SCHEDULE",
+    "OMP_THREAD_LIMIT",
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_DEFAULT_NUM_THREADS",
+    "GOTO_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "MKL_CBWR",
+    "MKL_DYNAMIC",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "KMP_DETERMINISTIC_REDUCTION",
+    "NPY_DISABLE_CPU_FEATURES",
+    "NPY_ENABLE_CPU_FEATURES",
+    "LOKY_MAX_CPU_COUNT",
+)
+
+KERAS_SETTINGS: Mapping[str, str | float] = MappingProxyType(
+    {"floatx": "float32", "epsilon": 1e-7, "image_data_format": "channels_last"}
+)
+"""What Keras computes with, whatever ``keras.json`` says: numbers must not depend on a file in somebody's home."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +142,8 @@ class Environment:
         flags: compiler, determinism and device flags set by environment variables.
         user: login name.
         host: host name.
+        keras: `KERAS_SETTINGS`, as text; empty in a record from before they were fixed.
+        variables: other environment variables that change numbers; empty in a record from before they were recorded.
     """
 
     image_digest: str
@@ -114,6 +165,8 @@ class Environment:
     flags: dict[str, str]
     user: str
     host: str
+    keras: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-able values."""
@@ -162,6 +215,45 @@ def capture(root: Path, backend: str) -> Environment:
         flags=_variables(_FLAGS),
         user=_user(),
         host=socket.gethostname(),
+        keras={name: str(value) for name, value in KERAS_SETTINGS.items()},
+        variables=_variables(_VARIABLES),
+    )
+
+
+def unset_empty_variables() -> None:
+    """Take variables that are set to nothing for unset ones, in this process and its children.
+
+    TensorFlow ends the process over some of them. ``CUDA_VISIBLE_DEVICES`` stays: empty, it means no GPU.
+    """
+    for name in (*_THREADS, *_FLAGS, *_VARIABLES, *KERAS_LIMITS, "KERAS_HOME"):
+        if os.environ.get(name) == "" and name != "CUDA_VISIBLE_DEVICES":
+            del os.environ[name]
+
+
+KERAS_LIMITS = ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH")
+"""Variables that cut every training short, which Keras has for debugging."""
+
+
+def keras_file() -> Path:
+    """Where Keras looks for the user's settings."""
+    home = Path.home() if os.access(Path.home(), os.W_OK) else Path("/tmp")
+    return Path(os.environ.get("KERAS_HOME") or home / ".keras").expanduser() / "keras.json"
+
+
+def ignored_settings() -> str:
+    """What ``keras.json`` asks for and does not get, in one sentence; "" for nothing."""
+    try:
+        asked = json.loads(_read(keras_file()) or "{}")
+    except ValueError:  # Keras passes over it as well
+        return ""
+    if not isinstance(asked, dict):
+        return ""
+    other = {name: fixed for name, fixed in KERAS_SETTINGS.items() if asked.get(name, fixed) != fixed}
+    if not other:
+        return ""
+    wanted = ", ".join(f"{name} = {asked[name]}" for name in other)
+    return f"{keras_file()} asks for {wanted}; it is not followed: forge-sweep computes with " + ", ".join(
+        f"{name} = {fixed}" for name, fixed in other.items()
     )
 
 
@@ -307,7 +399,9 @@ def _cpu() -> str:
 
 
 def _variables(names: tuple[str, ...]) -> dict[str, str]:
-    return {name: os.environ[name] for name in names if name in os.environ}
+    """Those that are set; an empty one is not, but for that which says that there is no GPU."""
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    return {name: value for name, value in given.items() if value or name == "CUDA_VISIBLE_DEVICES"}
 
 
 def _user() -> str:

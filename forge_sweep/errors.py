@@ -39,6 +39,14 @@ def masked(text: str) -> str:
     return _PASSWORD.sub(r"\1***", _LOGIN.sub("://***@", text))
 
 
+_SOURCE = re.compile(r"\s*\(?(?:in |from |at )?[^\s()'\"]*(?:site|dist)-packages/[^\s()'\"]*\)?")
+
+
+def one_line(message: Warning | str) -> str:
+    """A library's warning as one line for people: without logins, and without where its code lies."""
+    return masked(" ".join(_SOURCE.sub("", str(message)).split()))
+
+
 class ForgeSweepError(Exception):
     """Base of every error this package raises on purpose.
 

@@ -76,14 +76,23 @@ single scores, which luck is a part of.</p>{% endif %}
 {% endfor %}</table></div>
 {% if states %}<h2>Cost</h2>
 <p class="muted">Over all workers and interruptions. Lost is what attempts took whose process died, and epochs that had
-to be trained again. The search took {{ tenths(study.wall_s()) }} s in all
-{%- if over %}; {{ over.text }}{% endif %}.</p>
+to be trained again.{% if over %} The search ended early: {{ over.text }}.{% endif %}</p>
 <table><tr><th>trials</th><th>count</th><th>seconds</th><th>CPU s</th><th>GPU s</th><th>share</th></tr>
 {% for row in states %}<tr><td>{{ row.state }}</td><td>{{ row.count }}</td><td>{{ tenths(row.cost.seconds) }}</td>
 <td>{{ tenths(row.cost.cpu_s) }}</td><td>{{ tenths(row.cost.gpu_s) }}</td>
 <td>{{ "%.0f" | format(100 * row.share) }} %</td></tr>
 {% endfor %}</table>{% endif %}
+{% if phases %}<h2>Time</h2>
+<p class="muted">Of the commands that carried the sweep, from start to end, summed over interruptions. At least one
+process searched for {{ span(study.wall_s()) }}, those that joined included.</p>
+<table><tr><th>phase</th><th>seconds</th></tr>
+{% for name, seconds in phases.items() %}<tr><td>{{ phase_names.get(name, name) }}</td>
+<td>{{ tenths(seconds) }}</td></tr>
+{% endfor %}<tr><th>all</th><th>{{ tenths(phases.values() | sum) }}</th></tr></table>
+{% elif states %}<p class="muted">The search took {{ tenths(study.wall_s()) }} s.</p>{% endif %}
 {% for name, plot in plots.items() %}<h2>{{ name }}</h2>{{ plot }}{% endfor %}
+{% if rows and "Importance of the hyperparameters" not in plots %}<p class="muted">The importance of the hyperparameters
+is not estimated from fewer than ten finished trials that differ.</p>{% endif %}
 <p class="muted">forge-sweep {{ version }}</p>
 </body>
 </html>
@@ -94,6 +103,7 @@ COSTS = ("seconds", "CPU s", "GPU s", "lost s")
 
 TITLES = {
     "history": "History",
+    "epochs": "Curves of the objective",
     "importances": "Importance of the hyperparameters",
     "parallel_coordinate": "Parallel coordinates",
     "slice": "Slices",
@@ -117,6 +127,8 @@ def render(study: StudyView) -> str:
     """The report as HTML; it loads nothing from elsewhere."""
     from jinja2 import Environment
 
+    from forge_sweep.study import PHASES, span
+
     rows, experiment, final = study.rows(), study.resolved, study.final()
     template = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE)
     return template.render(
@@ -136,6 +148,9 @@ def render(study: StudyView) -> str:
         costs_of=costs_of,
         states=study.costs_by_state(),
         over=study.ended_by(),
+        phases=study.phases(),
+        phase_names=PHASES,
+        span=span,
         plots=plots(study),
         tenths=tenths,
         number=number,
@@ -168,8 +183,7 @@ def costs_of(row: TrialRow) -> tuple[float | None, ...]:
     """What stands under `COSTS`: over all attempts, or the wall clock of the last one where nothing else is known."""
     if row.cost is None:
         return row.seconds, None, None, None
-    total = row.cost.total
-    return total.seconds, total.cpu_s, total.gpu_s, row.cost.lost.seconds
+    return row.seconds, row.cost.total.cpu_s, row.cost.total.gpu_s, row.cost.lost.seconds
 
 
 def tenths(value: float | None) -> str:

@@ -63,7 +63,7 @@ class TrialResult:
         best_epoch: 0-based epoch whose weights the bundle holds.
         seconds: wall clock of preparing, training (over all attempts) and scoring.
         batch_size: rows per gradient step, as trained.
-        events: what happened on the way, such as ``learning rate 0.001 -> 0.0005 at epoch 12``.
+        events: what happened on the way, such as ``learning rate 0.001 -> 0.0005 after epoch 12``, which counts from 1.
         bundle: the model with all it needs to take raw rows.
     """
 
@@ -343,6 +343,7 @@ def fit_spec(
         batch_size=int(params["batch_size"]),
         monitor=experiment.objective.metric,
         direction=experiment.direction,
+        schedule=experiment.study.schedule,
         deadline_s=deadline_s,
         checkpoint=checkpoint,
         identity=identity,

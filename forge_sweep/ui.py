@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +23,9 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 
+STARTING_S = 60
+"""How long the MLflow UI may take to start before no browser is opened any more."""
+
 DASHBOARD = """
 import os
 import optuna_dashboard
@@ -26,7 +33,7 @@ optuna_dashboard.run_server(os.environ["FORGE_SWEEP_STORAGE"], host="{host}", po
 """
 
 
-def serve(study: StudyView, store: Path, port: int, *, echo: Callable[[str], None]) -> None:
+def serve(study: StudyView, store: Path, port: int, *, echo: Callable[[str], None], open_browser: bool = False) -> None:
     """Start both, print their addresses and wait; Ctrl-C ends both.
 
     Where MLFLOW_TRACKING_URI names a server, that server's UI is the one to look at and only the dashboard is started.
@@ -36,6 +43,7 @@ def serve(study: StudyView, store: Path, port: int, *, echo: Callable[[str], Non
         store: folder of the embedded stores.
         port: port of the MLflow UI; the dashboard takes the next one.
         echo: prints a line.
+        open_browser: also show the page of the sweep in the user's browser, once it is served.
 
     Raises:
         ForgeSweepError: a server ended by itself, for instance since its port is taken.
@@ -46,7 +54,8 @@ def serve(study: StudyView, store: Path, port: int, *, echo: Callable[[str], Non
     prepare_store(uri, store)  # MLflow's own first opening of a new database is not safe beside a `run`
     commands = {} if uri.startswith("http") else {"MLflow UI": mlflow_command(store, port)}
     commands["optuna-dashboard"] = [sys.executable, "-c", DASHBOARD.format(host=HOST, port=port + 1)]
-    echo(f"MLflow: {page(study, uri, port)}")
+    shown = page(study, uri, port)
+    echo(f"MLflow: {shown}")
     echo(f"Optuna: http://{HOST}:{port + 1}")
     # Addresses of databases may hold passwords, which the arguments of a process would show to everybody.
     addresses = {"MLFLOW_BACKEND_STORE_URI": uri, "FORGE_SWEEP_STORAGE": study.url}
@@ -55,6 +64,9 @@ def serve(study: StudyView, store: Path, port: int, *, echo: Callable[[str], Non
     running = {name: subprocess.Popen(command, env=environment) for name, command in commands.items()}
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by a supervisor: end the servers too
     try:
+        if open_browser:
+            local = not uri.startswith("http")
+            threading.Thread(target=show, args=(shown, port if local else None), daemon=True).start()
         wait_for_any(running)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -62,6 +74,28 @@ def serve(study: StudyView, store: Path, port: int, *, echo: Callable[[str], Non
             process.terminate()
         for process in running.values():
             process.wait()
+
+
+def has_browser() -> bool:
+    """Whether somebody sits before this process who has a browser with a window: not in CI, a container or over ssh."""
+    if not sys.stdout.isatty():
+        return False
+    if sys.platform in ("darwin", "win32"):
+        return "SSH_CONNECTION" not in os.environ
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+
+
+def show(address: str, port: int | None) -> None:
+    """Open a page in the browser, once the server on a port of this machine takes connections."""
+    if port is not None:
+        for _ in range(STARTING_S):
+            with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=1):
+                break
+            time.sleep(1)
+        else:
+            return
+    with contextlib.suppress(webbrowser.Error):
+        webbrowser.open(address)
 
 
 def refuse_taken(port: int) -> None:

@@ -109,7 +109,7 @@ class fake_run:  # stands where a function does; a class, since a worker process
             time.sleep(self.seconds_per_epoch)
             value = height(params) * (epoch + 1) / EPOCHS + noise
             losses = {"loss": 1 - value, "val_loss": 1 - value, "val_log_loss": 1 - value}
-            history.append({**losses, "val_auc": value, "learning_rate": 1e-3})
+            history.append({**losses, "val_auc": value, "lr": 1e-3})
             if on_epoch(epoch, history[-1]):
                 break
         bundle = network_like(experiment, splits)

@@ -85,7 +85,7 @@ def test_it_ends_as_a_fit_that_was_not_cut_off(tmp_path, kind, weights, params, 
     assert [logs for _, logs in seen] == list(expected.history)
     assert (found.best_epoch, found.state, found.batch_size) == (expected.best_epoch, "finished", expected.batch_size)
     assert [event for event in found.events if "taken up" not in event] == list(expected.events)
-    assert f"taken up again after epoch {epoch}" in found.events
+    assert f"taken up again after epoch {epoch + 1}" in found.events
 
 
 def test_early_stopping_and_the_learning_rate_remember_what_they_saw(tmp_path):
@@ -202,9 +202,9 @@ class Unwritable:
 def test_a_smaller_batch_goes_on_with_its_share_of_the_learning_rate(tmp_path):
     checkpoint = FileCheckpoint(tmp_path / "trial.npz")
     cut_after("binary", checkpoint, 2, optimizer="sgd", learning_rate=0.02)
-    rate = unpack(checkpoint.load()).history[-1]["learning_rate"]
+    rate = unpack(checkpoint.load()).history[-1]["lr"]
     _, found = fit("binary", spec(checkpoint=checkpoint, batch_size=16), go_on, optimizer="sgd", learning_rate=0.01)
-    assert found.history[3]["learning_rate"] == pytest.approx(rate / 2)
+    assert found.history[3]["lr"] == pytest.approx(rate / 2)
     assert found.batch_size == 16
     assert len(found.history) > 3
 

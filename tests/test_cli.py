@@ -194,7 +194,8 @@ def test_report_is_one_self_contained_html_file(store: Path, tmp_path: Path) -> 
     path = tmp_path / "report.html"
     invoke("report", "surface", "--store", str(store), "-o", str(path))
     html = path.read_text(encoding="utf-8")
-    assert "models:/surface/1" in html and "Plotly.newPlot" in html and "Importance of the hyperparameters" in html
+    assert "models:/surface/1" in html and "Plotly.newPlot" in html and "Slices" in html
+    assert "is not estimated from fewer than ten finished trials" in html
     assert 'src="http' not in html and "<link" not in html
 
 
@@ -206,7 +207,7 @@ def test_the_live_table_counts_what_earlier_processes_did_and_shows_what_runs_no
     trials = {"name": "trials", "total": 10, "done": 4, "states": states, "best": 0.9, "baselines": {"xgboost": 0.85}}
     table.watch(Event("phase", trials))
     table.watch(Event("trial_started", {"number": 4, "params": {}}))
-    table.watch(Event("epoch", {"number": 4, "epoch": 1, "metrics": {"loss": 0.5, "val_loss": 0.6}}))
+    table.watch(Event("epoch", {"number": 4, "epoch": 2, "metrics": {"loss": 0.5, "val_loss": 0.6}}))
     failed = {"number": 4, "state": "failed", "value": None, "best": 0.9, "failure": "diverged", "cause": "loss is nan"}
     table.watch(Event("trial_done", failed))
     console.print(table)

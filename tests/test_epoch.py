@@ -249,7 +249,7 @@ def test_a_loss_that_is_not_finite_stops_the_epoch_at_that_step():
     place = 70  # in the third of four batches
     data.sample_weight[int(row_order(ROWS, SEED, 0)[place])] = np.inf
     model = build(task)
-    with pytest.raises(TrialFailed, match=r"loss is inf\n  fix: it began in epoch 0") as caught:
+    with pytest.raises(TrialFailed, match=r"loss is inf\n  fix: it began in epoch 1") as caught:
         fit(model, task, data)
     assert caught.value.failure == "diverged"
     assert int(model.optimizer.iterations) == place // BATCH_SIZE + 1

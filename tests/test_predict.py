@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from pyarrow import parquet
 from forge_sweep.bundle import Bundle
 from forge_sweep.errors import DataError, InputError
 from forge_sweep.preprocessing import RowsRefused
-from forge_sweep.serving import files
+from forge_sweep.serving import files, tables
 from forge_sweep.serving.files import predict_file
 from tests.serving import COMMAND, customers, fitted
 
@@ -118,6 +119,45 @@ def test_other_columns_are_refused_or_dropped(bundle: Path, tmp_path: Path) -> N
     with pytest.raises(RowsRefused, match="bought: no such column"):
         predict_file(str(bundle), file, tmp_path / "out.csv", store=tmp_path)
     assert predict_file(str(bundle), file, tmp_path / "out.csv", store=tmp_path, ignore_extra=True).rows == 5
+
+
+def test_a_labelled_file_in_the_model_s_own_separator_is_predicted_without_fuss(tmp_path: Path) -> None:
+    """Target, key and dropped columns of the training file are left out with a word; other columns are refused."""
+    model = fitted("xgboost")
+    data = {"target": ["bought"], "drop": ["note"], "key": "id", "separator": ";", "split": {"group": "house"}}
+    folder = tmp_path / "tree"
+    replace(model, metadata={**model.metadata, "experiment": {"data": data}}).save(folder, customers())
+    rows = customers(5).assign(bought="yes", note="x,y", id=range(5), house="a")
+    rows.to_csv(tmp_path / "rows.csv", sep=";", index=False)
+    done = predict_file(str(folder), tmp_path / "rows.csv", tmp_path / "out.csv", store=tmp_path, keep=["id"])
+    assert (done.rows, set(done.ignored)) == (5, {"bought", "note", "house"})
+    assert read(tmp_path / "out.csv")["id"].tolist() == [0, 1, 2, 3, 4]
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(DataError, match=r"look separated by ','(.|\n)*--separator ','"):
+        predict_file(str(folder), tmp_path / "rows.csv", None, store=tmp_path)
+    assert predict_file(str(folder), tmp_path / "rows.csv", tmp_path / "o.csv", store=tmp_path, separator=",").rows == 5
+    with pytest.raises(InputError, match="expected one ASCII character"):
+        predict_file(str(folder), tmp_path / "rows.csv", None, store=tmp_path, separator=";;")
+
+
+def test_hexadecimal_numbers_are_read_as_training_read_them(bundle: Path, tmp_path: Path) -> None:
+    """Arrow reads 0x1d as 29 in a column of whole numbers, and 16 digits as 64 bits with a sign."""
+    frame = customers(4).assign(orders=[29, 10, 11, 3])
+    rows = written(frame.assign(orders=["0x1d", "0X0A", "11", "3"]), tmp_path / "rows.csv")
+    predict_file(str(bundle), rows, tmp_path / "out.csv", store=tmp_path)
+    expected = Bundle.load(bundle).predict(frame)
+    np.testing.assert_allclose(read(tmp_path / "out.csv")["probability"], expected["probability"], atol=1e-7)
+    assert tables.from_hex("0xFFFFFFFFFFFFFFFE") == pa.array(["0xFFFFFFFFFFFFFFFE"]).cast(pa.int64())[0].as_py()
+
+
+def test_rows_to_predict_that_a_quotation_mark_swallows_are_refused(bundle: Path, tmp_path: Path) -> None:
+    lines = written(customers(30), tmp_path / "rows.csv").read_text().splitlines()
+    lines[5] = lines[5].rsplit(",", 1)[0] + ',"Bern'
+    lines[20] = lines[20].rsplit(",", 1)[0] + ',Bern"'
+    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    with pytest.raises(DataError, match="row 4, column 'city': the cell holds 16 lines"):
+        predict_file(str(bundle), tmp_path / "rows.csv", tmp_path / "out.csv", store=tmp_path)
+    assert not (tmp_path / "out.csv").exists()
 
 
 def test_kept_columns_keep_their_types(bundle: Path, tmp_path: Path, small_chunks: None) -> None:

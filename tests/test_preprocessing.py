@@ -142,9 +142,9 @@ def test_values_are_brought_to_the_type_of_train(column: str, values: Any, expec
         ("income", pd.to_datetime(["2026-01-01"]), "~ income: expected numbers, got Timestamp in rows 0"),
         ("member", [0, 2], r"~ member: expected booleans, got .* in rows 1"),
         ("member", ["True", "False"], "~ member: expected booleans, got text"),
-        ("city", [1, 2], "~ city: expected text, got "),
-        ("code", [1.5, 2.0], r"~ code: expected text, got .* in rows 0"),
-        ("code", [True, False], "~ code: expected text, got bool"),
+        ("city", [1, 2], r"~ city: expected text such as 'a', got .*; read it as text \(dtype=\{'city': str\}\)"),
+        ("code", [1.5, 2.0], r"~ code: expected whole numbers .* or text such as '0', got .* in rows 0"),
+        ("code", [True, False], "~ code: expected whole numbers .*, got bool"),
     ],
 )
 def test_mistyped_columns_are_refused_with_rows_and_values(column: str, values: Any, message: str) -> None:

@@ -122,12 +122,13 @@ def test_missing_points_and_figures_come_from_the_study(store: Path) -> None:
     mlflow = client(store)
     mlflow.delete_run(old.info.run_id)
     made = mlflow.create_run(old.info.experiment_id, tags=dict(old.data.tags), run_name=old.info.run_name)
-    mlflow.log_metric(made.info.run_id, "val_auc", 0.5, step=0)
+    mlflow.log_metric(made.info.run_id, "val_auc", 0.5, step=1)
     mlflow.set_terminated(made.info.run_id, "FINISHED")
     rows = study_of(store).rows()
     found = seen(compared(store))
-    assert ("run trial-0000", "without best_val_auc, best_epoch, epochs_run, seconds") in found
-    assert ("run trial-0000", f"val_auc without epoch {', '.join(map(str, range(1, EPOCHS)))}") in found
+    figures = "best_val_loss, best_val_log_loss, best_val_auc, best_epoch, epochs_run, seconds"
+    assert ("run trial-0000", f"without {figures}") in found
+    assert ("run trial-0000", f"val_auc without epoch {', '.join(map(str, range(2, EPOCHS + 1)))}") in found
     assert trial_run(store, 0).data.metrics["best_val_auc"] == rows[0].value
     check_nothing_is_lost(store, 4)
 
@@ -136,10 +137,10 @@ def test_a_curve_with_a_point_twice_is_written_anew(store: Path) -> None:
     """The first point of an epoch stands; params, tags and data stay with the run."""
     old = trial_run(store, 0)
     first = client(store).get_metric_history(old.info.run_id, "val_auc")[0].value
-    client(store).log_metric(old.info.run_id, "val_auc", 0.123, step=0)
+    client(store).log_metric(old.info.run_id, "val_auc", 0.123, step=1)
     assert seen(compared(store)) == [("run trial-0000", "val_auc with several points of one epoch")]
     new = trial_run(store, 0)
-    assert curve(store, new.info.run_id, "val_auc") == list(range(EPOCHS))
+    assert curve(store, new.info.run_id, "val_auc") == list(range(1, EPOCHS + 1))
     assert client(store).get_metric_history(new.info.run_id, "val_auc")[0].value == first
     assert new.data.params == old.data.params and len(new.inputs.dataset_inputs) == 1
     assert compared(store).differences == ()

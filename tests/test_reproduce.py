@@ -113,7 +113,7 @@ def test_another_seed_is_said_and_leaves_no_verdict_on_the_run(swept: tuple[Path
     run_id = runs(folder)["trial-0002"]
     found = reproduce.reproduce(run_id, store=folder / "mlruns", seed=99)
     assert found.verdict.word == "different"
-    assert found.verdict.first_epoch == 0 and "the curves part at epoch 0" in found.verdict.text
+    assert found.verdict.first_epoch == 1 and "the curves part at epoch 1" in found.verdict.text
     (difference,) = found.differences
     assert difference.what == "seed" and difference.here == "99"
     assert tag(folder, run_id, "forge.reproduced") is None
@@ -251,14 +251,15 @@ def again(record: Record, **changes: float) -> Again:
     """A training that gave what is recorded, but for some metrics at the last epoch, and other weights."""
     curves = {**record.curves}
     history = [{name: curve[epoch] for name, curve in curves.items()} for epoch in sorted(curves["val_auc"])]
-    best = int(record.metrics["best_epoch"])
+    best = record.best_epoch
+    assert best is not None
     history[best] = {**history[best], **{n: history[best][n] + change for n, change in changes.items()}}
     metrics = {name: value for name, value in history[best].items() if name.startswith("val_")}
     return Again("f" * 64, metrics, tuple(history), best, 1.0)
 
 
 def test_the_verdict_says_how_far_off_and_where(record: Record) -> None:
-    planned, best = plan(record, restored(record)), int(record.metrics["best_epoch"])
+    planned, best = plan(record, restored(record)), int(record.metrics["best_epoch"])  # which counts from 1
     near = judge(record, planned, again(record, val_auc=-1e-4))
     assert near.word == "within tolerance" and near.first_epoch == best
     assert near.text == "metrics are off by at most 0.0001 (val_auc); weights are not the same bits"
@@ -276,8 +277,8 @@ def test_the_verdict_says_how_far_off_and_where(record: Record) -> None:
 def test_curves_of_another_length_part_where_the_shorter_one_ends() -> None:
     curves = {"loss": {0: 1.0, 1: 0.5}}
     assert first_difference(curves, ({"loss": 1.0}, {"loss": 0.5})) is None
-    assert first_difference(curves, ({"loss": 1.0},)) == 1
-    assert first_difference(curves, ({"loss": 1.0}, {"loss": 0.5}, {"loss": 0.4})) == 2
+    assert first_difference(curves, ({"loss": 1.0},)) == 2
+    assert first_difference(curves, ({"loss": 1.0}, {"loss": 0.5}, {"loss": 0.4})) == 3
     assert first_difference({}, ()) is None
 
 

@@ -923,3 +923,22 @@ def test_a_trial_that_ran_out_of_memory_is_infeasible_for_the_sampler_and_failed
     assert kept.state.name == "PRUNED"
     assert kept.constraints == {"memory": 1.0}
     assert kept.user_attrs["forge.params"] == one.params
+
+
+# What other tools show
+
+
+def test_a_study_names_its_metric_and_one_that_was_begun_without_gets_the_name(tmp_path: Path) -> None:
+    import optuna
+
+    study = opened(tmp_path)
+    url = study.url
+    assert optuna.load_study(study_name="fraud", storage=url).metric_names == [experiment().objective.metric]
+    old = optuna.create_study(study_name="old", storage=url)
+    for key, value in optuna.load_study(study_name="fraud", storage=url).user_attrs.items():
+        old.set_user_attr(key, value)
+    optuna.delete_study(study_name="fraud", storage=url)  # "old" is now the study of the experiment
+    assert optuna.load_study(study_name="old", storage=url).metric_names is None
+    again = opened(tmp_path)
+    assert optuna.load_study(study_name="old", storage=url).metric_names == [experiment().objective.metric]
+    drive(again)

@@ -68,7 +68,7 @@ def test_a_sweep_leaves_one_parent_and_every_trial_as_its_child(tmp_path: Path) 
         assert child.data.params["width"] == str(row.params["width"]) and child.data.params["trial_number"] == str(
             row.number
         )
-        assert curve(tmp_path, child.info.run_id, "val_auc") == list(range(row.epochs))
+        assert curve(tmp_path, child.info.run_id, "val_auc") == list(range(1, row.epochs + 1))
         assert len(child.data.tags["forge.dataset_digest"]) == 64
         assert child.data.tags["forge.image_digest"] in ("none", "unknown")
         assert "delta_vs_baseline" in child.data.metrics
@@ -144,7 +144,7 @@ def test_ctrl_c_puts_the_trial_back_and_the_resumed_sweep_equals_an_uninterrupte
     expected = [(row.number, row.state, row.params, row.value) for row in study_of(whole).rows()]
     assert [(row.number, row.state, row.params, row.value) for row in study_of(cut).rows()] == expected
     for child, row in zip(runs(cut, "trial"), study_of(cut).rows(), strict=True):
-        assert curve(cut, child.info.run_id, "val_auc") == list(range(row.epochs))
+        assert curve(cut, child.info.run_id, "val_auc") == list(range(1, row.epochs + 1))
 
 
 ROOT = Path(__file__).parents[1]
@@ -164,7 +164,7 @@ def check_nothing_is_lost(store: Path, n_trials: int) -> None:
     statuses = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
     assert [child.info.status for child in children] == [statuses[row.state] for row in rows]
     for child, row in zip(children, rows, strict=True):
-        assert curve(store, child.info.run_id, "val_auc") == list(range(row.epochs))
+        assert curve(store, child.info.run_id, "val_auc") == list(range(1, row.epochs + 1))
     (parent,) = runs(store, "sweep")
     assert parent.info.status == "FINISHED" and "forge.cause" not in parent.data.tags
     assert {r.info.status for r in runs(store)} <= {"FINISHED", "KILLED", "FAILED"}

@@ -228,7 +228,7 @@ class Spot(fake_run):
         lost = len(list(self.marks.glob(f"{seed}-*")))
         if lost < 5:
             (self.marks / f"{seed}-{lost}").touch()
-            on_epoch(0, {"loss": 1.0, "val_loss": 1.0, "val_log_loss": 1.0, "val_auc": 0.5, "learning_rate": 1e-3})
+            on_epoch(0, {"loss": 1.0, "val_loss": 1.0, "val_log_loss": 1.0, "val_auc": 0.5, "lr": 1e-3})
             raise WorkerLost("its node was taken away", announced=self.announced)
         return super().__call__(experiment, splits, params, seed, on_epoch, **options)
 

@@ -67,7 +67,7 @@ def test_every_epoch_is_reported_once_with_exact_metrics(cancer):
     result = training.fit(model, task, data, spec(), lambda epoch, logs: seen.append((epoch, logs)))
     assert [epoch for epoch, _ in seen] == [0, 1, 2]
     assert tuple(logs for _, logs in seen) == result.history
-    assert {"loss", "val_loss", "val_auc", "val_pr_auc", "val_brier", "learning_rate"} <= set(seen[0][1])
+    assert {"loss", "val_loss", "val_auc", "val_pr_auc", "val_brier", "lr"} <= set(seen[0][1])
     assert result.state == "finished"
     assert result.history[result.best_epoch]["val_auc"] == objective(task, data, model)
 
@@ -132,7 +132,18 @@ def test_the_learning_rate_is_halved_before_early_stopping(cancer):
     model = build(task, data, learning_rate=1e-5)
     constant = spec(epochs=6, patience=4, monitor="val_recall")
     result = training.fit(model, task, data, constant, go_on)
-    assert any("learning rate 1e-05 -> 5e-06" in event for event in result.events)
+    assert any("learning rate 1e-05 -> 5e-06 after epoch" in event for event in result.events)
+    assert result.history[0]["lr"] == pytest.approx(1e-5)
+    assert all("learning_rate" not in row for row in result.history)
+
+
+def test_without_a_schedule_the_learning_rate_stays_as_it_is(cancer):
+    task, data = cancer
+    model = build(task, data, learning_rate=1e-5)
+    constant = spec(epochs=6, patience=4, monitor="val_recall", schedule="none")
+    result = training.fit(model, task, data, constant, go_on)
+    assert {row["lr"] for row in result.history} == {result.history[0]["lr"]}
+    assert not any("learning rate" in event for event in result.events)
 
 
 def test_a_pruned_fit_ends_cleanly_with_its_best_weights(cancer):
@@ -255,7 +266,7 @@ def test_an_epoch_that_ends_training_anyway_is_reported_but_not_pruned(cancer):
 
     stopped = training.fit(model, task, data, spec(epochs=30, patience=2), prune_late)
     assert stopped.best_epoch == 0
-    assert any(event.startswith("early stop after epoch 2") for event in stopped.events)
+    assert any(event.startswith("early stop after epoch 3") for event in stopped.events)
     last = training.fit(build(task, data), task, data, spec(epochs=3, patience=9), prune_late)
     assert seen == [0, 1, 2, 0, 1, 2]
     assert (stopped.state, last.state) == ("finished", "finished")

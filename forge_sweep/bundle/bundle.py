@@ -107,7 +107,7 @@ class Bundle:
 
     def save(
         self,
-        folder: Path,
+        folder: Path | str,
         golden: pd.DataFrame,
         *,
         card: bool = False,
@@ -139,10 +139,10 @@ class Bundle:
             # Trusted: what this process has built its model with is imported already.
             Bundle.load(temporary, verify=True, trust=True)
 
-        files.replace_whole(folder, write)
+        files.replace_whole(Path(folder), write)
 
     @classmethod
-    def load(cls, folder: Path, *, verify: bool = False, trust: bool = False, policy: Policy = "warn") -> Bundle:
+    def load(cls, folder: Path | str, *, verify: bool = False, trust: bool = False, policy: Policy = "warn") -> Bundle:
         """Read a bundle; no code in it is run, and nothing is parsed before every file was checked.
 
         Under other versions of what computes it than it was saved with (Keras and its backend, NumPy, scikit-learn,
@@ -159,6 +159,7 @@ class Bundle:
                 unknown, a file cannot be read or holds what is not trusted, a golden score differs, or versions do and
                 the policy is to refuse.
         """
+        folder = Path(folder)
         about = _read_about(folder, files.check_manifest(folder))
         with _readable(folder / "task.json", about):
             task = Task.from_dict(files.read_json(folder / "task.json"))
@@ -178,13 +179,14 @@ class Bundle:
         return bundle
 
 
-def ready_backend(folder: Path) -> None:
+def ready_backend(folder: Path | str) -> None:
     """Load Keras on the backend that a bundle was trained on, without that backend's noise; nothing for a tree.
 
     Raises:
         BundleError: as `Bundle.load`, of what can be told before Keras is needed.
         InputError: that backend is not installed, or Keras runs on another one, or is to.
     """
+    folder = Path(folder)
     about = _read_about(folder, files.check_manifest(folder))
     if about["kind"] == "network":
         with contextlib.suppress(KeyError, TypeError):  # made without an experiment: on any backend
@@ -192,7 +194,7 @@ def ready_backend(folder: Path) -> None:
             training.load_backend()
 
 
-def replay_golden(folder: Path, bundle: Bundle | None = None) -> float:
+def replay_golden(folder: Path | str, bundle: Bundle | None = None) -> float:
     """Predict the golden rows of a saved bundle again.
 
     Args:
@@ -205,6 +207,7 @@ def replay_golden(folder: Path, bundle: Bundle | None = None) -> float:
     Raises:
         BundleError: as `Bundle.load`.
     """
+    folder = Path(folder)
     if bundle is None:
         bundle = Bundle.load(folder)
     else:

@@ -26,6 +26,7 @@ def replace_whole(folder: Path, write: Callable[[Path], None]) -> None:
     Raises:
         BundleError: something that is not a bundle stands at ``folder``; saving never deletes anything else.
     """
+    folder = folder.resolve()  # a link stays, and what it leads to is replaced
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise BundleError(f"{folder} exists and is not a bundle", hint="save to a folder that does not exist yet")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -67,10 +68,20 @@ def read_json(path: Path) -> Any:
     """The value of a JSON file.
 
     Raises:
-        BundleError: it is not JSON.
+        BundleError: it is not JSON, has a key twice in one object, or holds NaN or Infinity.
     """
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("an object has a key twice")
+        return found
+
+    def refuse_constant(word: str) -> Any:
+        raise ValueError(f"it holds {word}")
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text, object_pairs_hook=distinct, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON: {error}") from error
 

@@ -28,6 +28,7 @@ RULES: tuple[Rule, ...] = (
     columns.unscaled_range,
     columns.outlying_value,
     columns.numbers_as_text,
+    columns.digits_lost,
     leaks.target_copy,
     leaks.target_leak,
     splits.duplicated_rows,

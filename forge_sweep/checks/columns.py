@@ -9,14 +9,17 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_float_dtype, is_integer_dtype, is_numeric_dtype
 
-from forge_sweep.checks.evidence import Evidence, drop_fix, finding, some, values_of
+from forge_sweep.checks import notations
+from forge_sweep.checks.evidence import NEARLY_ALL, Evidence, drop_fix, finding, some, values_of
 from forge_sweep.checks.findings import Finding
 
 MAX_UNSCALED = 10.0
 MANY_MISSING = 0.50
 MAX_SPREADS = 1000.0
 """Distance from the median, in interquartile ranges, from which a value hides the others. Incomes reach 500."""
-NEARLY_ALL = 0.80
+EXACT_WHOLE = 2.0**53
+LONGEST_CODE = 1e40
+"""Whole numbers beyond are physical quantities, not codes."""
 
 
 def target_missing(evidence: Evidence) -> Iterator[Finding]:
@@ -28,13 +31,22 @@ def target_missing(evidence: Evidence) -> Iterator[Finding]:
             if is_float_dtype(column):
                 bad = bad | np.isinf(values_of(column))
             if bad.any():
+                words = evidence.dataset.missing_words.get(str(name), {})
+                said = ", ".join(f"{count} rows of the file hold the word {word}" for word, count in words.items())
+                classes = ", ".join(words)
                 yield finding(
                     "error",
                     "target-missing",
                     str(name),
-                    seen=f"the target is missing or infinite in {bad.sum()} of {len(bad)} {role} rows",
+                    seen=f"the target is missing or infinite in {bad.sum()} of {len(bad)} {role} rows"
+                    + (f"; {said}, which is read as missing" if words else ""),
                     expected="a finite target in every row",
-                    fix=f"remove these rows from {evidence.dataset.source}, or correct the target",
+                    fix=(
+                        f"where {classes} is a class, write it otherwise; else remove these rows from "
+                        f"{evidence.dataset.source}, or correct the target"
+                        if words
+                        else f"remove these rows from {evidence.dataset.source}, or correct the target"
+                    ),
                     rows=split.rows[bad],
                 )
 
@@ -130,14 +142,24 @@ def outlying_value(evidence: Evidence) -> Iterator[Finding]:
 
 
 def numbers_as_text(evidence: Evidence) -> Iterator[Finding]:
-    """Text of which nearly all values are numbers: one word in a column of numbers makes text of them all."""
+    """Text of which nearly all values are numbers, in whatever notation: one word makes text of a column of numbers."""
     train = evidence.dataset.train
     for name in evidence.categorical:
         text = train.features[name].dropna().astype(str)
         if name in evidence.dataset.categorical or not len(text):
             continue
         numeric = pd.to_numeric(text, errors="coerce").notna().to_numpy()
-        if NEARLY_ALL <= numeric.mean() < 1:
+        if found := evidence.noted.get(name):
+            seen, fix = notations.said(found.ways)
+            yield finding(
+                "warning",
+                "numbers-as-text",
+                name,
+                seen=f"{found.share:.0%} of {len(text)} values are numbers with {seen}, and are read as text",
+                expected="plain numbers such as -1234.5, or names of categories",
+                fix=f"{fix}; or name the column in categorical under [data]",
+            )
+        elif NEARLY_ALL <= numeric.mean() < 1:
             others = text[~numeric]
             yield finding(
                 "warning",
@@ -147,6 +169,25 @@ def numbers_as_text(evidence: Evidence) -> Iterator[Finding]:
                 expected="numbers only, or names of categories",
                 fix="empty those cells so that they count as missing, or name the column in categorical under [data]",
                 rows=others.index.to_numpy(),
+            )
+
+
+def digits_lost(evidence: Evidence) -> Iterator[Finding]:
+    """Whole numbers with more digits than float64 holds: as codes or identifiers they are no longer what they were."""
+    for name in evidence.numeric:
+        values = values_of(evidence.dataset.train.features[name])
+        finite = np.where(np.isfinite(values), values, 0.0)
+        long = np.abs(finite) >= EXACT_WHOLE
+        if long.any() and (finite % 1 == 0).all() and np.abs(values[long]).max() < LONGEST_CODE:
+            yield finding(
+                "warning",
+                "digits-lost",
+                name,
+                seen=f"{long.sum()} of {len(values)} train values have more digits than float64 holds, such as "
+                f"{values[long][0]:.0f}",
+                expected="whole numbers below 2**53, or codes that are declared as such",
+                fix=f'categorical = ["{name}"] under [data] where they are codes, else {drop_fix(name)}',
+                rows=evidence.dataset.train.rows[long],
             )
 
 

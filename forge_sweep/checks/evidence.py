@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
+from forge_sweep.checks import notations
 from forge_sweep.checks.findings import Finding, Severity
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 NEAR_UNIQUE = 0.95
 MIN_ROWS_FOR_ID = 50
+NEARLY_ALL = 0.80
+NOTED_ROWS = 10_000
+"""Rows whose notation is looked at."""
 SHOWN_ROWS = 10
 SHOWN_VALUES = 5
 
@@ -67,6 +71,17 @@ class Evidence:
         present = self.dataset.sizes["train"] - self.features["missing"]
         chosen = (present >= MIN_ROWS_FOR_ID) & (self.features["distinct"] > NEAR_UNIQUE * present)
         return tuple(str(name) for name in self.features.index[chosen])
+
+    @cached_property
+    def noted(self) -> dict[str, notations.Written]:
+        """Features of text that is numbers in a notation that no program reads, and how they are written."""
+        train, found = self.dataset.train.features, {}
+        for name in self.categorical:
+            if name not in self.dataset.categorical:
+                written = notations.written(train[name].dropna().astype(str).iloc[:NOTED_ROWS])
+                if written.ways and written.share >= NEARLY_ALL:
+                    found[name] = written
+        return found
 
     def classes(self) -> Iterator[tuple[str, np.ndarray, np.ndarray, tuple[Any, ...]]]:
         """Each classification target as (name, train codes, valid codes, labels); a one-hot target is one of classes.

@@ -52,9 +52,10 @@ def duplicated_rows(evidence: Evidence) -> Iterator[Finding]:
 
 
 def unseen_categories(evidence: Evidence) -> Iterator[Finding]:
-    """Text values in valid that train does not have; of nearly unique text that is said once, as id-like."""
+    """Text values in valid that train does not have; of nearly unique text, and of numbers, that is said once."""
     train, valid = evidence.dataset.train, evidence.dataset.valid
-    for name in (name for name in evidence.categorical if name not in evidence.near_unique):
+    said = {*evidence.near_unique, *evidence.noted}
+    for name in (name for name in evidence.categorical if name not in said):
         column = valid.features[name]
         unseen = (column.notna() & ~column.isin(train.features[name].dropna().unique())).to_numpy(dtype=bool)
         if unseen.any():

@@ -233,13 +233,15 @@ def schema() -> None:
 
 @app.command()
 def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
-    """How far a sweep is: trials by state, best so far, what they cost, which budget is over."""
+    """How far a sweep is: trials by state, best so far, what they cost, which budget is over, how long it took."""
+    from forge_sweep.study import phases_words
+
     study = find(experiment, store)
     states, best, costs, over = study.counts(), study.best(), study.costs_by_state(), study.ended_by()
-    carried = study.is_carried()
+    carried, phases = study.is_carried(), study.phases()
     if as_json:
         shown = {"study": study.name, "trials": states, "best": None if best is None else row_as_dict(best)}
-        spent = {"cost": [cost.to_dict() for cost in costs], "searched_s": round(study.wall_s(), 3)}
+        spent = {"cost": [cost.to_dict() for cost in costs], "searched_s": round(study.wall_s(), 3), "phases": phases}
         emit({**shown, **spent, "ended_by": None if over is None else asdict(over), "carried": carried})
         return
     counts = ", ".join(f"{count} {state}" for state, count in states.items()) or "no trials"
@@ -255,6 +257,8 @@ def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> 
         typer.echo(f"best in the search: {searched(best, objective)}")
     if over is not None:
         typer.echo(over.text)
+    if phases:
+        typer.echo(f"took {phases_words(phases)}")
     print_costs(costs)
 
 
@@ -365,12 +369,15 @@ def ui(
     experiment: Name,
     store: Store = MLRUNS,
     port: Annotated[int, typer.Option(help="Port of the MLflow UI; optuna-dashboard takes the next one.")] = 5000,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Print the addresses only; so it is where there is no browser.")
+    ] = False,
 ) -> None:
     """Open the MLflow UI and optuna-dashboard on an experiment's stores."""
-    from forge_sweep.ui import serve
+    from forge_sweep.ui import has_browser, serve
 
     study = find(experiment, store)
-    serve(study, store, port, echo=typer.echo)
+    serve(study, store, port, echo=typer.echo, open_browser=not no_browser and has_browser())
 
 
 models.add_to(app)

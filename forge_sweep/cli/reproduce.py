@@ -71,7 +71,11 @@ def export(
         bool, typer.Option("--without-preprocessing", help="Take preprocessed features, not raw columns.")
     ] = False,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Import the experiment's own builder and take its custom Keras objects.")
+        bool,
+        typer.Option(
+            "--trust",
+            help="For bundles saved from Python with an own builder: import its module and take its Keras objects.",
+        ),
     ] = False,
     store: Store = MLRUNS,
     as_json: AsJson = False,

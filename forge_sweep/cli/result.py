@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 def print_result(name: str, result: SweepResult) -> None:
     """The end of a sweep."""
+    from forge_sweep.study import phases_words
+
     console = Console()
     console.print()
     print_rows(*candidates(result))
@@ -33,6 +35,7 @@ def print_result(name: str, result: SweepResult) -> None:
         **({} if result.evaluation is not None else {"test": listed(result.test)}),
         "search": f"best in the search: {searched(result.best, result.objective)}",
         "trials": f"{counts}{'' if result.ended_by == 'study.n_trials' else f'; ended by {result.ended_by}'}",
+        **({"took": phases_words(result.phases)} if result.phases else {}),
         "run": result.run_id,
         "model": result.model,
         "look": f"forge-sweep ui {name}, then {result.link}",

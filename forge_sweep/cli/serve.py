@@ -39,6 +39,9 @@ def serve(
     drift_least: Annotated[int, typer.Option(help="Rows from which drift is measured.", min=2)] = 200,
     ignore_extra: IgnoreExtra = False,
     no_access_log: Annotated[bool, typer.Option("--no-access-log", help="Do not log requests.")] = False,
+    no_docs: Annotated[
+        bool, typer.Option("--no-docs", help="No page at /docs, whose scripts a browser loads from a CDN.")
+    ] = False,
 ) -> None:
     """Serve a model over HTTP, and follow its alias; FORGE_SWEEP_API_KEY, where set, is what callers have to show."""
     from forge_sweep import serving
@@ -59,6 +62,7 @@ def serve(
         drift_least=drift_least,
         ignore_extra=ignore_extra,
         access_log=not no_access_log,
+        docs=not no_docs,
     )
     serving.serve(model, settings, echo=lambda line: typer.echo(line, err=True))
 
@@ -75,11 +79,18 @@ def predict(
         list[str] | None, typer.Option(help="Column of the file to write beside the predictions; repeat for more.")
     ] = None,
     ignore_extra: IgnoreExtra = False,
+    separator: Annotated[
+        str | None, typer.Option(help="Field separator of a CSV file.", show_default="that of the training file")
+    ] = None,
 ) -> None:
     """Predict the rows of a file, a chunk at a time, with the checks of the server."""
     from forge_sweep.serving.files import predict_file
 
-    done = predict_file(model, file, output, store=store, keep=keep or (), ignore_extra=ignore_extra)
+    done = predict_file(
+        model, file, output, store=store, keep=keep or (), ignore_extra=ignore_extra, separator=separator
+    )
+    if done.ignored:
+        typer.echo(f"ignored, no features of the model: {', '.join(done.ignored)}", err=True)
     strange = ", ".join(f"{count} {code}" for code, count in sorted(done.warnings.items())) or "no warnings"
     typer.echo(f"{done.model}: {done.rows} rows predicted, {strange}", err=True)
 

@@ -131,7 +131,7 @@ class LiveTable:
         elif event.kind == "trial_started":
             self.current = f"trial {data['number']}"
         elif event.kind == "epoch":
-            self.current = f"trial {data['number']}, epoch {data['epoch'] + 1}: " + ", ".join(
+            self.current = f"trial {data['number']}, epoch {data['epoch']}: " + ", ".join(
                 f"{name} {figure(data['metrics'].get(name))}" for name in ("loss", "val_loss")
             )
         elif event.kind == "trial_done":

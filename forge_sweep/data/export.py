@@ -15,7 +15,7 @@ from forge_sweep.sources.feature_store.connection import CONFIRM, TUNER, connect
 from forge_sweep.sources.feature_store.ledger import with_unseen, write_look
 from forge_sweep.sources.feature_store.source import VISIBLE
 from forge_sweep.sources.feature_store.versions import SPLITS, Version, find
-from forge_sweep.sources.files import MISSING_WORDS
+from forge_sweep.sources.inspection import MISSING_WORDS
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -23,6 +23,7 @@ from forge_sweep.experiment.seeds import derived_seed
 from forge_sweep.experiment.space import HYPERPARAMETERS, SCALERS, Dimension, Hyperparameter, Params, Scalar
 from forge_sweep.experiment.spec import (
     BUDGET_FIELDS,
+    LATER_KEYS,
     BaselineKind,
     BaselinesSpec,
     ConfirmSpec,
@@ -35,6 +36,7 @@ from forge_sweep.experiment.spec import (
     Pruner,
     Sampler,
     Scaler,
+    Schedule,
     SplitSpec,
     StudySpec,
     TrackingSpec,
@@ -47,6 +49,7 @@ from forge_sweep.task import Direction, direction
 __all__ = [
     "BUDGET_FIELDS",
     "HYPERPARAMETERS",
+    "LATER_KEYS",
     "SCALERS",
     "BaselineKind",
     "BaselinesSpec",
@@ -65,6 +68,7 @@ __all__ = [
     "Sampler",
     "Scalar",
     "Scaler",
+    "Schedule",
     "SplitSpec",
     "StudySpec",
     "TrackingSpec",
@@ -252,6 +256,8 @@ def as_mistake(raw: Mapping[str, Any], detail: Any) -> Mistake:
         return Mistake(
             path, as_toml(detail["input"]), f"one of {', '.join(choices)}", nearest(str(detail["input"]), choices)
         )
+    if kind == "string_pattern_mismatch" and path == "data.separator":
+        return Mistake(path, as_toml(detail["input"]), "one ASCII character that is no quotation mark or line break")
     if kind == "string_pattern_mismatch":
         return Mistake(path, as_toml(detail["input"]), "letters, digits, _ . and -, beginning with a letter or a digit")
     if kind == "model_type":

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
@@ -18,6 +19,7 @@ Scaler = Literal["standard", "minmax", "robust", "quantile", "none"]
 BaselineKind = Literal["constant", "random_forest", "hist_gradient_boosting", "xgboost"]
 Sampler = Literal["tpe", "random", "gp", "cmaes", "qmc", "grid"]
 Pruner = Literal["none", "median", "percentile", "hyperband", "successive_halving", "wilcoxon"]
+Schedule = Literal["plateau", "none"]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
@@ -38,6 +40,14 @@ BUDGET_FIELDS = (
 )
 """What may change between two runs of one sweep: how much of it is run, where it is shown and in which form its
 winner is kept, not what a trial is."""
+
+
+LATER_KEYS: Mapping[str, Any] = MappingProxyType({"study.schedule": "plateau"})
+"""Keys that came after studies had been begun without them, with the value that stands for what was done then.
+
+A file that leaves them at it is the same experiment as before: `Experiment.contract` and a study's identity do not know
+them.
+"""
 
 
 class Section(BaseModel):
@@ -87,7 +97,13 @@ class DataSpec(Section):
     drop: Names = Field((), description="Columns to leave out.")
     categorical: Names = Field((), description="Columns of numeric codes to treat as categories.")
     positive: Scalar | None = Field(None, description="The positive label of a binary target.")
-    separator: str = Field(",", min_length=1, max_length=1, description="Field separator of a CSV file.")
+    separator: str = Field(
+        ",",
+        min_length=1,
+        max_length=1,
+        pattern=r"^[\x01-\x09\x0b\x0c\x0e-\x21\x23-\x7f]$",
+        description="Field separator of a CSV file: one ASCII character.",
+    )
     known_before: Names = Field(
         (), description="Features that may predict the target perfectly, since they are known before it is."
     )
@@ -145,6 +161,11 @@ class StudySpec(Section):
     n_trials: int = Field(40, ge=1, description="Trials in total, over interruptions.")
     epochs: int = Field(60, ge=1, description="Most epochs of one trial.")
     patience: int = Field(8, ge=1, description="Epochs without improvement of the objective before a trial stops.")
+    schedule: Schedule = Field(
+        "plateau",
+        description="What becomes of the learning rate: `plateau` halves it, down to 1e-6, after half of `patience` "
+        "epochs (rounded up) without improvement of the objective; `none` leaves it as it is.",
+    )
     timeout_s: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="Seconds of searching, summed over interruptions."
     )
@@ -326,7 +347,8 @@ class Experiment(Section):
 
     def contract(self) -> str:
         """SHA-256 (hex) of everything that decides what a trial is, that is all but `BUDGET_FIELDS`."""
-        fields = {path: value for path, value in flatten(self.resolved()).items() if not is_budget(path)}
+        flat = flatten(self.resolved())
+        fields = {path: value for path, value in flat.items() if not is_budget(path) and not as_before(path, value)}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
@@ -337,6 +359,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         path = f"{prefix}{key}"
         flat |= flatten(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
     return flat
+
+
+def as_before(path: str, value: Any) -> bool:
+    """Whether a value is what was done before there was its key; see `LATER_KEYS`."""
+    return path in LATER_KEYS and LATER_KEYS[path] == value
 
 
 def is_budget(path: str) -> bool:

@@ -19,7 +19,7 @@ import pandas as pd
 from forge_sweep.errors import SchemaError
 from forge_sweep.experiment.rules import nearest
 from forge_sweep.preprocessing.preprocessor import Preprocessor, unchecked
-from forge_sweep.preprocessing.schema import CODE, READERS, WORDS, Column, is_missing
+from forge_sweep.preprocessing.schema import WORDS, Column, is_missing
 
 UNKNOWN = -1.0
 """The raw number of a category that train does not have."""
@@ -140,7 +140,7 @@ class RowTransform:
         for i, column in enumerate(self.schema.columns):
             if (series := frame.get(column.name)) is None or series.ndim > 1:
                 continue
-            values, wrong = READERS[column.kind](series, column.dtype == CODE)
+            values, wrong = column.read(series)
             count += int(wrong.sum())
             rows = np.flatnonzero(wrong)[:LISTED].tolist()
             misfits += [mistyped(column, series.iloc[row], first + row) for row in rows]
@@ -289,11 +289,11 @@ def reader(column: Column) -> Callable[[Any], float]:
 
     JSON's types are told apart here; all others go the way of frames.
     """
-    codes = column.dtype == CODE
+    integers = column.takes_integers
     known = {category: float(code) for code, category in enumerate(column.categories)}
 
     def by_frame(value: Any) -> float:
-        values, wrong = READERS[column.kind](pd.Series([value], dtype=object), codes)
+        values, wrong = column.read(pd.Series([value], dtype=object))
         if wrong[0]:
             raise ValueError
         if column.kind != "categorical":
@@ -315,8 +315,12 @@ def reader(column: Column) -> Callable[[Any], float]:
 
     def category(value: Any) -> float:
         if type(value) is str:
-            return known.get(value, UNKNOWN)
-        if codes and type(value) is int:
+            return (
+                by_frame(value)
+                if integers and value.endswith("0") and value not in known
+                else known.get(value, UNKNOWN)
+            )
+        if integers and type(value) is int:
             return known.get(str(value), UNKNOWN)
         return MISSING if value is None else by_frame(value)
 
@@ -326,7 +330,7 @@ def reader(column: Column) -> Callable[[Any], float]:
 def mistyped(column: Column, value: Any, row: int) -> Misfit:
     """A value of another type."""
     kind = "text" if isinstance(value, str) else type(value).__name__
-    return Misfit(row, column.name, "mistyped", f"{kind} {shown(value)}", WORDS[column.kind])
+    return Misfit(row, column.name, "mistyped", f"{kind} {shown(value)}", column.expected(value) + column.fix(value))
 
 
 def unknown_column(name: Any, absent: Sequence[str]) -> Misfit:
@@ -340,6 +344,7 @@ def unknown_column(name: Any, absent: Sequence[str]) -> Misfit:
 
 def shown(value: Any) -> str:
     """A value as a message shows it: in one line, and no more of it than tells what it is."""
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, int) and value.bit_length() > 200:
         return f"of {value.bit_length()} bits"
     if isinstance(value, dict | list):

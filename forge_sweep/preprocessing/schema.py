@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -21,6 +22,12 @@ Kind = Literal["numeric", "boolean", "categorical"]
 
 CODE = "code"
 """`Column.dtype` of a column of numeric codes that was declared categorical."""
+
+WHOLE = re.compile(r"0|-?[1-9][0-9]*")
+"""A whole number in the one spelling that an integer has: neither 007 nor +5, 1e3 or 1.0."""
+
+WHOLE_FLOAT = re.compile(r"(0|-?[1-9][0-9]*)\.0+")
+"""What becomes of a whole number in a file where others of its column are missing."""
 
 SHOWN = 5
 """How many rows a message lists."""
@@ -60,6 +67,36 @@ class Column:
     low: float | None = None
     high: float | None = None
 
+    @cached_property
+    def takes_integers(self) -> bool:
+        """Whether an integer says which category is meant: all codes of train were plain whole numbers.
+
+        Where one was spelled 007, the integer 7 may be that one or another.
+        """
+        return self.dtype == CODE and all(map(WHOLE.fullmatch, self.categories))
+
+    def read(self, series: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+        """Values (n,) as `Schema.values` gives them, and which of them are mistyped."""
+        values, wrong = READERS[self.kind](series, self.takes_integers)
+        if self.takes_integers:  # as training read such a file
+            values = np.array([WHOLE_FLOAT.sub(r"\1", v) if _is_whole_float(v) else v for v in values], object)
+        return values, wrong
+
+    def expected(self, seen: Any) -> str:
+        """What the column takes in place of a mistyped value."""
+        if not self._lacks_spelling(seen) or not self.categories:
+            return WORDS[self.kind]
+        example = next((text for text in self.categories if not WHOLE.fullmatch(text)), self.categories[0])
+        return f"{'whole numbers with all of their digits, or ' * self.takes_integers}text such as {example!r}"
+
+    def fix(self, seen: Any) -> str:
+        """What to do about a mistyped value, ``; read it as text ...``; empty where there is nothing to add."""
+        return f"; read it as text (dtype={{{self.name!r}: str}})" if self._lacks_spelling(seen) else ""
+
+    def _lacks_spelling(self, seen: Any) -> bool:
+        """Whether a number or boolean came in place of text."""
+        return self.kind == "categorical" and isinstance(seen, (*NUMBERS, bool, np.bool_))
+
 
 @dataclass(frozen=True)
 class Schema:
@@ -93,8 +130,9 @@ class Schema:
     def align(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The frame in the order and with the types of the schema: float64, bool or nullable boolean, and text.
 
-        Columns may come in any order. Integers do for numbers, 0 and 1 for booleans, whole numbers for declared codes;
-        missing values (None, NaN, NA) do everywhere. Text never does for numbers, nor a boolean.
+        Columns may come in any order. Integers do for numbers, 0 and 1 for booleans, whole numbers for declared codes
+        if those of train were plain whole numbers (`Column.takes_integers`); missing values (None, NaN, NA) do
+        everywhere. Text never does for numbers, nor a boolean.
 
         Args:
             frame: (n, features) raw rows; its index is kept.
@@ -123,9 +161,11 @@ class Schema:
         for column in self.columns:
             if (series := frame.get(column.name)) is None or series.ndim > 1:
                 continue
-            values[column.name], wrong = READERS[column.kind](series, column.dtype == CODE)
+            values[column.name], wrong = column.read(series)
             if wrong.any():
-                lines.append(f"~ {column.name}: expected {WORDS[column.kind]}, got {_offenders(series, wrong)}")
+                first = series.iloc[int(wrong.argmax())]
+                expected, fix = column.expected(first), column.fix(first)
+                lines.append(f"~ {column.name}: expected {expected}, got {_offenders(series, wrong)}{fix}")
         if lines:
             message = "\n  ".join(["the rows do not fit the schema of the training rows", *lines])
             raise SchemaError(message, hint="give each of its columns once, by name and with its type; in any order")
@@ -171,7 +211,9 @@ def read_categories(series: pd.Series, codes: bool) -> tuple[np.ndarray, np.ndar
     present = ~is_missing(values)
     values = np.where(present, values, np.nan)  # one kind of missing, in a copy
     if codes:
-        values = np.array([_code(value) for value in values], object)
+        dtype = getattr(series.dtype, "numpy_dtype", series.dtype)
+        exact = _exact(dtype) if isinstance(dtype, np.dtype) and dtype.kind == "f" else None
+        values = np.fromiter((_code(value, exact) for value in values), object, len(values))
     text = np.fromiter((isinstance(value, str) for value in values), bool, len(values))
     return values, present & ~text
 
@@ -197,13 +239,38 @@ READERS: dict[Kind, Callable[[pd.Series, bool], tuple[np.ndarray, np.ndarray]]] 
 }
 
 
-def _code(value: Any) -> Any:
-    """A whole number as its digits; all else as it is."""
-    return str(int(value)) if _is_number(value) and float(value).is_integer() else value
+def _code(value: Any, exact: int | None = None) -> Any:
+    """A whole number as its digits; all else as it is, such as a float that has not room for all digits.
+
+    Args:
+        value: a value.
+        exact: the least whole number that a float of the column's type may have been rounded to.
+    """
+    if not _is_number(value):
+        return value
+    if isinstance(value, float | np.floating) and abs(float(value)) >= (exact or _exact(type(value))):
+        return value
+    try:
+        return str(int(value)) if value == int(value) else value
+    except (ValueError, OverflowError):  # NaN, infinity
+        return value
+
+
+def _exact(dtype: Any) -> int:
+    """The least positive whole number that stands for a neighbour too in a type of floats: 2**53 in float64."""
+    return int(2 ** (np.finfo(dtype).nmant + 1))
+
+
+def _is_whole_float(value: Any) -> bool:
+    return isinstance(value, str) and WHOLE_FLOAT.fullmatch(value) is not None
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, NUMBERS) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def is_missing(values: np.ndarray) -> np.ndarray:
@@ -215,7 +282,7 @@ def _offenders(series: pd.Series, wrong: np.ndarray) -> str:
     """``text in rows 0, 4 ('a', 'b')``, with positions from 0."""
     rows = np.flatnonzero(wrong)
     first, more = rows[:SHOWN], ", ..." if len(rows) > SHOWN else ""
-    values = [series.iloc[row] for row in first]
+    values = [v.item() if isinstance(v, np.generic) else v for v in (series.iloc[row] for row in first)]
     kind = "text" if isinstance(values[0], str) else type(values[0]).__name__
     return f"{kind} in rows {', '.join(map(str, first))}{more} ({', '.join(map(repr, values))}{more})"
 
@@ -247,6 +314,11 @@ def _learn_column(series: pd.Series, declared: bool) -> Column:
             hint=f"take {str(series.name)!r} out of categorical under [data]",
         )
     missing = is_missing(values)
+    if declared and series.dtype == object and any(_is_number(v) for v in series) and any(map(_is_text, series)):
+        raise SchemaError(
+            f"column {series.name!r} is declared categorical and holds both numbers and text",
+            hint=f"read it as text: dtype={{{str(series.name)!r}: str}}",
+        )
     categories = _by_frequency(values[~missing]) if kind == "categorical" else ()
     finite = values[np.isfinite(values)] if kind == "numeric" else np.empty(0)
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (None, None)

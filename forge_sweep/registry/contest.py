@@ -180,7 +180,7 @@ def best_baseline(candidate: Candidate, dataset: Dataset, terms: Terms) -> tuple
 
 def fit(experiment: Experiment, dataset: Dataset, kind: str) -> trial.TrialResult:
     """A baseline as the sweep fitted it."""
-    training.select_backend(experiment.backend)
+    training.select_backend(experiment.backend, experiment.deterministic)
     return trial.run_baseline(experiment, dataset, kind, derived_seed(experiment.seed, "baseline", kind))
 
 

@@ -89,7 +89,7 @@ def _machine(recorded: Mapping[str, Any], here: Environment) -> Iterator[Pair]:
     now = here.to_dict()
     for name in SAME_PLACE:
         yield name.replace("_", " "), recorded.get(name, now[name]), now[name]
-    for group in ("threads", "flags"):
+    for group, what in (("threads", "variable"), ("flags", "variable"), ("variables", "variable"), ("keras", "Keras'")):
         then = recorded.get(group, now[group])
         for name in sorted({*then, *now[group]} - {"KERAS_BACKEND"}):  # it says what the backend says
-            yield f"variable {name}", then.get(name, ABSENT), now[group].get(name, ABSENT)
+            yield f"{what} {name}", then.get(name, ABSENT), now[group].get(name, ABSENT)

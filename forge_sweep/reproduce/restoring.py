@@ -57,6 +57,7 @@ def _packages(record: Record) -> Iterator[str]:
 
 def _variables(record: Record) -> Iterator[str]:
     """Variables that decide on numbers."""
-    known = {**record.environment.get("threads", {}), **record.environment.get("flags", {})}
+    groups = ("threads", "flags", "variables")
+    known = {name: value for group in groups for name, value in record.environment.get(group, {}).items()}
     for name, value in sorted(known.items()):
         yield f"export {name}={shlex.quote(value)}"

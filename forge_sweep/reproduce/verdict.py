@@ -27,7 +27,7 @@ class Verdict:
         metrics_off: difference of each validation metric at the best epoch, this time less recorded.
         scores_off: largest difference of a prediction on the validation rows, in proportion to the largest above 1;
             None where no model was kept.
-        first_epoch: the first epoch whose metrics are not the same to the last bit; None where all are.
+        first_epoch: the first epoch, from 1, whose metrics are not the same to the last bit; None where all are.
     """
 
     word: Literal["exact", "within tolerance", "different"]
@@ -66,12 +66,12 @@ def recorded_metrics(record: Record, plan: Plan) -> dict[str, float]:
     """Validation metrics at the best epoch, as logged; of a baseline there is one value each."""
     if plan.baseline:
         return {name: value for name, value in record.metrics.items() if name.startswith("val_")}
-    best = int(record.metrics.get("best_epoch", -1))
+    best = -1 if record.best_epoch is None else record.best_epoch
     return {name: curve[best] for name, curve in record.curves.items() if name.startswith("val_") and best in curve}
 
 
 def first_difference(curves: Mapping[str, Mapping[int, float]], history: tuple[dict[str, float], ...]) -> int | None:
-    """The first epoch in which a metric differs in any bit, or that one side does not have; None for none."""
+    """The first epoch, from 1, in which a metric differs in any bit or that one side lacks; None for none."""
     last = max((epoch for curve in curves.values() for epoch in curve), default=-1)
     if not history:
         return None
@@ -79,7 +79,7 @@ def first_difference(curves: Mapping[str, Mapping[int, float]], history: tuple[d
         now = history[epoch] if epoch < len(history) else {}
         then = {name: curve[epoch] for name, curve in curves.items() if epoch in curve}
         if bool(now) != bool(then) or any(now.get(name) != value for name, value in then.items()):
-            return epoch
+            return epoch + 1
     return None
 
 

@@ -14,7 +14,7 @@ from forge_sweep.task import Task
 
 def renderer(task: Task, threshold: float) -> Callable[[list[float]], dict[str, Any]]:
     """What makes a prediction of the scores of one row; the labels are those of `Task.predictions`."""
-    names = [str(name) for name in task.classes]
+    names = task.class_names
     if task.kind == "regression":
         targets = [str(name) for name in task.targets]
         return lambda scores: {"values": dict(zip(targets, scores, strict=True))}

@@ -30,8 +30,11 @@ class Json(Response):
 
 def build(service: Service, key: bytes | None) -> Gate:
     """The ASGI application of a service."""
-    # No page that loads its scripts from elsewhere; /openapi.json has all that it would show.
-    app = FastAPI(title="forge-sweep", version=__version__, docs_url=None, redoc_url=None)
+    # The page loads its scripts from a CDN; where the reader has no way there, /openapi.json has all that it shows.
+    docs = "/docs" if service.settings.docs else None
+    app = FastAPI(
+        title="forge-sweep", version=__version__, docs_url=docs, redoc_url=None, swagger_ui_oauth2_redirect_url=None
+    )
     for status in REFUSED:
         app.exception_handler(status)(refused)
     add_paths(app, service)
@@ -45,7 +48,7 @@ def build(service: Service, key: bytes | None) -> Gate:
     return Gate(app, service, key, PATHS)
 
 
-PATHS = ("/predict", "/healthz", "/readyz", "/model", "/drift", "/metrics", "/openapi.json")
+PATHS = ("/predict", "/healthz", "/readyz", "/model", "/drift", "/metrics", "/openapi.json", "/docs")
 
 
 def add_paths(app: FastAPI, service: Service) -> None:

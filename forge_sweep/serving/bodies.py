@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -104,6 +106,7 @@ def read_json(body: bytes, transform: RowTransform, max_rows: int) -> Rows:
     except orjson.JSONDecodeError as error:
         raise Refused(400, "unreadable", f"the body is not JSON: {error}") from error
     if type(rows) is dict:
+        refuse_repeated(body, len(rows))
         return Rows([transform.read(rows)], lambda _, name: rows[name])
     if type(rows) is not list:
         raise Refused(422, "rows", "the body is neither an object (one row) nor an array of objects (several rows)")
@@ -111,7 +114,33 @@ def read_json(body: bytes, transform: RowTransform, max_rows: int) -> Rows:
     for position, row in enumerate(rows):
         if type(row) is not dict:
             raise Refused(422, "rows", f"row {position} is no object; expected its values by column name")
+    refuse_repeated(body, sum(map(len, rows)))
     return Rows(transform.read_all(rows), lambda position, name: rows[position][name])
+
+
+def refuse_repeated(body: bytes, keys: int) -> None:
+    """Raise Refused where an object has one key twice, of which a reader keeps the last.
+
+    Every key of the text is followed by a colon outside of strings, so that as many colons as keys were read leave room
+    for no other; only where there are more, in strings or in objects within objects, the text is read again.
+
+    Args:
+        body: JSON that was read already.
+        keys: how many keys were found in it, those of nested objects left out.
+    """
+    if body.count(b":") == keys:
+        return
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            name, times = Counter(name for name, _ in pairs).most_common(1)[0]
+            raise Refused(400, "repeated-key", f"an object has the key {name[:60]!r} {times} times; give each once")
+        return found
+
+    try:
+        json.loads(body, object_pairs_hook=distinct, parse_int=float)  # of any length, for which Python has a limit
+    except RecursionError as error:
+        raise Refused(400, "unreadable", "the body is nested too deeply") from error
 
 
 def refuse_length(rows: int, most: int) -> None:

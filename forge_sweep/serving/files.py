@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ from forge_sweep.preprocessing import RowsRefused
 from forge_sweep.serving import tables
 from forge_sweep.serving.served import Answer, Served
 from forge_sweep.serving.window import Window
+from forge_sweep.sources.inspection import ENDINGS, explained, open_text, refuse_swallowed, refuse_unreadable
+from forge_sweep.task import Task
+from forge_sweep.task.task import free_name
 from forge_sweep.tracking import fetched, locate
 
 if TYPE_CHECKING:
@@ -40,21 +44,24 @@ class Predicted:
         model: ``fraud/3``.
         rows: rows predicted.
         warnings: values that train did not have, by kind.
+        ignored: columns that were no features when the model was trained, and were left out.
     """
 
     model: str
     rows: int
     warnings: dict[str, int]
+    ignored: tuple[str, ...] = ()
 
 
 def predict_file(
-    reference: str,
-    file: Path,
-    output: Path | None,
+    reference: str | Path,
+    file: Path | str,
+    output: Path | str | None,
     *,
-    store: Path,
+    store: Path | str,
     keep: Sequence[str] = (),
     ignore_extra: bool = False,
+    separator: str | None = None,
 ) -> Predicted:
     """Predict a file. Nothing stands at ``output`` before all of its rows were predicted.
 
@@ -64,12 +71,15 @@ def predict_file(
         output: ``.csv``, ``.parquet`` or ``.jsonl``; None for CSV on standard output.
         store: folder of the embedded stores.
         keep: columns of the file that are written before the predictions and are no features.
-        ignore_extra: drop other columns that the model does not have, instead of refusing them.
+        ignore_extra: drop other columns that the model does not have, instead of refusing them. Columns that were none
+            of its features when it was trained (target, key, dropped ones) are left out in any case.
+        separator: of the fields of a CSV file; default: that of the file it was trained on.
 
     Raises:
         InputError: a file is of no known kind, a row does not fit (by its number, from 0), or there is no such model.
         BundleError: the model is damaged, or gives other golden scores than when it was saved.
     """
+    file, store, output = Path(file), Path(store), None if output is None else Path(output)
     refuse_kinds(file, output)
     located = locate(reference, store)
     with fetched(located, store) as folder:
@@ -77,14 +87,44 @@ def predict_file(
         bundle = Bundle.load(folder, verify=True)
     served = Served(bundle, located, Window(None, 0, 0, 0), ignore_extra=ignore_extra)
     refuse_keep(served, keep)
-    rows, counts = 0, Counter[str]()
+    data = bundle.metadata.get("experiment", {}).get("data", {})
+    mark = separator or data.get("separator") or ","
+    if len(mark) != 1 or not mark.isascii() or mark in '"\r\n':
+        raise InputError(f"--separator {mark!r}: expected one ASCII character", hint="such as --separator ';'")
+    refuse_unreadable(file, "FILE")
+    others = {name for name in known_before(data) if name not in bundle.preprocessor.schema.names}
+    rows, counts, ignored = 0, Counter[str](), list[str]()
     with writing(output) as write:
-        for table in chunks(file):
+        for table in chunks(file, mark):
+            refuse_other_separator(table, bundle, mark)
+            extra = [name for name in table.column_names if name in others and name not in keep]
+            ignored = ignored or list(dict.fromkeys(extra))
+            table = table.drop_columns(extra) if extra else table
             found, codes = predicted(served, table, keep, rows, text=is_csv(file))
             write(found)
             rows += found.num_rows
             counts.update(codes)
-    return Predicted(served.label, rows, dict(counts))
+    return Predicted(served.label, rows, dict(counts), tuple(ignored))
+
+
+def known_before(data: Mapping[str, Any]) -> set[str]:
+    """Columns of the training rows that are no features, by the section ``[data]`` of the experiment."""
+    split = data.get("split") or {}
+    target = data.get("target") or ()
+    named = [*([target] if isinstance(target, str) else target), *(data.get("drop") or ()), data.get("key")]
+    return {name for name in (*named, split.get("column"), split.get("group"), split.get("time")) if name}
+
+
+def refuse_other_separator(table: pa.Table, bundle: Bundle, separator: str) -> None:
+    """Raise DataError for a file of one column whose name holds the columns of the model, separated otherwise."""
+    wanted = bundle.preprocessor.schema.names
+    if table.num_columns == 1 and len(wanted) > 1 and table.column_names[0] not in wanted:
+        for mark in ";\t|,":
+            if mark != separator and mark in table.column_names[0]:
+                raise DataError(
+                    f"the columns look separated by {mark!r}, and {separator!r} was expected",
+                    hint=f"give --separator {mark!r}",
+                )
 
 
 def predicted(
@@ -118,12 +158,13 @@ def predicted(
         codes.append(warning["code"])
         texts[row] += f"{'; ' if texts[row] else ''}{name}: {warning['seen']}, expected {warning['expected']}"
     found = task.predictions(answer.scores, served.bundle.threshold)
-    values = pa.Table.from_pandas(found.assign(**{WARNINGS: texts}), preserve_index=False)[: len(raw)]
+    found[warnings_column(task)] = texts
+    values = pa.Table.from_pandas(found, preserve_index=False)[: len(raw)]
     names = [*keep, *values.column_names]
     return pa.table([*(table[name] for name in keep), *values.columns], names=names), codes
 
 
-def chunks(file: Path) -> Iterator[pa.Table]:
+def chunks(file: Path, separator: str) -> Iterator[pa.Table]:
     """The rows of a file, a chunk at a time, after one chunk without rows.
 
     Raises:
@@ -132,28 +173,32 @@ def chunks(file: Path) -> Iterator[pa.Table]:
     import pyarrow as pa
 
     try:
-        yield from (csv_chunks if is_csv(file) else parquet_chunks)(file)
-    except (pa.ArrowException, OSError) as error:
-        message = f"{file} cannot be read: {tables.first_line(error)}"
-        raise DataError(message, hint="mend the file, or write it again") from error
+        yield from csv_chunks(file, separator) if is_csv(file) else parquet_chunks(file)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        what, hint = explained(error)
+        raise DataError(f"{file} cannot be read: {what}", hint=hint) from error
 
 
-def csv_chunks(file: Path) -> Iterator[pa.Table]:
+def csv_chunks(file: Path, separator: str) -> Iterator[pa.Table]:
     """A CSV file, every column as text."""
     import pyarrow as pa
     from pyarrow import csv
 
-    parse = csv.ParseOptions(newlines_in_values=True)
+    parse = csv.ParseOptions(delimiter=separator, newlines_in_values=True)
     options = csv.ReadOptions(block_size=CHUNK_BYTES)
-    with pa.input_stream(str(file), compression="detect") as stream:
+    with open_text(file) as stream:
         names = csv.open_csv(stream, read_options=options, parse_options=parse).schema.names
-    with pa.input_stream(str(file), compression="detect") as stream:
+    with open_text(file) as stream:
         reader = csv.open_csv(
             stream, read_options=options, parse_options=parse, convert_options=tables.as_it_stands(names)
         )
         yield pa.Table.from_batches([], reader.schema)
+        row = 0
         for batch in reader:
-            yield pa.Table.from_batches([batch])
+            table = pa.Table.from_batches([batch])
+            refuse_swallowed(table, separator, str(file), row)
+            row += table.num_rows
+            yield table
 
 
 def parquet_chunks(file: Path) -> Iterator[pa.Table]:
@@ -174,12 +219,15 @@ def writing(output: Path | None) -> Iterator[Write]:
     if output is None:
         yield csv_to(sys.stdout)
         return
-    partial = output.with_name(f".{output.name}.{secrets.token_hex(4)}.partial")  # two that write one file at once
+    partial = output.with_name(f".predict.{secrets.token_hex(4)}.partial")  # two that write one file at once
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(output)  # a name that no file can have is said before anything is predicted
         partial.touch(exist_ok=False)
-    except OSError as error:
-        raise InputError(f"{output} cannot be written: {error.strerror}", hint="give another --output") from error
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"{output} cannot be written: {why}", hint="give another --output") from error
     try:
         with WRITERS[kind_of(output, WRITERS)](partial) as write:
             yield write
@@ -235,7 +283,6 @@ def parquet_writer(path: Path) -> Iterator[Write]:
         yield write
 
 
-READ = (".csv", ".csv.gz", ".parquet")
 WRITERS: dict[str, Callable[[Path], contextlib.AbstractContextManager[Write]]] = {
     ".csv": csv_writer,
     ".parquet": parquet_writer,
@@ -250,26 +297,35 @@ def kind_of(path: Path, kinds: Any) -> str:
 
 def is_csv(file: Path) -> bool:
     """Whether a file has no types of its own."""
-    return kind_of(file, READ) != ".parquet"
+    return kind_of(file, ENDINGS) != ".parquet"
 
 
 def refuse_kinds(file: Path, output: Path | None) -> None:
     """Raise InputError for files that cannot be read or written."""
-    for path, kinds in ((file, READ), (output, tuple(WRITERS))):
+    for path, kinds in ((file, ENDINGS), (output, tuple(WRITERS))):
         if path is not None and not kind_of(path, kinds):
             raise InputError(f"{path} is of no known kind; expected {', '.join(kinds)}", hint="name it otherwise")
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise InputError(f"{file} does not exist or is no file", hint="give a file of raw rows")
-    if output is not None and output.is_dir():
+    if output is not None and os.path.isdir(output):
         raise InputError(f"{output} is a folder; expected a file to write", hint="give another --output")
-    if output is not None and output.exists() and output.samefile(file):
+    if output is not None and os.path.exists(output) and output.samefile(file):
         raise InputError(f"{output} is the file of raw rows itself, which would be lost", hint="give another --output")
+
+
+def warnings_column(task: Task) -> str:
+    """Where the warnings of a row are written: ``warnings``, or ``row_warnings`` where that is what is predicted."""
+    scores, labels = task.columns()
+    return free_name(WARNINGS, (*scores, *labels), "row_")
 
 
 def refuse_keep(served: Served, keep: Sequence[str]) -> None:
     """Raise InputError for a column that cannot be carried over."""
     task, schema = served.bundle.task, served.bundle.preprocessor.schema
-    written = [*task.predictions(np.empty((0, task.units))).columns, WARNINGS]
+    scores, labels = task.columns()
+    written = {*scores, *labels, warnings_column(task)}
+    if twice := [name for name, count in Counter(keep).items() if count > 1]:
+        raise InputError(f"--keep {twice[0]} is given {Counter(keep)[twice[0]]} times", hint="give it once")
     for name in keep:
         if name in schema.names:
             raise InputError(f"--keep {name}: the column is a feature of {served.label}", hint="take it out of --keep")

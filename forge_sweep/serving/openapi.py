@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from forge_sweep.bundle import Bundle
-from forge_sweep.preprocessing import CODE, Column
+from forge_sweep.preprocessing import Column
 from forge_sweep.serving.bodies import ARROW, CSV, JSON
 from forge_sweep.serving.settings import Settings
 from forge_sweep.task import Task
@@ -81,7 +81,7 @@ def column_schema(column: Column) -> dict[str, Any]:
         return {"type": ["number", "null"], "description": f"{about} in train; {rare}"}
     if column.kind == "boolean":
         return {"anyOf": [{"type": "boolean"}, {"enum": [0, 1]}, NULL], "description": rare}
-    kinds = ["string", "integer", "null"] if column.dtype == CODE else ["string", "null"]
+    kinds = ["string", "integer", "null"] if column.takes_integers else ["string", "null"]
     about = f"{len(column.categories)} categories in train; {rare}"
     return {"type": kinds, "description": about, "examples": list(column.categories[:EXAMPLES])}
 
@@ -93,11 +93,11 @@ def prediction_schema(task: Task) -> dict[str, Any]:
         properties = {"values": fixed({str(name): {"type": "number"} for name in task.targets})}
     else:
         share = {"type": "number", "minimum": 0, "maximum": 1}
-        properties = {"probabilities": fixed({str(name): share for name in task.classes})}
+        properties = {"probabilities": fixed(dict.fromkeys(task.class_names, share))}
     if task.kind in ("binary", "multiclass"):
         properties["label"] = {"enum": list(task.classes)}
     if task.kind == "multilabel":
-        properties["labels"] = fixed({str(name): {"enum": [0, 1]} for name in task.classes})
+        properties["labels"] = fixed({name: {"enum": [0, 1]} for name in task.class_names})
     return fixed({**properties, "warnings": warnings})
 
 

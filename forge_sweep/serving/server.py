@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import functools
 import logging
 import signal
 import socket
+import struct
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 
 import uvicorn
 
 from forge_sweep.errors import InputError
 from forge_sweep.serving.app import build
+from forge_sweep.serving.connections import Connection
 from forge_sweep.serving.gate import Gate
 from forge_sweep.serving.service import Service, load_version
 from forge_sweep.serving.settings import LOOPBACK, Settings, api_key
@@ -29,6 +33,21 @@ SWITCH_S = 0.0005
 
 BACKLOG = 2048
 """Connections that wait to be taken; uvicorn's own."""
+
+TAKE_S = 0.1
+"""How long connections are taken that were being made when the server was told to end."""
+
+SO_ATTACH_FILTER = 26
+"""Of Linux; Python's `socket` does not name it."""
+
+NO_NEW_CONNECTIONS = (
+    (0x30, 0, 0, 13),
+    (0x54, 0, 0, 0x12),
+    (0x15, 0, 1, 0x02),
+    (0x06, 0, 0, 0),
+    (0x06, 0, 0, 0xFFFFFFFF),
+)
+"""A packet filter: byte 13 of a TCP header & (SYN | ACK) == SYN is dropped, all else passes."""
 
 
 def serve(reference: str, settings: Settings, *, echo: Callable[[str], None]) -> None:
@@ -91,6 +110,7 @@ def run(service: Service, gate: Gate, listener: socket.socket) -> None:
     sys.setswitchinterval(SWITCH_S)
     config = uvicorn.Config(
         gate,
+        http=functools.partial(Connection, refused=service.refused),  # type: ignore[arg-type]  # as good as a class
         access_log=False,
         log_config=None,
         lifespan="off",
@@ -140,9 +160,49 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no connection any more; let each of the others have one more answer, or `LINGER_S` of silence."""
+        """Take no connection any more; let each of the others have one more answer, or `LINGER_S` of silence.
+
+        A listener that is closed resets the connections that wait to be taken, whose requests may have been sent
+        already. So new ones are kept from being made first, then those that were made are taken, then it is closed.
+        """
         self.service.draining = True
+        for listener in sockets or ():
+            refuse_new(listener)
+        await asyncio.sleep(TAKE_S)
+        waiting = [each for listener in sockets or () for each in accepted(listener)]
         for server in self.servers:
             server.close()
+        for each in waiting:
+            with contextlib.suppress(OSError):  # gone already
+                await asyncio.get_running_loop().connect_accepted_socket(self._connection, each)
         await asyncio.sleep(LINGER_S)
+        await asyncio.sleep(0.01)  # where the loop was late for the pause, what has come meanwhile is read first
         await super().shutdown(sockets)
+
+    def _connection(self) -> asyncio.Protocol:
+        """As uvicorn makes one for a connection that it takes itself."""
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
+
+
+def refuse_new(listener: socket.socket) -> None:
+    """Drop packets that ask for a new connection, where the system can: who sent one asks again, and finds nobody."""
+    code = b"".join(struct.pack("HBBI", *line) for line in NO_NEW_CONNECTIONS)
+    held = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("HL", len(NO_NEW_CONNECTIONS), ctypes.addressof(held))
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
+def accepted(listener: socket.socket) -> Iterator[socket.socket]:
+    """The connections that wait to be taken at this moment."""
+    listener.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            with contextlib.suppress(ConnectionError):
+                connection, _ = listener.accept()
+                connection.setblocking(False)
+                yield connection

@@ -77,6 +77,10 @@ class Service:
         since = self.batcher.busy_since
         return self.batcher.alive and (since is None or time.monotonic() - since < STUCK_S)
 
+    def refused(self, status: int) -> None:
+        """Count a request that came to an end before its path was known."""
+        self.metrics.request("(other)", status, 0.0)
+
     def readiness(self) -> dict[str, Any]:
         """Whether requests are welcome, and which version answers them."""
         located, swap = self.served.located, self.swap

@@ -31,6 +31,7 @@ class Settings:
         drift_least: rows from which drift is measured.
         ignore_extra: drop columns that the model does not have, instead of refusing rows with them.
         access_log: whether a JSON line is written for each request.
+        docs: whether /docs shows the paths in a page, whose scripts come from a CDN.
     """
 
     host: str = "127.0.0.1"
@@ -47,6 +48,7 @@ class Settings:
     drift_least: int = 200
     ignore_extra: bool = False
     access_log: bool = True
+    docs: bool = True
 
     def __post_init__(self) -> None:
         if self.max_waiting < self.max_rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,15 @@ import numpy as np
 
 from forge_sweep.errors import DataError
 from forge_sweep.preprocessing import Column, Schema
-from forge_sweep.sources.files import MISSING_WORDS
+from forge_sweep.sources.inspection import MISSING_WORDS
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     from pyarrow import csv
+
+HEX = re.compile(r"0[xX][0-9a-fA-F]{1,16}")
+"""A whole number as Arrow reads it in a CSV file of training rows, besides decimal ones."""
 
 NUMBER = r"(?i)^[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|infinity|nan)$"
 MAGIC = b"ARROW1\0\0"
@@ -107,7 +111,15 @@ def typed_column(values: pa.ChunkedArray, column: Column) -> pd.Series | np.ndar
     except pa.ArrowInvalid:
         right = compute.match_substring_regex(values, NUMBER).to_pylist()
         cells = zip(values.to_pylist(), right, strict=True)
-        return np.array([float(text) if number else text for text, number in cells], object)
+        return np.array([float(text) if number else from_hex(text) for text, number in cells], object)
+
+
+def from_hex(text: str | None) -> Any:
+    """A hexadecimal number of 64 bits as training read it; whatever else it is, as it is."""
+    if text is None or not HEX.fullmatch(text):
+        return text
+    number = int(text, 16)
+    return float(number - 2**64 if number >= 2**63 else number)
 
 
 def read_arrow(body: bytes, max_rows: int) -> pa.Table:

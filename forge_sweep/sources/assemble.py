@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,10 +14,13 @@ from forge_sweep.errors import DataError
 from forge_sweep.experiment.rules import nearest
 from forge_sweep.sources.base import ROLES, Dataset, HeldTest, Split, shown
 from forge_sweep.sources.digest import content_digest, fingerprints, split_digest
+from forge_sweep.sources.inspection import listed
 from forge_sweep.sources.splits import assign, refuse_empty, without_target
 
 if TYPE_CHECKING:
     from forge_sweep.experiment import DataSpec
+
+NO_WORDS: Mapping[str, Mapping[str, int]] = MappingProxyType({})
 
 OBJECT_TYPES = {
     "boolean": "boolean",
@@ -38,6 +42,9 @@ def assemble(
     seed: int,
     rows: np.ndarray | None = None,
     roles: np.ndarray | None = None,
+    names: Sequence[str] | None = None,
+    warnings: tuple[str, ...] = (),
+    words: Mapping[str, Mapping[str, int]] = NO_WORDS,
 ) -> Dataset:
     """Check, order, split and digest the rows of a source.
 
@@ -52,12 +59,15 @@ def assemble(
         seed: decides random and group splits.
         rows: (n,) int64, position of each row in its source; 0 to n - 1 by default.
         roles: (n,) int8 where the source knows the roles already: 0 train, 1 valid, 2 test.
+        names: all columns of the source where the frame lacks those that are dropped.
+        warnings: what the source has to say of the rows.
+        words: per target, how often each word for a missing value stands in it.
 
     Raises:
         DataError: the rows are not what ``spec`` says.
     """
-    refuse_absent_columns(list(frame.columns), spec, source)
-    frame = frame.drop(columns=list(spec.drop))
+    refuse_absent_columns(list(frame.columns) if names is None else list(names), spec, source)
+    frame = frame.drop(columns=[name for name in spec.drop if name in frame.columns])
     frame.index = pd.Index(np.arange(len(frame)) if rows is None else rows)
     frame = tidy(frame, spec)
     if spec.key is not None:
@@ -65,17 +75,26 @@ def assemble(
         frame, roles = frame.iloc[order], None if roles is None else roles[order]
     roles = assign(frame, spec, seed) if roles is None else roles
     refuse_empty(roles, spec)
-    return divide(frame, roles, spec, name=spec.version or name, source=source)
+    return divide(frame, roles, spec, name=spec.version or name, source=source, warnings=warnings, words=words)
 
 
-def divide(frame: pd.DataFrame, roles: np.ndarray, spec: DataSpec, *, name: str, source: str) -> Dataset:
+def divide(
+    frame: pd.DataFrame,
+    roles: np.ndarray,
+    spec: DataSpec,
+    *,
+    name: str,
+    source: str,
+    warnings: tuple[str, ...] = (),
+    words: Mapping[str, Mapping[str, int]] = NO_WORDS,
+) -> Dataset:
     """The dataset of a frame in canonical order, given the role of every row."""
     content = frame.drop(columns=list(splitting_columns(spec)))
     digest = content_digest(content)
     targets = content[list(spec.target)]
     features = content.drop(columns=[*spec.target, *key_column(spec)])
     train, valid, test = (_split(features, targets, roles == code) for code in range(len(ROLES)))
-    refuse_bad_test_rows(train.targets, test, spec)
+    refuse_bad_test_rows(train.targets, test, spec, words)
     prints = fingerprints(features)
     return Dataset(
         name=name,
@@ -89,6 +108,8 @@ def divide(frame: pd.DataFrame, roles: np.ndarray, spec: DataSpec, *, name: str,
         categorical=spec.categorical,
         fingerprints={role: prints[roles == code] for code, role in enumerate(ROLES)},
         _test=HeldTest(test),
+        warnings=warnings,
+        missing_words=words,
     )
 
 
@@ -103,10 +124,20 @@ def key_column(spec: DataSpec) -> tuple[str, ...]:
     return () if spec.key is None else (spec.key,)
 
 
+def identities(spec: DataSpec) -> dict[str, str]:
+    """The columns that name, group or order rows, with the TOML key of each."""
+    split = spec.split
+    named = {"data.split.column": split.column, "data.split.group": split.group, "data.split.time": split.time}
+    found = {column: key for key, column in {"data.key": spec.key, **named}.items() if column is not None}
+    return {column: key for column, key in found.items() if column not in (*spec.target, *spec.categorical)}
+
+
 def refuse_absent_columns(columns: list[str], spec: DataSpec, source: str) -> None:
     """Raise DataError that lists every declared column that is not there, and every one of several of one name."""
-    if twice := sorted({column for column in columns if columns.count(column) > 1}):
-        raise DataError(f"data.path: {source} has several columns named {shown(twice)}", hint="rename all but one")
+    if twice := sorted({name for name in columns if columns.count(name) > 1 and name not in spec.drop}):
+        raise DataError(
+            f"data.path: {source} has several columns named {shown(twice)}", hint="rename all but one, or drop them all"
+        )
     if "" in columns and "" not in spec.drop:
         raise DataError(
             f"data.path: column {columns.index('') + 1} of {source} has no name",
@@ -146,8 +177,14 @@ def _known(columns: list[str], spec: DataSpec) -> str:
 def tidy(frame: pd.DataFrame, spec: DataSpec) -> pd.DataFrame:
     """Features and targets as numbers, booleans or text; declared categories as text."""
     only_order = {*key_column(spec), *splitting_columns(spec)}
-    columns = {name: frame[name] if name in only_order else tidy_column(frame[name]) for name in frame.columns}
-    columns |= {name: code_text(columns[name]) for name in spec.categorical}
+    columns = {
+        name: frame[name]
+        if name in only_order
+        else code_text(frame[name])
+        if name in spec.categorical
+        else tidy_column(frame[name])
+        for name in frame.columns
+    }
     if not len(columns) > len(only_order) + len(spec.target):
         raise DataError("data: no column is left as a feature", hint="name fewer columns under [data]")
     return pd.DataFrame(columns, index=frame.index)
@@ -185,8 +222,13 @@ def code_text(codes: pd.Series) -> pd.Series:
     Raises:
         DataError: the codes are fractions or booleans.
     """
+    if isinstance(codes.dtype, pd.CategoricalDtype):
+        codes = codes.astype(object)
+    if codes.dtype != object or types.infer_dtype(codes, skipna=True) not in ("integer", "decimal"):
+        # Whole numbers of any length, with gaps or without, never pass through float64.
+        codes = codes if types.is_integer_dtype(codes.dtype) else tidy_column(codes)
     present = codes.dropna()
-    if types.is_string_dtype(codes):
+    if types.is_string_dtype(codes) and codes.dtype != object:
         whole = bool(present.str.fullmatch(r"-?\d+\.0+").all())
         return codes.str.replace(r"\.0+$", "", regex=True) if whole else codes
     if types.is_bool_dtype(codes.dtype) or bool((present % 1 != 0).any()):
@@ -215,14 +257,17 @@ def key_order(key: pd.Series) -> np.ndarray:
     return np.asarray(key.argsort(kind="stable"))
 
 
-def refuse_bad_test_rows(train: pd.DataFrame, test: Split, spec: DataSpec) -> None:
+def refuse_bad_test_rows(
+    train: pd.DataFrame, test: Split, spec: DataSpec, words: Mapping[str, Mapping[str, int]] = NO_WORDS
+) -> None:
     """Raise DataError for test rows that could not be scored: the audit never sees them, and a sweep ends with them.
 
     Says how many and where, nothing else of the test split.
     """
     for name in spec.target:
         values = test.targets[name]
-        _refuse_test_rows("target", values, without_target(test.targets[[name]]), "missing or infinite")
+        said = f" ({listed(words[name])} in all splits, which is read as missing)" if words.get(name) else ""
+        _refuse_test_rows("target", values, without_target(test.targets[[name]]), f"missing or infinite{said}")
         if spec.task in ("binary", "multiclass") and not spec.one_hot:
             unknown = ~values.isin(train[name].dropna()).to_numpy(bool)
             _refuse_test_rows("target", values, unknown, "of a class that train does not have")

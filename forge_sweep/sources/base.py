@@ -6,7 +6,7 @@ import getpass
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,6 +115,7 @@ class Dataset:
         preprocessor: imputation and scaling that are stored with the version; None where nothing is stored.
         normalization_version: the name of what ``preprocessor`` learned.
         warnings: what whoever uses the dataset should be told.
+        missing_words: per target, how often each word for a missing value, such as ``None``, stands in it.
     """
 
     name: str
@@ -131,6 +132,7 @@ class Dataset:
     preprocessor: Preprocessor | None = field(default=None, repr=False)
     normalization_version: str | None = None
     warnings: tuple[str, ...] = ()
+    missing_words: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def look_at_test(self, purpose: str, ledger: Path, *, run: str = "") -> Split:
         """The test rows. The look is on disk before this returns, and in the store's own ledger if it has one.

@@ -6,6 +6,7 @@
 | `study` | the worker's side: hold or join, requeue, ask, report, tell |
 | `shared` | how a trial changes hands |
 | `view` | the reader's side: rows, best, notes, figures; needs no experiment |
+| `figures` | plots of a study; imported only when they are drawn |
 | `cost` | what trials cost, and whether a budget is over: plain values |
 | `space` | from `Dimension` to Optuna's distributions and suggestions |
 | `samplers`, `pruners` | Optuna's, made deterministic and explicit; imported only when a study is opened |
@@ -14,15 +15,29 @@
 | `owners` | which processes run trials, and which of them are dead |
 """
 
-from forge_sweep.study.cost import Cost, Over, Progress, Spent, StateCost, TrialCost, over, union_s
+from forge_sweep.study.cost import (
+    PHASES,
+    Cost,
+    Over,
+    Progress,
+    Spent,
+    StateCost,
+    TrialCost,
+    over,
+    phases_words,
+    span,
+    union_s,
+)
 from forge_sweep.study.opening import find_shared, find_study, join_study, open_study, require_packages, resumable
 from forge_sweep.study.shared import Requeued, Shared
 from forge_sweep.study.storage import storage_url
 from forge_sweep.study.study import Asked, Study
-from forge_sweep.study.view import COST, SESSION, FailingStreak, StudyView, TrialRow, TrialState
+from forge_sweep.study.view import COST, PHASES_NOTE, SESSION, FailingStreak, StudyView, TrialRow, TrialState
 
 __all__ = [
     "COST",
+    "PHASES",
+    "PHASES_NOTE",
     "SESSION",
     "Asked",
     "Cost",
@@ -43,8 +58,10 @@ __all__ = [
     "join_study",
     "open_study",
     "over",
+    "phases_words",
     "require_packages",
     "resumable",
+    "span",
     "storage_url",
     "union_s",
 ]

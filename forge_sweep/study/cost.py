@@ -13,6 +13,31 @@ LOST = "lost"
 """Row of a table of costs: what was spent and gave nothing."""
 
 
+PHASES = {
+    "start": "start",
+    "audit": "audit",
+    "preflight": "pre-flight",
+    "baselines": "baselines",
+    "trials": "trials",
+    "confirm": "confirmation",
+    "publish": "test and registration",
+}
+"""The phases of a sweep in their order, with what people call them; ``start`` is loading, and opening the stores."""
+
+
+def span(seconds: float) -> str:
+    """A time for people: seconds, or minutes or hours where there are many."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def phases_words(phases: Mapping[str, float]) -> str:
+    """How long a sweep took and of what that consists, such as ``5.0 min: audit 0.4 s, trials 4.9 min``."""
+    listed = ", ".join(f"{PHASES.get(name, name)} {span(seconds)}" for name, seconds in phases.items())
+    return f"{span(sum(phases.values()))}: {listed}"
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a training took.

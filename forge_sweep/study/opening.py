@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forge_sweep.errors import ResumeRefused
-from forge_sweep.experiment import Experiment, flatten, is_budget
+from forge_sweep.experiment import LATER_KEYS, Experiment, flatten, is_budget
 from forge_sweep.study.shared import Shared
 from forge_sweep.study.space import Space, distributions, fits
 from forge_sweep.study.storage import CREATING, exists, locks_of, open_storage, storage_url
@@ -79,7 +80,8 @@ class Identity:
 
     def field_differences(self, attrs: Mapping[str, Any]) -> dict[str, str]:
         """The fields that differ, budget aside, by TOML path."""
-        old, new = flatten(attrs[RESOLVED]), flatten(json.loads(json.dumps(self.experiment.resolved())))
+        old = {**LATER_KEYS, **flatten(attrs[RESOLVED])}
+        new = flatten(json.loads(json.dumps(self.experiment.resolved())))
         paths = [path for path in [*new, *sorted(set(old) - set(new))] if not is_budget(path)]
         return {p: f"{p}: {_shown(old, p)} -> {_shown(new, p)}" for p in paths if old.get(p, ...) != new.get(p, ...)}
 
@@ -324,4 +326,8 @@ def _study(storage: Database, url: str, name: str, experiment: Experiment, store
     imported = [trial.user_attrs[PARAMS] for trial in trials if IMPORTED in trial.user_attrs]
     sampler, pruner = samplers.make(experiment, imported), pruners.make(experiment.study)
     study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
+    if study.metric_names is None:  # what optuna-dashboard calls the value
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names([experiment.objective.metric])
     return Study(study, storage, url, experiment, store)

@@ -427,12 +427,26 @@ class Study(Shared):
                     if failure == "out-of-memory":
                         self._running[number].set_constraint(MEMORY, 1.0)
                     ended = INFEASIBLE if failure == "out-of-memory" else _OPTUNA_STATES[state]
-                    self._study.tell(number, value if state == "finished" else None, state_named(ended))
+                    if state == "pruned" and VALUE in own:
+                        self._end_pruned(number, own[VALUE])
+                    else:
+                        self._study.tell(number, value if state == "finished" else None, state_named(ended))
             except ValueError:  # the trial does not run any more: Optuna looks before anything is written
                 if not self._is_mine(number):
                     raise self._taken(number) from None
                 raise
             self._forget(number)
+
+    def _end_pruned(self, number: int, value: float) -> None:
+        """End a pruned trial with its value at the best epoch.
+
+        ``optuna.Study.tell`` takes no value here and puts the last report in its place, so that optuna-dashboard would
+        show another one than `rows` does. Samplers and pruners go by the reports of such a trial, not by its value.
+        """
+        trial_id = self._trial_id(number)
+        if self._storage.get_trial(trial_id).state.name != "RUNNING":
+            raise ValueError(f"trial {number} does not run any more")  # as Optuna has it
+        self._storage.set_trial_state_values(trial_id, state_named("PRUNED"), [value])
 
     def _check_reported(self, number: int) -> None:
         pruner, metric = self._experiment.study.pruner, self._experiment.objective.metric

@@ -5,13 +5,12 @@ from __future__ import annotations
 import datetime
 import heapq
 import math
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from forge_sweep.experiment import Params
-from forge_sweep.study.cost import Over, Progress, Spent, StateCost, TrialCost, by_state, over, union_s
+from forge_sweep.study.cost import PHASES, Over, Progress, Spent, StateCost, TrialCost, by_state, over, union_s
 
 if TYPE_CHECKING:
     import optuna
@@ -41,6 +40,9 @@ NOTE = "forge.note."
 SESSION = "search:"
 """Of the notes in which each command keeps when it searched, and for how long."""
 
+PHASES_NOTE = "phases:"
+"""Of the notes in which each command that carried the sweep keeps how long its phases took."""
+
 STREAK = 3
 """Failures of one kind with one cause, one after the other, that say the sweep itself is broken."""
 
@@ -65,7 +67,8 @@ class TrialRow:
         failure: failure class of a failed trial, else "".
         cause: its cause in one line, else "".
         epochs: completed epochs reported so far.
-        seconds: wall clock of the last attempt; None until it ends.
+        seconds: wall clock of all attempts, from Optuna's clock of the last one where no cost was kept; None where
+            nothing is known.
         cost: what all attempts took; None for an imported trial, and for one that has not cost a few seconds yet.
         attrs: what the sweep gave to `Study.tell`.
         attempt: 1, or more where a worker was lost.
@@ -199,6 +202,16 @@ class StudyView:
         """Seconds in which at least one command searched, as far as they have told."""
         return union_s(self.notes(SESSION).values())
 
+    def phases(self) -> dict[str, float]:
+        """Seconds of each phase of the sweep, over all commands that carried it; see `cost.PHASES`.
+
+        Empty for a study of an older version. Unlike `wall_s` it does not count what processes do that joined.
+        """
+        notes = list(self.notes(PHASES_NOTE).values())
+        known = {name for note in notes for name in note}
+        names = [*(name for name in PHASES if name in known), *sorted(known - set(PHASES))]
+        return {name: round(sum(note.get(name, 0.0) for note in notes), 3) for name in names}
+
     def ended_by(self) -> Over | None:
         """The budget that ended the search before its ``n_trials``; None where none did."""
         return None if self.n_done >= self.n_trials else self.over()
@@ -230,24 +243,13 @@ class StudyView:
         return max(ends, key=lambda note: float(note["ended"]), default=None)
 
     def figures(self) -> dict[str, Figure]:
-        """Optuna's figures, by name: ``history``, ``importances``, ``parallel_coordinate``, ``slice``.
+        """Figures by name: ``history``, ``epochs``, ``importances``, ``parallel_coordinate``, ``slice``; see `draw`.
 
-        A figure that the finished trials do not allow yet is left out: all of them need one, all but the history need
-        two and a searched hyperparameter.
+        One that the trials do not allow yet is left out: importances need ten finished ones.
         """
-        from optuna import visualization
+        from forge_sweep.study.figures import draw
 
-        finished = [trial for trial in self._study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
-        metric = self.resolved["objective"]["metric"]
-        possible: dict[str, Callable[..., Figure]] = {}
-        if finished:
-            possible["history"] = visualization.plot_optimization_history
-        if len(finished) > 1 and any(len(d) for d in (trial.distributions for trial in finished)):
-            possible["importances"] = visualization.plot_param_importances
-            possible["parallel_coordinate"] = visualization.plot_parallel_coordinate
-            possible["slice"] = visualization.plot_slice
-        drawn = {name: _drawn(plot, self._study, metric) for name, plot in possible.items()}
-        return {name: figure for name, figure in drawn.items() if figure is not None}
+        return draw(self._study, self.rows(), self.resolved["objective"]["metric"])
 
     def figures_html(self) -> dict[str, str]:
         """The same as parts of an HTML page; the first one carries the plotting library (5 MB) for all."""
@@ -260,19 +262,10 @@ class StudyView:
         return [trial for trial in self._study.get_trials(deepcopy=False) if IMPORTED not in trial.user_attrs]
 
 
-def _drawn(plot: Callable[..., Figure], study: optuna.Study, metric: str) -> Figure | None:
-    """A figure, or None where the trials are too alike to tell one hyperparameter's importance from another's."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Target and region quantiles", category=UserWarning)
-        try:
-            return plot(study, target_name=metric)
-        except UserWarning:
-            return None
-
-
 def _row(trial: FrozenTrial) -> TrialRow:
     attrs = trial.user_attrs
     state = _state(trial)
+    cost = TrialCost.of(attrs[COST]) if COST in attrs else None
     return TrialRow(
         number=trial.number,
         state=state,
@@ -281,11 +274,11 @@ def _row(trial: FrozenTrial) -> TrialRow:
         failure=attrs.get(FAILURE, "") if state == "failed" else "",
         cause=attrs.get(CAUSE, "") if state == "failed" else "",
         epochs=trial.last_step or 0,
-        seconds=_seconds(trial.datetime_start, trial.datetime_complete),
+        seconds=_seconds(trial.datetime_start, trial.datetime_complete) if cost is None else cost.total.seconds,
         attrs={key: value for key, value in attrs.items() if not key.startswith(PREFIX)},
         attempt=attrs.get(ATTEMPT, 1),
         imported=attrs.get(IMPORTED, ""),
-        cost=TrialCost.of(attrs[COST]) if COST in attrs else None,
+        cost=cost,
     )
 
 

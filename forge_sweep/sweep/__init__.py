@@ -9,7 +9,7 @@ import datetime
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,10 @@ from forge_sweep.sweep.confirm import confirm
 from forge_sweep.sweep.context import Context, Event, Interrupted, Watch, baseline_values, ignore
 from forge_sweep.sweep.crew import Crew
 from forge_sweep.sweep.ending import clear_checkpoints, ended_by, goes_on, refuse_nothing_finished, why_over
+from forge_sweep.sweep.phases import Stopwatch
 from forge_sweep.sweep.publish import final_key, log_setting, publish
 from forge_sweep.sweep.trials import best_value, end_lost, fit_baselines, run_trials, trial_name
-from forge_sweep.tracking import Run, Tracker, default_uri
+from forge_sweep.tracking import FIRST_EPOCH, Run, Tracker, default_uri
 
 __all__ = ["Event", "Interrupted", "SweepResult", "Watch", "check", "run"]
 
@@ -62,6 +63,7 @@ class SweepResult:
         comparison: the same in figures: ``lead`` (positive is better) with ``low`` and ``high``; see `Judgement`.
         evaluation: every model that the look at the test rows scored, with intervals and differences; see
             `forge_sweep.bundle.Evaluation`. None for a sweep of an older version.
+        phases: seconds of each phase, over interruptions; see `StudyView.phases`.
     """
 
     study: str
@@ -81,6 +83,7 @@ class SweepResult:
     outcome: str = ""
     comparison: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
+    phases: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -116,26 +119,33 @@ def run(
         TrackingDown: the end cannot be registered; run again.
         Interrupted: ``stopping`` said so; what finished stays finished.
     """
+    stopwatch = Stopwatch()
+    stopwatch.enter("start")
     require_packages(experiment)
     workers.require_packages(experiment.workers)
-    training.select_backend(experiment.backend)
+    training.select_backend(experiment.backend, experiment.deterministic)
     if store.exists() and not store.is_dir():
         raise InputError(f"the store {store} is a file", hint="give a folder: --store mlruns")
     default_uri(store)  # an address that cannot be right is refused before anything begins
     here = capture_environment(experiment, watch)
     refuse_gpu_budget(experiment, here)
+    stopwatch.enter("audit")
     dataset = load_data(experiment, watch)
     audit = inspect(experiment, dataset, watch)
+    stopwatch.enter("start")
     stop_between(stopping)
     begun = resumable(experiment, dataset=identity(dataset), store=store)
     if begun is None or goes_on(experiment, begun) or final_key(experiment, begun) not in begun.notes("final:"):
+        stopwatch.enter("preflight")
         try_models(experiment, dataset, watch)  # before there is a study: a wrong file leaves nothing behind
+        stopwatch.enter("start")
     stop_between(stopping)
     study = open_study(experiment, dataset=identity(dataset), store=store, fork=fork)
     with study.hold(stopping):
         report_opening(study, watch)
         tracker = Tracker(experiment.name, store, description=experiment.description)
-        context = Context(experiment, dataset, study, tracker, here, store, begin(study)["key"], watch, stopping)
+        key = begin(study)["key"]
+        context = Context(experiment, dataset, study, tracker, here, store, key, watch, stopping, stopwatch=stopwatch)
         try:
             return go(context, audit)
         finally:
@@ -151,16 +161,19 @@ def go(context: Context, audit: Audit) -> SweepResult:
     training.load_backend()
     refuse_other_store(context)
     parent = open_parent(context)
+    context.stopwatch.keep_in(context.study)
     try:
         prepare(context, parent, audit)
         final = phases(context, parent)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         parent.set_tags({"forge.state": "interrupted" if interrupted else "failed", "forge.cause": str(error)[:500]})
+        log_phases(context, parent)
         parent.finish("KILLED" if interrupted else "FAILED")
         raise
     ended = ended_by(context)
     final |= {"ended_by": ended}
+    log_phases(context, parent)
     parent.set_tags({"forge.state": "finished", "forge.model": final["model"], "forge.ended_by": ended})
     parent.finish("FINISHED")
     final |= {"run_id": parent.run_id, "link": link(context), "ended": time.time()}
@@ -170,10 +183,18 @@ def go(context: Context, audit: Audit) -> SweepResult:
     return result(context, final)
 
 
+def log_phases(context: Context, parent: Run) -> None:
+    """How long each phase took so far, as ``seconds_baselines`` and so on."""
+    context.stopwatch.enter("")
+    parent.log_metrics({f"seconds_{name}": seconds for name, seconds in context.study.phases().items()})
+
+
 def phases(context: Context, parent: Run) -> dict[str, Any]:
     """Baselines, trials, confirmation, the end."""
+    context.stopwatch.enter("baselines")
     context.tell("phase", name="baselines")
     fit_baselines(context)
+    context.stopwatch.enter("trials")
     about = {"total": context.study.n_trials, "done": context.study.n_done, "states": context.study.counts()}
     context.tell("phase", name="trials", best=best_value(context), baselines=baseline_values(context), **about)
     with Crew(context) as crew:
@@ -182,8 +203,10 @@ def phases(context: Context, parent: Run) -> dict[str, Any]:
         known: dict[str, Any] | None = context.study.notes("final:").get(final_key(context.experiment, context.study))
         if known is not None:  # a budget was raised and bought no whole trial
             return known
+        context.stopwatch.enter("confirm")
         context.tell("phase", name="confirm")
         confirmed = confirm(context, crew)
+    context.stopwatch.enter("publish")
     context.tell("phase", name="publish")
     return publish(context, parent, confirmed)
 
@@ -238,8 +261,10 @@ def check(experiment: Experiment, *, watch: Watch = ignore) -> tuple[Finding, ..
     """
     require_packages(experiment)
     workers.require_packages(experiment.workers)
-    training.select_backend(experiment.backend)
+    training.select_backend(experiment.backend, experiment.deterministic)
     refuse_gpu_budget(experiment, environment.capture(experiment.root, experiment.backend))
+    if text := environment.ignored_settings():
+        watch(Event("message", {"text": text, "severity": "warning"}))
     dataset = load_data(experiment, watch)
     audit = inspect(experiment, dataset, watch)
     return (*audit.findings, *try_models(experiment, dataset, watch))
@@ -254,7 +279,7 @@ def stop_between(stopping: Callable[[], bool]) -> None:
 def capture_environment(experiment: Experiment, watch: Watch) -> Environment:
     """Machine, packages, image and commit; what could not be found out is said."""
     here = environment.capture(experiment.root, experiment.backend)
-    for text in here.warnings():
+    for text in filter(None, (*here.warnings(), environment.ignored_settings())):
         watch(Event("message", {"text": text, "severity": "warning"}))
     return here
 
@@ -334,12 +359,16 @@ def report_opening(study: Study, watch: Watch) -> None:
         watch(Event("message", {"text": text, "severity": "info"}))
 
 
-def begin(study: Study) -> dict[str, str]:
+def begin(study: Study) -> dict[str, Any]:
     """Identity and start of the sweep; the random part keeps a deleted study from sharing runs with a new one."""
-    noted: dict[str, str] | None = study.notes("sweep:").get("sweep:begin")
+    noted: dict[str, Any] | None = study.notes("sweep:").get("sweep:begin")
     if noted is None:
         now = datetime.datetime.now().astimezone()
-        noted = {"key": f"{study.name}/{uuid.uuid4().hex[:12]}", "began": now.strftime("%Y-%m-%d %H:%M:%S")}
+        noted = {
+            "key": f"{study.name}/{uuid.uuid4().hex[:12]}",
+            "began": now.strftime("%Y-%m-%d %H:%M:%S"),
+            "first_epoch": FIRST_EPOCH,
+        }
         study.note("sweep:begin", noted)
     return noted
 
@@ -399,13 +428,23 @@ def record_environment(context: Context, parent: Run) -> None:
     now = flatten(context.environment.to_dict())
     if known:
         before = max(known.values(), key=lambda one: float(one["since"]))["values"]
-        paths = sorted(path for path in {*before, *now} if before.get(path) != now.get(path) and path != "git_diff")
-        changed = [f"{path}: {before.get(path)} -> {now.get(path)}" for path in paths] or ["the uncommitted changes"]
+        changed = list(changes(before, now))
         more = f" and {len(changed) - 10} more" if len(changed) > 10 else ""
         text = f"the environment changed since the last start; numbers may differ: {'; '.join(changed[:10])}{more}"
-        context.tell("message", text=text, severity="warning")
+        if changed:
+            context.tell("message", text=text, severity="warning")
     values = {path: value for path, value in now.items() if path != "git_diff"}
     context.study.note(key, {"since": time.time(), "values": values})
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """What differs between two environments; what an older version did not record is not compared."""
+    recorded = {path.partition(".")[0] for path in before}
+    known = {path for path in {*before, *now} if path.partition(".")[0] in recorded and path != "git_diff"}
+    paths = sorted(path for path in known if before.get(path) != now.get(path))
+    yield from (f"{path}: {before.get(path)} -> {now.get(path)}" for path in paths)
+    if not paths and {path.partition(".")[0] for path in now} <= {*recorded, "git_diff"}:
+        yield "the uncommitted changes"
 
 
 def link(context: Context) -> str:
@@ -436,4 +475,5 @@ def result(context: Context, final: dict[str, Any]) -> SweepResult:
         outcome=final.get("outcome", ""),
         comparison=final.get("comparison", {}),
         evaluation=final.get("evaluation"),
+        phases=context.study.phases(),
     )

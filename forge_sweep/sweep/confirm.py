@@ -26,6 +26,7 @@ from forge_sweep.sweep.context import (
     finite,
     rank,
     stop_if_asked,
+    summary,
 )
 from forge_sweep.sweep.crew import Crew, forget_progress
 from forge_sweep.sweep.orders import Outcome
@@ -243,13 +244,8 @@ def train(
         result = train_baseline(context, candidate.baseline, seed, folder)
     else:
         result = train_network(context, crew, worker, candidate, seed, run, folder)
-    objective = context.experiment.objective.metric
-    summary = {f"best_{objective}": result.value, "seconds": result.seconds}
-    if result.epochs:
-        summary |= {"best_epoch": result.best_epoch, "epochs_run": result.epochs}
-    else:
-        summary |= result.metrics
-    finish(run, "finished", "FINISHED", {**summary, "threshold": result.threshold}, result.tags)
+    figures = {**summary(context, result), "seconds": result.seconds, "threshold": result.threshold}
+    finish(run, "finished", "FINISHED", figures, result.tags)
     return result
 
 

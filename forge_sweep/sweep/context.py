@@ -20,7 +20,9 @@ from forge_sweep.study import Study
 from forge_sweep.sweep import metering
 from forge_sweep.sweep.budget import Budget
 from forge_sweep.sweep.metering import Account
-from forge_sweep.tracking import Run, Status, Tracker, environment_tags
+from forge_sweep.sweep.orders import Outcome
+from forge_sweep.sweep.phases import Stopwatch
+from forge_sweep.tracking import EPOCH_TAG, Run, Status, Tracker, environment_tags
 
 
 class Interrupted(KeyboardInterrupt):
@@ -67,6 +69,7 @@ class Context:
         watch: told of every event.
         stopping: true once the user asked to stop.
         lock: one worker at a time tells.
+        stopwatch: how long each phase takes; it keeps nothing for a process that joined.
     """
 
     experiment: Experiment
@@ -79,6 +82,7 @@ class Context:
     watch: Watch
     stopping: Callable[[], bool]
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def tell(self, kind: str, **data: Any) -> None:
         """Tell whoever watches; a watcher need not be made for threads."""
@@ -94,6 +98,11 @@ class Context:
     def arrays(self) -> Path:
         """Folder of the arrays that the workers of this process share."""
         return self.checkpoints / ("arrays" if self.study.coordinates else f"arrays-{self.study.owner}")
+
+    @functools.cached_property
+    def first_epoch(self) -> int:
+        """Number that people see of the first epoch; a sweep that an older version began goes on counting from 0."""
+        return int(self.study.notes("sweep:")["sweep:begin"].get("first_epoch", 0))
 
     @functools.cached_property
     def budget(self) -> Budget:
@@ -120,6 +129,7 @@ class Context:
             "forge.contract": self.experiment.contract(),
             "forge.environment": self.environment_digest,
             "optuna.study_name": self.study.name,
+            EPOCH_TAG: str(self.first_epoch),
         }
 
     def child(self, name: str, kind: str, params: Mapping[str, Any], **tags: str) -> Run:
@@ -185,6 +195,7 @@ def stop_if_asked(context: Context) -> None:
     if context.stopping():
         raise Interrupted
     context.study.check_held()
+    context.stopwatch.tick()
 
 
 def rank(context: Context, value: float) -> float:
@@ -195,6 +206,19 @@ def rank(context: Context, value: float) -> float:
 def finite(metrics: dict[str, float]) -> dict[str, float]:
     """The metrics that JSON can hold."""
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def summary(context: Context, outcome: Outcome) -> dict[str, float]:
+    """What every training that ended says of itself, a network's or a tree's, so that all runs sort together.
+
+    ``best_val_auc`` and so on are those of the model that is kept; the curves of the same name end where the training
+    did. Of a tree there is one value, which stands under both names.
+    """
+    figures = {f"best_{name}": value for name, value in outcome.metrics.items()}
+    figures[f"best_{context.experiment.objective.metric}"] = outcome.value
+    if not outcome.epochs:
+        return {**outcome.metrics, **figures}
+    return {**figures, "best_epoch": outcome.best_epoch + context.first_epoch, "epochs_run": outcome.epochs}
 
 
 class OnEpoch:
@@ -232,7 +256,9 @@ class OnEpoch:
         try:
             stop_if_asked(self.context)
             prune = self.then(epoch, metrics)
-            self.run.log_epoch(epoch, metrics)  # last: a trial that another process runs by now gets no point twice
+            self.run.log_epoch(
+                epoch + self.context.first_epoch, metrics
+            )  # last: a trial that another process runs by now gets no point twice
             return prune
         except Exception as error:
             self.error = error

@@ -75,7 +75,7 @@ def join(
         Interrupted: ``stopping`` said so.
     """
     require_packages(experiment)
-    training.select_backend(experiment.backend)
+    training.select_backend(experiment.backend, experiment.deterministic)
     if store.exists() and not store.is_dir():
         raise InputError(f"the store {store} is a file", hint="give a folder: --store mlruns")
     default_uri(store)  # an address that cannot be right is refused before anything is waited for

@@ -172,6 +172,8 @@ class Comparison:
         self.study = study
         self.review = review
         self.key = key
+        begun = study.notes("sweep:").get("sweep:begin", {})
+        self.first_epoch = int(begun.get("first_epoch", 0))
         self.objective = str(study.resolved["objective"]["metric"])
 
     def of_trials(self) -> Iterator[Difference]:
@@ -273,10 +275,11 @@ class Comparison:
     def figures(self, row: TrialRow) -> dict[str, float]:
         """The summary that a finished or pruned trial's run has, as far as the study knows it."""
         known = {
+            **{f"best_{name}": value for name, value in row.attrs.get("metrics", {}).items()},
             f"best_{self.objective}": row.value,
             "best_epoch": row.attrs.get("best_epoch"),
             "epochs_run": row.epochs or None,
-            "seconds": None if row.cost is None else row.cost.kept.seconds,
+            "seconds": None if row.cost is None else row.cost.total.seconds,
         }
         return {name: float(value) for name, value in known.items() if value is not None}
 
@@ -296,18 +299,22 @@ class Comparison:
     def of_curve(self, row: TrialRow, run: Found) -> Iterator[Difference]:
         """Points that are missing, or there twice."""
         points = self.review.curves(run)
-        missing = [epoch for epoch in self.study.reports(row.number) if not points[self.objective, epoch]]
+        first = self.first_epoch
+        missing = [epoch for epoch in self.study.reports(row.number) if not points[self.objective, epoch + first]]
         if missing:
-            seen = f"{self.objective} without epoch {', '.join(map(str, missing))}"
+            seen = f"{self.objective} without epoch {', '.join(str(epoch + first) for epoch in missing)}"
             yield Difference(
                 f"run {run.name}", seen, f"{row.epochs} epochs", repair=lambda: self.log_curve(row, run, missing)
             )
         single = {"delta_vs_baseline", *self.figures(row)}
-        beyond = sorted({step for _, step in points if step >= row.epochs > 0})
+        beyond = sorted({step for _, step in points if step >= row.epochs + first > first})
         if beyond:
             seen = f"points of epoch {', '.join(map(str, beyond[:5]))}"
             yield Difference(
-                f"run {run.name}", seen, f"{row.epochs} epochs", repair=lambda: self.review.rewrite(run, row.epochs)
+                f"run {run.name}",
+                seen,
+                f"{row.epochs} epochs",
+                repair=lambda: self.review.rewrite(run, row.epochs + first),
             )
         twice = sorted({name for (name, _), count in points.items() if count > 1 and name not in single})
         if twice and not beyond:  # leaving those out takes away what is there twice, too
@@ -318,7 +325,7 @@ class Comparison:
         """Add what the study knows of the objective."""
         reports = self.study.reports(row.number)
         for epoch in epochs:
-            self.review.log(run, {self.objective: reports[epoch]}, epoch)
+            self.review.log(run, {self.objective: reports[epoch]}, epoch + self.first_epoch)
 
     def make(self, row: TrialRow, parent: Found) -> None:
         """The run from MLflow's bin, or a new one from what the study knows of its trial."""

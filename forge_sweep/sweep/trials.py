@@ -25,10 +25,11 @@ from forge_sweep.sweep.context import (
     finish_failed,
     finite,
     stop_if_asked,
+    summary,
 )
 from forge_sweep.sweep.crew import Crew, forget_progress
 from forge_sweep.sweep.orders import Outcome
-from forge_sweep.tracking import Run
+from forge_sweep.tracking import FIRST_EPOCH, Run
 from forge_sweep.training import classify
 from forge_sweep.workers import Job, Worker, WorkerLost
 
@@ -63,7 +64,8 @@ def fit_baseline(context: Context, kind: str) -> None:
         return
     run.log_params(result.bundle.metadata["params"])
     tags = {"forge.weights_sha256": result.bundle.weights_sha256}
-    finish(run, "finished", "FINISHED", {**result.metrics, "seconds": result.seconds}, tags)
+    figures = summary(context, Outcome.of(result))
+    finish(run, "finished", "FINISHED", {**figures, "seconds": result.seconds}, tags)
     note = {"value": result.value, "metrics": finite(result.metrics), "seconds": result.seconds}
     context.study.note(f"baseline:{kind}", note)
     context.tell("baseline", name=kind, value=result.value, seconds=result.seconds)
@@ -278,7 +280,7 @@ def report(context: Context, asked: Asked, epoch: int, metrics: Mapping[str, flo
     Raises:
         BudgetOver: a budget is over, and this trial would go on.
     """
-    context.tell("epoch", number=asked.number, epoch=epoch, metrics=metrics)
+    context.tell("epoch", number=asked.number, epoch=epoch + FIRST_EPOCH, metrics=metrics)
     prune = context.study.report(asked.number, epoch, metrics[context.experiment.objective.metric])
     context.budget.completed(asked.number, epoch)
     last = prune or epoch + 1 >= context.experiment.study.epochs
@@ -292,16 +294,16 @@ def end_scored(context: Context, asked: Asked, run: Run, result: Outcome) -> dic
     context.study.check_mine(asked.number)
     delta = delta_vs_baseline(context, result.value)
     cost = context.budget.account(asked.number).cost
-    took = {"seconds": result.seconds, "cpu_seconds": cost.total.cpu_s}
-    summary = {"best_epoch": result.best_epoch, "epochs_run": result.epochs, **took}
+    took = {"seconds": cost.total.seconds, "cpu_seconds": cost.total.cpu_s}
     compared = {} if delta is None else {"delta_vs_baseline": delta}
-    figures = {f"best_{context.experiment.objective.metric}": result.value, **summary, **compared}
+    figures = {**summary(context, result), **took, **compared}
     finish(run, result.state, "FINISHED" if result.state == "finished" else "KILLED", figures, result.tags)
-    attrs = {"metrics": finite(result.metrics), "best_epoch": result.best_epoch, COST: cost.to_dict()}
+    best_epoch = result.best_epoch + context.first_epoch
+    attrs = {"metrics": finite(result.metrics), "best_epoch": best_epoch, COST: cost.to_dict()}
     context.study.tell(asked.number, result.state, result.value, attrs=attrs)
     context.budget.settle(asked.number, result.value if result.state == "finished" else None)
     shown = {"state": result.state, "value": result.value, "delta": delta, "epochs": result.epochs}
-    return {**shown, "seconds": result.seconds, "metrics": attrs["metrics"]}
+    return {**shown, "seconds": cost.total.seconds, "metrics": attrs["metrics"]}
 
 
 def end_failed(context: Context, asked: Asked, run: Run, failure: TrialFailed) -> dict[str, Any]:

@@ -100,13 +100,18 @@ def zero_one(targets: pd.DataFrame, *, one_hot: bool) -> np.ndarray:
 
 def numbers(targets: pd.DataFrame) -> np.ndarray:
     """Numeric target columns as float64 (n, columns)."""
+    import pandas as pd
     from pandas.api.types import is_numeric_dtype
 
     for name in targets.columns:
         if not is_numeric_dtype(targets[name].dtype):
+            values = targets[name].dropna()
+            wrong = values[pd.to_numeric(values, errors="coerce").isna()]
+            shown = f", such as {_plain(wrong.iloc[0])!r} in row {wrong.index[0]}" if len(wrong) else ""
             raise DataError(
-                f"target {str(name)!r} is {targets[name].dtype}, expected numbers",
-                hint='write numbers, or set task = "binary" or "multiclass" under [data] for labels',
+                f"target {str(name)!r} is {targets[name].dtype}{shown}; expected numbers",
+                hint="write plain numbers such as -1234.5 (no separators of thousands, currency or percent), or set "
+                'task = "binary" or "multiclass" under [data] for labels',
             )
     return targets.to_numpy(dtype=float)
 

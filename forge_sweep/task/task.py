@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -226,26 +226,54 @@ class Task:
         best = np.flatnonzero(f1[:-1] >= f1[:-1].max() - 1e-12)
         return float(middle[best[np.abs(middle[best] - DEFAULT_THRESHOLD).argmin()]])
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes as text, no two alike."""
+        names: tuple[str, ...] = ()
+        for label in self.classes:
+            names += (free_name(str(label), names, "class_"),)
+        return names
+
+    def columns(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of the columns of `predictions` that hold scores, and of those that hold labels; no two are alike.
+
+        Where a target's own name is that of a score (targets ``rain`` and ``probability_rain``), its labels stand
+        under ``label_<target>``.
+        """
+        if self.kind == "regression":
+            return self.targets, ()
+        if self.kind == "binary":
+            return ("probability",), ("label",)
+        scores = tuple(f"probability_{name}" for name in self.class_names)
+        if self.kind == "multiclass":
+            return scores, ("label",)
+        labels: tuple[str, ...] = ()
+        for name in self.targets:
+            taken = {*scores, *labels} | ({*self.targets} if name in scores else set())
+            labels += (free_name(name, taken, "label_"),)
+        return scores, labels
+
     def predictions(self, scores: np.ndarray, threshold: float = DEFAULT_THRESHOLD) -> pd.DataFrame:
         """Scores as a user reads them, one row per row of ``scores``.
 
         Returns:
             binary: ``probability`` (of the positive label) and ``label``; multiclass: ``label`` and
             ``probability_<class>``; multilabel: ``probability_<column>`` and ``<column>`` (0/1); regression: one column
-            per target, in original units.
+            per target, in original units. See `columns` for names that would be alike.
         """
         import pandas as pd
 
+        names, labels = self.columns()
+        frame = pd.DataFrame(scores, columns=list(names))
         if self.kind == "regression":
-            return pd.DataFrame(scores, columns=list(self.targets))
-        if self.kind == "binary":
-            labels = pd.Series(list(self.classes)).take((scores[:, 0] >= threshold).astype(int))
-            return pd.DataFrame({"probability": scores[:, 0], "label": labels.to_numpy()})
-        frame = pd.DataFrame(scores, columns=[f"probability_{name}" for name in self.classes])
-        if self.kind == "multiclass":
-            frame.insert(0, "label", pd.Series(list(self.classes)).take(scores.argmax(axis=1)).to_numpy())
             return frame
-        return frame.assign(**{name: (scores[:, i] >= threshold).astype(int) for i, name in enumerate(self.classes)})
+        if self.kind == "multilabel":
+            holds = pd.DataFrame((scores >= threshold).astype(int), columns=list(labels))
+            return pd.concat([frame, holds], axis=1)
+        chosen = (scores[:, 0] >= threshold).astype(int) if self.kind == "binary" else scores.argmax(axis=1)
+        label = pd.Series(list(self.classes)).take(chosen).to_numpy()
+        frame.insert(1 if self.kind == "binary" else 0, "label", label)
+        return frame
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able values; labels keep their type."""
@@ -258,3 +286,10 @@ class Task:
             key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
         }
         return cls(**fields)
+
+
+def free_name(name: str, taken: Collection[str], prefix: str) -> str:
+    """The name, behind the prefix as often as it takes until it is not taken."""
+    while name in taken:
+        name = prefix + name
+    return name

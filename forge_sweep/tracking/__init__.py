@@ -16,13 +16,15 @@ from forge_sweep.tracking.records import Record, read_record, write_verdict
 from forge_sweep.tracking.registration import FORM_TAG, requirements
 from forge_sweep.tracking.registry import ModelVersion, Registry
 from forge_sweep.tracking.review import Found, Review
-from forge_sweep.tracking.runs import Run
+from forge_sweep.tracking.runs import EPOCH_TAG, FIRST_EPOCH, Run
 from forge_sweep.tracking.store import default_uri, prepare_store
 from forge_sweep.tracking.tracker import Tracker, environment_tags
 from forge_sweep.tracking.trained_on import TrainedModel, downloaded, models_trained_on
 from forge_sweep.tracking.writes import Status
 
 __all__ = [
+    "EPOCH_TAG",
+    "FIRST_EPOCH",
     "FORM_TAG",
     "BundleModel",
     "Entry",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ class Located:
         return f"models:/{self.name}/{self.version}" if self.folder is None else str(self.folder)
 
 
-def locate(reference: str, store: Path) -> Located:
+def locate(reference: str | Path, store: Path | str) -> Located:
     """Look a model up; reads names only, a few milliseconds on a database.
 
     Args:
@@ -58,8 +59,9 @@ def locate(reference: str, store: Path) -> Located:
         InputError: it is none of these, or there is no such model, version or alias.
         TrackingDown: the store cannot be reached.
     """
-    if Path(reference).is_dir():
+    if os.path.isdir(reference):  # False too for what no folder can be called, where Path raises
         return of_folder(Path(reference))
+    reference, store = str(reference), Path(store)
     found = REFERENCE.fullmatch(reference)
     if found is None:
         raise InputError(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from forge_sweep.errors import InputError
 from forge_sweep.tracking import store as stores
 from forge_sweep.tracking.located import locate
+from forge_sweep.tracking.runs import EPOCH_TAG
 from forge_sweep.tracking.session import PARENT_TAG
 from forge_sweep.tracking.trained_on import TrainedModel
 
@@ -30,7 +31,8 @@ class Record:
         params: as text.
         tags: all.
         metrics: last value of each.
-        curves: metrics of each epoch by name, then by epoch.
+        curves: metrics of each epoch by name, then by epoch, which counts from 0 here whatever the run has.
+        best_epoch: whose weights were kept, by the same count; None for a baseline.
         experiment: the experiment as it was resolved.
         environment: `Environment.to_dict` without ``git_diff``; empty where it was not recorded.
         git_diff: uncommitted changes, "" for none.
@@ -50,6 +52,7 @@ class Record:
     git_diff: str
     root: str
     model: TrainedModel | None
+    best_epoch: int | None = None
 
     @property
     def kind(self) -> str:
@@ -108,19 +111,21 @@ def _read(client: MlflowClient, run_id: str, model: TrainedModel | None) -> Reco
     if not experiment:
         raise InputError(f"the sweep's run {parent_id} has no experiment.json", hint="its artifacts were deleted")
     folder = f"environment/{tags.get('forge.environment', '')}"
+    first, metrics = int(tags.get(EPOCH_TAG, 0)), dict(run.data.metrics)
     return Record(
         run_id=run_id,
         parent_id=parent_id,
         name=str(run.info.run_name),
         params=dict(run.data.params),
         tags=tags,
-        metrics=dict(run.data.metrics),
-        curves=_curves(client, run_id, list(run.data.metrics)),
+        metrics=metrics,
+        curves=_curves(client, run_id, list(metrics), first),
         experiment=experiment,
         environment=_json(client, parent_id, f"{folder}/environment.json"),
         git_diff=_text(client, parent_id, f"{folder}/git.diff") or "",
         root=client.get_run(parent_id).data.tags.get("forge.root", ""),
         model=model or _registered(client, run_id),
+        best_epoch=int(metrics["best_epoch"]) - first if "best_epoch" in metrics else None,
     )
 
 
@@ -130,10 +135,13 @@ def _registered(client: MlflowClient, run_id: str) -> TrainedModel | None:
     return TrainedModel(found[0].name, str(found[0].version), ()) if found else None
 
 
-def _curves(client: MlflowClient, run_id: str, names: list[str]) -> dict[str, dict[int, float]]:
-    """Metrics of every epoch; a point that was logged twice counts once."""
-    wanted = [name for name in names if name.startswith("val_") or name in ("loss", "learning_rate")]
-    return {name: {point.step: point.value for point in client.get_metric_history(run_id, name)} for name in wanted}
+def _curves(client: MlflowClient, run_id: str, names: list[str], first: int) -> dict[str, dict[int, float]]:
+    """Metrics of every epoch; a point that was logged twice counts once. A tree's values stand at the step 0."""
+    wanted = [name for name in names if name.startswith("val_") or name in ("loss", "lr", "learning_rate")]
+    found = {name: client.get_metric_history(run_id, name) for name in wanted}
+    curves = {name: {p.step - first: p.value for p in points if p.step >= first} for name, points in found.items()}
+    older = curves.pop("learning_rate", None)  # its name in older runs
+    return curves if older is None else {"lr": older, **curves}
 
 
 def _json(client: MlflowClient, run_id: str, path: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Candidate:
         columns: names of the raw input columns.
         requirements: pip requirements, complete (inferring them costs 6 s).
         tags: of the version; `FORM_TAG` among them where the bundle holds more than others of its run.
-        step: epoch whose metrics the model stands for.
+        step: epoch that the model stands for, where its run has no ``best_epoch``.
     """
 
     run_key: str
@@ -119,7 +119,8 @@ def _log_model(session: Session, candidate: Candidate) -> str:
     from mlflow.entities import LoggedModelOutput
 
     client, run_id = session.client, session.run_id(candidate.run_key)
-    params = client.get_run(run_id).data.params
+    run = client.get_run(run_id).data
+    params, step = run.params, int(run.metrics.get("best_epoch", candidate.step))
     model = client.create_logged_model(
         session.experiment_id, candidate.model_name, run_id, dict(candidate.tags), params, "forge_sweep"
     )
@@ -129,7 +130,7 @@ def _log_model(session: Session, candidate: Candidate) -> str:
         _save(path, candidate, run_id, model_id)
         client.log_model_artifacts(model_id, str(path))
     client.finalize_logged_model(model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(model_id, candidate.step)])
+    client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
     return model_id
 
 

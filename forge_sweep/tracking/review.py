@@ -13,13 +13,13 @@ from forge_sweep.environment import without_credentials
 from forge_sweep.tracking import calls, writes
 from forge_sweep.tracking import store as stores
 from forge_sweep.tracking.journal import Journal
-from forge_sweep.tracking.runs import now_ms, stored_params
+from forge_sweep.tracking.runs import EPOCH_TAG, now_ms, stored_params
 from forge_sweep.tracking.session import KEY_TAG, PARENT_TAG, Session, file_name
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
-SHARED_TAGS = ("forge.dataset_", "forge.contract", "optuna.study_name", "mlflow.source")
+SHARED_TAGS = ("forge.dataset_", "forge.contract", EPOCH_TAG, "optuna.study_name", "mlflow.source")
 """Tags of a parent that hold for each of its trials."""
 
 _P = ParamSpec("_P")
@@ -152,12 +152,12 @@ class Review:
         self._session.client.delete_run(run.id)
 
     @_asked
-    def rewrite(self, run: Found, epochs: int | None = None) -> None:
+    def rewrite(self, run: Found, end: int | None = None) -> None:
         """Put a copy in a run's place that has the first point of each step only; MLflow deletes no single point.
 
         Args:
             run: the run.
-            epochs: later steps than these are left out; None leaves none out.
+            end: steps from there on are left out; None leaves none out.
         """
         from mlflow.entities import Metric, Param
 
@@ -166,7 +166,7 @@ class Review:
         first: dict[tuple[str, int], Metric] = {}
         for name in run.metrics:
             for point in client.get_metric_history(run.id, name):
-                if epochs is None or point.step < epochs:
+                if end is None or point.step < end:
                     first.setdefault((name, point.step), point)
         made = client.create_run(old.info.experiment_id, old.info.start_time, dict(old.data.tags), run.name)
         id = made.info.run_id

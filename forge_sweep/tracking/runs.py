@@ -15,6 +15,12 @@ from forge_sweep.errors import InputError
 from forge_sweep.tracking.direct import Row
 from forge_sweep.tracking.writes import DatasetUse, End, File, Metrics, Params, Status, Tags, Text, Write
 
+FIRST_EPOCH = 1
+"""Number of the first epoch of a curve, and of ``best_epoch``, as in Optuna's steps and in Keras' own lines."""
+
+EPOCH_TAG = "forge.first_epoch"
+"""Of a run: its number for the first epoch. Runs of sweeps that began without the tag count from 0, to their end."""
+
 FLUSH_S = 5.0
 FLUSH_POINTS = 900
 PARAM_LENGTH, TAG_LENGTH = 6000, 8000  # MLflow cuts longer values in silence
@@ -45,7 +51,7 @@ class Run:
         return self._find(self.key)
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Add one point to each curve; written a few seconds later at most, with `flush` or with `finish`.
+        """Add one point to each curve, at the step ``epoch``; written seconds later at most, with `flush` or `finish`.
 
         An epoch that the run has already keeps its point; values that are not finite are left out.
         """

@@ -164,7 +164,7 @@ class Tracker:
             columns: names of the raw input columns, in any order.
             requirements: pip requirements, see `requirements`.
             tags: of the version: dataset version and digest, image digest, kind, form.
-            step: epoch whose metrics the model stands for.
+            step: epoch that the model stands for, where its run has no ``best_epoch``.
 
         Raises:
             TrackingDown: the store cannot be reached; the bundle stays where it is.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from forge_sweep.errors import BundleError
+from forge_sweep.errors import BundleError, ForgeSweepError
 from forge_sweep.tracking import store as stores
 
 if TYPE_CHECKING:
@@ -76,7 +77,15 @@ def downloaded(model: TrainedModel, store: Path) -> Iterator[Path]:
         manifests = sorted(_download(model, store, Path(folder)).glob("**/manifest.json"))
         if not manifests:
             raise BundleError(f"{model.uri} holds no bundle", hint="register models with forge-sweep run")
-        yield manifests[0].parent
+        bundle = manifests[0].parent
+        try:
+            yield bundle
+        except ForgeSweepError as error:  # the copy is gone when somebody reads of it
+            error.message, error.hint = (
+                text.replace(f"{bundle}{os.sep}", f"{model.uri}: ").replace(str(bundle), model.uri)
+                for text in (error.message, error.hint)
+            )
+            raise
 
 
 def _download(model: TrainedModel, store: Path, folder: Path) -> Path:

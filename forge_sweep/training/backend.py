@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from forge_sweep import environment
 from forge_sweep.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,22 +23,28 @@ if TYPE_CHECKING:
 BACKENDS = ("tensorflow", "jax", "torch")
 
 
-def select_backend(name: str) -> None:
+def select_backend(name: str, deterministic: bool | None = None) -> None:
     """Choose Keras' backend. Keras reads the choice once, when it is imported, so this comes before that.
+
+    Variables that would cut trainings short, or bring a backend to its end, are refused here; an empty one is an unset
+    one.
 
     TensorFlow's own messages below errors are silenced (below fatal ones where there is no NVIDIA driver, since it
     reports the missing CUDA as an error), unless ``TF_CPP_MIN_LOG_LEVEL`` says otherwise.
 
     Args:
         name: ``tensorflow``, ``jax`` or ``torch``.
+        deterministic: what the experiment says, where something is to be trained.
 
     Raises:
         InputError: the name is unknown, its package is not installed, ``KERAS_BACKEND`` names another one, or Keras
-            runs on another one already.
+            runs on another one already; or a variable asks for other numbers than the experiment does.
     """
+    environment.unset_empty_variables()
+    _refuse_variables(deterministic)
     if name not in BACKENDS:
         raise InputError(f'backend = "{name}" is unknown', hint=f"use one of {', '.join(BACKENDS)}")
-    asked = os.environ.get("KERAS_BACKEND", name)
+    asked = os.environ.get("KERAS_BACKEND") or name
     if asked != name:
         raise InputError(
             f'the experiment has backend = "{name}", but the environment has KERAS_BACKEND={asked}',
@@ -47,7 +54,7 @@ def select_backend(name: str) -> None:
     if importlib.util.find_spec(name) is None:
         raise InputError(f'backend = "{name}" is not installed', hint=f"pip install {name}")
     os.environ["KERAS_BACKEND"] = name
-    if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
+    if not os.environ.get("TF_CPP_MIN_LOG_LEVEL"):
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2" if Path("/proc/driver/nvidia").exists() else "3"
         # It warns of retracing where one short-lived model follows another, as in every sweep.
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
@@ -57,11 +64,52 @@ def load_backend() -> None:
     """Import Keras on the selected backend, without what TensorFlow prints before its log level counts.
 
     Those lines are written by C++ to file descriptor 2, where Python's ``sys.stderr`` cannot hold them back. They are
-    shown when the import fails.
+    shown when the import fails. What the user's ``keras.json`` says of numbers is not followed; see `KERAS_SETTINGS`.
+
+    Raises:
+        InputError: Keras cannot start with that file.
     """
     if "keras" not in sys.modules:
-        with _held_stderr():
-            importlib.import_module("keras")
+        try:
+            with _held_stderr():
+                importlib.import_module("keras")
+        except (ValueError, AttributeError, TypeError) as error:  # of its settings
+            sys.modules.pop("keras", None)
+            raise InputError(
+                f"Keras cannot start with {environment.keras_file()}: {error}", hint="mend that file, or remove it"
+            ) from error
+    _fix_settings()
+
+
+def _fix_settings() -> None:
+    """Let Keras compute with `KERAS_SETTINGS`."""
+    import keras
+
+    fixed = environment.KERAS_SETTINGS
+    if keras.config.floatx() != fixed["floatx"]:
+        keras.config.set_floatx(fixed["floatx"])
+        keras.config.set_dtype_policy(fixed["floatx"])  # it may have been made of the other one by now
+    keras.config.set_epsilon(fixed["epsilon"])
+    keras.config.set_image_data_format(fixed["image_data_format"])
+
+
+def _refuse_variables(deterministic: bool | None) -> None:
+    """Raise InputError for a variable with which other numbers would come out than the experiment says."""
+    for name in environment.KERAS_LIMITS:
+        if name in os.environ:
+            text = f"the environment has {name}={os.environ[name]}, which cuts trainings short"
+            raise InputError(text, hint=f"unset {name}; set study.epochs for short trials")
+    asked = os.environ.get("TF_DETERMINISTIC_OPS", "0")
+    if asked.lower() not in ("0", "1", "false", "true"):
+        raise InputError(
+            f"the environment has TF_DETERMINISTIC_OPS={asked}, over which TensorFlow ends the process",
+            hint="unset it; deterministic = true in the experiment does the same",
+        )
+    if deterministic is False and asked.lower() in ("1", "true"):
+        raise InputError(
+            f"the experiment has deterministic = false, but the environment has TF_DETERMINISTIC_OPS={asked}",
+            hint="unset TF_DETERMINISTIC_OPS, or set deterministic = true",
+        )
 
 
 @contextlib.contextmanager
@@ -117,6 +165,7 @@ def fix_operations(deterministic: bool) -> None:
     Raises:
         InputError: the backend is another one than TensorFlow, or the process was fixed for another experiment.
     """
+    load_backend()
     import keras
 
     backend = keras.config.backend()

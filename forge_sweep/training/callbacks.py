@@ -20,6 +20,9 @@ from forge_sweep.training.checkpoint import Checkpoint, Progress, pack
 
 OnEpoch = Callable[[int, dict[str, float]], bool]
 
+RATE = "learning_rate"
+"""Of the learning rate in the logs that Keras hands to callbacks."""
+
 SAVE_FIRST_S = 5.0
 """Time before the progress is saved first: what takes less is quicker trained again."""
 
@@ -103,13 +106,15 @@ class Evaluate(BetweenSteps):
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Add to the logs of the epoch."""
         assert logs is not None
-        logs["learning_rate"] = learning_rate(self.model)
+        logs[RATE] = learning_rate(self.model)
         logs.update(self.validate(self.model))
         self._require_finite("val_loss", logs["val_loss"])
 
     def _require_finite(self, name: str, value: float) -> None:
         if not math.isfinite(value):
-            hint = f"it began in epoch {self.epoch}; lower learning_rate under [model.search], or scale the features"
+            hint = (
+                f"it began in epoch {self.epoch + 1}; lower learning_rate under [model.search], or scale the features"
+            )
             self.course.fail(self.model, TrialFailed("diverged", f"{name} is {value}", hint=hint))
 
 
@@ -154,7 +159,8 @@ class Report(keras.callbacks.Callback):
         """Report the epoch, unless the trial failed in it."""
         if self.course.failure is not None:
             return
-        row = {name: float(value) for name, value in (logs or {}).items()}
+        # Keras' own name for it is also that of the hyperparameter, which stands for the rate at the beginning.
+        row = {"lr" if name == RATE else name: float(value) for name, value in (logs or {}).items()}
         self.course.history.append(row)
         self.course.best_epoch = int(self.stopper.best_epoch)
         self._record_events(epoch, row)
@@ -169,11 +175,11 @@ class Report(keras.callbacks.Callback):
     def _record_events(self, epoch: int, row: dict[str, float]) -> None:
         """What the callbacks before this one did."""
         now = learning_rate(self.model)
-        if now != row["learning_rate"]:
-            self.course.events.append(f"learning rate {row['learning_rate']:.3g} -> {now:.3g} after epoch {epoch}")
+        if now != row["lr"]:
+            self.course.events.append(f"learning rate {row['lr']:.3g} -> {now:.3g} after epoch {epoch + 1}")
         if self.stopper.stopped_epoch:
-            best, monitor = self.stopper.best_epoch, self.stopper.monitor
-            self.course.events.append(f"early stop after epoch {epoch}: {monitor} was best in epoch {best}")
+            best, monitor = self.stopper.best_epoch + 1, self.stopper.monitor
+            self.course.events.append(f"early stop after epoch {epoch + 1}: {monitor} was best in epoch {best}")
 
 
 class Progressing(keras.callbacks.Callback):

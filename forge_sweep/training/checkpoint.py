@@ -118,6 +118,8 @@ def unpack(content: bytes) -> Progress:
         with np.load(io.BytesIO(content), allow_pickle=False) as saved:  # its checksums are compared while it is read
             about = json.loads(saved["about"].tobytes())
             groups: dict[str, Any] = {group: _group(saved, group) for group in GROUPS}
+        older = {"learning_rate": "lr"}  # in progress that an older version saved
+        about["history"] = [{older.get(name, name): value for name, value in row.items()} for row in about["history"]]
         return Progress(**about, **groups)
     except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error

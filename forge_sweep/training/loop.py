@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -25,12 +25,16 @@ if TYPE_CHECKING:
     from forge_sweep.training.epoch import CompiledEpoch
 
 OnEpoch = Callable[[int, dict[str, float]], bool]
-"""Called after each epoch with its number and its logs (``loss``, ``val_loss``, ``val_auc``, ..., ``learning_rate``);
-True stops the trial as pruned, unless this epoch was its last one anyway."""
+"""Called after each epoch with its number, from 0, and its logs (``loss``, ``val_loss``, ``val_auc``, ..., and the
+learning rate as ``lr``); True stops the trial as pruned, unless this epoch was its last one anyway."""
 
 
 OnResume = Callable[[int], None]
 """Called with the number of epochs that a fit which was cut off has behind it."""
+
+
+LEAST_RATE = 1e-6
+"""Learning rate below which no plateau halves it."""
 
 
 def begin_anew(epochs: int) -> None:
@@ -43,11 +47,12 @@ class FitSpec:
 
     Attributes:
         epochs: most epochs.
-        patience: epochs without improvement before training stops; half of it (rounded up) before the learning rate is
-            halved.
+        patience: epochs without improvement before training stops.
         batch_size: rows per gradient step.
         monitor: the metric that decides on the best epoch, such as ``val_auc``.
         direction: whether more or less of it is better.
+        schedule: ``plateau`` halves the learning rate, down to `LEAST_RATE`, after half of ``patience`` epochs (rounded
+            up) without improvement; ``none`` leaves it as it is.
         deadline_s: seconds from the start of the fit after which it fails as ``time-out``.
         checkpoint: where progress is kept, from which the same fit goes on after it was cut off; None keeps nothing.
         identity: names this fit among all; a checkpoint of another one is not used.
@@ -61,6 +66,7 @@ class FitSpec:
     batch_size: int
     monitor: str
     direction: Direction
+    schedule: Literal["plateau", "none"] = "plateau"
     deadline_s: float | None = None
     checkpoint: Checkpoint | None = None
     identity: str = ""
@@ -76,7 +82,8 @@ class FitResult:
         history: the logs of every epoch, in order.
         best_epoch: 0-based epoch whose weights the model has now.
         seconds: wall clock, over all attempts where it was taken up again.
-        events: what happened on the way, such as ``learning rate 0.001 -> 0.0005 after epoch 12``.
+        events: what happened on the way, such as ``learning rate 0.001 -> 0.0005 after epoch 12``; epochs
+            count from 1 in them.
         batch_size: rows per gradient step, as trained; see `trainable_batch_size`.
     """
 
@@ -163,7 +170,7 @@ def fit(
 def _replay(progress: Progress, course: Course, on_epoch: OnEpoch) -> None:
     """Report the epochs of a progress again; only the answer to the last one may not have been heard before."""
     course.history[:] = progress.history
-    course.events[:] = [*progress.events, f"taken up again after epoch {len(progress.history) - 1}"]
+    course.events[:] = [*progress.events, f"taken up again after epoch {len(progress.history)}"]
     course.best_epoch, course.over = progress.best_epoch, progress.over
     try:
         answers = [on_epoch(epoch, dict(row)) for epoch, row in enumerate(progress.history)]
@@ -231,23 +238,28 @@ def _callbacks(
     more: Sequence[keras.callbacks.Callback],
     progress: Progress | None,
 ) -> list[keras.callbacks.Callback]:
-    """The callbacks in the order in which they have to run."""
+    """The callbacks in the order in which they have to run.
+
+    No improvement is too small to count, for stopping and for the schedule alike.
+    """
     from keras.callbacks import EarlyStopping, ReduceLROnPlateau
 
     from forge_sweep.training.callbacks import Deadline, Evaluate, Progressing, Report
 
     mode = "max" if spec.direction == "maximize" else "min"
     stopper = EarlyStopping(spec.monitor, patience=spec.patience, mode=mode, restore_best_weights=True)
-    reducer = ReduceLROnPlateau(
-        spec.monitor, factor=0.5, patience=-(-spec.patience // 2), mode=mode, min_delta=0.0, min_lr=1e-6
-    )
     deadline = [] if spec.deadline_s is None else [Deadline(began, spec.deadline_s, course)]
-    rememberers = {
-        "stopper": (stopper, ("best", "best_epoch", "wait", "stopped_epoch")),
-        "reducer": (reducer, ("best", "wait", "cooldown_counter")),
+    rememberers: dict[str, tuple[Any, tuple[str, ...]]] = {
+        "stopper": (stopper, ("best", "best_epoch", "wait", "stopped_epoch"))
     }
+    first = [Evaluate(validate, course), *deadline, stopper]
+    if spec.schedule == "plateau":
+        reducer = ReduceLROnPlateau(
+            spec.monitor, factor=0.5, patience=-(-spec.patience // 2), mode=mode, min_delta=0.0, min_lr=LEAST_RATE
+        )
+        rememberers["reducer"] = (reducer, ("best", "wait", "cooldown_counter"))
+        first.append(reducer)
     progressing = Progressing(spec.checkpoint, spec.identity, rememberers, progress, began, course)
-    first = [Evaluate(validate, course), *deadline, stopper, reducer]
     return [*first, *more, Report(on_epoch, stopper, course), progressing]
 
 

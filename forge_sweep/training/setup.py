@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TextIO
 
+from forge_sweep.errors import one_line
 from forge_sweep.training.backend import accelerators, limit_threads, load_backend, select_backend, settle
 from forge_sweep.workers import WorkerUnfit
 
@@ -24,11 +28,30 @@ class Setup:
 
     def __call__(self) -> None:
         """Import the backend and settle its threads, before its first operation."""
+        warnings.showwarning = say_once
         select_backend(self.backend)
         load_backend()
         limit_threads(self.threads)
         require_gpu(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         settle()
+
+
+def say_once(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A library's warning in a worker process, on standard error, without its place in the library's code."""
+    text = one_line(message)
+    if text not in _said:
+        _said.add(text)
+        sys.stderr.write(f"warning: {text}\n")
+
+
+_said: set[str] = set()
 
 
 def require_gpu(given: str) -> None:

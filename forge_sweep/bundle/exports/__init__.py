@@ -8,9 +8,12 @@ the labels.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +64,9 @@ class Exported:
     allowed: float
 
 
-def export(folder: Path, kind: Format, path: Path, *, preprocessing: bool = True, trust: bool = False) -> Exported:
+def export(
+    folder: Path | str, kind: Format, path: Path | str, *, preprocessing: bool = True, trust: bool = False
+) -> Exported:
     """Write a bundle in another format.
 
     Args:
@@ -75,6 +80,7 @@ def export(folder: Path, kind: Format, path: Path, *, preprocessing: bool = True
         InputError: the format is unknown, cannot hold this bundle, or its packages are not installed; ``path`` exists.
         BundleError: see `Bundle.load`; or the export gives other golden scores. Nothing is written then.
     """
+    folder, path = Path(folder), Path(path)
     _refuse(kind, path)
     bundle = Bundle.load(folder, trust=trust)
     return _export(bundle, kind, path, golden_rows.read(folder), preprocessing)
@@ -127,11 +133,19 @@ def _refuse(kind: str, path: Path) -> None:
         raise InputError(f"format {kind!r} is unknown", hint=f"use one of {', '.join(FORMATS)}")
     if kind == "keras" and path.suffix != ".keras":
         raise InputError(f"{path} does not end with .keras, by which Keras knows the format", hint=f"-o {path}.keras")
-    for taken in (path, _beside(path)):
-        if taken.exists():
-            raise InputError(f"{taken} exists", hint="name another output, or remove it yourself")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"there is no folder {path.absolute().parent}", hint="make it first")
+    parent = path.absolute().parent
+    try:
+        for taken in (path, _beside(path)):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.lstat(taken)  # a link that leads nowhere is there too
+                raise InputError(f"{taken} exists", hint="name another output, or remove it yourself")
+        if not parent.is_dir():
+            raise InputError(f"there is no folder {parent}", hint="make it first")
+        with tempfile.TemporaryFile(dir=parent):  # asks the file system, not the mode: it may be read-only or full
+            pass
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"{path} cannot be written: {why}", hint="name another output") from error
     runtimes.require(kind)
 
 
@@ -168,7 +182,7 @@ def _write(bundle: Bundle, kind: Format, path: Path, inputs: tuple[Input, ...], 
 
 def _whole(path: Path, write: Callable[[Path], float], allowed: float, about: dict[str, Any]) -> float:
     """Let ``write`` fill a hidden sibling, and rename it once it is right; returns how far off it is."""
-    folder = path.absolute().parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    folder = path.absolute().parent / f".export.{secrets.token_hex(4)}.tmp"  # the name itself may be as long as it can
     folder.mkdir()
     temporary = folder / path.name
     try:
@@ -184,6 +198,8 @@ def _whole(path: Path, write: Callable[[Path], float], allowed: float, about: di
             sync(written)
         (folder / "inputs.json").rename(_beside(path))
         temporary.rename(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}", hint="name another output") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return difference

@@ -14,7 +14,7 @@ from forge_sweep.errors import DataError
 from forge_sweep.sources.assemble import tidy_column
 from forge_sweep.sources.digest import EXACT_INTEGER, Kind
 from forge_sweep.sources.feature_store.columns import Dtype, StoredColumn
-from forge_sweep.sources.files import MISSING_WORDS
+from forge_sweep.sources.inspection import MISSING_WORDS
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from forge_sweep.errors import DataError
-from forge_sweep.sources.assemble import key_column, refuse_absent_columns, splitting_columns
+from forge_sweep.sources.assemble import identities, key_column, refuse_absent_columns, splitting_columns
 from forge_sweep.sources.feature_store.ahead import ahead
 from forge_sweep.sources.feature_store.coding import Coder, NumberCoder, coder, inferred, zero_bytes
 from forge_sweep.sources.feature_store.columns import StoredColumn
 from forge_sweep.sources.feature_store.tables import CsvTable, Malformed, Piece, open_table
+from forge_sweep.sources.inspection import as_identity, exact
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,7 +79,7 @@ class RowFile:
 
     def __init__(self, path: Path, spec: DataSpec) -> None:
         self.spec = spec
-        self.table = open_table(path, spec.separator)
+        self.table = open_table(path, spec.separator, identities(spec))
         refuse_absent_columns(self.table.names, spec, str(path))
         self.side_names = list(dict.fromkeys([*key_column(spec), *splitting_columns(spec)]))
         left_out = {*spec.drop, *spec.target, *self.side_names}
@@ -125,8 +126,12 @@ class RowFile:
             return pd.DataFrame(columns=self.side_names)
         table = pa.concat_tables(self._side)
         columns = {name: table.column(name) for name in self.side_names}
-        if isinstance(self.table, CsvTable):
-            columns = {name: inferred(column) for name, column in columns.items()}
+        for name, key in identities(self.spec).items():
+            texts = columns[name]
+            if isinstance(self.table, CsvTable):
+                columns[name] = exact(inferred(texts), lambda texts=texts: texts, key, name)  # type: ignore[misc]
+            else:
+                columns[name] = as_identity(texts, key, name)
         frame: pd.DataFrame = pa.table(columns).to_pandas(ignore_metadata=True, date_as_object=False)
         return frame
 

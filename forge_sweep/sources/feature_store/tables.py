@@ -6,7 +6,7 @@ import csv
 import io
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,23 @@ import numpy as np
 
 from forge_sweep.errors import DataError
 from forge_sweep.sources.feature_store.codec import BLOCK_ROWS
-from forge_sweep.sources.files import MISSING_WORDS, READERS, decoded, refuse_unreadable
+from forge_sweep.sources.files import decoded
+from forge_sweep.sources.inspection import (
+    AS_UTF8,
+    MISSING_WORDS,
+    as_identity,
+    explained,
+    kind_of,
+    open_text,
+    refuse_swallowed,
+    refuse_unreadable,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 CSV_BLOCK = 8 << 20
 """Bytes of a CSV file that are read at a time; the kinds of its columns are those of the first block."""
-
-AS_UTF8 = "save the file as UTF-8"
 
 
 @dataclass(frozen=True)
@@ -90,16 +98,22 @@ class TableFile(ABC):
         """How many rows there are, where the file says so."""
 
 
-def open_table(path: Path, separator: str) -> TableFile:
+def open_table(path: Path, separator: str, identities: Mapping[str, str] | None = None) -> TableFile:
     """The file, of the kind that its name says.
+
+    Args:
+        path: the file.
+        separator: of the fields of a CSV file.
+        identities: columns that name, group or order rows, with the TOML key of each.
 
     Raises:
         DataError: it is of no known kind, is not there, or cannot be read.
     """
     refuse_unreadable(path, "data.path")
-    csv = next(ending for ending in READERS if path.name.lower().endswith(ending)) != ".parquet"
     with reading(path):
-        file: TableFile = CsvTable(path, separator) if csv else ParquetTable(path)
+        file: TableFile = (
+            ParquetTable(path, identities or {}) if kind_of(path) == ".parquet" else CsvTable(path, separator)
+        )
     if not file.names:
         raise DataError(f"data.path: {path} holds no columns; expected a header and rows", hint="name another file")
     if strange := next((name for name in file.names if "\0" in name), None):  # UTF-16 without its mark, mostly
@@ -121,9 +135,7 @@ class reading:  # a context manager, and reads like one
         import pyarrow as pa
 
         if isinstance(error, pa.ArrowException | OSError | UnicodeDecodeError):
-            cause = str(error).splitlines()[0]
-            encoded = isinstance(error, UnicodeDecodeError) or "invalid UTF8" in cause
-            hint = AS_UTF8 if encoded else "mend the file, or write it again"
+            cause, hint = explained(error)
             raise DataError(f"data.path: {self.path} cannot be read: {cause}", hint=hint) from error
 
 
@@ -170,7 +182,11 @@ class CsvTable(TableFile):
                 # The reader is some blocks ahead of what it gives.
                 passed = [row for row in skipped if row.row < following]
                 del skipped[: len(passed)]
-                table = pa.Table.from_batches([batch]).select(list(columns))
+                everything = pa.Table.from_batches([batch])
+                refuse_swallowed(
+                    everything, self._separator, f"data.path: {self.path}", int(rows[0]) if len(rows) else 0
+                )
+                table = everything.select(list(columns))
                 for first in range(0, len(rows), BLOCK_ROWS):
                     found = tuple(passed) if first == 0 else ()
                     yield Piece(table.slice(first, BLOCK_ROWS), rows[first : first + BLOCK_ROWS], found)
@@ -185,7 +201,7 @@ class CsvTable(TableFile):
         from pyarrow import csv as arrow
 
         return arrow.open_csv(
-            self.path,
+            open_text(self.path),
             read_options=arrow.ReadOptions(block_size=CSV_BLOCK, use_threads=skip is None),
             parse_options=arrow.ParseOptions(
                 delimiter=self._separator, newlines_in_values=True, invalid_row_handler=skip or (lambda row: "skip")
@@ -224,9 +240,8 @@ class Lines:
         return self._begins[row + 1]
 
     def _read(self) -> Iterator[int]:
-        import pyarrow as pa
 
-        with pa.input_stream(str(self._path), compression="detect") as stream:
+        with open_text(self._path) as stream:
             reader = csv.reader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=self._separator)
             while True:
                 begins = reader.line_num + 1
@@ -242,10 +257,11 @@ class ParquetTable(TableFile):
     first_line = 1
     unit = "row"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, identities: Mapping[str, str]) -> None:
         from pyarrow import parquet
 
         self.path = path
+        self._identities = identities
         with parquet.ParquetFile(path) as file:
             self._schema = file.schema_arrow
             self._rows = file.metadata.num_rows
@@ -281,6 +297,11 @@ class ParquetTable(TableFile):
         """Without dictionaries, all text as one type: views, which some writers keep texts in, included."""
         import pyarrow as pa
 
+        for name in (name for name in self._identities if name in table.column_names):
+            column = table.column(name)
+            if not pa.types.is_decimal(column.type):  # whole numbers or not, which only all of the values tell
+                own = as_identity(column, self._identities[name], name)
+                table = table.set_column(table.column_names.index(name), name, own)
         plain = decoded(table, self.path, "data.path")
         columns = [
             column.cast(pa.large_string()) if pa.types.is_string_view(column.type) else column
