@@ -136,8 +136,8 @@ def test_the_best_of_many_trials_and_epochs_is_not_better_for_having_been_chosen
     rng = np.random.default_rng(11)
     for rows in (60, 150, 400):
         world = World(BINARY, "auc", rows, 0.0, 0.05, trials=20, epochs=8, top=3)
-        found = [world.judged(rng) for _ in range(8)]
-        assert sum(each.lead.value > 0 for each in found) > 4, "chosen, they look better than they are"
+        found = [world.judged(rng) for _ in range(5)]
+        assert sum(each.lead.value > 0 for each in found) > 2, "chosen, they look better than they are"
         assert {each.outcome for each in found} == {"as good as"}
         assert all(each.optimism > 0 for each in found)
 

@@ -50,7 +50,7 @@ def noise(folder: Path, seed: int) -> dict[str, Any]:
         "data": {"path": "noise.csv", "target": "y", "task": "binary"},
         "objective": {"metric": "val_auc"},
         "model": {"search": {"width": {"type": "int", "low": 8, "high": 16}, "depth": 1, "batch_size": 64}},
-        "study": {"n_trials": 3, "epochs": 5, "pruner": "none"},
+        "study": {"n_trials": 2, "epochs": 4, "pruner": "none"},
         "baselines": {"kinds": ["constant", "hist_gradient_boosting"]},
         "confirm": {"top": 2, "seeds": 3},
     }
