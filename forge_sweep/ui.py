@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forge_sweep.errors import ForgeSweepError, InputError
-from forge_sweep.tracking import default_uri, prepare_store
+from forge_sweep.tracking import check_store, default_uri, prepare_store
 
 if TYPE_CHECKING:
     from forge_sweep.study import StudyView
@@ -50,6 +50,7 @@ def serve(study: StudyView, store: Path, port: int, *, echo: Callable[[str], Non
     """
     for wanted in (port, port + 1):
         refuse_taken(wanted)
+    check_store(store)
     uri = default_uri(store)
     prepare_store(uri, store)  # MLflow's own first opening of a new database is not safe beside a `run`
     commands = {} if uri.startswith("http") else {"MLflow UI": mlflow_command(store, port)}

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 
 from forge_sweep import sources, trial
-from forge_sweep.bundle import Bundle, files
-from forge_sweep.experiment import Experiment, parse
+from forge_sweep.bundle import Bundle, Comparison, Evaluation, ScoredModel, files
+from forge_sweep.experiment import Experiment, parse, restore
 from forge_sweep.sources import Dataset
+from forge_sweep.task import METRICS, RESAMPLES, Answers, gain
 from forge_sweep.tracking import Tracker, prepare_store, requirements
 
 NAME = "loans"
@@ -101,16 +102,23 @@ class Shop:
         tags: dict[str, str] | None = None,
         edit: Callable[[Path], None] = lambda folder: None,
         model: str = NAME,
+        against: Sequence[Bundle] | None = None,
     ) -> str:
-        """Register a bundle as the next version; ``edit`` may change its files, whose hashes are made anew."""
+        """Register a bundle as the next version; ``edit`` may change its files, whose hashes are made anew.
+
+        ``against`` are the other models of its one look at the test rows, which is made, recorded and kept with it;
+        without them it is a version of before that was kept.
+        """
         with Tracker(NAME, self.store) as tracker:
             key = f"{model}/{len(list(self.folder.glob('bundle-*')))}"
             folder = self.folder / f"bundle-{key.replace('/', '-')}"
-            bundle.save(folder, self.dataset().train.features, card=card)
+            run = tracker.run(key, key, kind="confirm")
+            run.finish("FINISHED")
+            looked = None if against is None else self.evaluation(bundle, against, str(run.run_id))
+            bundle.save(folder, self.dataset().train.features, card=card, evaluation=looked)
             edit(folder)
             (folder / files.MANIFEST).unlink()
             files.write_manifest(folder)
-            tracker.run(key, key, kind="confirm").finish("FINISHED")
             return tracker.register(
                 key,
                 folder,
@@ -125,6 +133,24 @@ class Shop:
                     **(tags or {}),
                 },
             )
+
+    def evaluation(self, bundle: Bundle, others: Sequence[Bundle], run: str) -> Evaluation:
+        """What the look of a sweep at the test rows keeps: the registered model first, then the best baseline."""
+        dataset = self.dataset(restore(bundle.metadata["experiment"], root=self.folder))
+        rows = dataset.look_at_test("final score of a sweep", self.store / "test_looks.jsonl", run=run)
+        encoded = bundle.task.encode(rows.targets)
+        answers = [Answers(each.scores(rows.features), each.threshold) for each in (bundle, *others)]
+        models = tuple(
+            ScoredModel(each.kind, each.kind if i else "winner", each.kind, 0, said.threshold, said.scores)
+            for i, (each, said) in enumerate(zip((bundle, *others), answers, strict=True))
+        )
+        compared = tuple(
+            Comparison("winner", model.label, gain(bundle.task, encoded, answers[0], said, metric), RESAMPLES)
+            for model, said in zip(models[1:], answers[1:], strict=True)
+            for metric in METRICS[bundle.task.kind]
+        )
+        prints = dataset.fingerprints["test"]
+        return Evaluation(dataset.digest, dataset.split_digest, prints, models, compared, 1)
 
     def toml(self, **promotion: Any) -> Path:
         """An experiment file with this section ``[promotion]``."""

@@ -54,6 +54,20 @@ def test_a_line_by_hand_names_the_version_that_it_opens(
     assert get(version).count_looks(tmp_path / "looks.jsonl") == 1
 
 
+def test_looks_at_another_split_of_the_same_rows_are_no_looks_at_these(
+    frame: pd.DataFrame, store: Address, tmp_path: Path
+) -> None:
+    """Nor does one more for the same run count; every line stays in the ledger, for people."""
+    one = put_frame(frame, tmp_path, store)
+    other = put_frame(frame, tmp_path, store, split={"train": 0.5, "valid": 0.25, "test": 0.25})
+    assert one.digest == other.digest and one.split_digest != other.split_digest
+    for run in ("a", "a", "b"):
+        get(one).look_at_test("final", tmp_path / "looks.jsonl", run=run)
+    assert get(one).count_looks(tmp_path / "looks.jsonl") == 2
+    assert get(other).count_looks(tmp_path / "looks.jsonl") == 0
+    assert len(ask(store.conninfo, "SELECT run FROM test_looks")) == 3
+
+
 def test_the_owner_writes_no_line_for_somebody_else(frame: pd.DataFrame, store: Address, tmp_path: Path) -> None:
     """Who and when is what the server says, to everybody."""
     version = put_frame(frame, tmp_path, store, **BY_PART)

@@ -13,11 +13,14 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from forge_sweep import baselines, sources
 from forge_sweep.bundle import Bundle
 from forge_sweep.errors import DataError, InputError
-from forge_sweep.preprocessing import RowsRefused
+from forge_sweep.experiment import DataSpec
+from forge_sweep.preprocessing import Preprocessor, RowsRefused, Schema
 from forge_sweep.serving import files, tables
 from forge_sweep.serving.files import predict_file
+from forge_sweep.task import Task
 from tests.serving import COMMAND, customers, fitted
 
 
@@ -241,3 +244,23 @@ def test_the_command_prints_csv_and_says_on_standard_error_what_it_did(bundle: P
     file.write_text("age,orders,member,city\nx,1,1,Bern\n")
     failed = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (failed.returncode, "row 0: age: text 'x'" in failed.stderr) == (2, True)
+
+
+def test_codes_with_gaps_of_a_parquet_file_are_predicted_as_they_were_trained(tmp_path: Path) -> None:
+    """Nullable 64-bit integers keep their digits on the way into a frame."""
+    codes = [None if i % 9 == 0 else 1234567890123456780 + i % 5 for i in range(80)]
+    rows = pa.table({"code": pa.array(codes, pa.int64()), "b": np.arange(80) / 7, "y": np.arange(80) % 2})
+    parquet.write_table(rows, tmp_path / "t.parquet")
+    spec = DataSpec(path="t.parquet", target=("y",), task="binary", categorical=("code",))
+    data = sources.load(spec, root=tmp_path, seed=0).train
+    task = Task.learn("binary", data.targets)
+    schema = Schema.learn(data.features, ("code",))
+    settings = {"scaler": "standard", "impute": "median", "fill": 0.0, "max_categories": 50}
+    preprocessor = Preprocessor.fit(data.features, schema, **settings)
+    model = baselines.fit("xgboost", task, preprocessor.transform(data.features), task.encode(data.targets), seed=0)
+    bundle = Bundle(model, preprocessor, task, 0.5, {"experiment": {"data": {"target": ["y"]}}})
+    bundle.save(tmp_path / "tree", data.features)
+    done = predict_file(str(tmp_path / "tree"), tmp_path / "t.parquet", tmp_path / "out.csv", store=tmp_path)
+    assert (done.rows, done.ignored) == (80, ("y",)) and "unknown-category" not in done.warnings
+    found = pd.read_csv(tmp_path / "out.csv")["probability"].to_numpy()[data.rows]
+    np.testing.assert_allclose(found, bundle.predict(data.features)["probability"], atol=1e-7)

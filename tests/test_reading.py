@@ -384,3 +384,52 @@ def test_what_is_looked_at_is_the_beginning_only(tmp_path: Path) -> None:
     header = "x" * (inspection.HEAD - 1) + "ö"
     (tmp_path / "t.csv").write_text(f"{header},y\n" + "".join(f"{i},{i % 2}\n" for i in range(N)))
     assert list(load(tmp_path, "t.csv").train.features) == [header]
+
+
+@pytest.mark.parametrize("kind", [pa.decimal128(38, 0), pa.decimal256(60, 2)])
+def test_decimal_codes_of_more_than_28_digits_keep_them_all(tmp_path: Path, kind: Any) -> None:
+    with decimal.localcontext(prec=60):
+        values = pa.array([decimal.Decimal(10**33 + i % 6) for i in range(N)], kind)
+    path = write(tmp_path, "d.parquet", table(code=values))
+    codes = load(tmp_path, path, categorical=["code"]).train.features["code"]
+    assert set(codes) == {str(10**33 + i) for i in range(6)}
+
+
+def test_decimal_keys_with_fractions_of_more_than_28_digits_stay_apart(tmp_path: Path) -> None:
+    with decimal.localcontext(prec=60):
+        values = pa.array(
+            [decimal.Decimal(10**33 + i) + decimal.Decimal("0.5") for i in range(N)], pa.decimal128(38, 2)
+        )
+    assert sum(load(tmp_path, write(tmp_path, "d.parquet", table(id=values)), key="id").sizes.values()) == N
+
+
+def test_a_key_of_times_beyond_nanoseconds_is_refused_by_name(tmp_path: Path) -> None:
+    values = pa.array([253402300799 + i for i in range(N)], pa.int64()).cast(pa.timestamp("s"))
+    with pytest.raises(DataError, match="column 'until' holds times beyond"):
+        load(tmp_path, write(tmp_path, "d.parquet", table(until=values)), key="until")
+
+
+def lines_with(row: int, quoted: str) -> list[str]:
+    lines = ["a,y,t", *(f"{i / 7},{i % 2},t{i % 4}" for i in range(N))]
+    lines[row] = f"{lines[row].rpartition(',')[0]},{quoted}"
+    return lines
+
+
+def test_a_quotation_mark_swallows_no_rows_where_lines_end_with_a_carriage_return(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("\r".join(lines_with(20, '"open')))
+    with pytest.raises(DataError, match=r"quotation mark is not closed.*column 't': the cell holds 21 lines"):
+        load(tmp_path, "d.csv")
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_one_row_that_is_swallowed_at_the_end_of_the_file_is_a_warning(tmp_path: Path, end: str) -> None:
+    (tmp_path / "d.csv").write_text("\n".join(lines_with(N - 1, '"open')) + end)
+    (warning,) = load(tmp_path, "d.csv").warnings
+    assert "is a quotation mark not closed?" in warning
+    assert "the cell holds 2 lines" in warning
+
+
+def test_a_header_whose_quotation_mark_is_not_closed_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text('"a,y\n' + "1,2\n3,4\n" * N + '5,6",y\n' + "1,0\n2,1\n" * N)
+    with pytest.raises(DataError, match="a quotation mark of the header is not closed"):
+        load(tmp_path, "d.csv")

@@ -18,9 +18,11 @@ import pytest
 from typer.testing import CliRunner
 
 from forge_sweep.cli import app
-from forge_sweep.errors import GateRefused, InputError
+from forge_sweep.errors import GateRefused, InputError, TrackingDown
 from forge_sweep.registry import Champions, Refused, overviews, promote, promotion, rollback
+from forge_sweep.registry import champions as registry_champions
 from forge_sweep.tracking import Ledger, Registry, store
+from forge_sweep.tracking import ledger as ledgers
 from tests.servers import free_port, running
 from tests.shop import NAME, Shop, copied, opened
 
@@ -165,13 +167,13 @@ def steps(monkeypatch: pytest.MonkeyPatch, die_before: int) -> list[str]:
 
         monkeypatch.setattr(owner, name, step)
 
-    for owner, names in ((Registry, ("set_alias", "tag")), (Ledger, ("attach", "append", "finish"))):
+    for owner, names in ((Registry, ("set_alias", "tag")), (Ledger, ("attach", "append", "note", "finish"))):
         for name in names:
             dying(owner, name)
     return made
 
 
-@pytest.mark.parametrize("point", range(9))
+@pytest.mark.parametrize("point", range(10))
 def test_a_kill_between_any_two_writes_is_mended_by_the_next_command(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, point: int
 ) -> None:
@@ -184,7 +186,7 @@ def test_a_kill_between_any_two_writes_is_mended_by_the_next_command(
         except Killed:
             assert len(made) == point
         else:
-            assert point == 8 and made[:2] == ["attach", "append"] and made[-1] == "finish", made
+            assert point == 9 and made[:2] == ["attach", "append"] and made[-1] == "finish", made
     decided = "append" in made
     said = champions(shop).settle()
     assert bool(said) == (decided and "finish" not in made)
@@ -194,6 +196,35 @@ def test_a_kill_between_any_two_writes_is_mended_by_the_next_command(
     assert [change.to for change in history] == (["1", "3"] if decided else ["1"])
     assert all(change.done for change in history) and champions(shop).settle() == ()
     assert crown(shop, "2").number == len(history) + 1 and aliases(shop)["champion"] == "2"
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_change_that_was_completed_late_counts_from_when_the_alias_was_moved(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, attempts: int
+) -> None:
+    """Not from when the next command, days later perhaps, noticed it; the last of several attempts moved it."""
+    crown(shop, "1")
+    clock = iter(f"2026-0{month}-01T00:00:00.000+00:00" for month in range(1, 10))
+    monkeypatch.setattr(registry_champions, "_now", lambda: next(clock))
+    if attempts == 2:  # the first dies before it moves anything
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            steps(patch, 3)
+            crown(shop, "3")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        made = steps(patch, 5 if attempts == 1 else 3)
+        if attempts == 1:
+            crown(shop, "3")
+        else:
+            champions(shop).settle()
+    assert made[-3:] == ["note", "set_alias", "set_alias"] and aliases(shop)["champion"] == "3"
+    assert champions(shop).unfinished() is not None
+    (said,) = champions(shop).settle()
+    assert "was completed" in said
+    change = champions(shop).history()[-1]
+    assert (change.when, change.done) == (
+        "2026-01-01T00:00:00.000+00:00",
+        f"2026-0{attempts + 1}-01T00:00:00.000+00:00",
+    )
 
 
 def test_kill_9_of_a_real_process_in_the_middle_is_mended(shop: Shop) -> None:
@@ -455,7 +486,7 @@ def test_a_refusal_exits_3_and_changes_nothing(shop: Shop, ask: Callable[..., An
 def test_what_does_not_exist_is_named(shop: Shop) -> None:
     with pytest.raises(InputError, match="no registered model 'lones'; there is loans"):
         promote("lones", "1", store=shop.store)
-    with pytest.raises(InputError, match="no version 9; it has 1, 2, 3"):
+    with pytest.raises(InputError, match="no version 9; it has version 1, 2, 3 and the aliases @challenger"):
         promote(NAME, "9", store=shop.store)
     with pytest.raises(InputError, match="no MLflow store at"):
         promote(NAME, "1", store=shop.folder / "nowhere")
@@ -475,3 +506,40 @@ def test_a_forced_promotion_names_what_it_overruled(shop: Shop) -> None:
     damage(shop, "1")
     with pytest.raises(Refused, match="hashes"):
         promote(NAME, "1", store=shop.store, force="no matter what")
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first promotion", "later one"])
+def test_a_promotion_with_asynchronous_logging_is_made_at_once(shop: Shop, first: bool) -> None:
+    """Case 19: MLflow's variable makes writes wait in a thread; the ledger waits for each of its own."""
+    if not first:
+        crown(shop, "2")
+    words = [str(Path(sys.executable).with_name("forge-sweep")), "promote", NAME, "1", "--force", "busy machine"]
+    environ = {**os.environ, "MLFLOW_ENABLE_ASYNC_LOGGING": "true"}
+    done = subprocess.run(
+        [*words, "--store", str(shop.store)], env=environ, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    assert aliases(shop)["champion"] == "1"
+    assert [change.to for change in champions(shop).history()] == (["1"] if first else ["2", "1"])
+    assert champions(shop).history()[-1].done and champions(shop).settle() == ()
+
+
+def test_a_write_that_cannot_be_read_back_is_said_and_completed_by_the_next_command(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow queued it, or a proxy lost it; it may arrive later. It is no promotion that came first."""
+    from mlflow import MlflowClient
+
+    crown(shop, "1")
+    queued: list[Any] = []
+    real = MlflowClient.log_param
+    monkeypatch.setattr(ledgers, "PAUSES", (0.0,))
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_param", lambda *words, **options: queued.append((words, options)))
+        with pytest.raises(TrackingDown, match=r"accepted entry\.000002 .* does not have it"):
+            crown(shop, "2")
+    assert aliases(shop)["champion"] == "1"
+    ((words, options),) = queued
+    real(*words, **options)
+    (said,) = champions(shop).settle()
+    assert "change 2 of loans (promote version 2) was completed" in said and aliases(shop)["champion"] == "2"

@@ -315,6 +315,21 @@ def test_codes_must_be_whole_numbers_or_text(codes: list[Any]) -> None:
         load_frame(pd.DataFrame({"x": codes, "z": 1, "y": [0, 1] * 10}), categorical=["x"])
 
 
+def test_looks_for_one_run_are_one_evaluation_and_other_splits_do_not_count(tmp_path: Path) -> None:
+    """A look that names no run is one of its own; a line of before splits were recorded counts for all of them."""
+    frame, ledger = pd.DataFrame({"x": range(40), "y": [0, 1] * 20}), tmp_path / "looks.jsonl"
+    one, other = load_frame(frame), load_frame(frame, split={"train": 0.5, "valid": 0.25, "test": 0.25})
+    assert one.digest == other.digest and one.split_digest != other.split_digest
+    for run in ("a", "a", "b", "", ""):
+        one.look_at_test("final", ledger, run=run)
+    assert (one.count_looks(ledger), other.count_looks(ledger)) == (4, 0)
+    assert len(sources.test_looks(ledger, one.digest)) == len(sources.test_looks(ledger, one.digest, one.split_digest))
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    del lines[2]["split_digest"]
+    ledger.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert (one.count_looks(ledger), other.count_looks(ledger)) == (4, 1)
+
+
 def test_a_half_written_look_does_not_hide_the_next(tmp_path: Path) -> None:
     dataset, ledger = load_frame(pd.DataFrame({"x": range(40), "y": [0, 1] * 20})), tmp_path / "looks.jsonl"
     ledger.write_text('{"dataset_digest": "a')

@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
-from forge_sweep import sweep, training, trial
-from forge_sweep.errors import ExperimentError, SweepStopped, TrialFailed
+from forge_sweep import environment, sweep, training, trial
+from forge_sweep.errors import ExperimentError, InputError, SweepStopped, TrialFailed
 from forge_sweep.experiment import Experiment, Params, parse
 from forge_sweep.sources import load as load_rows
 from forge_sweep.study import find_study
@@ -262,6 +262,16 @@ def test_the_number_of_workers_follows_from_gpus_or_else_from_cores_and_memory(m
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     on_cpu = crew.plan(experiment(workers={"kind": "processes", "n": 3}), gpus=2, cores=16)
     assert on_cpu.n == 3 and on_cpu.start == "forkserver" and on_cpu.shared["OMP_NUM_THREADS"] == "5"
+
+
+def test_more_workers_than_memory_are_refused_with_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker of 0.0 GB fails at its start, in words about the width of a layer."""
+    monkeypatch.setattr(environment, "memory", lambda: environment.Memory(10_000_000_000, 8_000_000_000))
+    many = experiment(workers={"kind": "processes", "n": 1000})
+    with pytest.raises(InputError, match=r"workers\.n = 1000: 7\.2 GB of memory are free, 7 MB for each") as refused:
+        crew.plan(many, gpus=0, cores=64)
+    assert "set workers.n = 4" in str(refused.value)
+    assert crew.plan(experiment(workers={"kind": "processes", "n": 2}), gpus=0, cores=2).n == 2
 
 
 def test_saved_arrays_are_those_that_were_prepared_and_memory_maps(tmp_path: Path) -> None:

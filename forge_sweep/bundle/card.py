@@ -41,7 +41,7 @@ TEMPLATE = """<!doctype html>
 :root { --ink: #e6eaf2; --paper: #14181f; --soft: #a3adbd; --line: #333b48; --box: #1d2430; --mark: #6ea3f5; }
 }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-body { color: var(--ink); background: var(--paper); overflow-wrap: anywhere; }
+body { color: var(--ink); background: var(--paper); overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; margin-bottom: .4rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem 1rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }

@@ -392,15 +392,12 @@ def read(path: Path, overrides: list[str] | None) -> Experiment:
 
 def find(experiment: str, store: Path) -> Shared:
     """The newest study of an experiment, for reading."""
-    from forge_sweep.study import find_shared
+    from forge_sweep.study import find_shared, no_study
 
     name = read(Path(experiment), None).name if experiment.endswith(".toml") else experiment
     study = find_shared(name, store)
     if study is None:
-        raise InputError(
-            f"experiment {name!r} has no study in {store}",
-            hint="begin it with `forge-sweep run EXPERIMENT`, or give --store",
-        )
+        raise no_study(name, store)
     return study
 
 

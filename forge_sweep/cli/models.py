@@ -41,7 +41,10 @@ def promote(
     model: Model,
     version: Version,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Judge and change nothing; the look at the test rows is recorded.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Judge and change nothing; what takes a look at the test rows is kept for the promotion."
+        ),
     ] = False,
     force: Annotated[
         str | None,
@@ -265,8 +268,11 @@ def print_change(model: str, change: Change) -> None:
 
 
 def gain_in_words(change: Change) -> str:
-    """``auc +0.0123 (0.0040 to 0.0210)``."""
-    found = change.figures.get("champion")
-    if not found or found["gain"] is None:
+    """``auc +0.0123 (0.0040 to 0.0210)``; of a promotion without a champion, what it was beside the best baseline."""
+    found, baseline = change.figures.get("champion"), change.figures.get("baseline")
+    if found and found["gain"] is not None:
+        return f"{change.figures['metric']} {found['gain']:+.4f} ({found['low']:.4f} to {found['high']:.4f})"
+    if found or not baseline or "outcome" not in baseline:
         return "-"
-    return f"{change.figures['metric']} {found['gain']:+.4f} ({found['low']:.4f} to {found['high']:.4f})"
+    than = "" if baseline["outcome"].endswith(" as") else "than "
+    return f"none; {baseline['outcome']} {than}{baseline['kind']}"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forge_sweep import sources
-from forge_sweep.bundle import Bundle, ready_backend
-from forge_sweep.errors import DataError, ForgeSweepError
+from forge_sweep.bundle import Bundle, Evaluation, ready_backend
+from forge_sweep.errors import BundleError, DataError, ForgeSweepError
 from forge_sweep.experiment import Experiment, PromotionSpec, load, restore
 from forge_sweep.task import direction
 
@@ -35,6 +35,7 @@ class Candidate:
         bundle: the same, loaded.
         packages: versions that the bundle was saved with.
         requirements: what the registered model says has to be installed; None where it says nothing.
+        evaluation: what its sweep's look at the test rows gave; None in versions of before that was kept.
     """
 
     version: ModelVersion
@@ -42,6 +43,7 @@ class Candidate:
     bundle: Bundle
     packages: Mapping[str, str]
     requirements: tuple[str, ...] | None
+    evaluation: Evaluation | None
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -115,7 +117,14 @@ def opened(registry: Registry, version: ModelVersion) -> Iterator[Candidate]:
         ready_backend(folder)
         bundle = Bundle.load(folder)
         about = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
-        yield Candidate(version, folder, bundle, about["packages"], requirements_beside(folder))
+        requirements = requirements_beside(folder)
+        found = Candidate(version, folder, bundle, about["packages"], requirements, Evaluation.load(folder))
+        if found.evaluation is not None and not found.evaluation.is_of(*found.frozen):
+            raise BundleError(
+                f"the evaluation in {version.uri} is not of the test rows that the bundle names",
+                hint="register the model again from its sweep",
+            )
+        yield found
 
 
 def requirements_beside(folder: Path) -> tuple[str, ...] | None:

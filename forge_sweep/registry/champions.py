@@ -1,8 +1,9 @@
 """Who is, was and will be champion: the ledger decides, the aliases follow.
 
 A change of champion is four steps: the whole record goes into a file, the entry into the ledger (here two changes at
-once are decided), the aliases are moved, the end is recorded. A process that dies between them leaves an entry without
-an end, and the next command that changes anything completes it, or revokes it where its version is gone.
+once are decided), the aliases are moved (when, is noted right before), the end is recorded. A process that dies between
+them leaves an entry without an end, and the next command that changes anything completes it, or revokes it where its
+version is gone.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Change:
         previous: what ``previous`` stands for since.
         who: user@host.
         when: UTC, ISO 8601: when it was decided.
-        done: UTC, ISO 8601: when the aliases had been moved; "" while they have not.
+        done: UTC, ISO 8601: when the aliases had been moved, whoever recorded it; "" while that is not on record.
         revoked: why the aliases were not moved, else "".
         reason: in words.
         forced: codes of the gates that refused it and were overruled.
@@ -157,7 +158,7 @@ class Champions:
             last = self._last()
         if (moved := self.moved_outside(last)) is not None:
             now = self.registry.aliases(self.name)
-            reason = "the alias was moved by other means than forge-sweep; noticed now"
+            reason = f"by other means than forge-sweep, noticed now: {self._lost(_champion(last))}"
             with contextlib.suppress(GateRefused):  # another process has just noticed it, too
                 self.change(OUTSIDE, now.get(CHAMPION), reason, previous=now.get(PREVIOUS), seen=last)
             said.append(moved)
@@ -168,14 +169,12 @@ class Champions:
         last = last or self._last()
         if last is not None and not last.done and not last.revoked:
             return None
-        recorded = None if last is None else last.to if last.holds else last.before
+        recorded = _champion(last)
         found = self.registry.aliases(self.name).get(CHAMPION)
         if found == recorded:
             return None
-        return (
-            f"the champion of {self.name} is {shown(found)} and was {shown(recorded)} by the ledger: "
-            "the alias was moved by other means"
-        )
+        how = self._lost(recorded)
+        return f"the champion of {self.name} is {shown(found)} and was {shown(recorded)} by the ledger: {how}"
 
     def unfinished(self) -> str | None:
         """What is to be said where a change waits to be completed, else None."""
@@ -187,6 +186,29 @@ class Champions:
     def disagreements(self) -> tuple[str, ...]:
         """What does not agree with the ledger, or waits to be completed; changes nothing."""
         return tuple(text for text in (self.unfinished(), self.moved_outside()) if text)
+
+    def rival(self, wanted: str) -> tuple[str | None, str]:
+        """What a version has to be better than, and what became of the champion by the ledger where it is another one.
+
+        That is the alias ``champion``. Where it is gone, since the version or the alias was deleted, it is the last
+        champion that still exists: nothing is to become champion unseen because somebody deleted the one before.
+
+        Args:
+            wanted: the version that is to become the champion.
+        """
+        version = self.registry.aliases(self.name).get(CHAMPION)
+        if version is not None:
+            return version, ""
+        existing = {each.version for each in self.registry.versions(self.name)}
+        held = [change.to for change in reversed(self.history()) if change.holds and change.to is not None]
+        if not held:
+            return None, ""
+        gone = (
+            f"{shown(held[0])}, the last champion by the ledger, "
+            f"{'has lost the alias champion' if held[0] in existing else 'was deleted'}"
+        )
+        left = next((version for version in held if version in existing), None)
+        return (None, f"{gone}, and was this version itself") if left == wanted else (left, gone)
 
     def seen(self) -> Change | None:
         """The last change, for `change` to be compared with."""
@@ -252,10 +274,16 @@ class Champions:
         if gone is not None:
             self._ledger.finish(change.number, {"revoked": gone, "when": _now()})
             return f"change {change.number} of {self.name} was revoked: {gone}"
+        moved = ""
         if change.action != OUTSIDE:
+            entry = next(each for each in self._ledger.entries() if each.number == change.number)
+            if self.registry.aliases(self.name).get(CHAMPION) != change.to:
+                self._ledger.note(entry, {"moving": _now()})
+            elif entry.steps:  # moved by a process that died before it could say so: right after it noted this
+                moved = str(entry.steps[-1].get("moving", ""))
             self._move(change)
         self._tag(change)
-        self._ledger.finish(change.number, {"done": _now()})
+        self._ledger.finish(change.number, {"done": moved or _now()})
         newest = [each for each in self.history() if each.holds][-1]
         if newest.number > change.number:  # this process slept, and others went on
             self._move(newest)
@@ -277,6 +305,11 @@ class Champions:
         for version in {change.to, change.before} - {None}:
             if self._exists(str(version)):
                 self.registry.tag(self.name, str(version), f"{TAG}.{change.number:06d}", json.dumps(values))
+
+    def _lost(self, champion: str | None) -> str:
+        """How the alias came off the champion by the ledger."""
+        deleted = champion is not None and not self._exists(champion)
+        return f"{shown(champion)} was deleted" if deleted else "the alias was moved by other means"
 
     def _exists(self, version: str) -> bool:
         return version in {each.version for each in self.registry.versions(self.name)}

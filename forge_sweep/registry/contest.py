@@ -1,7 +1,8 @@
-"""Gates on the test rows: does it beat the champion and the best baseline by more than chance, everywhere?
+"""Gates on the test rows: no worse than the best baseline, better than the champion by more than chance?
 
-All are scored on the candidate's frozen test rows, in one recorded look. Rows that the champion was trained on or
-chosen by are left out, by the fingerprints of their features (docs/decisions/0004), since it would know the answers.
+What they go by is in `measured`: figures that came with the version, or of one recorded look at the candidate's frozen
+test rows. Rows that the champion was trained on or chosen by are left out, by the fingerprints of their features
+(docs/decisions/0004), since it would know the answers.
 """
 
 from __future__ import annotations
@@ -14,58 +15,38 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forge_sweep import training, trial
-from forge_sweep.bundle import Bundle
-from forge_sweep.bundle.figures import calibration, slices
 from forge_sweep.checks.findings import Finding, Severity
-from forge_sweep.errors import ForgeSweepError
+from forge_sweep.errors import ForgeSweepError, TrackingDown
 from forge_sweep.experiment import derived_seed
 from forge_sweep.registry.candidate import Candidate, Terms
 from forge_sweep.registry.gates import passed
-from forge_sweep.task import LEVEL, SEED, Answers, Gain, gain
+from forge_sweep.registry.measured import (
+    GroupGain,
+    Measured,
+    Question,
+    Versus,
+    answers_of,
+    brought_along,
+    keep,
+    kept,
+    measured,
+)
+from forge_sweep.task import LEVEL, SEED, Gain
+from forge_sweep.tracking import Registry
 
 if TYPE_CHECKING:
     from forge_sweep.experiment import Experiment
-    from forge_sweep.sources import Dataset, Split
+    from forge_sweep.sources import Dataset
 
 LEDGER = "test_looks.jsonl"
+FEW = 2
+"""So many evaluations on the same test rows are not worth a warning."""
+
 SAME_FIT = 1e-6
 """By how much the validation score of a baseline that is fitted again may differ, in proportion above 1."""
 
 UNBOUNDED = ("rmse", "mae", "medae", "log_loss")
 """Metrics without an upper end: a margin of theirs is a share of the champion's value."""
-
-
-@dataclass(frozen=True, eq=False)
-class Ground:
-    """The test rows with the candidate's answers.
-
-    Attributes:
-        candidate: what is judged.
-        terms: what it is judged by.
-        dataset: the rows it was trained on.
-        split: the test rows.
-        encoded: their targets.
-        answers: the candidate's.
-    """
-
-    candidate: Candidate
-    terms: Terms
-    dataset: Dataset
-    split: Split
-    encoded: np.ndarray
-    answers: Answers
-
-    def gain(self, other: Answers, rows: np.ndarray | None = None) -> Gain:
-        """The candidate's gain over another model, on all rows or on these (n,) bool."""
-        chosen = np.ones(len(self.encoded), bool) if rows is None else rows
-        return gain(
-            self.candidate.bundle.task,
-            self.encoded[chosen],
-            Answers(self.answers.scores[chosen], self.answers.threshold),
-            Answers(other.scores[chosen], other.threshold),
-            self.candidate.metric,
-            resamples=self.terms.settings.resamples,
-        )
 
 
 @dataclass(frozen=True)
@@ -82,100 +63,118 @@ class Contest:
 
 
 def contest(
-    candidate: Candidate, champion: Candidate | None, terms: Terms, store: Path, *, champion_why: str = ""
+    candidate: Candidate,
+    champion: Candidate | None,
+    terms: Terms,
+    registry: Registry,
+    *,
+    unknown: str = "",
+    gone: str = "",
 ) -> Contest:
-    """Judge a candidate on its test rows; one look is recorded.
+    """Judge a candidate on its test rows; where that takes a look at them, it is recorded and its figures are kept.
 
     Args:
         candidate: what is judged.
-        champion: the champion; None where there is none or it cannot be loaded.
+        champion: what it has to beat; None where there is none or it cannot be loaded.
         terms: what it is judged by.
-        store: folder of the ledger of looks.
-        champion_why: why the champion cannot be loaded, or "".
+        registry: of the models; the ledger of looks is in the folder of its store.
+        unknown: why the champion cannot be loaded, or "".
+        gone: what became of the champion by the ledger, where it is none any more, or "".
     """
-    uri = candidate.version.uri
+    uri, ledger = candidate.version.uri, registry.store / LEDGER
     try:
         dataset = candidate.dataset(terms.root)
-        baseline, said = best_baseline(candidate, dataset, terms)
+        kinds = other_baselines(candidate, terms)
+        unseen, leaks = unseen_by(champion, candidate, dataset, terms)
+        if champion is not None:
+            unknown = incomparable(candidate, champion, dataset, unseen)
+        question = Question(candidate, None if unknown else champion, dataset, unseen, kinds, terms)
+        found = kept(registry, question) if question.needs_test_rows else brought_along(candidate)
+        baseline = best_of(candidate, dataset, terms, kinds) if found is None else None
+    except TrackingDown:
+        raise
     except ForgeSweepError as error:
         fix = error.hint or "name the experiment file: --experiment FILE"
         seen = " ".join(error.message.split())
         return Contest((Finding("error", "dataset", uri, seen, "the frozen rows it was trained on", fix),))
-    unseen, leaks = unseen_by(champion, candidate, dataset, terms)
-    against = (
-        f"{champion.version.uri if champion else 'no champion'} and {baseline.kind if baseline else 'no baseline'}"
-    )
-    ledger = store / LEDGER
-    split = dataset.look_at_test(f"promotion of {uri} against {against}", ledger, run=candidate.version.run_id)
-    ground = ground_of(candidate, terms, dataset, split)
-    seen = f"{dataset.version}, split {dataset.split_digest[:12]}, {len(split.rows):,} test rows"
+    looked = found is None
+    if found is None:
+        rivals = [question.champion.version.uri] if question.champion is not None else []
+        rivals += [baseline.bundle.kind] if baseline is not None else []
+        purpose = f"promotion of {uri} against {' and '.join(rivals)}"
+        split = dataset.look_at_test(purpose, ledger, run=candidate.version.run_id)
+        found = measured(question, split, baseline)
+        keep(registry, question, found)
+    rows = dataset.sizes["test"]
+    seen = f"{dataset.version}, split {dataset.split_digest[:12]}, {rows:,} test rows"
     findings = [
         passed("dataset", uri, seen, "the frozen rows it was trained on"),
-        looked(dataset, ledger),
-        *said,
+        judged_before(dataset, ledger, looked),
+        *refitted(candidate, found),
+        *drifted(candidate, found),
         *leaks,
+        against_baseline(candidate, found.baseline),
+        *against_champion(candidate, champion, found, unknown, gone),
+        *calibrated(candidate, found, terms),
+        *(by_group(candidate, champion, found, terms, dataset) if found.champion is not None else ()),
     ]
-    figures: dict[str, Any] = {"metric": candidate.metric, "rows": len(split.rows), "dataset": dataset.version}
-    for of_gate, of_ledger in (
-        against_baseline(ground, baseline),
-        against_champion(ground, champion, unseen, champion_why),
-    ):
-        findings += of_gate
-        figures |= of_ledger
+    figures: dict[str, Any] = {"metric": candidate.metric, "rows": rows, "dataset": dataset.version, "looked": looked}
+    if found.baseline is not None:
+        figures["baseline"] = gain_dict(found.baseline.gain) | {"kind": found.baseline.name}
+    if found.champion is not None:
+        figures["champion"] = gain_dict(found.champion.gain) | {"version": found.champion.name}
     return Contest(tuple(findings), figures)
 
 
-def ground_of(candidate: Candidate, terms: Terms, dataset: Dataset, split: Split) -> Ground:
-    """The candidate's answers to the test rows."""
-    bundle = candidate.bundle
-    answers = answers_of(bundle, split)
-    return Ground(candidate, terms, dataset, split, bundle.task.encode(split.targets), answers)
-
-
-def answers_of(bundle: Bundle, split: Split) -> Answers:
-    """A model's answers; columns that it does not know are no reason to fail."""
-    wanted = [name for name in bundle.preprocessor.schema.names if name in split.features]
-    return Answers(bundle.scores(split.features[wanted]), bundle.threshold)
-
-
-def looked(dataset: Dataset, ledger: Path) -> Finding:
-    """How often the test rows have been looked at."""
-    looks = dataset.count_looks(ledger)
-    severity: Severity = "info" if looks <= 2 else "warning"  # the sweep's own and this one
+def judged_before(dataset: Dataset, ledger: Path, looked: bool) -> Finding:
+    """How many models have been judged by the test rows."""
+    evaluations = dataset.count_looks(ledger)
+    severity: Severity = "info" if evaluations <= FEW else "warning"
+    how = "the test rows were read for it" if looked else "from figures that are on record, without a look"
     return Finding(
         severity,
         "test-looks",
         dataset.version,
-        f"this is look {looks} at its test rows",
-        "few: whoever chooses by the test rows makes their scores optimistic",
+        f"evaluations on its test rows so far: {evaluations}; this comparison: {how}",
+        f"few, {FEW} at most: whoever chooses by the test rows makes their scores optimistic",
         "bring new rows as a new version of the data before long",
     )
+
+
+def drifted(candidate: Candidate, found: Measured) -> Iterator[Finding]:
+    """Whether it answers as it did in its sweep's look at the same rows."""
+    if found.drifted:
+        seen = f"its scores are up to {found.off:.3g} off those of its sweep's look at the same test rows"
+        fix = "compare package versions and hardware with those of the sweep"
+        yield Finding("warning", "evaluation-differs", candidate.version.uri, seen, "the same scores", fix)
 
 
 # Against the best baseline
 
 
-def best_baseline(candidate: Candidate, dataset: Dataset, terms: Terms) -> tuple[Bundle | None, list[Finding]]:
-    """The best baseline of the candidate's sweep, fitted again on the same rows with the same seed.
+def other_baselines(candidate: Candidate, terms: Terms) -> tuple[str, ...]:
+    """Baselines to fit again: none where the sweep's own evaluation has the best other one, or knows of none.
 
-    A candidate that is a baseline itself is compared with the constant predictor.
+    Of older versions it is the best other one, where the sweep recorded which, or else all others. A candidate that is
+    a baseline itself is compared with the others, and with the constant predictor only where there is no other.
     """
-    experiment = candidate.experiment(terms.root)
+    evaluation = candidate.evaluation
+    if evaluation is not None and (evaluation.baseline is None or brought_along(candidate).baseline is not None):
+        return ()
     recorded: dict[str, float] = candidate.metadata.get("baselines", {})
-    kinds = list(recorded) or list(experiment.baselines.kinds)
-    if candidate.bundle.kind in kinds:
-        kinds = ["constant"] if candidate.bundle.kind != "constant" else []
-    fitted = [fit(experiment, dataset, kind) for kind in (kinds[:1] if recorded else kinds)]
-    if not fitted:
-        return None, []
+    kinds = list(recorded) or list(candidate.experiment(terms.root).baselines.kinds)
+    others = [kind for kind in kinds if kind != candidate.bundle.kind]
+    others = [kind for kind in others if kind != "constant"] or others
+    return tuple(others[:1] if recorded else others)
+
+
+def best_of(candidate: Candidate, dataset: Dataset, terms: Terms, kinds: tuple[str, ...]) -> trial.TrialResult | None:
+    """The best of these baselines on validation, fitted again on the same rows with the same seed."""
+    if not kinds:
+        return None
+    experiment = candidate.experiment(terms.root)
     sign = 1 if experiment.direction == "maximize" else -1
-    result = max(fitted, key=lambda each: sign * each.value)
-    expected = recorded.get(result.bundle.kind)
-    if expected is None or abs(result.value - expected) <= SAME_FIT * max(1.0, abs(expected)):
-        return result.bundle, []
-    seen = f"fitted again, its {experiment.objective.metric} is {result.value:.6g}; the sweep had {expected:.6g}"
-    fix = "compare package versions and hardware with those of the sweep"
-    return result.bundle, [Finding("warning", "baseline-differs", result.bundle.kind, seen, "the same", fix)]
+    return max((fit(experiment, dataset, kind) for kind in kinds), key=lambda each: sign * each.value)
 
 
 def fit(experiment: Experiment, dataset: Dataset, kind: str) -> trial.TrialResult:
@@ -184,32 +183,56 @@ def fit(experiment: Experiment, dataset: Dataset, kind: str) -> trial.TrialResul
     return trial.run_baseline(experiment, dataset, kind, derived_seed(experiment.seed, "baseline", kind))
 
 
-def against_baseline(ground: Ground, baseline: Bundle | None) -> tuple[list[Finding], dict[str, Any]]:
-    """It beats the best baseline by more than noise."""
-    uri = ground.candidate.version.uri
-    if baseline is None:
-        kind = ground.candidate.bundle.kind
+def refitted(candidate: Candidate, found: Measured) -> Iterator[Finding]:
+    """Whether a baseline that was fitted again is what it was in the sweep."""
+    if found.refitted is None or found.baseline is None:
+        return
+    kind, metric = found.baseline.name, candidate.metadata["experiment"]["objective"]["metric"]
+    expected = candidate.metadata.get("baselines", {}).get(kind)
+    if expected is not None and abs(found.refitted - expected) > SAME_FIT * max(1.0, abs(expected)):
+        seen = f"fitted again, its {metric} is {found.refitted:.6g}; the sweep had {expected:.6g}"
+        fix = "compare package versions and hardware with those of the sweep"
+        yield Finding("warning", "baseline-differs", kind, seen, "the same", fix)
+
+
+def against_baseline(candidate: Candidate, against: Versus | None) -> Finding:
+    """It is not worse than the best other baseline; within noise it is as good, on record as a warning.
+
+    The constant predictor has to be beaten by more than noise: who is as good as it has learned nothing.
+    """
+    uri, kind = candidate.version.uri, candidate.bundle.kind
+    if kind == "constant" or against is None:
         seen = "it is the constant predictor: nothing was learned" if kind == "constant" else "no baseline was fitted"
         fix = "name kinds under [baselines] and run the sweep again"
-        return [Finding("error", "beats-baseline", uri, seen, "better than the best baseline", fix)], {}
-    found = ground.gain(answers_of(baseline, ground.split))
-    finding = judged(ground, found, "beats-baseline", f"the baseline {baseline.kind}", len(ground.encoded))
-    return [finding], {"baseline": gain_dict(found) | {"kind": baseline.kind}}
+        return Finding("error", "beats-baseline", uri, seen, "at least as good as the best other baseline", fix)
+    other, constant = f"the baseline {against.name}", against.name == "constant"
+    seen = f"{outcome(against.gain)}: {in_words(against, other)}"
+    expected = f"better than {other} by more than noise" if constant else f"not worse than {other} by more than noise"
+    if against.gain.beyond_noise:
+        return passed("beats-baseline", uri, seen, expected)
+    if outcome(against.gain) == "as good as" and not constant:
+        fix = f"nothing, or keep {other} if it is the simpler one; the promotion has it on record"
+        return Finding("warning", "beats-baseline", uri, seen, expected, fix)
+    keeping = "look at the data: nothing was learned" if constant else f"keep {other}"
+    fix = f"search on, or {keeping}; --force REASON overrules this on the record"
+    return Finding("error", "beats-baseline", uri, seen, expected, fix)
 
 
-def judged(ground: Ground, found: Gain, code: str, other: str, rows: int) -> Finding:
-    """A gain as a finding."""
-    uri, resamples = ground.candidate.version.uri, ground.terms.settings.resamples
-    seen = (
-        f"{found.metric} {found.one:.4f} and {found.other:.4f} of {other} on {rows:,} test rows: a gain of "
-        f"{found.gain.value:.4f} ({found.gain.low:.4f} to {found.gain.high:.4f}; {LEVEL:.0%} of {resamples:,} paired "
-        f"bootstrap resamples, seed {SEED})"
+def outcome(found: Gain) -> str:
+    """What may be said of a gain: ``better``, ``as good as``, ``worse``; ``not comparable`` where it is undefined."""
+    if not np.isfinite([found.gain.value, found.gain.low, found.gain.high]).all():
+        return "not comparable"
+    return "better" if found.beyond_noise else "worse" if found.gain.high < 0 else "as good as"
+
+
+def in_words(against: Versus, other: str) -> str:
+    """A comparison with its interval."""
+    found = against.gain
+    return (
+        f"{found.metric} {found.one:.4f} and {found.other:.4f} of {other} on {against.rows:,} test rows: a gain of "
+        f"{found.gain.value:.4f} ({found.gain.low:.4f} to {found.gain.high:.4f}; {LEVEL:.0%} of "
+        f"{against.resamples:,} paired bootstrap resamples, seed {SEED})"
     )
-    expected = f"better than {other} by more than noise: the whole interval above 0"
-    if found.beyond_noise:
-        return passed(code, uri, seen, expected)
-    fix = f"search on, or keep {other}; --force REASON overrules this on the record"
-    return Finding("error", code, uri, seen, expected, fix)
 
 
 def gain_dict(found: Gain) -> dict[str, Any]:
@@ -221,7 +244,8 @@ def gain_dict(found: Gain) -> dict[str, Any]:
         "low": found.gain.low,
         "high": found.gain.high,
     }
-    return {name: round(value, 6) if np.isfinite(value) else None for name, value in values.items()}
+    figures = {name: round(value, 6) if np.isfinite(value) else None for name, value in values.items()}
+    return {**figures, "outcome": outcome(found)}
 
 
 # Against the champion
@@ -262,61 +286,62 @@ def comparable(a: Dataset, b: Dataset) -> bool:
     return dict(a.train.features.dtypes) == dict(b.train.features.dtypes)
 
 
-def against_champion(
-    ground: Ground, champion: Candidate | None, unseen: np.ndarray, why: str
-) -> tuple[list[Finding], dict[str, Any]]:
-    """It beats the champion by more than noise, and is worse than it nowhere."""
-    uri = ground.candidate.version.uri
-    if champion is None and not why:
-        seen = "there is no champion to compare with"
-        return [passed("beats-champion", uri, seen, "better than the champion"), *calibrated(ground, None, unseen)], {}
-    try:
-        if champion is None:
-            raise ForgeSweepError(why)
-        other = champion_answers(ground, champion, unseen)
-    except ForgeSweepError as error:
-        seen = f"it cannot be compared with the champion: {' '.join(error.message.split())}"
-        fix = "mend what is named; --force REASON promotes without the comparison, on the record"
-        return [Finding("error", "beats-champion", uri, seen, "better than the champion", fix)], {}
-    found = ground.gain(other, unseen)
-    name = f"the champion {champion.version.uri}"
-    findings = [
-        judged(ground, found, "beats-champion", name, int(unseen.sum())),
-        *calibrated(ground, other, unseen),
-        *by_group(ground, other, unseen, name),
-    ]
-    return findings, {"champion": gain_dict(found) | {"version": champion.version.version}}
-
-
-def champion_answers(ground: Ground, champion: Candidate, unseen: np.ndarray) -> Answers:
-    """The champion's answers to the test rows.
-
-    Raises:
-        ForgeSweepError: it predicts something else, or other columns.
-    """
-    mine, its = ground.candidate.bundle.task, champion.bundle.task
+def incomparable(candidate: Candidate, champion: Candidate, dataset: Dataset, unseen: np.ndarray) -> str:
+    """Why the champion's answers cannot be compared with the candidate's, or ""; told without a look at test rows."""
+    mine, its = candidate.bundle.task, champion.bundle.task
     if (mine.kind, mine.targets, mine.classes) != (its.kind, its.targets, its.classes):
-        raise ForgeSweepError(f"it predicts {', '.join(its.targets)} ({its.kind}, classes {list(its.classes)})")
+        return f"it predicts {', '.join(its.targets)} ({its.kind}, classes {list(its.classes)})"
     if not unseen.any():
-        raise ForgeSweepError("it was trained on every test row of the candidate")
-    return answers_of(champion.bundle, ground.split)
+        return "it was trained on every test row of the candidate"
+    try:
+        answers_of(champion.bundle, dataset.valid, rows=1)
+    except ForgeSweepError as error:
+        return f"it cannot answer the candidate's rows: {' '.join(error.message.split())}"
+    return ""
 
 
-def calibrated(ground: Ground, other: Answers | None, rows: np.ndarray) -> Iterator[Finding]:
+def against_champion(
+    candidate: Candidate, champion: Candidate | None, found: Measured, unknown: str, gone: str
+) -> Iterator[Finding]:
+    """It beats the champion by more than noise."""
+    uri, expected = candidate.version.uri, "better than the champion"
+    if unknown:
+        seen = f"it cannot be compared with the champion: {unknown}"
+        fix = "mend what is named; --force REASON promotes without the comparison, on the record"
+        yield Finding("error", "beats-champion", uri, seen, expected, fix)
+        return
+    if champion is None or found.champion is None:
+        if gone:
+            seen, fix = f"nothing to compare with: {gone}", "nothing; the promotion has it on record"
+            yield Finding("warning", "beats-champion", uri, seen, expected, fix)
+        else:
+            yield passed("beats-champion", uri, "there is no champion to compare with", expected)
+        return
+    name = f"the champion {champion.version.uri}"
+    if gone:
+        name = champion.version.uri
+        seen, fix = f"{gone}; compared with {name} in its place", "nothing; the promotion has it on record"
+        yield Finding("warning", "champion-gone", uri, seen, expected, fix)
+    seen = in_words(found.champion, name)
+    expected = f"better than {name} by more than noise: the whole interval above 0"
+    if found.champion.gain.beyond_noise:
+        yield passed("beats-champion", uri, seen, expected)
+        return
+    fix = f"search on, or keep {name}; --force REASON overrules this on the record"
+    yield Finding("error", "beats-champion", uri, seen, expected, fix)
+
+
+def calibrated(candidate: Candidate, found: Measured, terms: Terms) -> Iterator[Finding]:
     """Its probabilities are as right as the champion's."""
-    task, uri, settings = ground.candidate.bundle.task, ground.candidate.version.uri, ground.terms.settings
-    own = calibration(task, ground.encoded[rows], ground.answers.scores[rows])
-    if own is None:
+    uri, settings, (own, its) = candidate.version.uri, terms.settings, found.calibration
+    if candidate.bundle.task.kind == "regression":
         yield passed("calibration", uri, "a regression has no probabilities", "not applicable")
         return
-    if other is None:
-        words = ", ".join(f"{name} {value:.4f}" for name, value in own.items())
-        yield passed(
-            "calibration", uri, f"{words}; there is no champion to compare with", "not worse than the champion"
-        )
+    if own is None or its is None:
+        words = ", ".join(f"{name} {value:.4f}" for name, value in (own or {}).items()) or "not recorded"
+        seen = f"{words}; there is no champion to compare with"
+        yield passed("calibration", uri, seen, "not worse than the champion")
         return
-    its = calibration(task, ground.encoded[rows], other.scores[rows])
-    assert its is not None
     for name, allowed in (("ece", settings.max_ece_loss), ("brier", settings.max_brier_loss)):
         chance = [each.get(f"{name}_by_chance", 0.0) for each in (own, its)]
         by_chance = f" (by chance {chance[0]:.4f} and {chance[1]:.4f})" if name == "ece" else ""
@@ -330,33 +355,35 @@ def calibrated(ground: Ground, other: Answers | None, rows: np.ndarray) -> Itera
             yield Finding("error", "calibration", uri, seen, expected, fix)
 
 
-def by_group(ground: Ground, other: Answers, unseen: np.ndarray, name: str) -> Iterator[Finding]:
+def by_group(
+    candidate: Candidate, champion: Candidate | None, found: Measured, terms: Terms, dataset: Dataset
+) -> Iterator[Finding]:
     """No group of rows is worse off than with the champion, by more than the margin and by more than noise."""
-    settings, features = ground.terms.settings, ground.split.features
-    if not settings.groups:
+    assert champion is not None
+    columns = list(dataset.train.features)
+    if not terms.settings.groups:
         seen = "no groups are named"
         expected = "columns whose groups are compared (not applicable)"
-        yield passed("groups", ground.candidate.version.uri, seen, expected)
+        yield passed("groups", candidate.version.uri, seen, expected)
         return
-    for absent in [column for column in settings.groups if column not in features]:
-        fix = f"correct groups under [promotion]; there is {', '.join(map(str, list(features)[:10]))}"
+    for absent in [column for column in terms.settings.groups if column not in columns]:
+        fix = f"correct groups under [promotion]; there is {', '.join(map(str, columns[:10]))}"
         yield Finding("error", "groups", absent, "no such column among the features", "a feature", fix)
-    known = [column for column in settings.groups if column in features]
-    for column, category, rows in slices(ground.candidate.bundle, features, known) if known else ():
-        yield group(ground, other, f"{column} = {category}", rows & unseen, name)
+    for each in found.groups:
+        yield group(each, terms, f"the champion {champion.version.uri}")
 
 
-def group(ground: Ground, other: Answers, subject: str, rows: np.ndarray, name: str) -> Finding:
+def group(each: GroupGain, terms: Terms, name: str) -> Finding:
     """One group."""
-    settings, n = ground.terms.settings, int(rows.sum())
+    settings, subject = terms.settings, f"{each.column} = {each.category}"
     expected = f"not worse than {name} by more than {settings.max_group_loss:g} and by more than noise"
-    if n < settings.min_group_rows:
-        return passed("groups", subject, f"{n} test rows, too few to judge", expected)
-    found = ground.gain(other, rows)
+    if each.against is None:
+        return passed("groups", subject, f"{each.rows} test rows, too few to judge", expected)
+    found = each.against.gain
     if not np.isfinite(found.gain.value):
-        return passed("groups", subject, f"{found.metric} is not defined on its {n} test rows", expected)
+        return passed("groups", subject, f"{found.metric} is not defined on its {each.rows} test rows", expected)
     share = abs(found.other) if found.metric in UNBOUNDED else 1.0
-    seen = f"{found.metric} {found.one:.4f} and {found.other:.4f} on {n:,} rows: {found.gain.value:+.4f} "
+    seen = f"{found.metric} {found.one:.4f} and {found.other:.4f} on {each.rows:,} rows: {found.gain.value:+.4f} "
     seen += f"({found.gain.low:.4f} to {found.gain.high:.4f})"
     if found.gain.value >= -settings.max_group_loss * share:
         return passed("groups", subject, seen, expected)

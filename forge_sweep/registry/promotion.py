@@ -15,7 +15,10 @@ from forge_sweep.registry.candidate import Candidate, Terms, opened
 from forge_sweep.registry.champions import Champions, Change, refuse_long
 from forge_sweep.registry.contest import Contest, contest
 from forge_sweep.registry.gates import without_test
-from forge_sweep.tracking import ModelVersion, Registry
+from forge_sweep.tracking import ForeignModel, ModelVersion, Registry
+
+UNFIT = ("hashes", "loader")
+"""Gates that ``--force`` does not overrule: nobody could serve such a version, or nobody should."""
 
 Tell = Callable[[Finding], None]
 Say = Callable[[str], None]
@@ -96,9 +99,10 @@ def promote(
         model: registered model.
         version: its number, or an alias as ``@challenger``.
         store: folder of the embedded stores and of the ledger of looks.
-        dry_run: judge only; the test rows are looked at all the same, and that is recorded.
+        dry_run: judge only; where that takes a look at the test rows, it is recorded, and its figures are kept for the
+            next call.
         force: promote whatever the gates say, for this reason; it is recorded with the gates that refused. A bundle
-            that cannot be loaded is refused all the same.
+            that cannot be loaded, or that MLflow would load with other code than ours, is refused all the same.
         reason: why, for the record.
         experiment: file whose section ``[promotion]`` and folder are used; default: what the sweep recorded.
         tell: told every finding as it comes.
@@ -122,9 +126,10 @@ def promote(
         raise InputError(
             f"version {wanted.version} of {model} is the champion", hint=f"forge-sweep models history {model}"
         )
-    found = judge(registry, wanted, champion, store, experiment, tell, forced=bool(force))
+    rival, gone = champions.rival(wanted.version)
+    found = judge(registry, wanted, rival, experiment, tell, gone=gone, forced=bool(force))
     judged = Promotion(model, wanted.version, champion, found.findings, found.figures)
-    unfit = any(finding.code == "hashes" for finding in judged.refused)
+    unfit = any(finding.code in UNFIT for finding in judged.refused)
     if judged.refused and (not force or unfit or dry_run):
         raise Refused(judged)
     if dry_run:
@@ -134,7 +139,7 @@ def promote(
         names.PROMOTE,
         wanted.version,
         force or reason or "the gates let it",
-        previous=champion,
+        previous=champion or aliases.get(names.PREVIOUS),
         seen=seen,
         gates=judged.gates,
         forced=forced,
@@ -146,14 +151,24 @@ def promote(
 def judge(
     registry: Registry,
     wanted: ModelVersion,
-    champion: str | None,
-    store: Path,
+    rival: str | None,
     experiment: Path | None,
     tell: Tell = nothing,
     *,
+    gone: str = "",
     forced: bool = False,
 ) -> Contest:
-    """Every gate, those that cost nothing first: what they refuse costs no look at the test rows, unless forced."""
+    """Every gate, those that cost nothing first: what they refuse costs no look at the test rows, unless forced.
+
+    Args:
+        registry: of the models.
+        wanted: which version is judged.
+        rival: the version to be compared with, see `Champions.rival`.
+        experiment: file whose section ``[promotion]`` and folder are used; default: what the sweep recorded.
+        tell: told every finding as it comes.
+        gone: what became of the champion by the ledger, where it is none any more, or "".
+        forced: whether to go on where a gate refuses.
+    """
     findings: list[Finding] = []
 
     def keep(found: Finding) -> None:
@@ -164,17 +179,15 @@ def judge(
         try:
             candidate = stack.enter_context(opened(registry, wanted))
         except BundleError as error:
-            fix = error.hint or "register it again"
-            seen = " ".join(error.message.split())
-            keep(Finding("error", "hashes", wanted.uri, seen, "a bundle as it was saved", fix))
+            keep(unreadable(wanted, error))
             return Contest(tuple(findings))
         terms = Terms.of(candidate.metadata, experiment)
         for finding in without_test(candidate, terms):
             keep(finding)
         if errors(findings) and not forced:
             return Contest(tuple(findings))
-        other, why = open_champion(stack, registry, wanted.name, champion)
-        found = contest(candidate, other, terms, store, champion_why=why)
+        other, unknown = open_champion(stack, registry, wanted.name, rival)
+        found = contest(candidate, other, terms, registry, unknown=unknown, gone=gone)
         for finding in found.findings:
             keep(finding)
     return Contest(tuple(findings), found.figures)
@@ -232,10 +245,15 @@ def refuse_unreadable(registry: Registry, version: ModelVersion) -> None:
         with opened(registry, version):
             pass
     except BundleError as error:
-        fix = error.hint or "promote another version"
-        seen = " ".join(error.message.split())
-        finding = Finding("error", "hashes", version.uri, seen, "a bundle as it was saved", fix)
-        raise GateRefused(f"{version.uri} cannot be made champion again; nothing was changed", [finding]) from error
+        title = f"{version.uri} cannot be made champion again; nothing was changed"
+        raise GateRefused(title, [unreadable(version, error)]) from error
+
+
+def unreadable(version: ModelVersion, error: BundleError) -> Finding:
+    """A version that nobody may load, as a finding."""
+    code, seen = "loader" if isinstance(error, ForeignModel) else "hashes", " ".join(error.message.split())
+    fix = error.hint or "register it again"
+    return Finding("error", code, version.uri, seen, "a model as it was registered, with our loader and no code", fix)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forge_sweep.errors import DataError
-from forge_sweep.preprocessing import Column, Schema
-from forge_sweep.sources.inspection import MISSING_WORDS
+from forge_sweep.preprocessing import CODE, Column, Schema
+from forge_sweep.sources.inspection import MISSING_WORDS, frame_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,8 +86,11 @@ def framed(table: pa.Table, schema: Schema, *, text: bool) -> pd.DataFrame:
         text: whether all columns are text, of a CSV file, and take the types of the schema; what is no such value is
             left as it is, for the schema to refuse.
     """
-    frame: pd.DataFrame = table.to_pandas(ignore_metadata=True, date_as_object=False)
-    if not text or len(set(table.column_names)) < table.num_columns:
+    if len(set(table.column_names)) < table.num_columns:
+        twice: pd.DataFrame = table.to_pandas(ignore_metadata=True, date_as_object=False)
+        return twice  # for the schema to refuse
+    frame = frame_of(table, [column.name for column in schema.columns if column.dtype == CODE])
+    if not text:
         return frame
     for column in schema.columns:
         if column.kind != "categorical" and column.name in frame:

@@ -231,8 +231,12 @@ def code_text(codes: pd.Series) -> pd.Series:
     if types.is_string_dtype(codes) and codes.dtype != object:
         whole = bool(present.str.fullmatch(r"-?\d+\.0+").all())
         return codes.str.replace(r"\.0+$", "", regex=True) if whole else codes
-    if types.is_bool_dtype(codes.dtype) or bool((present % 1 != 0).any()):
-        seen = "booleans" if types.is_bool_dtype(codes.dtype) else shown(present[present % 1 != 0].unique())
+    if types.infer_dtype(present) == "decimal":  # % of a decimal fails beyond 28 digits
+        fractions = present[[value != value.to_integral_value() for value in present]]
+    else:
+        fractions = present[:0] if types.is_bool_dtype(codes.dtype) else present[(present % 1 != 0).to_numpy(bool)]
+    if types.is_bool_dtype(codes.dtype) or len(fractions):
+        seen = "booleans" if types.is_bool_dtype(codes.dtype) else shown(fractions.unique())
         raise DataError(
             f"data.categorical: column {codes.name!r} holds {seen}; expected whole numbers or text",
             hint=f"take {str(codes.name)!r} out of categorical under [data]: it is no column of codes",

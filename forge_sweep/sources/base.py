@@ -6,7 +6,7 @@ import getpass
 import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,7 +52,8 @@ class TestLook:
         who: user@host.
         when: UTC, ISO 8601.
         pid: process.
-        run: MLflow run that the rows are scored for, if any.
+        run: MLflow run whose model is scored, if any: looks of one run are one evaluation.
+        split_digest: of the split; "" in lines of before it was recorded.
     """
 
     __test__: ClassVar[bool] = False  # not a test case, whatever pytest makes of the name
@@ -63,6 +64,7 @@ class TestLook:
     when: str
     pid: int
     run: str = ""
+    split_digest: str = ""
 
 
 class TestRows(Protocol):
@@ -73,7 +75,7 @@ class TestRows(Protocol):
         ...
 
     def count(self) -> int | None:
-        """How many looks the place they come from has on record; None where it keeps no record."""
+        """How many evaluations the place they come from has on record; None where it keeps no record."""
         ...
 
 
@@ -140,20 +142,26 @@ class Dataset:
         Args:
             purpose: what the rows are for.
             ledger: JSON-lines file that counts the looks; made where it does not exist.
-            run: MLflow run that the rows are scored for.
+            run: MLflow run whose model is scored.
 
         Raises:
             OSError: the ledger cannot be written; nothing is returned.
             StoreDown: the store of the rows cannot be reached; nothing is returned.
         """
-        look = new_look(self.digest, purpose, run)
+        look = new_look(self.digest, purpose, run, self.split_digest)
         _append_line(ledger, json.dumps(asdict(look)))
         return self._test.read(look)
 
     def count_looks(self, ledger: Path) -> int:
-        """How many looks at the test rows are on record: where the rows are, or else in the ledger on this machine."""
+        """How many evaluations on these test rows are on record: where they are, or else in the ledger on this machine.
+
+        However often the rows are read to judge the model of one run, it is one evaluation; a look that names no run is
+        one of its own.
+        """
         counted = self._test.count()
-        return len(test_looks(ledger, self.digest)) if counted is None else counted
+        if counted is not None:
+            return counted
+        return evaluations(look.run for look in test_looks(ledger, self.digest, self.split_digest))
 
 
 class Source(Protocol):
@@ -181,18 +189,31 @@ class Source(Protocol):
         ...
 
 
-def new_look(digest: str, purpose: str, run: str = "") -> TestLook:
+def new_look(digest: str, purpose: str, run: str = "", split_digest: str = "") -> TestLook:
     """A look by this process, now."""
     who, when = f"{_user()}@{socket.gethostname()}", datetime.now(UTC).isoformat()
-    return TestLook(digest, purpose, who, when, os.getpid(), run)
+    return TestLook(digest, purpose, who, when, os.getpid(), run, split_digest)
 
 
-def test_looks(ledger: Path, digest: str) -> list[TestLook]:
-    """Every recorded look at the test split of the dataset with this digest, oldest first."""
+def test_looks(ledger: Path, digest: str, split_digest: str = "") -> list[TestLook]:
+    """Every recorded look at the test split of the dataset with this digest, oldest first.
+
+    Args:
+        ledger: the file of `Dataset.look_at_test`.
+        digest: of the dataset.
+        split_digest: leave out looks that are known to be at the test rows of another split; "" for all.
+    """
     if not ledger.exists():
         return []
     looks = [look for line in ledger.read_text(encoding="utf-8").splitlines() if (look := _parse_look(line))]
-    return [look for look in looks if look.dataset_digest == digest]
+    known = {"", split_digest} if split_digest else {look.split_digest for look in looks}
+    return [look for look in looks if look.dataset_digest == digest and look.split_digest in known]
+
+
+def evaluations(runs: Iterable[str]) -> int:
+    """How many evaluations looks for these runs are: one for each run, and one for each look that names none."""
+    names = list(runs)
+    return len(set(names) - {""}) + names.count("")
 
 
 test_looks.__test__ = False  # type: ignore[attr-defined]  # not a test case, whatever pytest makes of the name

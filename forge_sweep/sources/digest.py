@@ -31,6 +31,8 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_datetime64_any_dtype, is_integer_dtype, is_numeric_dtype
 
+from forge_sweep.errors import DataError
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -163,7 +165,14 @@ def _texts(values: pd.Series) -> pd.Series:
 def nanoseconds(times: pd.Series) -> pd.Series:
     """Times as nanoseconds since 1970 UTC, Int64; times without a zone count as UTC."""
     utc = times.dt.tz_convert("UTC").dt.tz_localize(None) if getattr(times.dtype, "tz", None) else times
-    return utc.astype("datetime64[ns]").astype("int64").astype("Int64").mask(utc.isna())
+    try:
+        utc = utc.astype("datetime64[ns]")
+    except pd.errors.OutOfBoundsDatetime as error:
+        raise DataError(
+            f"column {times.name!r} holds times beyond those of 64-bit nanoseconds: {error}",
+            hint="expected times from 1677 to 2262: write such times as missing, as text, or name another column",
+        ) from error
+    return utc.astype("int64").astype("Int64").mask(utc.isna())
 
 
 def _exact(integers: pd.Series) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,18 +20,19 @@ from forge_sweep.sources.inspection import (
     as_identity,
     exact,
     explained,
+    frame_of,
     kind_of,
     listed,
     not_utf8,
     refuse_large,
     refuse_swallowed,
     refuse_unreadable,
+    shown_text,
     whole_text,
     words_of,
 )
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
 
     from forge_sweep.experiment import DataSpec
@@ -75,13 +77,14 @@ class FileSource:
                 known = words.setdefault(name, {})
                 for word, count in counts.items():
                     known[word] = known.get(word, 0) + count
+        classes = () if spec.task == "regression" else spec.target
         said = [
             f"column {name!r}: {listed(words[name])}, read as missing; if it is a code, write it otherwise"
             for name in spec.categorical
             if words.get(name)
         ]
         return assemble(
-            _frame(_concatenate(tables), spec),
+            frame_of(_concatenate(tables), {*spec.categorical, *identities(spec), *classes}),
             spec,
             name=_name(spec, paths),
             source=", ".join(map(str, paths.values())),
@@ -137,6 +140,12 @@ def _read_csv(path: Path, key: str, spec: DataSpec) -> Part:
     header = content[: content.find(b"\n") + 1] or content
     names = csv.open_csv(pa.BufferReader(content), csv.ReadOptions(block_size=max(1 << 20, 2 * len(header))), parse)
     names = list(names.schema.names)
+    for name in names:
+        if spec.separator in name and re.search(r"[\r\n]", name):
+            hint = "close it, and write a mark that belongs to a name twice, in quotation marks"
+            raise DataError(
+                f"{key}: {path}: a quotation mark of the header is not closed: {shown_text(name)}", hint=hint
+            )
     refuse_absent_columns(names, spec, str(path))
     kept = [position for position, name in enumerate(names) if name not in spec.drop]
 
@@ -170,7 +179,8 @@ def _read_csv(path: Path, key: str, spec: DataSpec) -> Part:
         return read([place[name]], {name: pa.large_string()}, missing).column(0)
 
     warnings: tuple[str, ...] = ()
-    lines = content.count(b"\n") + (not content.endswith(b"\n"))
+    mark = b"\n" if b"\n" in content else b"\r"
+    lines = content.count(mark) + (not content.endswith(mark))
     if lines > table.num_rows + 1:  # empty lines, texts of several lines, or rows that are lost
         everything = read(range(len(names)), dict.fromkeys(names, pa.large_binary()), [""])
         found = refuse_swallowed(
@@ -214,29 +224,6 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     import pyarrow as pa
 
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-
-
-def _frame(table: pa.Table, spec: DataSpec) -> pd.DataFrame:
-    """The table as a frame. Whole numbers with gaps stay whole where their digits are what they are."""
-    import pandas as pd
-    import pyarrow as pa
-
-    whole = {
-        pa.int8(): pd.Int8Dtype(),
-        pa.int16(): pd.Int16Dtype(),
-        pa.int32(): pd.Int32Dtype(),
-        pa.int64(): pd.Int64Dtype(),
-        pa.uint8(): pd.UInt8Dtype(),
-        pa.uint16(): pd.UInt16Dtype(),
-        pa.uint32(): pd.UInt32Dtype(),
-        pa.uint64(): pd.UInt64Dtype(),
-    }
-    codes = {*spec.categorical, *identities(spec), *(() if spec.task == "regression" else spec.target)}
-    columns = {}
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        keep = name in codes and column.null_count > 0
-        columns[name] = column.to_pandas(date_as_object=False, types_mapper=whole.get if keep else None)
-    return pd.DataFrame(columns, copy=False)
 
 
 def decoded(table: pa.Table, path: Path, key: str) -> pa.Table:

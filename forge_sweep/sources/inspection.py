@@ -7,7 +7,7 @@ they accept and what they say of a file is decided here.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from forge_sweep.errors import DataError
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
 
 ENDINGS = (".csv", ".csv.gz", ".parquet")
@@ -266,10 +267,12 @@ def swallowed(table: pa.Table, separator: str, first: int = 0) -> tuple[str, boo
         as_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
         if not (as_bytes or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             continue
-        breaks = pc.fill_null(pc.count_substring(column, b"\n" if as_bytes else "\n"), 0)
-        for row in np.flatnonzero(np.asarray(breaks)).tolist():
+        feed, back = (b"\n", b"\r") if as_bytes else ("\n", "\r")
+        breaks = pc.or_(pc.match_substring(column, feed), pc.match_substring(column, back))
+        for row in np.flatnonzero(np.asarray(pc.fill_null(breaks, False))).tolist():
             value = column[row].as_py()
             text = value if isinstance(value, str) else value.decode("utf-8", "replace")
+            text = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")  # the end of the file, where it is one
             lines = text.split("\n")
             whole = [line for line in lines[1:-1] if line.strip()]
             alike = sum(line.count(separator) == between for line in whole)
@@ -279,7 +282,8 @@ def swallowed(table: pa.Table, separator: str, first: int = 0) -> tuple[str, boo
             )
             if len(whole) >= (2 if between > 1 else 5) and alike >= 0.9 * len(whole):
                 return words, True
-            if between > 1 and not whole and text.count(separator) == between * (len(lines) - 1) and not doubt:
+            fits = len(lines) > 1 and text.count(separator) == between * (len(lines) - 1)
+            if between > 1 and fits and alike == len(whole) and not doubt:
                 doubt = words
     return doubt, False
 
@@ -405,7 +409,8 @@ def _decimal_identity(values: pa.ChunkedArray) -> pa.ChunkedArray:
     floats = pc.cast(values, pa.float64())
     if len(set(present)) == len(pc.unique(floats).drop_null()):
         return floats
-    texts = [None if value is None else format(value.normalize(), "f") for value in values.to_pylist()]
+    # Not normalize(), which rounds to 28 digits.
+    texts = [None if value is None else re.sub(r"\.?0+$", "", format(value, "f")) for value in values.to_pylist()]
     return pa.chunked_array([pa.array(texts, pa.large_string())])
 
 
@@ -422,6 +427,33 @@ def whole_numbers(texts: pa.ChunkedArray) -> pa.ChunkedArray:
             except pa.ArrowInvalid:
                 continue
     return texts
+
+
+def frame_of(table: pa.Table, whole: Collection[str]) -> pd.DataFrame:
+    """The table as a frame.
+
+    Args:
+        table: columns of different names.
+        whole: columns whose digits are what they are: whole numbers with gaps stay whole there.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    kept = {
+        pa.int8(): pd.Int8Dtype(),
+        pa.int16(): pd.Int16Dtype(),
+        pa.int32(): pd.Int32Dtype(),
+        pa.int64(): pd.Int64Dtype(),
+        pa.uint8(): pd.UInt8Dtype(),
+        pa.uint16(): pd.UInt16Dtype(),
+        pa.uint32(): pd.UInt32Dtype(),
+        pa.uint64(): pd.UInt64Dtype(),
+    }
+    columns = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        mapper = kept.get if name in whole and column.null_count else None
+        columns[name] = column.to_pandas(date_as_object=False, types_mapper=mapper)
+    return pd.DataFrame(columns, copy=False)
 
 
 def words_of(texts: Iterable[Any]) -> dict[str, int]:

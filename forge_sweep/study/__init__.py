@@ -28,9 +28,17 @@ from forge_sweep.study.cost import (
     span,
     union_s,
 )
-from forge_sweep.study.opening import find_shared, find_study, join_study, open_study, require_packages, resumable
+from forge_sweep.study.opening import (
+    find_shared,
+    find_study,
+    join_study,
+    no_study,
+    open_study,
+    require_packages,
+    resumable,
+)
 from forge_sweep.study.shared import Requeued, Shared
-from forge_sweep.study.storage import storage_url
+from forge_sweep.study.storage import check_storage, storage_url
 from forge_sweep.study.study import Asked, Study
 from forge_sweep.study.view import COST, PHASES_NOTE, SESSION, FailingStreak, StudyView, TrialRow, TrialState
 
@@ -53,9 +61,11 @@ __all__ = [
     "TrialCost",
     "TrialRow",
     "TrialState",
+    "check_storage",
     "find_shared",
     "find_study",
     "join_study",
+    "no_study",
     "open_study",
     "over",
     "phases_words",

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forge_sweep.errors import ResumeRefused
+from forge_sweep.errors import InputError, ResumeRefused
 from forge_sweep.experiment import LATER_KEYS, Experiment, flatten, is_budget
+from forge_sweep.experiment.rules import nearest
 from forge_sweep.study.shared import Shared
 from forge_sweep.study.space import Space, distributions, fits
-from forge_sweep.study.storage import CREATING, exists, locks_of, open_storage, storage_url
+from forge_sweep.study.storage import CREATING, exists, locks_of, open_storage, open_to_read, storage_url
 from forge_sweep.study.study import Study
 from forge_sweep.study.view import ACCEPTED, FAILURE, IMPORTED, PARAMS, PREFIX, RESOLVED, SKIPPED, VALUE, StudyView
 
@@ -51,6 +52,9 @@ CREATION_S = 3600
 
 Studies = dict[str, dict[str, Any]]
 """Attributes of the studies of one experiment by name, newest first."""
+
+SHOWN = 12
+"""So many experiments are listed in a message."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,19 @@ def find_shared(experiment_name: str, store: Path) -> Shared | None:
     return Shared(optuna.load_study(study_name=name, storage=storage), storage, url, store)
 
 
+def no_study(experiment_name: str, store: Path) -> InputError:
+    """What is said where `find_shared` found none: the experiments that have one, the newest first."""
+    url = storage_url(store)
+    studies = reversed(open_storage(url, store).get_all_studies()) if exists(url) else ()
+    known = list(
+        dict.fromkeys(str(study.user_attrs[EXPERIMENT]) for study in studies if EXPERIMENT in study.user_attrs)
+    )
+    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+    there = f"there is {', '.join(known[:SHOWN])}{more}" if known else "there is no study at all"
+    hint = nearest(experiment_name, known) or "begin it with `forge-sweep run EXPERIMENT`, or give --store"
+    return InputError(f"experiment {experiment_name!r} has no study in {store}; {there}", hint=hint)
+
+
 def find_study(experiment_name: str, store: Path) -> StudyView | None:
     """The newest study of an experiment, for reading; None where there is none. Creates no database."""
     return _view(store, experiment_name, lambda studies: next(iter(studies), None))
@@ -207,7 +224,7 @@ def _view(store: Path, experiment_name: str, choose: Callable[[Studies], str | N
         return None
     import optuna
 
-    storage = open_storage(url, store)
+    storage = open_to_read(url, store)
     name = choose(_studies_of(storage, experiment_name))
     return None if name is None else StudyView(optuna.load_study(study_name=name, storage=storage), url)
 

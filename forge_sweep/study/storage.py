@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -12,12 +13,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forge_sweep.addresses import (
+    is_read_only,
+    refuse_damaged,
+    refuse_fleeting,
+    sqlite_file,
+    sqlite_url,
+    to_read,
+    unwritable,
+    variable,
+)
 from forge_sweep.errors import InputError, MissingExtra, SweepStopped
 
 if TYPE_CHECKING:
     from forge_sweep.study.database import Database
 
-SQLITE = "sqlite:///"
+VARIABLE = "FORGE_SWEEP_STORAGE"
+WHAT = "the studies and their trials"
 LOCKED_TIMEOUT_S = 60
 
 CREATING = ".creating"
@@ -34,23 +46,70 @@ def storage_url(store: Path) -> str:
         ``FORGE_SWEEP_STORAGE`` where it is set, else SQLite in ``store``. It may hold a password: do not log it.
         A PostgreSQL may be shared by many machines and store folders, SQLite by the processes of one machine.
     """
-    return os.environ.get("FORGE_SWEEP_STORAGE") or embedded_url(store)
+    return variable(VARIABLE) or embedded_url(store)
 
 
 def embedded_url(store: Path) -> str:
     """URL of the SQLite file in ``store``."""
-    return f"{SQLITE}{store.resolve() / 'optuna.db'}"
+    return sqlite_url(store.resolve() / "optuna.db")
 
 
 def exists(url: str) -> bool:
     """Whether there is anything to read; a database server always counts as being there."""
-    return not url.startswith(SQLITE) or Path(url.removeprefix(SQLITE)).exists()
+    path = _file(url)
+    return path is None or path.exists()
 
 
 def locks_of(url: str, store: Path) -> Path:
     """Folder of lock files: beside an SQLite file, so that all who open it meet there; else in ``store``."""
-    home = Path(url.removeprefix(SQLITE)).parent if url.startswith(SQLITE) else store
-    return home / "locks"
+    path = _file(url)
+    return (store if path is None else path.parent) / "locks"
+
+
+def _file(url: str) -> Path | None:
+    """The file of an SQLite database, which is one and outlives the process.
+
+    Raises:
+        InputError: ``FORGE_SWEEP_STORAGE`` is no address, or a database in memory.
+    """
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        refuse_fleeting(url, VARIABLE, "mlruns/optuna.db")
+        return sqlite_file(url)
+    except (ArgumentError, ValueError) as error:
+        raise _unusable(url, error) from error
+
+
+def check_storage(store: Path) -> None:
+    """Before anything is trained: whether the database of the studies can be what it is said to be.
+
+    Raises:
+        InputError: it is damaged, in memory, or cannot be written.
+    """
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+    url = storage_url(store)
+    path = _file(url)
+    if path is None:
+        try:
+            _refuse_other_servers(url)
+        except (ArgumentError, ImportError, SQLAlchemyError) as error:
+            raise _unusable(url, error) from error
+    else:
+        refuse_damaged(path, WHAT)
+        if is_read_only(path):
+            raise unwritable(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def open_to_read(url: str, store: Path) -> Database:
+    """`open_storage` of a database that exists, for readers: one that cannot be written is read from a copy."""
+    path = _file(url)
+    if path is None or not is_read_only(path):
+        return open_storage(url, store)
+    refuse_damaged(path, WHAT)
+    copy = to_read(path)
+    return open_storage(sqlite_url(copy), copy.parent)
 
 
 def open_storage(url: str, store: Path) -> Database:
@@ -66,21 +125,39 @@ def open_storage(url: str, store: Path) -> Database:
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    path = _file(url)
     try:
-        if url.startswith("sqlite"):
-            _refuse_missing_folder(url, store)
+        if path is not None:
+            _refuse_missing_folder(path, url, store)
+            refuse_damaged(path, WHAT)
             with creating(url, store):
                 return _sqlite(url)
         _refuse_other_servers(url)
         with creating(url, store):
             return _server(url)
+    except OSError as error:
+        raise unwritable(store if path is None else path.parent, error) from error
     except (ArgumentError, ImportError, SQLAlchemyError) as error:
-        raise _unusable(url, error) from error
+        raise (_unusable(url, error) if path is None else _unusable_file(path, error)) from error
+    except RuntimeError as error:  # Optuna's, of tables that another version made
+        hint = "install the version of Optuna that made it, or give another store"
+        raise InputError(f"the study database cannot be used: {str(error).splitlines()[0]}", hint=hint) from error
 
 
-def _refuse_missing_folder(url: str, store: Path) -> None:
+def _unusable_file(path: Path, error: Exception) -> InputError:
+    """What to say of an SQLite file that could not be opened; its own words hold no secret."""
+    said = str(getattr(error, "orig", error)).splitlines()[0]
+    if re.search(r"disk is full|disk I/O", said):
+        return unwritable(path, OSError(errno.ENOSPC, f"{said} (no space left on the disk, or a limit of file sizes)"))
+    if re.search(r"readonly|unable to open", said):
+        return unwritable(path, PermissionError(errno.EACCES, said))
+    hint = "run it again once nobody else holds it" if "locked" in said else "move it away, or put a backup back"
+    return InputError(f"the study database {path} cannot be used: {said}", hint=hint)
+
+
+def _refuse_missing_folder(path: Path, url: str, store: Path) -> None:
     """The store's folder is made where it is missing; any other may be a slip."""
-    folder = Path(url.removeprefix(SQLITE)).parent
+    folder = path.parent
     if url != embedded_url(store) and not folder.is_dir():
         raise InputError(
             f"the study database cannot be used: FORGE_SWEEP_STORAGE names a file in {folder}, which is no folder",
@@ -105,9 +182,10 @@ def _unusable(url: str, error: Exception) -> InputError:
     scheme = url.partition(":")[0]
     if isinstance(error, ImportError) and scheme in ("postgresql", "postgresql+psycopg"):
         return MissingExtra(f"FORGE_SWEEP_STORAGE = {scheme}://...", "postgres")
+    driver = " and install its driver" if isinstance(error, ImportError) else ""
     return InputError(
         f"the study database ({scheme}:...) cannot be used: {_words(error)}",
-        hint="set FORGE_SWEEP_STORAGE to a reachable SQLAlchemy URL and install its driver, or unset it for SQLite",
+        hint=f"set FORGE_SWEEP_STORAGE to a reachable SQLAlchemy URL{driver}, or unset it for SQLite",
     )
 
 

@@ -17,7 +17,7 @@ from forge_sweep.experiment import Experiment, Params
 from forge_sweep.study.cost import NO_COST, TrialCost
 from forge_sweep.study.shared import Requeued, Shared, state_named
 from forge_sweep.study.space import suggest
-from forge_sweep.study.storage import SQLITE, held, holding
+from forge_sweep.study.storage import held, holding
 from forge_sweep.study.view import (
     ACCEPTED,
     ATTEMPT,
@@ -187,7 +187,7 @@ class Study(Shared):
 
         self._owners.watch_anew()
         watched: set[str] = set()
-        while (rival := self._owners.coordinate(alone=self.url.startswith(SQLITE))) is not None:
+        while (rival := self._owners.coordinate(alone=self.url.startswith("sqlite"))) is not None:
             if self._owners.lives(rival):
                 raise held(self.name, f"{rival.words}, last heard {self._owners.heard_s(rival):.0f} s ago")
             if rival.id not in watched:

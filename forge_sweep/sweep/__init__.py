@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from forge_sweep import environment, sources, training, workers
+from forge_sweep.addresses import refuse_unwritable
 from forge_sweep.checks.audit import Audit
 from forge_sweep.checks.audit import audit as audit_dataset
 from forge_sweep.checks.findings import Finding, errors
@@ -24,7 +25,7 @@ from forge_sweep.experiment import Experiment, flatten, is_budget
 from forge_sweep.experiment.rules import nearest
 from forge_sweep.preflight import preflight
 from forge_sweep.sources import Dataset
-from forge_sweep.study import Study, TrialState, open_study, require_packages, resumable
+from forge_sweep.study import Study, TrialState, check_storage, open_study, require_packages, resumable
 from forge_sweep.sweep.confirm import confirm
 from forge_sweep.sweep.context import Context, Event, Interrupted, Watch, baseline_values, ignore
 from forge_sweep.sweep.crew import Crew
@@ -32,7 +33,7 @@ from forge_sweep.sweep.ending import clear_checkpoints, ended_by, goes_on, refus
 from forge_sweep.sweep.phases import Stopwatch
 from forge_sweep.sweep.publish import final_key, log_setting, publish
 from forge_sweep.sweep.trials import best_value, end_lost, fit_baselines, run_trials, trial_name
-from forge_sweep.tracking import FIRST_EPOCH, Run, Tracker, default_uri
+from forge_sweep.tracking import FIRST_EPOCH, Run, Tracker, check_store
 
 __all__ = ["Event", "Interrupted", "SweepResult", "Watch", "check", "run"]
 
@@ -124,9 +125,7 @@ def run(
     require_packages(experiment)
     workers.require_packages(experiment.workers)
     training.select_backend(experiment.backend, experiment.deterministic)
-    if store.exists() and not store.is_dir():
-        raise InputError(f"the store {store} is a file", hint="give a folder: --store mlruns")
-    default_uri(store)  # an address that cannot be right is refused before anything begins
+    check_stores(store)  # what cannot be written or asked is refused before anything begins
     here = capture_environment(experiment, watch)
     refuse_gpu_budget(experiment, here)
     stopwatch.enter("audit")
@@ -270,6 +269,17 @@ def check(experiment: Experiment, *, watch: Watch = ignore) -> tuple[Finding, ..
     return (*audit.findings, *try_models(experiment, dataset, watch))
 
 
+def check_stores(store: Path) -> None:
+    """Refuse a store, or an address of one, that nothing could be kept in.
+
+    Raises:
+        InputError: names the store and the cause.
+    """
+    refuse_unwritable(store)
+    check_storage(store)
+    check_store(store)
+
+
 def stop_between(stopping: Callable[[], bool]) -> None:
     """Leave where the user asked to, between two phases."""
     if stopping():
@@ -375,8 +385,13 @@ def begin(study: Study) -> dict[str, Any]:
 
 def refuse_other_store(context: Context) -> None:
     """A sweep's runs stay in one MLflow store: half of them elsewhere would be lost to whoever compares them."""
-    noted = context.study.notes("sweep:").get("sweep:store")
-    if noted not in (None, context.tracker.address):
+    noted, tracker = context.study.notes("sweep:").get("sweep:store"), context.tracker
+    if noted not in (None, tracker.address):
+        # The embedded store that was moved or copied with its studies holds the sweep's own run.
+        if tracker.is_embedded and noted.startswith("sqlite") and tracker.has(context.key):
+            context.study.note("sweep:store", tracker.address)
+            context.tell("message", text=f"the store was at {noted} before and goes on here", severity="info")
+            return
         raise InputError(
             f"the runs of sweep {context.study.name} are in {noted}, and MLflow is now at {context.tracker.address}",
             hint="set MLFLOW_TRACKING_URI as it was, or begin a new sweep under another name",

@@ -12,7 +12,7 @@ import pandas as pd
 
 from forge_sweep import environment, trial, workers
 from forge_sweep.bundle import choose_golden
-from forge_sweep.errors import SweepStopped, TrialFailed
+from forge_sweep.errors import InputError, SweepStopped, TrialFailed
 from forge_sweep.experiment import Experiment, Params, WorkersSpec
 from forge_sweep.sweep import shipping
 from forge_sweep.sweep.arrays import ClusterArrays, SharedArrays
@@ -27,6 +27,9 @@ GRACE_S = 60.0
 
 PROCESS_BYTES = 1_500_000_000
 """What a worker process takes with a network of usual size, by which their number is chosen."""
+
+LEAST_BYTES = 500_000_000
+"""What a worker takes with its backend loaded and no data, at the least."""
 
 SHARE = 0.9
 """Share of the available memory that all workers together may take."""
@@ -255,6 +258,13 @@ def plan(experiment: Experiment, gpus: int, cores: int) -> Plan:
     n = spec.n or min(default_n(cores, available, len(devices) * spec.per_gpu), experiment.study.n_trials)
     threads = spec.threads or max(1, cores // n)
     limit = spec.memory_limit_mb
+    each = limit * 1_000_000 if limit else int(SHARE * available / n)
+    if spec.kind == "processes" and not limit and spec.n and each < LEAST_BYTES:
+        raise InputError(
+            f"workers.n = {n}: {SHARE * available / 1e9:.1f} GB of memory are free, {each / 1e6:.0f} MB for each of "
+            f"them; a worker needs {LEAST_BYTES / 1e6:.0f} MB before it has any rows",
+            hint=f"set workers.n = {default_n(cores, available, 0)}, or leave it out for as many as there is room for",
+        )
     return Plan(
         n=n,
         environment=tuple(gpu_variables(device) for device in devices for _ in range(spec.per_gpu)) or ({},),
@@ -262,7 +272,7 @@ def plan(experiment: Experiment, gpus: int, cores: int) -> Plan:
         start="spawn" if devices or experiment.backend != "tensorflow" else "forkserver",
         preload=PRELOAD,
         setup=setup_of(experiment.backend, threads),
-        memory_bytes=limit * 1_000_000 if limit else int(SHARE * available / n),
+        memory_bytes=each,
     )
 
 

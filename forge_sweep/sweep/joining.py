@@ -16,14 +16,14 @@ from typing import Any
 
 from forge_sweep import sweep, training
 from forge_sweep.environment import Environment
-from forge_sweep.errors import InputError, SweepStopped
+from forge_sweep.errors import SweepStopped
 from forge_sweep.experiment import Experiment
 from forge_sweep.sources import Dataset
 from forge_sweep.study import Study, join_study, require_packages
 from forge_sweep.sweep.context import Context, Event, Interrupted, Watch, baseline_values, ignore
 from forge_sweep.sweep.crew import Crew
 from forge_sweep.sweep.trials import SEARCHING, best_value, run_trials
-from forge_sweep.tracking import Tracker, default_uri
+from forge_sweep.tracking import Tracker
 
 WAIT_S = 600.0
 """How long a process waits for the sweep to be there: the tasks of an array start in any order."""
@@ -76,9 +76,7 @@ def join(
     """
     require_packages(experiment)
     training.select_backend(experiment.backend, experiment.deterministic)
-    if store.exists() and not store.is_dir():
-        raise InputError(f"the store {store} is a file", hint="give a folder: --store mlruns")
-    default_uri(store)  # an address that cannot be right is refused before anything is waited for
+    sweep.check_stores(store)  # what cannot be written or asked is refused before anything is waited for
     here = sweep.capture_environment(experiment, watch)
     dataset = sweep.load_data(experiment, watch)
     study = wait_for(experiment, dataset, store, wait_s, watch, stopping)

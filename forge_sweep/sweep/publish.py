@@ -128,7 +128,8 @@ def score_on_test(context: Context, parent: Run, verdict: Verdict, bundle: Bundl
     models = [(scored_model(verdict.winner, bundle), bundle), *compared_with(context, verdict)]
     ledger = context.store / "test_looks.jsonl"
     purpose = f"final score of sweep {context.key}, {' and '.join(model.words for model, _ in models)}"
-    split = context.dataset.look_at_test(purpose, ledger, run=parent.run_id or "")
+    judged = context.tracker.run_id(f"{context.key}/{verdict.winner.name}")
+    split = context.dataset.look_at_test(purpose, ledger, run=judged)  # a promotion of it names the same run
     looks = context.dataset.count_looks(ledger)
     evaluation = evaluate(
         models,

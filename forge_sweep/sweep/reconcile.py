@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from forge_sweep.errors import InputError, TrackingDown
-from forge_sweep.study import Shared, TrialRow, find_shared, owners
+from forge_sweep.study import Shared, TrialRow, find_shared, no_study, owners
 from forge_sweep.sweep import STATUSES
 from forge_sweep.sweep.trials import trial_name
 from forge_sweep.tracking import Found, Review, Tracker
@@ -92,10 +92,7 @@ def reconcile(experiment_name: str, store: Path, *, repair: bool, say: Callable[
     """
     study = find_shared(experiment_name, store)
     if study is None:
-        raise InputError(
-            f"experiment {experiment_name!r} has no study in {store}",
-            hint="begin it with `forge-sweep run EXPERIMENT`, or give --store",
-        )
+        raise no_study(experiment_name, store)
     review = Review(experiment_name, store)
     refuse_other_store(study, review)
     settle(study, say)
@@ -122,8 +119,11 @@ def mend(differences: list[Difference]) -> None:
 
 def refuse_other_store(study: Shared, review: Review) -> None:
     """Runs that are elsewhere are not missing."""
-    noted = study.notes("sweep:").get("sweep:store")
-    if noted not in (None, review.address):
+    notes = study.notes("sweep:")
+    noted = notes.get("sweep:store")
+    here = noted not in (None, review.address) and review.is_embedded and str(noted).startswith("sqlite")
+    moved = here and bool(review.with_key(str(notes.get("sweep:begin", {}).get("key", ""))))
+    if noted not in (None, review.address) and not moved:
         raise InputError(
             f"the runs of sweep {study.name} are in {noted}, and MLflow is now at {review.address}",
             hint="set MLFLOW_TRACKING_URI as it was",

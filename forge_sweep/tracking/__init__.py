@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from forge_sweep.tracking.ledger import Entry, Ledger
 from forge_sweep.tracking.located import Located, fetched, locate
+from forge_sweep.tracking.mlmodel import ForeignModel
 from forge_sweep.tracking.pyfunc import BundleModel, _load_pyfunc
 from forge_sweep.tracking.records import Record, read_record, write_verdict
 from forge_sweep.tracking.registration import FORM_TAG, requirements
 from forge_sweep.tracking.registry import ModelVersion, Registry
 from forge_sweep.tracking.review import Found, Review
 from forge_sweep.tracking.runs import EPOCH_TAG, FIRST_EPOCH, Run
-from forge_sweep.tracking.store import default_uri, prepare_store
+from forge_sweep.tracking.store import check_store, default_uri, prepare_store
 from forge_sweep.tracking.tracker import Tracker, environment_tags
 from forge_sweep.tracking.trained_on import TrainedModel, downloaded, models_trained_on
 from forge_sweep.tracking.writes import Status
@@ -28,6 +29,7 @@ __all__ = [
     "FORM_TAG",
     "BundleModel",
     "Entry",
+    "ForeignModel",
     "Found",
     "Ledger",
     "Located",
@@ -40,6 +42,7 @@ __all__ = [
     "Tracker",
     "TrainedModel",
     "_load_pyfunc",
+    "check_store",
     "default_uri",
     "downloaded",
     "environment_tags",

@@ -48,7 +48,7 @@ def direct(client: MlflowClient, uri: str) -> Direct | None:
     store: Any = client._tracking_client.store
     if (mlflow.__version__, type(store).__name__) != (MLFLOW, STORE) or store.read_engine is not None:
         return None
-    return Direct(uri) if uri.startswith(("sqlite:", "postgresql")) and ":memory:" not in uri else None
+    return Direct(uri) if uri.startswith(("sqlite", "postgresql")) and ":memory:" not in uri else None
 
 
 class Direct:

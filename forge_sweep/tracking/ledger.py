@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from forge_sweep.errors import InputError
+from forge_sweep.errors import InputError, TrackingDown
+from forge_sweep.tracking import store as stores
 from forge_sweep.tracking.registry import Registry
 from forge_sweep.tracking.store import surely
 
@@ -27,7 +29,11 @@ KIND = "ledger"
 LONGEST = 5000
 """Characters of an entry; MLflow cuts parameters beyond 6,000 in silence."""
 
+PAUSES = (0.1, 0.4, 1.5)
+"""Seconds between looks for a value that was written: replicas and proxies may lag behind."""
+
 _ENTRY = re.compile(r"entry\.(\d{6})")
+_STEP = re.compile(r"step\.(\d{6})\.(\d{3})")
 
 
 @dataclass(frozen=True)
@@ -38,11 +44,13 @@ class Entry:
         number: from 1.
         content: JSON values, as they were appended.
         done: JSON values of its end; empty while it is under way, or where its process died.
+        steps: JSON values that were noted on the way, the oldest first.
     """
 
     number: int
     content: Mapping[str, Any]
     done: Mapping[str, Any] = field(default_factory=dict)
+    steps: tuple[Mapping[str, Any], ...] = ()
 
 
 class Ledger:
@@ -69,8 +77,14 @@ class Ledger:
         with self._registry.asking(f"the ledger of {self._name}") as client:
             params = client.get_run(self._run_id).data.params
         numbers = sorted(int(found[1]) for key in params if (found := _ENTRY.fullmatch(key)))
+        steps = sorted((int(found[1]), int(found[2]), key) for key in params if (found := _STEP.fullmatch(key)))
         return tuple(
-            Entry(n, json.loads(params[f"entry.{n:06d}"]), json.loads(params.get(f"done.{n:06d}", "{}")))
+            Entry(
+                n,
+                json.loads(params[f"entry.{n:06d}"]),
+                json.loads(params.get(f"done.{n:06d}", "{}")),
+                tuple(json.loads(params[key]) for number, _, key in steps if number == n),
+            )
             for n in numbers
         )
 
@@ -83,12 +97,22 @@ class Ledger:
         """
         return self._log(f"entry.{number:06d}", content)
 
+    def note(self, entry: Entry, step: Mapping[str, Any]) -> bool:
+        """Note a step of an entry; False where another process has just noted one.
+
+        Args:
+            entry: as it was read last.
+            step: JSON values.
+        """
+        return self._log(f"step.{entry.number:06d}.{len(entry.steps) + 1:03d}", step)
+
     def finish(self, number: int, done: Mapping[str, Any]) -> bool:
         """Record how an entry ended; False where that is on record."""
         return self._log(f"done.{number:06d}", done)
 
     def attach(self, path: str, lines: Sequence[Mapping[str, Any]]) -> None:
         """Write a new file of JSON lines beside the entries."""
+        stores.refuse_read_only(self._registry.uri)
         text = "".join(json.dumps(line) + "\n" for line in lines)
         with self._registry.asking(f"the ledger of {self._name}") as client:
             client.log_text(self._run(client), text, path)
@@ -109,21 +133,14 @@ class Ledger:
 
     def _log(self, key: str, content: Mapping[str, Any]) -> bool:
         """Log a parameter unless it is there, and say whether it is ours: what is read back decides."""
-        from mlflow.exceptions import MlflowException
-
+        stores.refuse_read_only(self._registry.uri)
         text = json.dumps(content, sort_keys=True)
         if len(text) > LONGEST:
             raise InputError(
                 f"an entry of {len(text)} characters; expected at most {LONGEST}", hint="give a shorter reason"
             )
         with self._registry.asking(f"the ledger of {self._name}") as client:
-            run_id = self._run(client)
-            try:
-                client.log_param(run_id, key, text)
-            except MlflowException as error:
-                if error.error_code != "INVALID_PARAMETER_VALUE":
-                    raise
-            return bool(client.get_run(run_id).data.params.get(key) == text)
+            return _logged(client, self._run(client), key, text) == text
 
     def _found(self) -> str | None:
         """The run of the ledger, if there is one."""
@@ -136,8 +153,6 @@ class Ledger:
 
         Of two processes that make one at once, a parameter of the oldest version's run decides.
         """
-        from mlflow.exceptions import MlflowException
-
         if self._run_id is not None:
             return self._run_id
         anchor = self._anchor(client)
@@ -147,12 +162,9 @@ class Ledger:
             tags = {"mlflow.runName": f"champions of {self._name}", "forge.kind": KIND, "forge.model": self._name}
             made = client.create_run(anchor.info.experiment_id, tags=tags).info.run_id
             client.set_terminated(made, "FINISHED")
-            try:
-                client.log_param(anchor.info.run_id, key, made)
-            except MlflowException as error:
-                if error.error_code != "INVALID_PARAMETER_VALUE":
-                    raise
-        self._run_id = str(client.get_run(anchor.info.run_id).data.params[key])
+            self._run_id = _logged(client, anchor.info.run_id, key, made)
+        else:
+            self._run_id = str(anchor.data.params[key])
         if made and made != self._run_id:
             client.delete_run(made)
         run_id = self._run_id
@@ -166,3 +178,29 @@ class Ledger:
             hint = "register models with forge-sweep run"
             raise InputError(f"no version of {self._name!r} names the run that trained it", hint=hint)
         return client.get_run(runs[0])
+
+
+def _logged(client: MlflowClient, run_id: str, key: str, text: str) -> str:
+    """Log a parameter of a run unless it has one; returns the value that stands there.
+
+    Raises:
+        TrackingDown: MLflow took the value and does not have it when it is asked.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        # Synchronous whatever MLFLOW_ENABLE_ASYNC_LOGGING says: a value that is only queued decides nothing.
+        client.log_param(run_id, key, text, synchronous=True)
+    except MlflowException as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+    for pause in (*PAUSES, None):
+        found = client.get_run(run_id).data.params.get(key)
+        if found is not None:
+            return str(found)
+        if pause is not None:
+            time.sleep(pause)
+    raise TrackingDown(
+        f"MLflow accepted {key} of run {run_id} and does not have it {sum(PAUSES):g} s later; it may come yet",
+        hint="run the same command again: it completes what was begun; if MLFLOW_ENABLE_ASYNC_LOGGING is set, unset it",
+    )

@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING
 
 from forge_sweep.errors import InputError
 from forge_sweep.tracking import store as stores
+from forge_sweep.tracking.registry import Registry
 from forge_sweep.tracking.trained_on import TrainedModel, downloaded
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^/@:]+)(?:@(?P<alias>[A-Za-z0-9_-]+)|/(?P<version>\d+))")
+
+
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""What MLflow calls a model, a version or an alias that is not there."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,20 @@ def locate(reference: str | Path, store: Path | str) -> Located:
         )
     uri = stores.existing_uri(store)
     with stores.translated(f"the look-up of {reference}"):
+        from mlflow.exceptions import MlflowException
+
         client = _client(uri, store)
-        if found["alias"]:
-            version = client.get_model_version_by_alias(found["name"], found["alias"])
-        else:
-            version = client.get_model_version(found["name"], found["version"])
+        try:
+            if found["alias"]:
+                version = client.get_model_version_by_alias(found["name"], found["alias"])
+            else:
+                version = client.get_model_version(found["name"], found["version"])
+        except MlflowException as error:
+            if error.error_code not in ABSENT:
+                raise
+            # Raises what there is in its place.
+            Registry(store).version(found["name"], f"@{found['alias']}" if found["alias"] else found["version"])
+            raise
     return Located(
         found["name"], str(version.version), found["alias"] or "", dict(version.tags), run_id=str(version.run_id)
     )
@@ -83,7 +97,7 @@ def locate(reference: str | Path, store: Path | str) -> Located:
 @functools.lru_cache(maxsize=4)
 def _client(uri: str, store: Path) -> MlflowClient:
     """A client that is kept: a server looks the same alias up for ever, and connecting to a database takes a second."""
-    return stores.connect(uri, store)
+    return stores.connect(uri, store, reading=True)
 
 
 @contextlib.contextmanager

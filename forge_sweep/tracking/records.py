@@ -11,13 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from forge_sweep.errors import InputError
 from forge_sweep.tracking import store as stores
-from forge_sweep.tracking.located import locate
+from forge_sweep.tracking.located import ABSENT, locate
 from forge_sweep.tracking.runs import EPOCH_TAG
 from forge_sweep.tracking.session import PARENT_TAG
 from forge_sweep.tracking.trained_on import TrainedModel
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+TRAININGS = ("trial", "baseline", "confirm")
+"""Kinds of runs that trained a model."""
+
+SHOWN = 5
+"""So many runs are listed in a message."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,8 @@ def read_record(reference: str, store: Path) -> Record:
         located = locate(reference, store)
         run_id, model = located.run_id, TrainedModel(located.name, located.version, ())
     uri = stores.existing_uri(store)
-    with stores.translated(f"the record of {reference}"), stores.current(uri):
-        return _read(stores.connect(uri, store), run_id, model)
+    with stores.translated(f"the record of {reference}"), stores.current(stores.readable(uri)):
+        return _read(stores.connect(uri, store, reading=True), run_id, model)
 
 
 def write_verdict(record: Record, tags: Mapping[str, str], report: Mapping[str, Any], name: str, store: Path) -> None:
@@ -100,9 +107,9 @@ def write_verdict(record: Record, tags: Mapping[str, str], report: Mapping[str, 
 
 
 def _read(client: MlflowClient, run_id: str, model: TrainedModel | None) -> Record:
-    run = client.get_run(run_id)
+    run = _run(client, run_id)
     tags, parent_id = dict(run.data.tags), run.data.tags.get(PARENT_TAG, "")
-    if tags.get("forge.kind") not in ("trial", "baseline", "confirm") or not parent_id:
+    if tags.get("forge.kind") not in TRAININGS or not parent_id:
         raise InputError(
             f"run {run_id} is no training of forge_sweep but {tags.get('forge.kind', 'something else')!r}",
             hint="give the id of a trial's, a baseline's or a confirmation's run, or a model: models:/NAME/VERSION",
@@ -126,6 +133,34 @@ def _read(client: MlflowClient, run_id: str, model: TrainedModel | None) -> Reco
         root=client.get_run(parent_id).data.tags.get("forge.root", ""),
         model=model or _registered(client, run_id),
         best_epoch=int(metrics["best_epoch"]) - first if "best_epoch" in metrics else None,
+    )
+
+
+def _run(client: MlflowClient, run_id: str) -> Run:
+    """The run with this id.
+
+    Raises:
+        InputError: there is none; names the one that is called so, or the newest.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
+    experiments = {each.experiment_id: each.name for each in client.search_experiments()}
+    found = client.search_runs([*experiments], max_results=1000) if experiments else []
+    newest = [run for run in found if run.data.tags.get("forge.kind") in TRAININGS]
+    meant = [run for run in newest if run.info.run_name == run_id or run.info.run_id.startswith(run_id)] or newest
+    words = [f"{run.info.run_id} ({run.info.run_name} of {experiments[run.info.experiment_id]})" for run in meant]
+    models = [each.name for each in client.search_registered_models()]
+    known = f"runs are {', '.join(words[:SHOWN])}" if words else "no training is on record"
+    if (name := run_id.partition("/")[0].partition("@")[0]) in models:
+        raise InputError(f"there is no run {run_id!r}; {name!r} is a model", hint=f"write models:/{run_id}")
+    raise InputError(
+        f"there is no run {run_id!r}; {'the newest ' if meant is newest and words else ''}{known}",
+        hint="give the id of a run, 32 hex digits, or a model: models:/NAME/VERSION",
     )
 
 

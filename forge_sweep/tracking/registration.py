@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from forge_sweep.tracking.mlmodel import ALWAYS, BY_BACKEND, BY_KIND, LOADER
 from forge_sweep.tracking.session import KEY_TAG, Session
 from forge_sweep.tracking.store import surely
 
@@ -22,16 +23,6 @@ ALIAS = "challenger"
 DONE_TAG = "forge.registered_at"
 FORM_TAG = "forge.preprocessing"
 """``in_model`` where the bundle holds ``raw.keras``."""
-
-_LOADER = "forge_sweep.tracking"
-_ALWAYS = ("forge-sweep", "mlflow", "numpy", "pandas", "scikit-learn")
-_BY_BACKEND = {"tensorflow": ("tensorflow", "tensorflow-cpu"), "jax": ("jax",), "torch": ("torch",)}
-_BY_KIND = {
-    "xgboost": ("xgboost", "xgboost-cpu"),
-    "random_forest": ("skops",),
-    "hist_gradient_boosting": ("skops",),
-    "constant": (),
-}
 
 
 @dataclass(frozen=True)
@@ -64,8 +55,8 @@ def requirements(kind: str, backend: str = "tensorflow") -> list[str]:
         kind: the bundle's kind, ``network`` or that of a baseline.
         backend: the Keras backend of a network.
     """
-    engines = ("keras", *_BY_BACKEND.get(backend, (backend,))) if kind == "network" else _BY_KIND[kind]
-    return [pinned for name in (*_ALWAYS, *engines) for pinned in _pinned(name)]
+    engines = ("keras", *BY_BACKEND.get(backend, (backend,))) if kind == "network" else BY_KIND[kind]
+    return [pinned for name in (*ALWAYS, *engines) for pinned in _pinned(name)]
 
 
 def register(session: Session, candidate: Candidate) -> str:
@@ -150,7 +141,7 @@ def _save(path: Path, candidate: Candidate, run_id: str, model_id: str) -> None:
         warnings.filterwarnings("ignore", message=".*input example was not provided")  # the bundle holds golden rows
         pyfunc.save_model(
             str(path),
-            loader_module=_LOADER,
+            loader_module=LOADER,
             data_path=str(candidate.bundle),
             signature=ModelSignature(inputs=inputs),
             pip_requirements=list(candidate.requirements),

@@ -76,6 +76,11 @@ class Review:
         return without_credentials(self._session.uri)
 
     @property
+    def is_embedded(self) -> bool:
+        """Whether the store is the database in its own folder."""
+        return self._session.uri == stores.embedded_uri(self._session.store)
+
+    @property
     def waiting(self) -> int:
         """Writes that wait in the journal."""
         return len(self._journal)

@@ -30,20 +30,22 @@ class Session:
         store: folder of the embedded stores.
         experiment: name of the experiment, created with the first write.
         description: Markdown shown with it.
+        reading: nothing will be written.
     """
 
-    def __init__(self, uri: str, store: Path, experiment: str, description: str) -> None:
+    def __init__(self, uri: str, store: Path, experiment: str, description: str, *, reading: bool = False) -> None:
         self.uri = uri
         self.store = store
         self.experiment = experiment
         self._description = description
+        self._reading = reading
         self._ids: dict[str, str] = {}
         self._points: dict[str, Points] = {}
 
     @cached_property
     def client(self) -> MlflowClient:
         """The client; the first use connects and creates the store where it has to be."""
-        return stores.connect(self.uri, self.store)
+        return stores.connect(self.uri, self.store, reading=self._reading)
 
     @cached_property
     def direct(self) -> Direct | None:
@@ -68,6 +70,8 @@ class Session:
                 f"the MLflow experiment {self.experiment!r} was deleted",
                 hint="choose another name, or restore it: mlflow experiments restore --experiment-id ID",
             )
+        if not self._reading:
+            stores.refuse_moved(str(found.artifact_location), self.uri, self.store)
         return str(found.experiment_id)
 
     def known_id(self, key: str) -> str | None:

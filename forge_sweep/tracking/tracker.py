@@ -125,6 +125,14 @@ class Tracker:
         except TrackingDown:
             return False
 
+    def run_id(self, key: str) -> str:
+        """MLflow's id of the run with this key; "" where it is not written yet, or the store cannot be reached."""
+        try:
+            with self._lock, stores.translated(f"a look for the run {key!r}"):
+                return self._session.find(key) or ""
+        except TrackingDown:
+            return ""
+
     def drop(self, run: Run) -> None:
         """Leave a run to another process: what was collected for it is thrown away."""
         with self._lock:
@@ -215,6 +223,11 @@ class Tracker:
         if not self.replay():
             _log.warning("MLflow at %s is down: %d writes wait in %s", self.address, self.pending, self._journal.path)
         self._session.close()
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the store is the database in its own folder."""
+        return self.uri == stores.embedded_uri(self._session.store)
 
     @property
     def address(self) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from forge_sweep.errors import BundleError, ForgeSweepError
+from forge_sweep.errors import ForgeSweepError
 from forge_sweep.tracking import store as stores
+from forge_sweep.tracking.mlmodel import bundle_in
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -71,13 +72,10 @@ def downloaded(model: TrainedModel, store: Path) -> Iterator[Path]:
 
     Raises:
         TrackingDown: the store cannot be reached.
-        BundleError: the model is none of ours.
+        BundleError: the model is none of ours, or more was put beside its bundle than registration does.
     """
     with TemporaryDirectory(prefix="forge-sweep-") as folder:
-        manifests = sorted(_download(model, store, Path(folder)).glob("**/manifest.json"))
-        if not manifests:
-            raise BundleError(f"{model.uri} holds no bundle", hint="register models with forge-sweep run")
-        bundle = manifests[0].parent
+        bundle = bundle_in(_download(model, store, Path(folder)), model.uri)
         try:
             yield bundle
         except ForgeSweepError as error:  # the copy is gone when somebody reads of it
@@ -92,7 +90,7 @@ def _download(model: TrainedModel, store: Path, folder: Path) -> Path:
     with stores.translated(f"the download of {model.uri}"):
         from mlflow import artifacts
 
-        uri = stores.default_uri(store)
+        uri = stores.readable(stores.default_uri(store))
         with stores.current(uri):
             return Path(artifacts.download_artifacts(artifact_uri=model.uri, dst_path=str(folder), tracking_uri=uri))
 
@@ -104,4 +102,4 @@ def _client(store: Path) -> MlflowClient | None:
     if path is not None and not path.exists():
         return None
     with stores.translated("a request"):
-        return stores.connect(uri, store)
+        return stores.connect(uri, store, reading=True)

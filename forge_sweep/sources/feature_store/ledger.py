@@ -50,10 +50,22 @@ def write_look(connection: psycopg.Connection[Any], version: Version, look: Test
     connection.commit()
 
 
-def looks(connection: psycopg.Connection[Any], digest: str) -> list[Look]:
-    """Every look at the test rows of the content with this digest, the oldest first."""
-    names = "version_name, run, purpose, who, db_user, looked_at"
-    rows = connection.execute(f"SELECT {names} FROM test_looks WHERE digest = %s ORDER BY look_id", (digest,))
+def looks(connection: psycopg.Connection[Any], digest: str, split_digest: str = "") -> list[Look]:
+    """Every look at the test rows of the content with this digest, the oldest first.
+
+    Args:
+        connection: in a role that reads the ledger.
+        digest: of the content.
+        split_digest: leave out looks at the test rows of another split, as far as their version still says which it
+            had; "" for all.
+    """
+    rows = connection.execute(
+        "SELECT version_name, run, purpose, who, db_user, looked_at FROM test_looks"
+        " LEFT JOIN dataset_versions ON version_id = dataset_version"
+        " WHERE test_looks.digest = %(digest)s"
+        " AND (%(split)s = '' OR coalesce(split_digest, %(split)s) = %(split)s) ORDER BY look_id",
+        {"digest": digest, "split": split_digest},
+    )
     return [Look(*row) for row in rows]
 
 

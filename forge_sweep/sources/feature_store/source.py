@@ -13,7 +13,7 @@ import numpy as np
 from forge_sweep.errors import DataError
 from forge_sweep.experiment.rules import nearest
 from forge_sweep.preprocessing import Preprocessor, from_store, name_of
-from forge_sweep.sources.base import ROLES, Dataset, Split, TestLook
+from forge_sweep.sources.base import ROLES, Dataset, Split, TestLook, evaluations
 from forge_sweep.sources.digest import fingerprints
 from forge_sweep.sources.feature_store import cache, reading
 from forge_sweep.sources.feature_store.address import Address
@@ -80,11 +80,12 @@ class StoredTest:
         return retrying(lambda: as_split(*read_test(self.address, self.version, look)))
 
     def count(self) -> int:
-        """How many looks the store has on record for this content."""
+        """How many evaluations on these test rows the store has on record."""
 
         def counted() -> int:
             with connect(self.address, role=TUNER) as connection:
-                return len(looks(connection, self.version.digest))
+                found = looks(connection, self.version.digest, self.version.split_digest)
+                return evaluations(look.run for look in found)
 
         return retrying(counted)
 
