@@ -100,7 +100,9 @@ def table(printed: str, first: str) -> list[dict[str, str]]:
 
 def shown(value: float, ends: tuple[float, float] | None = None) -> str:
     """A figure as it is printed."""
-    return f"{value:.4f}" if ends is None else f"{value:.4f} ({ends[0]:.4f} to {ends[1]:.4f})"
+    if ends is not None:
+        return f"{shown(value)} ({shown(ends[0])} to {shown(ends[1])})"
+    return f"{value:.4f}" if value == 0 or 0.001 <= abs(value) < 10_000 else f"{value:.2g}"
 
 
 def picks(n: int, resamples: int = 1000) -> np.ndarray:
@@ -175,7 +177,7 @@ def test_every_number_of_the_search_and_the_confirmation_is_in_the_stores(told: 
         once = trees["baseline-hist_gradient_boosting"] if label in words else values[int(label)]
         assert row["val_auc, search"] == shown(once or 0.0) and row["mean of 3 seeds"] == shown(np.mean(of_seeds))
         spread = np.std(of_seeds, ddof=1)
-        assert row["spread"] == (shown(spread) if spread >= 0.001 else f"{spread:.4g}" if spread else "-")
+        assert row["spread"] == (shown(spread) if spread else "-")
 
 
 def test_the_verdict_and_its_interval_follow_from_the_confirmed_models(told: tuple[Path, str]) -> None:
@@ -228,7 +230,7 @@ def test_the_verdict_and_its_interval_follow_from_the_confirmed_models(told: tup
     own = values[first].mean() + np.resize((drawn[first].mean(axis=0) - values[first].mean()) * wide, 20_000)
     own += np.sqrt(values[first].var(ddof=1) / 3) * rng.standard_t(2, 20_000)
     low, high = np.clip(ends(own), 0, 1)
-    assert rows[f"trial {int(first)}"]["95 %"] == f"{low:.4f} to {high:.4f}"
+    assert rows[f"trial {int(first)}"]["95 %"] == f"{shown(low)} to {shown(high)}"
 
 
 def quick_auc(truth: np.ndarray, score: np.ndarray) -> float:

@@ -12,10 +12,12 @@ Rows = list[tuple[str, ...]]
 
 
 def figure(value: float | None) -> str:
-    """A score: four decimals, or four digits where that would say nothing."""
+    """A score: four decimals, or as many digits as say something."""
     if value is None or value != value:
         return "-"
-    return f"{value:.4f}" if value == 0 or 0.001 <= abs(value) < 10_000 else f"{value:.4g}"
+    if value == 0 or 0.001 <= abs(value) < 10_000:
+        return f"{value:.4f}"
+    return f"{value:.2g}" if abs(value) < 0.001 else f"{value:.6g}"
 
 
 def between(ends: Sequence[float | None] | None) -> str:
