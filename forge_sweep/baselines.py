@@ -7,13 +7,14 @@ A network that does not beat gradient-boosted trees on tables is the rule rather
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forge_sweep.errors import DataError, InputError
+from forge_sweep.errors import DataError, InputError, TrialFailed
 from forge_sweep.experiment import Params
 from forge_sweep.task import Task
 
@@ -59,8 +60,22 @@ class Baseline:
         return np.asarray(found, dtype=np.float32).reshape(len(x), self.task.units)
 
 
+STEP = 10
+"""Trees, or boosting iterations, between two looks at the clock."""
+
+QUICK_S = 1.0
+"""Where the first `STEP` took no longer, the rest is fitted at once: boosting that is taken up bins all rows anew."""
+
+
 def fit(
-    kind: str, task: Task, x_train: np.ndarray, y_train: np.ndarray, *, seed: int, class_weight: str | None = None
+    kind: str,
+    task: Task,
+    x_train: np.ndarray,
+    y_train: np.ndarray,
+    *,
+    seed: int,
+    class_weight: str | None = None,
+    timeout_s: float | None = None,
 ) -> Baseline:
     """Fit one baseline with its library's defaults on all cores. The same seed gives the same model.
 
@@ -72,8 +87,11 @@ def fit(
         seed: seeds the trees.
         class_weight: ``balanced`` weighs rows by the inverse frequency of their class, as the networks do; ``constant``
             ignores it, since its shares are what it is for.
+        timeout_s: seconds after which fitting is given up, at the next step of it; no limit by default. A fit that ends
+            before gives the same model as one without a limit.
 
     Raises:
+        TrialFailed: the time is over (``time-out``).
         InputError: no such kind.
         DataError: ``balanced`` for a task that is neither binary nor multiclass.
     """
@@ -82,8 +100,12 @@ def fit(
     labels = _labels(task, y_train)
     weight = _sample_weight(task, labels, y_train) if class_weight == "balanced" else None
     single = _estimator(kind, task, seed)
-    model = _per_output(single, task) if kind == "hist_gradient_boosting" and labels.ndim > 1 else single
-    model.fit(x_train, labels, sample_weight=weight)
+    clock = _Clock(kind, timeout_s)
+    if kind == "hist_gradient_boosting" and labels.ndim > 1:
+        model = _per_output(single, task, x_train, labels, clock)
+    else:
+        model = single
+        _fit_in_time(model, x_train, labels, weight, clock)
     if kind == "random_forest":
         # Threads add up the trees' votes in the order they finish, which moves the last bits from call to call.
         model.set_params(n_jobs=1)
@@ -134,11 +156,83 @@ def _xgboost(task: Task, seed: int) -> Any:
     return maker(random_state=seed, n_jobs=-1)
 
 
-def _per_output(single: Any, task: Task) -> Any:
-    """One estimator per output, for estimators that have one output only."""
+def _per_output(single: Any, task: Task, x_train: np.ndarray, labels: np.ndarray, clock: _Clock) -> Any:
+    """One fitted estimator per output, for estimators that have one output only."""
+    from sklearn.base import clone
     from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 
-    return MultiOutputRegressor(single) if task.kind == "regression" else MultiOutputClassifier(single)
+    model = MultiOutputRegressor(single) if task.kind == "regression" else MultiOutputClassifier(single)
+    model.estimators_ = [clone(single) for _ in range(labels.shape[1])]
+    for one, column in zip(model.estimators_, labels.T, strict=True):
+        _fit_in_time(one, x_train, column, None, clock)
+    if task.kind != "regression":
+        model.classes_ = [one.classes_ for one in model.estimators_]
+    model.n_features_in_ = x_train.shape[1]
+    return model
+
+
+class _Clock:
+    """What a fit may still take."""
+
+    def __init__(self, kind: str, timeout_s: float | None) -> None:
+        self.kind, self.timeout_s, self.began = kind, timeout_s, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the fit began."""
+        return time.monotonic() - self.began
+
+    @property
+    def over(self) -> bool:
+        """Whether the limit is reached."""
+        return self.timeout_s is not None and self.seconds > self.timeout_s
+
+    def check(self) -> None:
+        """Give up where the time is over."""
+        if self.over:
+            raise TrialFailed(
+                "time-out",
+                f"{self.kind} was not fitted within {self.timeout_s:g} s",
+                hint="raise baselines.timeout_s, or leave it out of baselines.kinds",
+            )
+
+
+def _fit_in_time(model: Any, x: np.ndarray, labels: np.ndarray, weight: np.ndarray | None, clock: _Clock) -> None:
+    """Fit an estimator, step by step where there is a limit; scikit-learn's warm start ends at the same model."""
+    if clock.timeout_s is None:
+        model.fit(x, labels, sample_weight=weight)
+        return
+    steps = {"random_forest": "n_estimators", "hist_gradient_boosting": "max_iter"}.get(clock.kind)
+    if steps is None:
+        model.set_params(callbacks=[_stopping(clock)])
+        model.fit(x, labels, sample_weight=weight)
+        model.set_params(callbacks=None)
+        clock.check()
+        return
+    wanted, done, began = model.get_params()[steps], 0, clock.seconds
+    model.set_params(warm_start=True)
+    while done < wanted:
+        quick = done and clock.seconds - began <= QUICK_S
+        done = wanted if quick else min(done + STEP, wanted)
+        model.set_params(**{steps: done})
+        model.fit(x, labels, sample_weight=weight)
+        if done < wanted and getattr(model, "n_iter_", done) < done:  # it has stopped early
+            break
+        if done < wanted:
+            clock.check()
+    model.set_params(warm_start=False, **{steps: wanted})
+    clock.check()
+
+
+def _stopping(clock: _Clock) -> Any:
+    """XGBoost's callback that ends boosting where the time is over."""
+    from xgboost.callback import TrainingCallback
+
+    class Stopping(TrainingCallback):
+        def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+            return clock.over
+
+    return Stopping()
 
 
 def _labels(task: Task, encoded: np.ndarray) -> np.ndarray:

@@ -81,7 +81,7 @@ def preflight(experiment: Experiment, dataset: Dataset) -> tuple[Finding, ...]:
     - ``scaler-fails`` (error): a scaler cannot be fitted, or gives numbers that are not finite; the models are tried
       with the first one that works.
     - ``monitor-missing``, ``monitor-undefined`` (error): the objective is not in the logs, or has no value on these
-      validation rows whatever a model predicts.
+      validation rows whatever a model predicts, or leaves a class out. ``metric-undefined`` (warning): so does another.
     - ``model-fails`` (error, warning where it diverged): a corner model cannot be built or trained.
     - ``initial-loss`` (warning): the loss of an untrained model is far from chance, which is -log(1/N) for N classes
       (https://karpathy.github.io/2019/04/25/recipe/, "verify loss @ init").
@@ -241,15 +241,23 @@ def _monitor(metric: str, logs: dict[str, float]) -> Iterator[Finding]:
 
 
 def _defined(experiment: Experiment, outline: Outline) -> Iterator[Finding]:
-    """Whether the objective has a value on these validation rows, whatever a model predicts."""
-    metric = experiment.objective.metric
-    outputs = np.full((len(outline.y_valid), outline.task.units), 0.5)
-    scores = outline.task.score(outline.y_valid, outline.task.to_scores(outputs))
-    if math.isnan(scores.get(metric.removeprefix("val_"), 0.0)):
-        seen = f"{metric} is not defined on the {len(outline.y_valid)} validation rows"
-        expected = "validation rows of more than one class"
-        fix = "give validation more rows under [data.split], or set another objective.metric"
-        yield Finding("error", "monitor-undefined", "objective.metric", seen, expected, fix)
+    """Whether the objective, and every other metric, has a value on these rows, whatever a model predicts."""
+    objective, rows = experiment.objective.metric, len(outline.y_valid)
+    for gap in outline.task.gaps(outline.y_valid):
+        if objective.removeprefix("val_") in gap.metrics:
+            seen = f"{objective} is not defined on the {rows} validation rows: {gap.seen}"
+            expected = "validation rows that define it" if gap.whole else "validation rows of every class and label"
+            fix = (
+                "give validation more rows under [data.split] (stratify keeps shares), or set another objective.metric"
+            )
+            yield Finding("error", "monitor-undefined", "objective.metric", seen, expected, fix)
+        others = [f"val_{name}" for name in gap.metrics if f"val_{name}" != objective]
+        if others:
+            what = "have no value and are not logged" if gap.whole else "leave that out of their averages"
+            seen = f"{gap.seen}; {', '.join(others)} {what}"
+            expected = "validation rows that define every metric"
+            fix = "give validation more rows under [data.split], or do not go by these metrics"
+            yield Finding("warning", "metric-undefined", "validation", seen, expected, fix)
 
 
 def _initial_loss(model: keras.Model, task: Task, few: training.TrainingData, subject: str) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forge_sweep import __version__
+from forge_sweep.task.words import side_by_side
 
 if TYPE_CHECKING:
     from forge_sweep.study import StudyView, TrialRow
@@ -32,14 +33,31 @@ th { font-weight: 600; } .failed { color: #b3261e; } .pruned { color: #777; } .m
 <p class="muted">{% if experiment.description %}{{ experiment.description }}. {% endif %}
 {{ counts }}. Objective: {{ metric }} ({{ study.direction }}).</p>
 {% if final %}<p class="verdict">{{ final.verdict }}</p>
-<p>Registered as <code>{{ final.model }}</code>. Test, looked at once by the winner:
+<p>Winner: <strong>{{ final.winner.words }}</strong>, {{ metric }} {{ number(final.winner["mean"]) }} over
+{{ final.winner["values"] | length }} seeds{% for name, value in winner_params.items() %}; {{ name }}
+{{ number(value) }}{% endfor %}. Registered as <code>{{ final.model }}</code>.</p>
+{% if final.evaluation %}<div class="scroll"><table>
+<tr>{% for title in tested[0] %}<th>{{ title }}</th>{% endfor %}</tr>
+{% for row in tested[1] %}<tr>{% for value in row %}<td>{{ value }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>
+<p class="muted">One look at the test rows; intervals of 95 % over rows, differences over the same resamples of rows;
+a lead above 0 is better, whatever the metric.</p>
+{% else %}<p>Test, looked at once by the winner:
 {% for name, value in final.test.items() %}{{ name }} {{ number(value) }}{{ ", " if not loop.last }}{% endfor %}.</p>
+{% endif %}
+{% if best %}<p class="muted">Best in the search: trial {{ best.number }}, {{ number(best.value) }}: the best of many
+single scores, which luck is a part of.</p>{% endif %}
 {% else %}<p class="verdict">Not confirmed yet: the sweep has not ended.</p>{% endif %}
 {% if final %}<h2>Confirmation</h2>
-<table><tr><th>candidate</th><th>in the search</th><th>mean over seeds</th><th>spread</th><th>gap</th></tr>
-{% for row in final.confirmed %}<tr><td>{{ row.words }}</td>
-<td>{{ number(row.searched) }}</td><td>{{ number(row.mean) }}</td>
-<td>{{ number(row.spread) }}</td><td>{{ number(row.gap) }}</td></tr>{% endfor %}</table>{% endif %}
+<table><tr><th>candidate</th><th>in the search</th><th>mean over seeds</th><th>95 % over rows and seeds</th>
+<th>spread over seeds</th><th>gap</th></tr>
+{% for row in final.confirmed %}<tr>
+<td>{{ row.words }}{% if row.label == final.winner.label %} (registered){% endif %}</td>
+<td>{{ number(row.searched) }}</td><td>{{ number(row["mean"]) }}</td>
+<td>{% if row.interval and none not in row.interval %}{{ number(row.interval[0]) }} to {{ number(row.interval[1]) }}
+{%- else %}-{% endif %}</td>
+<td>{{ number(row.spread) if row.spread and row["values"] | length > 1 else "-" }}</td>
+<td>{{ number(row.gap) }}</td></tr>{% endfor %}</table>{% endif %}
 {% if baselines %}<h2>Baselines</h2>
 <table><tr><th>model</th><th>{{ metric }}</th></tr>
 {% for name, note in baselines.items() %}<tr><td>{{ name }}</td>
@@ -111,14 +129,17 @@ def render(study: StudyView) -> str:
 
     from forge_sweep.study import PHASES, span
 
-    rows, experiment = study.rows(), study.resolved
+    rows, experiment, final = study.rows(), study.resolved, study.final()
     template = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE)
     return template.render(
         study=study,
         experiment=experiment,
         metric=experiment["objective"]["metric"],
         counts=", ".join(f"{count} {state}" for state, count in study.counts().items()) or "no trials",
-        final=study.final(),
+        final=final,
+        best=study.best(),
+        winner_params=final["winner"]["params"] if final and not final["winner"]["baseline"] else {},
+        tested=side_by_side(final["evaluation"]) if final and final.get("evaluation") else None,
         baselines=baselines(study),
         rows=rows,
         names=varying(rows),

@@ -155,13 +155,17 @@ def run_baseline(experiment: Experiment, splits: Dataset | Arrays, kind: str, se
         splits: train and validation rows, or the arrays that were made of them.
         kind: one of ``baselines.kinds``.
         seed: seeds the trees.
+
+    Raises:
+        TrialFailed: it took longer than ``baselines.timeout_s``, or its objective is not finite.
     """
     began = time.monotonic()
     prepared = arrays_of(splits, Recipe.of(experiment, experiment.scalers[0]))
     data = prepared.data
     task = dataclasses.replace(prepared.task, from_logits=False)  # trees give probabilities whatever the network gives
     (x_train,), (x_valid,) = training.leaves(data.x_train), training.leaves(data.x_valid)
-    model = baselines.fit(kind, task, x_train, data.y_train, seed=seed, class_weight=experiment.model.class_weight)
+    weigh, limit = experiment.model.class_weight, experiment.baseline_timeout_s
+    model = baselines.fit(kind, task, x_train, data.y_train, seed=seed, class_weight=weigh, timeout_s=limit)
     outputs = model.outputs(x_valid)
     metrics = validation_metrics(task, data.y_valid, outputs)
     if not math.isfinite(metrics[experiment.objective.metric]):

@@ -8,7 +8,8 @@ import pytest
 from sklearn import datasets
 
 from forge_sweep import baselines
-from forge_sweep.errors import DataError, InputError
+from forge_sweep.bundle import weights
+from forge_sweep.errors import DataError, InputError, TrialFailed
 from forge_sweep.task import Task
 
 TREES = ("random_forest", "hist_gradient_boosting", "xgboost")
@@ -122,3 +123,40 @@ def test_an_unknown_kind_is_refused_with_the_known_ones():
     task, x, y = prepared("binary")
     with pytest.raises(InputError, match="constant, random_forest, hist_gradient_boosting, xgboost"):
         baselines.fit("catboost", task, x, y, seed=1)
+
+
+@pytest.mark.parametrize("kind", TREES)
+@pytest.mark.parametrize("name", ["binary", "multiclass", "multilabel", "regression"])
+def test_a_limit_that_is_not_reached_changes_no_bit(kind, name, monkeypatch):
+    """Whether the rest is fitted at once or step by step: numbers of older sweeps stay what they are."""
+    task, x, y = prepared(name)
+    whole = baselines.fit(kind, task, x[:150], y[:150], seed=7)
+    for quick_s in (60.0, 0.0):
+        monkeypatch.setattr(baselines, "QUICK_S", quick_s)
+        stepped = baselines.fit(kind, task, x[:150], y[:150], seed=7, timeout_s=600)
+        assert np.array_equal(whole.outputs(x[150:]), stepped.outputs(x[150:]))
+        assert whole.params == stepped.params
+        assert weights.digest(whole) == weights.digest(stepped)
+
+
+def test_boosting_that_stops_early_does_so_at_the_same_iteration_with_a_limit(monkeypatch):
+    """Above 10,000 rows scikit-learn holds out a tenth of train and stops by it; no validation row is asked."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(10_500, 3)).astype(np.float32)
+    task = Task.learn("binary", pd.DataFrame({"y": [0, 1] * 3}))
+    y = task.encode(pd.DataFrame({"y": (x[:, 0] + rng.normal(size=len(x)) > 0).astype(int)}))
+    whole = baselines.fit("hist_gradient_boosting", task, x, y, seed=7)
+    monkeypatch.setattr(baselines, "QUICK_S", 0.0)
+    stepped = baselines.fit("hist_gradient_boosting", task, x, y, seed=7, timeout_s=600)
+    assert whole.model.n_iter_ == stepped.model.n_iter_ < 100
+    assert np.array_equal(whole.outputs(x), stepped.outputs(x)) and weights.digest(whole) == weights.digest(stepped)
+
+
+@pytest.mark.parametrize("kind", TREES)
+@pytest.mark.parametrize("name", ["binary", "multilabel"])
+def test_a_baseline_over_its_time_is_stopped(kind, name):
+    """After a step of it, not after all of them."""
+    task, x, y = prepared(name)
+    with pytest.raises(TrialFailed, match=rf"{kind} was not fitted within 1e-06 s") as stopped:
+        baselines.fit(kind, task, x[:150], y[:150], seed=7, timeout_s=1e-6)
+    assert stopped.value.failure == "time-out" and "baselines.timeout_s" in str(stopped.value.hint)

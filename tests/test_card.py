@@ -57,8 +57,8 @@ def test_a_sweep_registers_its_model_with_a_card(swept: tuple[Path, SweepResult]
         assert card_of(folder).markdown() == text, "nothing in it depends on the moment"
     parts = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
     assert parts == [
-        *("Purpose", "Data", "Inputs", "Hyperparameters", "Metrics", "Baselines", "Calibration", "By class, on test"),
-        *("By slice, on test", "Search cost", "Environment", "Limits"),
+        *("Purpose", "Data", "Inputs", "Hyperparameters", "Metrics", "Compared on test", "Baselines", "Calibration"),
+        *("By class, on test", "By slice, on test", "Search cost", "Environment", "Limits"),
     ]
     assert "Decides who gets a loan & who does not" in text
     assert str(metadata["dataset_digest"]) in text and str(metadata["split_digest"]) in text

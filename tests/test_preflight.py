@@ -13,6 +13,7 @@ from forge_sweep import environment, experiment, models, sources, trial
 from forge_sweep.checks.findings import errors
 from forge_sweep.errors import DataError
 from forge_sweep.preflight import corner_params, preflight
+from forge_sweep.task import METRICS as METRIC_NAMES
 
 # Keras 3.15 turns its variables into arrays in a way that NumPy 2 deprecates, in ReduceLROnPlateau among others.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -86,6 +87,25 @@ def test_an_objective_that_validation_cannot_give_is_an_error():
     )
     found = errors(preflight(settings, dataclasses.replace(dataset, valid=valid)))
     assert [finding.code for finding in found] == ["monitor-undefined"]
+    assert f"all {len(one_class)} targets are" in found[0].seen
+
+
+@pytest.mark.parametrize("metric", METRIC_NAMES["regression"])
+def test_validation_targets_that_are_all_the_same_define_no_r2(metric, tmp_path):
+    """Case 03: scikit-learn says 0 or 1, and a search for the greatest of them finds nothing. All else is defined."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.normal(size=200), "split": ["train"] * 100 + ["valid"] * 60 + ["test"] * 40})
+    frame["y"] = np.where(frame["split"] == "valid", 0.0, rng.normal(size=200))
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    data = {"path": "rows.csv", "target": "y", "task": "regression", "split": {"kind": "column", "column": "split"}}
+    table = {"name": "constant", "data": data, "objective": {"metric": f"val_{metric}"}, "model": {"search": SEARCH}}
+    settings = experiment.parse(table, root=tmp_path)
+    found = preflight(settings, rows(settings))
+    if metric == "r2":
+        (error,) = errors(found)
+        assert error.code == "monitor-undefined" and "all 60 values of y are the same" in error.seen
+    else:
+        assert not errors(found) and "metric-undefined" in codes(found, "warning")
 
 
 def test_a_model_that_does_not_fit_into_memory_is_an_error_and_is_not_built():

@@ -296,6 +296,19 @@ def test_a_constant_that_wins_is_said_to_have_learned_nothing(tmp_path: Path) ->
     assert any("nothing was learned" in e.data["text"] for e in events if e.kind == "message")
 
 
+def test_a_baseline_over_its_time_is_noted_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    """It is not fitted again by every start, but where it may take longer; the key is no part of what a trial is."""
+    kinds, told = ["constant", "random_forest"], list[Event]()
+    first = run(experiment(study__n_trials=1, baselines__kinds=kinds, baselines__timeout_s=1e-6), tmp_path)
+    assert list(first.baselines) == ["constant"] and first.outcome == "better"
+    (failed,) = [r for r in runs(tmp_path, "baseline") if r.info.run_name == "baseline-random_forest"]
+    assert failed.info.status == "FAILED" and failed.data.tags["forge.failure"] == "time-out"
+    run(experiment(study__n_trials=2, baselines__kinds=kinds, baselines__timeout_s=1e-6), tmp_path, watch=told.append)
+    assert not [e for e in told if "random_forest" in str(e.data.get("text"))]
+    longer = run(experiment(study__n_trials=3, baselines__kinds=kinds, baselines__timeout_s=600), tmp_path)
+    assert set(longer.baselines) == set(kinds)
+
+
 def test_another_environment_is_recorded_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each environment is an artifact of its own, and every run names the one it ran in."""
     run(experiment(study__n_trials=1), tmp_path)

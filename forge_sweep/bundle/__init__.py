@@ -29,7 +29,7 @@ A later format may change everything but the layout of ``manifest.json`` and the
 from __future__ import annotations
 
 from forge_sweep.bundle.bundle import FORMAT, GOLDEN_TOLERANCE, Bundle, ready_backend, replay_golden
-from forge_sweep.bundle.evaluation import EVALUATION, Comparison, Evaluation, ScoredModel
+from forge_sweep.bundle.evaluation import EVALUATION, Comparison, Evaluation, ScoredModel, evaluate
 from forge_sweep.bundle.golden_rows import GOLDEN_ROWS
 from forge_sweep.bundle.golden_rows import choose as choose_golden
 from forge_sweep.bundle.trees import TRUSTED_TYPES
@@ -45,6 +45,7 @@ __all__ = [
     "Evaluation",
     "ScoredModel",
     "choose_golden",
+    "evaluate",
     "ready_backend",
     "replay_golden",
 ]

@@ -14,6 +14,8 @@ from typing import Any
 
 from forge_sweep import __version__
 from forge_sweep.bundle import files
+from forge_sweep.bundle.evaluation import Evaluation
+from forge_sweep.task.words import side_by_side
 
 MARKDOWN, HTML = "card.md", "card.html"
 CARD_FILES = frozenset({MARKDOWN, HTML})
@@ -124,11 +126,16 @@ def card_of(folder: Path, registered: Section | None = None) -> Card:
         BundleError: a file is no JSON.
     """
     about, task, schema = (files.read_json(folder / f"{name}.json") for name in ("bundle", "task", "schema"))
-    return card(about, task, schema, registered)
+    evaluation = Evaluation.load(folder)
+    return card(about, task, schema, registered, None if evaluation is None else evaluation.to_dict())
 
 
 def card(
-    about: Mapping[str, Any], task: Mapping[str, Any], schema: Mapping[str, Any], registered: Section | None = None
+    about: Mapping[str, Any],
+    task: Mapping[str, Any],
+    schema: Mapping[str, Any],
+    registered: Section | None = None,
+    evaluation: Mapping[str, Any] | None = None,
 ) -> Card:
     """The card of a bundle.
 
@@ -137,6 +144,7 @@ def card(
         task: ``task.json``.
         schema: ``schema.json``.
         registered: what the registry knows besides.
+        evaluation: what the look at the test rows gave, as `Evaluation.to_dict` has it.
     """
     metadata = about["metadata"]
     experiment = metadata.get("experiment", {})
@@ -148,6 +156,7 @@ def card(
         _columns(schema),
         _made(about, experiment),
         _metrics(metadata, experiment),
+        None if evaluation is None else _compared(evaluation),
         _baselines(metadata, experiment),
         _calibration(metadata),
         _classes(metadata),
@@ -228,6 +237,15 @@ def _metrics(metadata: Mapping[str, Any], experiment: Mapping[str, Any]) -> Sect
     rows = tuple((name, *(_interval(figures[split]["metrics"].get(name)) for split in splits)) for name in names)
     header = ("metric", *(f"{split} ({figures[split]['rows']:,} rows)" for split in splits))
     return Section("Metrics", tuple(lines), header, rows)
+
+
+def _compared(evaluation: Mapping[str, Any]) -> Section:
+    titles, rows = side_by_side(evaluation)
+    lines = (
+        "Scored in the same look at the same test rows. Intervals of 95 % over rows; a lead is the difference over the "
+        "same resamples of rows, above 0 is better, whatever the metric.",
+    )
+    return Section("Compared on test", lines, titles, tuple(rows))
 
 
 def _baselines(metadata: Mapping[str, Any], experiment: Mapping[str, Any]) -> Section:

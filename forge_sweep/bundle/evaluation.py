@@ -7,17 +7,22 @@ rows that are named by fingerprints, and how far apart the models were, but not 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from forge_sweep.bundle.archives import check_npz
+from forge_sweep.bundle.figures import resamples_for
 from forge_sweep.errors import BundleError
-from forge_sweep.task import LEVEL, SEED, Answers, Gain, Interval
+from forge_sweep.task import LEVEL, METRICS, SEED, Answers, Gain, Interval, gains, intervals
+
+if TYPE_CHECKING:
+    from forge_sweep.bundle.bundle import Bundle
+    from forge_sweep.sources import Dataset, Split
 
 EVALUATION = "evaluation.npz"
 
@@ -39,6 +44,7 @@ class ScoredModel:
         threshold: probability from which a label holds.
         scores: (n, units) as `Bundle.scores` gives them, in the order of the fingerprints; None where all of them
             together would take more than `LARGEST` bytes.
+        metrics: every metric of the task with its interval over rows.
     """
 
     kind: str
@@ -47,6 +53,20 @@ class ScoredModel:
     seed: int
     threshold: float
     scores: np.ndarray | None
+    metrics: Mapping[str, Interval] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values of all but the scores; what is not defined is None."""
+        names = ("kind", "label", "words", "seed", "threshold")
+        metrics = {name: [_json(each.value), _json(each.low), _json(each.high)] for name, each in self.metrics.items()}
+        return {**{name: getattr(self, name) for name in names}, "metrics": metrics}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], scores: np.ndarray | None = None) -> ScoredModel:
+        """The model that `to_dict` described."""
+        metrics = {str(name): Interval(*(_number(value) for value in ends)) for name, ends in values["metrics"].items()}
+        kind, label, words = (str(values[name]) for name in ("kind", "label", "words"))
+        return cls(kind, label, words, int(values["seed"]), float(values["threshold"]), scores, metrics)
 
     @property
     def answers(self) -> Answers | None:
@@ -76,11 +96,9 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; what is not defined is None."""
-        values = asdict(self)
-        figures = values["gain"]["gain"]
-        for table in (values["gain"], figures):
-            table |= {name: None for name, value in table.items() if isinstance(value, float) and not isfinite(value)}
-        return values
+        values, gain = asdict(self), asdict(self.gain)
+        gain["gain"] = {name: _json(value) for name, value in gain["gain"].items()}
+        return {**values, "gain": {**gain, "one": _json(self.gain.one), "other": _json(self.gain.other)}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Comparison:
@@ -142,6 +160,38 @@ class Evaluation:
         """Whether these are the test rows of that split of the data."""
         return (self.dataset_digest, self.split_digest) == (dataset_digest, split_digest)
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values of all but scores and fingerprints."""
+        return {
+            "dataset_digest": self.dataset_digest,
+            "split_digest": self.split_digest,
+            "rows": len(self.fingerprints),
+            "models": [model.to_dict() for model in self.models],
+            "comparisons": [comparison.to_dict() for comparison in self.comparisons],
+            "looks": self.looks,
+        }
+
+    @classmethod
+    def from_dict(
+        cls, values: Mapping[str, Any], fingerprints: np.ndarray, scores: Sequence[np.ndarray | None] = ()
+    ) -> Evaluation:
+        """The evaluation that `to_dict` described.
+
+        Args:
+            values: what it gave.
+            fingerprints: of the rows.
+            scores: of each model; none by default.
+        """
+        kept = scores or [None] * len(values["models"])
+        return cls(
+            str(values["dataset_digest"]),
+            str(values["split_digest"]),
+            fingerprints,
+            tuple(ScoredModel.from_dict(each, its) for each, its in zip(values["models"], kept, strict=True)),
+            tuple(map(Comparison.from_dict, values["comparisons"])),
+            int(values["looks"]),
+        )
+
     def save(self, folder: Path) -> None:
         """Write the one file; before the manifest of the folder is."""
         size = sum(model.scores.nbytes for model in self.models if model.scores is not None)
@@ -150,20 +200,10 @@ class Evaluation:
             for i, model in enumerate(self.models)
             if model.scores is not None and size <= LARGEST
         }
-        about = {
-            "format": FORMAT,
-            "dataset_digest": self.dataset_digest,
-            "split_digest": self.split_digest,
-            "models": [
-                {name: getattr(model, name) for name in ("kind", "label", "words", "seed", "threshold")}
-                for model in self.models
-            ],
-            "comparisons": [comparison.to_dict() for comparison in self.comparisons],
-            "looks": self.looks,
-        }
-        text = np.frombuffer(json.dumps(about, allow_nan=False).encode(), dtype=np.uint8)
+        about = json.dumps({"format": FORMAT, **self.to_dict()}, allow_nan=False).encode()
+        prints = np.asarray(self.fingerprints, dtype=np.uint64)
         with (folder / EVALUATION).open("wb") as file:
-            np.savez(file, about=text, fingerprints=np.asarray(self.fingerprints, dtype=np.uint64), **scores)
+            np.savez(file, about=np.frombuffer(about, dtype=np.uint8), fingerprints=prints, **scores)
 
     @classmethod
     def load(cls, folder: Path) -> Evaluation | None:
@@ -180,35 +220,61 @@ class Evaluation:
             with np.load(path, allow_pickle=False) as found:
                 about = json.loads(found["about"].tobytes())
                 fingerprints = np.asarray(found["fingerprints"], dtype=np.uint64)
-                models = tuple(
-                    ScoredModel(
-                        str(each["kind"]),
-                        str(each["label"]),
-                        str(each["words"]),
-                        int(each["seed"]),
-                        float(each["threshold"]),
-                        np.asarray(found[f"scores_{i}"], dtype=np.float64) if f"scores_{i}" in found else None,
-                    )
-                    for i, each in enumerate(about["models"])
-                )
+                names = [f"scores_{i}" for i in range(len(about["models"]))]
+                scores = [np.asarray(found[name], dtype=np.float64) if name in found else None for name in names]
             known = about["format"] == FORMAT
-            evaluation = cls(
-                str(about["dataset_digest"]),
-                str(about["split_digest"]),
-                fingerprints,
-                models,
-                tuple(map(Comparison.from_dict, about["comparisons"])),
-                int(about["looks"]),
-            )
+            evaluation = cls.from_dict(about, fingerprints, scores)
         except BundleError:
             raise
         except Exception as error:
             raise BundleError(f"{path} cannot be read: {error}", hint="do not use this folder") from error
-        shapes = [model.scores.shape for model in models if model.scores is not None]
+        shapes = [each.shape for each in scores if each is not None]
         fits = all(len(shape) == 2 and shape[0] == len(fingerprints) and shape == shapes[0] for shape in shapes)
-        if not known or not models or fingerprints.ndim != 1 or not fits:
+        if not known or not scores or fingerprints.ndim != 1 or not fits:
             raise BundleError(f"{path} is no evaluation of these rows", hint="do not use this folder")
         return evaluation
+
+
+def evaluate(
+    models: Sequence[tuple[ScoredModel, Bundle]],
+    split: Split,
+    dataset: Dataset,
+    *,
+    objective: str,
+    resamples: int,
+    looks: int,
+) -> Evaluation:
+    """Score models on the test rows and compare the first with each other one.
+
+    Args:
+        models: what each one is called, without scores, and its bundle; the registered one first.
+        split: the test rows.
+        dataset: what they belong to.
+        objective: the metric whose comparison has so many ``resamples``.
+        resamples: of that comparison, as a promotion takes them; the others have as many as their rows allow.
+        looks: how many looks at these rows are on record.
+    """
+    task = models[0][1].task
+    encoded, fewer = task.encode(split.targets), resamples_for(len(split.rows))
+    scored, said = [], []
+    for model, bundle in models:
+        answers = Answers(bundle.scores(split.features), bundle.threshold)
+        metrics = intervals(task, encoded, answers, resamples=fewer)
+        said.append(answers)
+        scored.append(replace(model, scores=answers.scores, threshold=answers.threshold, metrics=metrics))
+    comparisons = []
+    names = [objective, *(name for name in METRICS[task.kind] if name != objective)]
+    for other, its in zip(scored[1:], said[1:], strict=True):
+        for some, count in (names[:1], resamples), (names[1:], fewer):
+            found = gains(task, encoded, said[0], its, some, resamples=count)
+            comparisons += [Comparison(scored[0].label, other.label, each, count) for each in found.values()]
+    prints = dataset.fingerprints["test"]
+    return Evaluation(dataset.digest, dataset.split_digest, prints, tuple(scored), tuple(comparisons), looks)
+
+
+def _json(value: float) -> float | None:
+    """A figure as strict JSON has it."""
+    return float(value) if isfinite(value) else None
 
 
 def _number(value: float | None) -> float:

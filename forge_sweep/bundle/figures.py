@@ -48,7 +48,7 @@ def figures(bundle: Bundle, split: Split, groups: Sequence[str] = ()) -> dict[st
     task, encoded = bundle.task, bundle.task.encode(split.targets)
     answers = Answers(bundle.scores(split.features), bundle.threshold)
     n = len(encoded)
-    resamples = max(100, min(RESAMPLES, BUDGET // max(n, 1)))
+    resamples = resamples_for(n)
     found = intervals(task, encoded, answers, resamples=resamples)
     return {
         "rows": n,
@@ -58,6 +58,11 @@ def figures(bundle: Bundle, split: Split, groups: Sequence[str] = ()) -> dict[st
         "classes": list(by_class(task, encoded, answers)),
         "slices": list(by_slice(bundle, split.features, encoded, answers, groups)),
     }
+
+
+def resamples_for(rows: int) -> int:
+    """How many resamples so many rows allow."""
+    return max(100, min(RESAMPLES, BUDGET // max(rows, 1)))
 
 
 def finite(value: float) -> float | None:

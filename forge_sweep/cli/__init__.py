@@ -16,9 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from forge_sweep import __version__
 from forge_sweep.cli import data, models, reproduce, serve
@@ -27,6 +24,7 @@ from forge_sweep.cli.printing import (
     AsJson,
     Store,
     cell,
+    complain,
     console,
     echo,
     emit,
@@ -44,7 +42,7 @@ if TYPE_CHECKING:
 
     from forge_sweep.experiment import Experiment
     from forge_sweep.study import Shared, TrialRow
-    from forge_sweep.sweep import Event, SweepResult
+    from forge_sweep.sweep import Event
 
 REFUSED = 3
 INTERRUPTED = 130
@@ -161,7 +159,12 @@ def run(
     if as_json:
         emit({"event": "done", **result.to_dict()}, indent=None)
     else:
+        from forge_sweep.cli.result import print_result
+
         print_result(loaded.name, result)
+    if result.missing:
+        complain(f"the sweep is complete, but {result.missing}")
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -240,8 +243,13 @@ def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> 
     say(f"{study.name}: {study.n_done} of {study.n_trials} trials are done ({counts})")
     if not carried and study.final() is None:
         say("nobody carries this sweep: `forge-sweep run` with its experiment goes on with it")
+    from forge_sweep.cli.result import searched, winner_words
+
+    objective, final = study.resolved["objective"]["metric"], study.final()
+    if final is not None:
+        say(f"winner: {winner_words(final['winner'], objective)}; {final['model']}")
     if best is not None:
-        say(f"best: trial {best.number}, {study.resolved['objective']['metric']} {best.value:.6g}")
+        say(f"best in the search: {searched(best, objective)}")
     if over is not None:
         say(over.text)
     if phases:
@@ -308,22 +316,33 @@ def reconcile(
 
 @app.command()
 def best(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
-    """The best trial, the confirmed winner and the registered model."""
+    """The confirmed winner, the registered model, and the best trial of the search."""
     study = find(experiment, store)
     row, final = study.best(), study.final()
     if row is None and final is None:
         raise InputError(f"{study.name} has no finished trial yet", hint=f"look at `forge-sweep trials {experiment}`")
+    winner = None if final is None else final["winner"]
     if as_json:
-        emit({"study": study.name, "best": None if row is None else row_as_dict(row), "final": final})
+        shown = {"study": study.name, "winner": winner, "best": None if row is None else row_as_dict(row)}
+        emit({**shown, "final": final})
         return
-    if row is not None:
-        say(f"best trial: {row.number}, {row.value:.6g}")
-        for name, value in row.params.items():
-            say(f"  {name} = {cell(value)}")
+    from forge_sweep.cli.result import searched, winner_words
+    from forge_sweep.task.words import side_by_side
+
+    objective = study.resolved["objective"]["metric"]
+    if final is None:
+        say(f"best in the search so far: {searched(row, objective)}")
+        say("not confirmed yet: the sweep has not ended")
+    else:
+        say(f"winner: {winner_words({**final['winner'], 'params': {}}, objective)}")
+    params = final["winner"]["params"] if final is not None else row.params if row is not None else {}
+    for name, value in params.items():
+        say(f"  {name} = {cell(value)}")
     if final is not None:
         say(f"{final['verdict']}\nmodel: {final['model']}")
-    else:
-        say("not confirmed yet: the sweep has not ended")
+        if final.get("evaluation"):
+            print_table(*side_by_side(final["evaluation"]))
+        say(f"best in the search: {searched(row, objective)}")
 
 
 @app.command()
@@ -406,33 +425,3 @@ def row_as_dict(row: TrialRow) -> dict[str, Any]:
     names = ("number", "state", "value", "params", "failure", "cause", "epochs", "seconds", "imported")
     cost = None if row.cost is None else row.cost.to_dict()
     return {**{name: getattr(row, name) for name in names}, "cost": cost}
-
-
-def print_result(name: str, result: SweepResult) -> None:
-    """The end of a sweep for people."""
-    from forge_sweep.study import phases_words
-
-    console = Console()
-    table = Table("model", f"{result.objective}, search", "over seeds", box=None)
-    for row in result.confirmed:
-        spread = f" ± {row['spread']:.4f}" if len(row["values"]) > 1 else ""
-        table.add_row(row["words"], f"{row['searched']:.4f}", f"{row['mean']:.4f}{spread}")
-    for kind, value in result.baselines.items():
-        if kind not in {row["baseline"] for row in result.confirmed}:
-            table.add_row(kind, f"{value:.4f}", "-")
-    console.print()
-    console.print(table)
-    counts = ", ".join(f"{count} {state}" for state, count in result.trials.items())
-    lines = [
-        f"trials    {counts}{'' if result.ended_by == 'study.n_trials' else f'; ended by {result.ended_by}'}",
-        f"best      trial {result.best['number']}, {result.objective} {result.best['value']:.4f}"
-        if result.best
-        else "best      no trial finished",
-        f"verdict   {result.verdict}",
-        "test      " + ", ".join(f"{metric} {value:.4f}" for metric, value in result.test.items()),
-        *([f"took      {phases_words(result.phases)}"] if result.phases else []),
-        f"run       {result.run_id}",
-        f"model     {result.model}",
-        f"look      forge-sweep ui {name}, then {result.link}",
-    ]
-    console.print("\n".join(map(escape, lines)), soft_wrap=True, highlight=False)

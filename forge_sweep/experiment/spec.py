@@ -41,6 +41,7 @@ BUDGET_FIELDS = (
     "study.gpu_budget_s",
     "study.plateau_trials",
     "study.plateau_delta",
+    "baselines.timeout_s",
     "model.preprocessing",
     "confirm",
     "tracking",
@@ -214,6 +215,13 @@ class BaselinesSpec(Section):
     kinds: Annotated[tuple[BaselineKind, ...], BeforeValidator(as_tuple)] = Field(
         ("constant", "random_forest", "hist_gradient_boosting", "xgboost"), description="Which baselines are fitted."
     )
+    timeout_s: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds after which a baseline is given up as `time-out`; `study.trial_timeout_s` by default, or "
+        "else an hour.",
+    )
 
 
 class ConfirmSpec(Section):
@@ -341,6 +349,11 @@ class Experiment(Section):
         """Whether the objective is maximised or minimised."""
         assert self.objective.direction is not None  # resolved by load
         return self.objective.direction
+
+    @property
+    def baseline_timeout_s(self) -> float:
+        """Seconds after which a baseline is given up."""
+        return self.baselines.timeout_s or self.study.trial_timeout_s or 3600.0
 
     @property
     def model_name(self) -> str:

@@ -46,10 +46,12 @@ class SweepResult:
         study: name of the study.
         trials: number of trials by state.
         objective: the metric.
-        best: number, value and parameters of the best trial; empty where none finished.
+        best: number, value and parameters of the best trial of the search; empty where none finished. What won is
+            `winner`.
         baselines: objective of each baseline, best first.
         verdict: who won by how much, in words.
-        winner: the confirmed winner's figures.
+        winner: figures and parameters of what is registered: the best network where it is better than the best
+            baseline, which is registered otherwise.
         test: the winner's metrics on the test split.
         run_id: the parent run.
         model: ``models:/NAME/VERSION``.
@@ -58,6 +60,11 @@ class SweepResult:
         ended_by: the key of the budget that ended the search: ``study.n_trials``, ``study.timeout_s`` and so on.
         costs: what the trials of each state cost; see `StateCost`.
         missing: what MLflow lacks of it, and what to do; "" where it lacks nothing.
+        outcome: ``better``, ``as good as`` or ``worse``, of the best network against the best baseline on validation;
+            "" where there is nothing to compare.
+        comparison: the same in figures: ``lead`` (positive is better) with ``low`` and ``high``; see `Judgement`.
+        evaluation: every model that the look at the test rows scored, with intervals and differences; see
+            `forge_sweep.bundle.Evaluation`. None for a sweep of an older version.
         phases: seconds of each phase, over interruptions; see `StudyView.phases`.
     """
 
@@ -76,6 +83,9 @@ class SweepResult:
     ended_by: str = "study.n_trials"
     costs: list[dict[str, Any]] = field(default_factory=list)
     missing: str = ""
+    outcome: str = ""
+    comparison: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] | None = None
     phases: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -568,5 +578,8 @@ def result(context: Context, final: dict[str, Any]) -> SweepResult:
         confirmed=final["confirmed"],
         ended_by=final.get("ended_by", "study.n_trials"),
         costs=[cost.to_dict() for cost in context.study.costs_by_state()],
+        outcome=final.get("outcome", ""),
+        comparison=final.get("comparison", {}),
+        evaluation=final.get("evaluation"),
         phases=context.study.phases(),
     )

@@ -69,12 +69,21 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """A candidate with its objective for every seed."""
+    """A candidate with its objective for every seed.
+
+    Attributes:
+        candidate: what was trained.
+        values: its objective for every seed.
+        seeds: the numbers of the seeds.
+        direction: of the objective.
+        epochs: the most epochs that one of the trainings could choose among; 1 for a baseline.
+    """
 
     candidate: Candidate
     values: tuple[float, ...]
     seeds: tuple[int, ...]
     direction: Direction
+    epochs: int = 1
 
     @property
     def mean(self) -> float:
@@ -90,6 +99,11 @@ class Confirmed:
     def typical(self) -> int:
         """The seed of the median objective, of two the worse: it stands for the configuration without a lucky draw."""
         return typical_seed(self.values, self.direction, self.seeds)
+
+    @property
+    def name(self) -> str:
+        """Name of the run, and of the folder, of the typical seed."""
+        return confirm_name(self.candidate.label, self.typical)
 
     def figures(self) -> dict[str, Any]:
         """For notes, tags and tables."""
@@ -150,11 +164,24 @@ def confirm(context: Context, crew: Crew) -> tuple[Confirmed, ...]:
         if len(kept) < len(values):
             context.tell("message", text=f"{candidate.words} failed under another seed; left out", severity="warning")
             continue
-        confirmed.append(Confirmed(candidate, kept, seeds, context.experiment.direction))
+        epochs = 1 if candidate.baseline else most_epochs(context, candidate)
+        confirmed.append(Confirmed(candidate, kept, seeds, context.experiment.direction, epochs))
     if not confirmed:
         raise SweepStopped("every candidate failed under another seed", hint="look at forge.cause of the confirm runs")
     confirmed.sort(key=lambda c: (rank(context, c.mean), not c.candidate.baseline))
     return tuple(confirmed)
+
+
+def most_epochs(context: Context, candidate: Candidate) -> int:
+    """The most epochs of one of its trainings; all of them where an older version did not note it."""
+    notes = context.study.notes(f"confirm:{candidate.label}:")
+    limit = context.experiment.study.epochs
+    return max((int(note.get("epochs", limit)) for note in notes.values()), default=limit)
+
+
+def confirm_name(label: str, s: int) -> str:
+    """Name of the run of a candidate with one seed."""
+    return f"confirm-{label}-s{s}"
 
 
 def run_all(context: Context, crew: Crew, todo: list[tuple[Candidate, int]]) -> dict[tuple[str, int], float | None]:
@@ -184,7 +211,7 @@ def confirm_one(context: Context, crew: Crew, worker: Worker, candidate: Candida
         The objective, or None where it failed. Only a divergence is noted for good, since it would come again; what may
         have had a passing cause (a full disk, no memory) is tried again by the next process.
     """
-    name, key = f"confirm-{candidate.label}-s{s}", f"confirm:{candidate.label}:{s}"
+    name, key = confirm_name(candidate.label, s), f"confirm:{candidate.label}:{s}"
     note = context.study.notes("confirm:").get(key)
     if note is not None and (note["value"] is None or bundle_folder(context, name).is_dir()):
         context.tell("confirm", name=name, words=candidate.words, seed=s, value=note["value"])
@@ -209,7 +236,7 @@ def confirm_one(context: Context, crew: Crew, worker: Worker, candidate: Candida
     except BaseException:
         finish(run, "interrupted", "KILLED")
         raise
-    context.study.note(key, {"value": result.value, "metrics": finite(result.metrics)})
+    context.study.note(key, {"value": result.value, "metrics": finite(result.metrics), "epochs": result.epochs})
     forget_progress(progress_of(bundle_folder(context, name)))
     context.tell("confirm", name=name, words=candidate.words, seed=s, value=result.value)
     return result.value
@@ -267,30 +294,3 @@ def progress_of(folder: Path) -> Path:
 def bundle_folder(context: Context, name: str) -> Path:
     """Where the bundle of a confirmed candidate waits."""
     return context.checkpoints / name
-
-
-def verdict(context: Context, confirmed: tuple[Confirmed, ...]) -> str:
-    """Who won by how much, in words."""
-    metric = context.experiment.objective.metric
-    networks = [c for c in confirmed if not c.candidate.baseline]
-    trees = [c for c in confirmed if c.candidate.baseline]
-    if confirmed[0].candidate.baseline == "constant":
-        return f"{metric}: nothing was learned; no model beats the constant predictor, {scored(confirmed[0])}."
-    if not networks:
-        best = f"{trees[0].candidate.words} {scored(trees[0])}"
-        return f"{metric}: no network could be confirmed; ship the baseline {best}."
-    own = f"the best network ({networks[0].candidate.words}) {scored(networks[0])}"
-    if not trees:
-        return f"{metric}: {own}; no baseline to compare with."
-    other = f"{trees[0].candidate.words} {scored(trees[0])}"
-    gap, noise = abs(networks[0].mean - trees[0].mean), max(networks[0].spread, trees[0].spread)
-    close = f" The gap {gap:.4f} is within the spread over seeds." if gap <= noise else ""
-    if confirmed[0] is trees[0]:
-        return f"{metric}: {other} beats {own}: ship the baseline.{close}"
-    return f"{metric}: {own} beats {other}: ship the network.{close}"
-
-
-def scored(confirmed: Confirmed) -> str:
-    """Mean and spread; one seed has no spread."""
-    one = len(confirmed.values) == 1
-    return f"{confirmed.mean:.4f}" if one else f"{confirmed.mean:.4f} ± {confirmed.spread:.4f}"

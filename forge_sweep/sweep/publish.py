@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
 
 from forge_sweep import jsons, trial
-from forge_sweep.bundle import Bundle
+from forge_sweep.bundle import Bundle, Evaluation, ScoredModel, evaluate
 from forge_sweep.bundle.figures import figures
 from forge_sweep.checks.audit import Audit, histograms_html
-from forge_sweep.experiment import Experiment
+from forge_sweep.errors import BundleError
+from forge_sweep.experiment import Experiment, derived_seed
 from forge_sweep.study import StudyView
-from forge_sweep.sweep.confirm import Confirmed, bundle_folder, scored, verdict
+from forge_sweep.sweep.confirm import Confirmed, bundle_folder
 from forge_sweep.sweep.context import Context, baseline_values, finite
 from forge_sweep.sweep.ending import cut_short
+from forge_sweep.sweep.verdict import Verdict, in_words, reach
+from forge_sweep.task.words import MARK, between, figure, side_by_side
 from forge_sweep.tracking import FORM_TAG, Run, requirements
+from forge_sweep.training import classify
 
 
 def final_key(experiment: Experiment, study: StudyView) -> str:
@@ -36,32 +41,38 @@ def end_key(experiment: Experiment, study: StudyView) -> str:
 
 
 def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> dict[str, Any]:
-    """Score the winner once on test and register it; returns what is worth noting.
+    """Reach the verdict, look at the test rows once, and register what is shipped; returns what is worth noting.
 
     Raises:
         TrackingDown: the MLflow store cannot be reached; running the sweep again registers the model.
     """
-    winner, words = confirmed[0], verdict(context, confirmed) + cut_short(context)
-    name = f"confirm-{winner.candidate.label}-s{winner.typical}"
-    bundle = Bundle.load(bundle_folder(context, name))
-    if winner.candidate.baseline == "constant":
-        context.tell("message", text=words, severity="warning")
+    verdict = reach(context, confirmed)
+    winner = verdict.winner
+    bundle = Bundle.load(bundle_folder(context, winner.name))
     if in_model(context.experiment) and not takes_raw(context, bundle):
         context.tell("message", text=no_raw(bundle.kind), severity="warning")
-    test, on_test = score_on_test(context, parent, bundle, winner)
-    log_summary(context, parent, confirmed, words, test)
-    ready = context.checkpoints / "winner"
-    about = {**bundle.metadata, "sweep": context.key, "verdict": words, "confirmed": winner.figures(), "test": test}
-    save_with_card(context, dataclasses.replace(bundle, metadata=about), on_test, ready)
-    version = register(context, bundle, ready, f"{context.key}/{name}")
-    return {
+    on_test = score_on_test(context, parent, verdict, bundle)
+    evaluation, metric = on_test["evaluation"], bundle.task.scored_as(context.experiment.objective.metric)
+    words = in_words(context, verdict, evaluation, metric) + cut_short(context)
+    if verdict.nothing_learned:
+        context.tell("message", text=words, severity="warning")
+    params = bundle.metadata["params"] if winner.candidate.baseline else winner.candidate.params
+    final = {
         "verdict": words,
-        "winner": winner.figures(),
-        "confirmed": [c.figures() for c in confirmed],
-        "test": test,
-        "model": f"models:/{context.experiment.model_name}/{version}",
-        "version": version,
+        "outcome": verdict.outcome,
+        "winner": {**verdict.rows()[0], "params": params},
+        "comparison": verdict.comparison(),
+        "confirmed": verdict.rows(),
+        "test": on_test["metrics"],
+        "evaluation": None if evaluation is None else evaluation.to_dict(),
     }
+    log_summary(context, parent, final, metric)
+    ready = context.checkpoints / "winner"
+    about = {**bundle.metadata, "sweep": context.key, "verdict": words, "outcome": verdict.outcome}
+    about |= {"confirmed": winner.figures(), "test": on_test["metrics"]}
+    save_with_card(context, dataclasses.replace(bundle, metadata=about), on_test, ready)
+    version = register(context, bundle, ready, f"{context.key}/{winner.name}")
+    return {**final, "model": f"models:/{context.experiment.model_name}/{version}", "version": version}
 
 
 def takes_raw(context: Context, bundle: Bundle) -> bool:
@@ -99,83 +110,166 @@ def save_with_card(context: Context, bundle: Bundle, on_test: dict[str, Any], fo
     }
     whole = dataclasses.replace(bundle, metadata={**bundle.metadata, **facts})
     shutil.rmtree(folder, ignore_errors=True)
-    whole.save(folder, context.dataset.train.features, card=True, raw=takes_raw(context, bundle))
+    evaluation, golden = on_test.get("evaluation"), context.dataset.train.features
+    whole.save(folder, golden, card=True, raw=takes_raw(context, bundle), evaluation=evaluation)
 
 
-def score_on_test(
-    context: Context, parent: Run, bundle: Bundle, winner: Confirmed
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """The winner's metrics on the test split, and what is noted of the look: all figures that are ever shown of it.
+def score_on_test(context: Context, parent: Run, verdict: Verdict, bundle: Bundle) -> dict[str, Any]:
+    """What the look at the test rows gave.
 
-    A sweep that was killed after its look does not look again.
+    ``metrics`` and ``figures`` of the registered model, ``looks``, and the ``evaluation`` of every model that was
+    scored, None where an older version looked. A sweep that was killed after its look does not look again.
     """
     key = f"test:{end_key(context.experiment, context.study)}"
     noted = context.study.notes("test:").get(key)
-    if noted is not None and noted["label"] == winner.candidate.label:
-        return dict(noted["metrics"]), dict(noted)
+    if noted is not None and noted["label"] == verdict.winner.candidate.label:
+        return {**noted, "evaluation": evaluated_before(context, noted)}
+    models = [(scored_model(verdict.winner, bundle), bundle), *compared_with(context, verdict)]
     ledger = context.store / "test_looks.jsonl"
-    purpose = f"final score of sweep {context.key}, {winner.candidate.words}"
-    judged = context.tracker.run_id(f"{context.key}/confirm-{winner.candidate.label}-s{winner.typical}")
+    purpose = f"final score of sweep {context.key}, {' and '.join(model.words for model, _ in models)}"
+    judged = context.tracker.run_id(f"{context.key}/{verdict.winner.name}")
     split = context.dataset.look_at_test(purpose, ledger, run=judged)  # a promotion of it names the same run
-    scored = trial.score(bundle, split, "test")
-    metrics = finite(scored)
-    if undefined := sorted(set(scored) - set(metrics)):
+    looks = context.dataset.count_looks(ledger)
+    evaluation = evaluate(
+        models,
+        split,
+        context.dataset,
+        objective=bundle.task.scored_as(context.experiment.objective.metric),
+        resamples=context.experiment.promotion.resamples,
+        looks=looks,
+    )
+    scores = {f"test_{name}": each.value for name, each in evaluation.registered.metrics.items()}
+    metrics = finite(scores)
+    if undefined := sorted(set(scores) - set(metrics)):
         text = f"{', '.join(undefined)} cannot be computed on the {len(split.rows)} test rows"
         context.tell("message", text=text, severity="warning")
-    looks = context.dataset.count_looks(ledger)
     found = figures(bundle, split, context.experiment.promotion.groups)
-    note = {"label": winner.candidate.label, "metrics": metrics, "figures": found, "looks": looks}
-    context.study.note(key, note)
+    evaluation.save(context.checkpoints)
+    note = {"label": verdict.winner.candidate.label, "metrics": metrics, "figures": found, "looks": looks}
+    context.study.note(key, {**note, "evaluation": evaluation.to_dict()})
     parent.set_tags({"forge.test_looks": str(looks)})
     if looks > 1:
         text = f"this is look {looks} at the test split of {context.dataset.version}"
         context.tell("message", text=f"{text}: its score is the more optimistic for it", severity="warning")
-    return metrics, note
+    return {**note, "evaluation": evaluation}
 
 
-def log_summary(
-    context: Context, parent: Run, confirmed: tuple[Confirmed, ...], words: str, test: dict[str, float]
-) -> None:
+def evaluated_before(context: Context, noted: dict[str, Any]) -> Evaluation | None:
+    """What an earlier process found; without the scores, where their file went with the other checkpoints."""
+    values = noted.get("evaluation")
+    if values is None:
+        return None
+    with contextlib.suppress(BundleError):
+        kept = Evaluation.load(context.checkpoints)
+        if kept is not None and kept.to_dict() == values:
+            return kept
+    return Evaluation.from_dict(values, context.dataset.fingerprints["test"])
+
+
+def scored_model(confirmed: Confirmed, bundle: Bundle) -> ScoredModel:
+    """A confirmed model before it is scored."""
+    candidate = confirmed.candidate
+    kind = candidate.baseline or "network"
+    return ScoredModel(kind, candidate.label, candidate.words, confirmed.typical, bundle.threshold, None)
+
+
+def compared_with(context: Context, verdict: Verdict) -> list[tuple[ScoredModel, Bundle]]:
+    """What is scored beside the registered model: the best other baseline and the best network."""
+    found = [
+        (scored_model(each, bundle), bundle)
+        for each in (verdict.baseline, verdict.network)
+        if each is not None and each is not verdict.winner
+        for bundle in [Bundle.load(bundle_folder(context, each.name))]
+    ]
+    if registered := verdict.winner.candidate.baseline:
+        others = [kind for kind in baseline_values(context) if kind != registered]
+        for kind in [kind for kind in others if kind != "constant"][:1] or others[:1]:
+            seed = derived_seed(context.experiment.seed, "baseline", kind)
+            try:  # the one that was fitted before the search: its model was not kept, and the same seed gives it again
+                bundle = trial.run_baseline(context.experiment, context.dataset, kind, seed).bundle
+            except Exception as error:
+                text = f"baseline {kind} could not be fitted again for the test: {classify(error).message}"
+                context.tell("message", text=text, severity="warning")
+                continue
+            found.insert(0, (ScoredModel(kind, kind, kind, 0, bundle.threshold, None), bundle))
+    return found
+
+
+def log_summary(context: Context, parent: Run, final: dict[str, Any], metric: str) -> None:
     """The winner's figures, the verdict and the tables on the parent run."""
-    winner, objective = confirmed[0], context.experiment.objective.metric
-    baselines = baseline_values(context)
+    winner, objective = final["winner"], context.experiment.objective.metric
+    baselines, best = baseline_values(context), context.study.best()
+    compared = final["comparison"]
+    searched: dict[str, float] = {}
+    if best is not None and best.value is not None:
+        searched = {f"best_{objective}": best.value, "best_trial": best.number}
     parent.log_metrics(
         {
-            f"confirmed_{objective}": winner.mean,
-            f"confirmed_{objective}_std": winner.spread,
-            "confirm_gap": winner.mean - winner.candidate.searched,
+            f"confirmed_{objective}": winner["mean"],
+            f"confirmed_{objective}_std": winner["spread"],
+            "confirm_gap": winner["gap"],
             **({"best_baseline": next(iter(baselines.values()))} if baselines else {}),
-            **test,
+            **defined({name: compared.get(name) for name in ("lead", "low", "high")}, "lead", {"lead": ""}),
+            **searched,
+            **final["test"],
+            **of_others(final["evaluation"], metric),
         }
     )
-    best = context.study.best()
-    if best is not None and best.value is not None:
-        parent.log_metrics({f"best_{objective}": best.value, "best_trial": best.number})
     parent.set_tags(
         {
-            "forge.verdict": words,
-            "forge.winner": winner.candidate.words,
-            "forge.best_params": jsons.dumps(best.params if best is not None else {}),
-            "mlflow.note.content": as_markdown(context, confirmed, words, test),
+            "forge.verdict": final["verdict"],
+            "forge.outcome": final["outcome"] or "nothing to compare",
+            "forge.winner": winner["words"],
+            "forge.best_params": jsons.dumps(winner["params"]),
+            **({} if best is None else {"forge.best_in_search": f"trial {best.number}, {best.value:.6g}"}),
+            "mlflow.note.content": as_markdown(context, final),
         }
     )
-    parent.log_text(jsons.dumps([c.figures() for c in confirmed], indent=2), "confirmation.json")
+    parent.log_text(jsons.dumps(final["confirmed"], indent=2), "confirmation.json")
+    parent.log_text(jsons.dumps(final["evaluation"], indent=2), "evaluation.json")
     parent.log_text(jsons.dumps(context.study.notes("baseline:"), indent=2), "baselines.json")
     parent.log_text("\n".join(context.study.figures_html().values()), "plots.html")
 
 
-def as_markdown(context: Context, confirmed: tuple[Confirmed, ...], words: str, test: dict[str, float]) -> str:
+def defined(values: dict[str, float | None], name: str, endings: dict[str, str] | None = None) -> dict[str, float]:
+    """The figures that are there, as ``<name>_low`` and so on."""
+    ends = {key: f"_{key}" for key in values} | (endings or {})
+    return {f"{name}{ends[key]}": value for key, value in values.items() if value is not None}
+
+
+def of_others(evaluation: dict[str, Any] | None, metric: str) -> dict[str, float]:
+    """Test metrics of the models beside the registered one, and its lead over them by the objective.
+
+    ``baseline_test_auc`` is the best other baseline's, ``network_test_auc`` the best network's.
+    """
+    found: dict[str, float] = {}
+    if evaluation is None:
+        return found
+    for model in evaluation["models"][1:]:
+        role = "network" if model["kind"] == "network" else "baseline"
+        values = {name: ends[0] for name, ends in model["metrics"].items()}
+        found |= {f"{role}_test_{name}": value for name, value in values.items() if value is not None}
+        for each in evaluation["comparisons"]:
+            gain = each["gain"]
+            if (each["other"], gain["metric"]) == (model["label"], metric):
+                found |= defined(gain["gain"], f"test_lead_over_{role}", {"value": ""})
+    return found
+
+
+def as_markdown(context: Context, final: dict[str, Any]) -> str:
     """The note that MLflow shows on the parent run's page."""
     objective = context.experiment.objective.metric
-    rows = [f"| {c.candidate.words} | {c.candidate.searched:.4f} | {scored(c)} |" for c in confirmed]
-    tested = ", ".join(f"{name} {value:.4f}" for name, value in test.items())
-    head = [
-        f"**{words}**",
-        "",
-        f"| candidate | {objective} in the search | over {len(confirmed[0].values)} seeds |",
-        "|---|---|---|",
-    ]
-    return "\n".join([*head, *rows, "", f"Test, looked at once by the winner: {tested}"])
+    lines = [f"**{final['verdict']}**", "", f"| candidate | {objective} in the search | mean over seeds | 95 % |"]
+    lines.append("|---|---|---|---|")
+    for row in final["confirmed"]:
+        mark = MARK if row["label"] == final["winner"]["label"] else ""
+        figures = figure(row["searched"]), figure(row["mean"]), between(row["interval"])
+        lines.append(f"| {row['words']}{mark} | {' | '.join(figures)} |")
+    if final["evaluation"] is None:
+        return "\n".join([*lines, "", f"Test: {', '.join(f'{k} {figure(v)}' for k, v in final['test'].items())}"])
+    titles, rows = side_by_side(final["evaluation"])
+    lines += ["", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def register(context: Context, bundle: Bundle, folder: Path, run_key: str) -> str:

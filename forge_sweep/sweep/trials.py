@@ -7,6 +7,7 @@ the same number, the same seed and the same MLflow run.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,9 +45,13 @@ FRESH_S = 5.0
 
 
 def fit_baselines(context: Context) -> None:
-    """Fit the baselines that have no score yet; one that failed is tried again by the next process."""
+    """Fit the baselines that have no score yet; one that failed is tried again by the next process.
+
+    One that was over its time is tried again where it may take longer now.
+    """
     for kind in context.experiment.baselines.kinds:
-        if f"baseline:{kind}" not in context.study.notes("baseline:"):
+        noted = context.study.notes("baseline:").get(f"baseline:{kind}")
+        if noted is None or noted.get("timeout_s", math.inf) < context.experiment.baseline_timeout_s:
             stop_if_asked(context)
             fit_baseline(context, kind)
 
@@ -61,7 +66,11 @@ def fit_baseline(context: Context, kind: str) -> None:
     except Exception as error:
         failure = classify(error)
         finish_failed(run, failure)
-        context.tell("message", text=f"baseline {kind} failed: {failure.message}", severity="warning")
+        hint = f" ({failure.hint})" if failure.hint else ""
+        context.tell("message", text=f"baseline {kind} failed: {failure.message}{hint}", severity="warning")
+        if failure.failure == "time-out":
+            limit = context.experiment.baseline_timeout_s
+            context.study.note(f"baseline:{kind}", {"value": None, "cause": failure.message, "timeout_s": limit})
         return
     run.log_params(result.bundle.metadata["params"])
     tags = {"forge.weights_sha256": result.bundle.weights_sha256}

@@ -56,6 +56,10 @@ class Interval:
     low: float
     high: float
 
+    def times(self, sign: float) -> Interval:
+        """The same figure the other way round, where ``sign`` is -1: an error as what is to be made great."""
+        return self if sign > 0 else Interval(-self.value, -self.high, -self.low)
+
 
 @dataclass(frozen=True)
 class Gain:
@@ -118,11 +122,56 @@ def gain(
         resamples: how many.
         seed: of the resamples.
     """
-    sign = 1.0 if direction(task.kind, metric) == "maximize" else -1.0
-    exact = [task.score(encoded, each.scores, threshold=each.threshold)[metric] for each in (one, other)]
-    drawn = _resampled(task, encoded, (one, other), (metric,), resamples, seed)[metric]
-    low, high = _ends(sign * (drawn[0] - drawn[1]))
-    return Gain(metric, exact[0], exact[1], Interval(sign * (exact[0] - exact[1]), low, high))
+    return gains(task, encoded, one, other, (metric,), resamples=resamples, seed=seed)[metric]
+
+
+def gains(
+    task: Task,
+    encoded: np.ndarray,
+    one: Answers,
+    other: Answers,
+    metrics: Sequence[str],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> dict[str, Gain]:
+    """The same by several metrics, on the same resamples; see `gain`."""
+    exact = [task.score(encoded, each.scores, threshold=each.threshold) for each in (one, other)]
+    drawn = _resampled(task, encoded, (one, other), metrics, resamples, seed)
+    found = {}
+    for name in metrics:
+        sign = 1.0 if direction(task.kind, name) == "maximize" else -1.0
+        ends = _ends(sign * (drawn[name][0] - drawn[name][1]))
+        found[name] = Gain(
+            name, exact[0][name], exact[1][name], Interval(sign * (exact[0][name] - exact[1][name]), *ends)
+        )
+    return found
+
+
+def resampled(
+    task: Task, encoded: np.ndarray, answers: Answers, metric: str, *, resamples: int = RESAMPLES, seed: int = SEED
+) -> tuple[float, np.ndarray]:
+    """A metric over the rows as they are, and over each resample: the same resamples for every model.
+
+    Args:
+        task: what is predicted.
+        encoded: targets as `Task.encode` gives them.
+        answers: the model's.
+        metric: one of ``METRICS[task.kind]``, or ``loss``, the task's loss without any penalty.
+        resamples: how many.
+        seed: of the resamples.
+
+    Returns:
+        The value, and (resamples,) with nan where a resample does not define it.
+    """
+    import numpy as np
+
+    name = "log_loss" if metric == "loss" and task.kind != "regression" else metric
+    drawn = _resampled(task, encoded, (answers,), (name,), resamples, seed)[name][0]
+    if name == "loss":  # of a regression: no metric of `Task.score`
+        (values_of,) = _families(task, encoded, answers, (name,))
+        return float(values_of(np.ones((1, len(encoded))))[name][0]), drawn
+    return task.score(encoded, answers.scores, threshold=answers.threshold)[name], drawn
 
 
 def _resampled(
@@ -134,6 +183,7 @@ def _resampled(
     found = {name: np.full((len(models), resamples), np.nan) for name in metrics}
     if not len(encoded) or any(not np.isfinite(model.scores).all() for model in models):
         return found
+    metrics = [name for name in metrics if not any(gap.whole and name in gap.metrics for gap in task.gaps(encoded))]
     families = [_families(task, encoded, model, metrics) for model in models]
     done = 0
     for counts in _counts(len(encoded), resamples, seed):
@@ -141,7 +191,7 @@ def _resampled(
         for i, values_of in enumerate(families):
             for values in values_of:
                 for name, value in values(counts).items():
-                    if name in found:
+                    if name in metrics:
                         found[name][i, place] = value
         done += len(counts)
     return found
@@ -215,7 +265,8 @@ def _multilabel(task: Task, encoded: np.ndarray, model: Answers, wanted: set[str
         {"auc", "pr_auc"},
         _averaged([_Ranking(truth[:, i], scores[:, i], average="pr_auc" in wanted) for i in labels]),
     )
-    yield {"f1"}, _averaged([_decisions(truth[:, i], guess[:, i], 2, of_second=True) for i in labels], "f1")
+    of_labels = [_decisions(truth[:, i], guess[:, i], 2, of_second=True, alone=True) for i in labels]
+    yield {"f1"}, _averaged(of_labels, "f1")
     yield {"accuracy"}, _mean("accuracy", (truth == guess).all(axis=1))
     yield {"hamming_loss"}, _mean("hamming_loss", (truth != guess).mean(axis=1))
     yield {"log_loss"}, _mean("log_loss", _surprise(np.where(truth == 1, scores, 1 - scores)).mean(axis=1))
@@ -231,11 +282,13 @@ def _regression(task: Task, encoded: np.ndarray, model: Answers, wanted: set[str
         rows, wrong = counts.sum(axis=1)[:, None], counts @ error**2
         spread = counts @ around**2 - (counts @ around) ** 2 / rows
         with np.errstate(divide="ignore", invalid="ignore"):
-            explained = np.where(spread > 0, 1 - wrong / spread, np.where(wrong > 0, 0.0, 1.0))
+            explained = np.where(spread > 0, 1 - wrong / spread, np.nan)
         return {"rmse": np.sqrt(wrong / rows).mean(axis=1), "r2": explained.mean(axis=1)}
 
     yield {"rmse", "r2"}, squares
     yield {"mae"}, _mean("mae", abs(error).mean(axis=1))
+    standard = error / np.asarray(task.std)
+    yield {"loss"}, _mean("loss", (standard**2 if task.loss == "mse" else abs(standard)).mean(axis=1))
     yield {"medae"}, _averaged([_Median(abs(error[:, i])) for i in range(error.shape[1])])
 
 
@@ -323,8 +376,13 @@ class _Median:
         return {"medae": (self.values[low] + self.values[high]) / 2}
 
 
-def _decisions(truth: np.ndarray, guess: np.ndarray, classes: int, *, of_second: bool = False) -> Values:
-    """Metrics of a confusion matrix by the definitions of `scoring`; f1 of the second class, or of all on average."""
+def _decisions(
+    truth: np.ndarray, guess: np.ndarray, classes: int, *, of_second: bool = False, alone: bool = False
+) -> Values:
+    """Metrics of a confusion matrix by the definitions of `scoring`; f1 of the second class, or of all on average.
+
+    All but accuracy are nan for a resample of one class, unless such a truth may stand ``alone``, as a label does.
+    """
     import numpy as np
 
     cells = truth * classes + guess
@@ -343,8 +401,13 @@ def _decisions(truth: np.ndarray, guess: np.ndarray, classes: int, *, of_second:
             "mcc": _ratio(right * rows - (guessed * support).sum(axis=1), spread),
         }
         if of_second:
-            return {**shared, "precision": precision[:, 1], "recall": recall[:, 1], "f1": f1[:, 1]}
-        return {**shared, "f1": f1.sum(axis=1) / (guessed + support > 0).sum(axis=1)}
+            found = {**shared, "precision": precision[:, 1], "recall": recall[:, 1], "f1": f1[:, 1]}
+        else:
+            found = {**shared, "f1": f1.sum(axis=1) / (guessed + support > 0).sum(axis=1)}
+        if alone:
+            return found
+        several = (support > 0).sum(axis=1) > 1
+        return {name: each if name == "accuracy" else np.where(several, each, np.nan) for name, each in found.items()}
 
     return values
 

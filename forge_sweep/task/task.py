@@ -20,6 +20,7 @@ from forge_sweep.task.targets import (
     target_scale,
     zero_one,
 )
+from forge_sweep.task.undefined import Gap, gaps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,6 +95,13 @@ class Task:
         classes = learn_classes(kind, train_targets, positive)
         return cls(kind, names, classes, one_hot, activation, loss or default.loss, from_logits, mean, std)
 
+    def scored_as(self, objective: str) -> str:
+        """The metric that an objective is on any rows: ``auc`` for ``val_auc``; its nearest relative for a loss."""
+        name = objective.removeprefix("val_")
+        if name != "loss":
+            return name
+        return {"mae": "mae"}.get(self.loss, "rmse") if self.kind == "regression" else "log_loss"
+
     @property
     def units(self) -> int:
         """Number of output units of the network."""
@@ -155,8 +163,8 @@ class Task:
             threshold: probability from which a label holds, binary and multilabel; default 0.5.
 
         Returns:
-            Every name in ``METRICS[kind]`` as a float. ``auc`` and ``pr_auc`` are nan where one class only is present;
-            all are nan for no rows or for predictions that are not finite.
+            Every name in ``METRICS[kind]`` as a float, nan where the targets do not define it (`gaps`): one class only,
+            or for ``r2`` a constant target. All are nan for no rows or for predictions that are not finite.
         """
         import numpy as np
 
@@ -173,7 +181,13 @@ class Task:
             values = scoring.multilabel(encoded.astype(np.int64), scores, cut)
         else:
             values = scoring.binary(encoded[:, 0].astype(np.int64), scores[:, 0], cut)
-        return {name: float(values[name]) for name in METRICS[self.kind]}
+        undefined = {name for gap in self.gaps(encoded) if gap.whole for name in gap.metrics}
+        return {name: float("nan") if name in undefined else float(values[name]) for name in METRICS[self.kind]}
+
+    def gaps(self, encoded: np.ndarray) -> tuple[Gap, ...]:
+        """Which metrics these targets do not define, whatever a model predicts; see `undefined`."""
+        names = self.targets if self.kind == "regression" else tuple(map(str, self.classes))
+        return tuple(gaps(self.kind, encoded, names))
 
     def class_weights(self, encoded: np.ndarray) -> dict[int, float]:
         """Weight of each class code, ``n / (number of classes * rows of the class)``: scikit-learn's "balanced".

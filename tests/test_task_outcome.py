@@ -1,0 +1,182 @@
+"""The three outcomes err at most as often as they say, whatever is up to chance and whatever was chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from forge_sweep.task import Answers, Judgement, Seeds, Task, judge, part_that_counts, resampled
+from forge_sweep.task.outcome import expected_max, of_one, widened
+
+RESAMPLES = 200
+SHARED = 0.8
+"""How much of what makes a row hard is the same for every model."""
+
+BINARY = Task.learn("binary", pd.DataFrame({"y": [0, 1] * 2}))
+REGRESSION = dataclasses.replace(
+    Task.learn("regression", pd.DataFrame({"y": [-1.0, 1.0] * 2})), mean=(0.0,), std=(1.0,)
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Models of known worth: each seed moves it a little, each row is hard for all models and for one of them.
+
+    Attributes:
+        task: what is predicted.
+        metric: ``auc``, or ``mae``, whose values are known without any rows.
+        rows: of validation.
+        gap: by how much the networks' skill is greater.
+        seed_sd: how far a seed moves the skill.
+        seeds: how many each model is confirmed with.
+        trials: how many configurations the best is chosen among.
+        epochs: how many each training chooses among.
+        top: how many are confirmed.
+    """
+
+    task: Task
+    metric: str
+    rows: int
+    gap: float
+    seed_sd: float
+    seeds: int = 3
+    trials: int = 1
+    epochs: int = 1
+    top: int = 1
+
+    def lead(self) -> float:
+        """The truth: the mean lead of a network over all seeds, on all the rows there are."""
+        if self.metric == "mae":  # normal errors of size 1 - skill: E|error| = size * sqrt(2 / pi)
+            return self.gap * float(np.sqrt(2 / np.pi))
+        both = [stats.norm.cdf((1.5 + gap) / np.sqrt(2 + sd**2)) for gap, sd in ((self.gap, self.seed_sd), (0, 0))]
+        return float(both[0] - both[1])
+
+    def judged(self, rng: np.random.Generator) -> Judgement:
+        """One sweep: search, confirmation, judgement."""
+        positive = rng.random(self.rows) < 0.3
+        positive[:4] = [True, True, False, False]
+        truth = positive if self.task is BINARY else rng.normal(size=self.rows)
+        encoded = np.asarray(truth, dtype=np.float32)[:, None]
+        everyone = rng.normal(size=self.rows)
+
+        def scored(skill: float, of_configuration: np.ndarray, epochs: int) -> tuple[float, np.ndarray]:
+            found = []
+            for _ in range(epochs):
+                own = (of_configuration + rng.normal(size=self.rows)) / np.sqrt(2)
+                noise = np.sqrt(SHARED) * everyone + np.sqrt(1 - SHARED) * own
+                if self.task is BINARY:
+                    scores = stats.norm.cdf((1.5 + skill) * positive + noise)
+                    value = self.task.score(encoded, scores[:, None])["auc"]
+                else:
+                    scores = truth + (1 - skill) * noise
+                    value = -self.task.score(encoded, scores[:, None])["mae"]
+                found.append((value, scores))
+            return max(found, key=lambda one: one[0])
+
+        def seeds(values: list[tuple[float, np.ndarray]], searched: float) -> Seeds:
+            sign = 1.0 if self.metric == "auc" else -1.0
+            drawn = [
+                resampled(self.task, encoded, Answers(scores[:, None], 0.5), self.metric, resamples=RESAMPLES)
+                for _, scores in values
+            ]
+            each = np.array([sign * value for value, _ in drawn]), np.stack([sign * over for _, over in drawn])
+            return Seeds(*each, searched, self.epochs)
+
+        def skill() -> float:
+            return self.gap + rng.normal() * self.seed_sd
+
+        configurations = [rng.normal(size=self.rows) for _ in range(self.trials)]
+        searched = sorted(((scored(skill(), c, self.epochs)[0], i) for i, c in enumerate(configurations)), reverse=True)
+        networks = [
+            seeds([scored(skill(), configurations[i], self.epochs) for _ in range(self.seeds)], value)
+            for value, i in searched[: self.top]
+        ]
+        networks.sort(key=lambda each: -each.values.mean())
+        once = scored(0.0, rng.normal(size=self.rows), 1)  # a tree that no seed changes
+        baseline = seeds([once] * self.seeds, once[0])
+        smallest = part_that_counts(self.task.kind, encoded)
+        return judge(networks, baseline, rows=self.rows, smallest=smallest, configurations=self.trials, baselines=1)
+
+
+def pairs() -> list[World]:
+    """200 pairs: few rows and many, seeds that matter and do not, the same skill, a little more, and less."""
+    found = []
+    for task, metric, some, more in ((BINARY, "auc", 0.15, 0.6), (REGRESSION, "mae", 0.05, 0.2)):
+        for rows in (60, 150, 400, 1000, 2000):
+            for seed_sd in (0.0, 0.02, 0.1, 0.2):
+                for gap in (0.0, some, -some, more, 0.0):
+                    found.append(World(task, metric, rows, gap, seed_sd * (1 if metric == "auc" else 0.25)))
+    return found
+
+
+@pytest.mark.slow
+def test_on_200_pairs_with_known_truth_the_outcomes_err_at_most_as_often_as_stated() -> None:
+    """An outcome errs where it says what is not so, its interval where the truth lies outside: 5 % at most each."""
+    rng, said, wrong, missed = np.random.default_rng(10), Counter[str](), 0, 0
+    worlds = pairs()
+    assert len(worlds) == 200
+    for world in worlds:
+        found, truth = world.judged(rng), world.lead()
+        said[found.outcome] += 1
+        wrong += (found.outcome == "better" and truth <= 1e-12) or (found.outcome == "worse" and truth >= -1e-12)
+        missed += not found.lead.low <= truth <= found.lead.high
+    assert wrong <= 0.05 * len(worlds), (wrong, said)
+    assert missed <= 0.05 * len(worlds), (missed, said)
+    assert min(said["better"], said["worse"]) >= 10, f"an outcome that is never said errs never: {said}"
+
+
+@pytest.mark.slow
+def test_the_best_of_many_trials_and_epochs_is_not_better_for_having_been_chosen() -> None:
+    """Twenty configurations of eight epochs, all as good as the tree: choosing alone gives no lead."""
+    rng = np.random.default_rng(11)
+    for rows in (60, 150, 400):
+        world = World(BINARY, "auc", rows, 0.0, 0.05, trials=20, epochs=8, top=3)
+        found = [world.judged(rng) for _ in range(5)]
+        assert sum(each.lead.value > 0 for each in found) > 2, "chosen, they look better than they are"
+        assert {each.outcome for each in found} == {"as good as"}
+        assert all(each.optimism > 0 for each in found)
+
+
+def test_a_network_that_is_much_better_is_said_to_be() -> None:
+    """The corrections leave that much power: chosen among twenty, with 400 rows."""
+    rng = np.random.default_rng(12)
+    world = World(BINARY, "auc", 400, 0.9, 0.05, trials=20, epochs=4, top=3)
+    assert [world.judged(rng).outcome for _ in range(4)] == ["better"] * 4
+
+
+def test_one_seed_is_judged_with_what_the_search_saw_of_its_spread() -> None:
+    """A wide interval where the two differ; nothing is pretended."""
+    rng, drawn = np.random.default_rng(0), np.random.default_rng(1).normal(0.9, 0.001, (1, 200))
+    tree = Seeds(np.array([0.8]), rng.normal(0.8, 0.001, (1, 200)), 0.8)
+    alike, apart = (Seeds(np.array([0.9]), drawn, searched) for searched in (0.9, 0.86))
+    assert judge([alike], tree, rows=500, smallest=100, configurations=1, baselines=1).outcome == "better"
+    found = judge([apart], tree, rows=500, smallest=100, configurations=1, baselines=1)
+    assert found.outcome == "as good as" and found.seeds == 1 and found.lead.low < 0 < found.lead.high
+
+
+def test_the_same_model_is_as_good_as_itself_and_a_deterministic_one_has_an_interval() -> None:
+    """No ± 0: without a spread over seeds the rows are still few."""
+    drawn = np.repeat(np.random.default_rng(0).normal(0.9, 0.02, 300)[None], 3, axis=0)
+    tree = Seeds(np.full(3, 0.9), drawn, 0.9)
+    found = judge([tree], tree, rows=100, smallest=30, configurations=1, baselines=1)
+    assert found.outcome == "as good as" and (found.lead.low, found.lead.high) == (0.0, 0.0)
+    alone = of_one(tree, 30)
+    assert 0.85 < alone.low < 0.88 < 0.92 < alone.high < 0.96
+
+
+def test_a_metric_without_a_value_decides_nothing() -> None:
+    nothing = Seeds(np.full(2, np.nan), np.full((2, 50), np.nan), float("nan"))
+    found = judge([nothing], nothing, rows=9, smallest=1, configurations=3, baselines=1)
+    assert found.outcome == "as good as" and np.isnan(found.lead.low)
+
+
+def test_few_rows_widen_and_many_choices_raise_the_expected_best() -> None:
+    """The figures of the sources: E[max of 10 normal draws] is 1.54 (Royston 1982)."""
+    assert widened(3) > widened(10) > widened(1000) > 1.0 and widened(10**6) == pytest.approx(1.0, abs=1e-5)
+    assert expected_max(1) == 0.0 and expected_max(2) == pytest.approx(0.564, abs=0.03)
+    assert expected_max(10) == pytest.approx(1.539, abs=0.02) and expected_max(100) == pytest.approx(2.508, abs=0.02)
