@@ -141,7 +141,7 @@ class Dataset:
     def look_at_test(self, purpose: str, ledger: Path, *, run: str = "") -> Split:
         """The test rows. The look is on disk before this returns, and in the store's own ledger if it has one.
 
-        Whoever was killed between the look and the use of it looks again for the same purpose and run: on the same line.
+        Whoever was killed between the look and its use looks again, for the same purpose and run, on the same line.
 
         Args:
             purpose: what the rows are for.
