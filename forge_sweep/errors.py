@@ -102,12 +102,17 @@ class Mistake:
         return f"{self.path}{seen}: expected {self.expected}" + (f"; {self.hint}" if self.hint else "")
 
 
+LISTED = 50
+"""Mistakes that a message names; a file with more of them is something else."""
+
+
 class ExperimentError(InputError):
-    """An experiment file with one or more mistakes, all listed."""
+    """An experiment file with one or more mistakes, listed together."""
 
     def __init__(self, source: str, mistakes: Sequence[Mistake]) -> None:
         count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}"
-        super().__init__("\n".join([f"{source}: {count}", *(f"  {m}" for m in mistakes)]))
+        more = [f"  and {len(mistakes) - LISTED} more"] if len(mistakes) > LISTED else []
+        super().__init__("\n".join([f"{source}: {count}", *(f"  {m}" for m in mistakes[:LISTED]), *more]))
         self.mistakes = tuple(mistakes)
 
 
@@ -132,7 +137,10 @@ class MissingExtra(InputError):
     """
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs packages that are not installed", hint=f"pip install 'forge-sweep[{extra}]'")
+        super().__init__(
+            f"{feature} needs packages that are not installed",
+            hint=f"in a checkout of forge-sweep: pip install '.[{extra}]'",
+        )
 
 
 class GateRefused(ForgeSweepError):

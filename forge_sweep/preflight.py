@@ -332,5 +332,5 @@ def _gpu(experiment: Experiment) -> Iterator[Finding]:
     gpus = environment.capture(experiment.root, experiment.backend).gpus
     if gpus and not training.accelerators():
         seen = f"{len(gpus)} GPU ({gpus[0]}), but {experiment.backend} computes on the CPU"
-        fix = "pip install 'forge-sweep[gpu]', or set CUDA_VISIBLE_DEVICES=-1 to mean it"
+        fix = "in a checkout of forge-sweep pip install '.[gpu]', or set CUDA_VISIBLE_DEVICES=-1 to mean it"
         yield Finding("warning", "gpu-unused", "backend", seen, "a backend that uses it", fix)

@@ -35,9 +35,9 @@ def need_the_extra() -> None:
     """Skip a module where the extra is not installed; in CI it has to be."""
     absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if absent and os.environ.get("CI") == "true":
-        raise RuntimeError(f"the tests of serving need {', '.join(absent)}: pip install 'forge-sweep[serve]'")
+        raise RuntimeError(f"the tests of serving need {', '.join(absent)}: pip install '.[serve]'")
     if absent:
-        pytest.skip(f"{', '.join(absent)} not installed: pip install 'forge-sweep[serve]'", allow_module_level=True)
+        pytest.skip(f"{', '.join(absent)} not installed: pip install '.[serve]'", allow_module_level=True)
 
 
 def customers(n: int = 300) -> pd.DataFrame:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
+from rich.text import Text
 from typer.testing import CliRunner
 
-from forge_sweep import __version__, sweep
+from forge_sweep import __version__, jsons, sweep, training
 from forge_sweep.cli import app
-from forge_sweep.cli.watchers import LiveTable
+from forge_sweep.cli.printing import REPLACED, print_table, wrapped
+from forge_sweep.cli.watchers import Below, Pace, PlainLines
+from forge_sweep.errors import InputError
 from forge_sweep.study import find_study
 from forge_sweep.sweep import Event
 from tests.servers import ui
@@ -102,6 +108,41 @@ def test_a_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 2 and "store is a file" in done.stderr
 
 
+REFUSED_AT_THE_START: dict[str, tuple[dict[str, str], str]] = {
+    "another backend": ({"KERAS_BACKEND": "jax"}, "KERAS_BACKEND=jax"),
+    "a tag, not a digest": ({"FORGE_SWEEP_IMAGE_DIGEST": "latest"}, "FORGE_SWEEP_IMAGE_DIGEST"),
+    "no tracking address": ({"MLFLOW_TRACKING_URI": "gopher://x"}, "MLFLOW_TRACKING_URI"),
+    "no server in it": ({"MLFLOW_TRACKING_URI": "http://"}, "names no host"),
+    "no host in it": ({"MLFLOW_TRACKING_URI": "http://[::1"}, "Invalid IPv6 URL"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_AT_THE_START)
+@pytest.mark.parametrize("start", [sweep.run, sweep.check])
+def test_what_run_refuses_at_its_start_check_refuses_too(
+    case: str, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env, words = REFUSED_AT_THE_START[case]
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with no_network(fake_run()), pytest.raises(InputError, match=re.escape(words)):
+        start(experiment(), store=tmp_path / "mlruns")
+    assert not (tmp_path / "mlruns").exists()
+
+
+@pytest.mark.parametrize("start", [sweep.run, sweep.check])
+@pytest.mark.parametrize(("place", "words"), [("file", "is a file"), ("file/inner", "cannot be made"), ("n" * 300, "")])
+def test_a_store_that_cannot_be_is_refused_by_both(start: Any, place: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with no_network(fake_run()), pytest.raises(InputError, match=f"the store .* {words}"):
+        start(experiment(), store=tmp_path / place)
+
+
+def test_an_empty_keras_backend_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "")
+    training.select_backend("tensorflow")
+
+
 def test_a_refusal_is_an_event_too_where_machines_read(tmp_path: Path) -> None:
     """The reason stands in the JSON, not only on standard error."""
     (tmp_path / "broken.toml").write_text(BROKEN)
@@ -148,7 +189,7 @@ def test_help_and_version_import_no_engine(tmp_path: Path) -> None:
 
 def test_status_says_how_far_a_sweep_is_without_tensorflow(store: Path) -> None:
     """In words and as JSON."""
-    assert "finished" in invoke("status", "surface", "--store", str(store))
+    assert "6 of 6 trials are done" in invoke("status", "surface", "--store", str(store))
     values = json.loads(invoke("status", "surface", "--store", str(store), "--json"))
     assert sum(values["trials"].values()) == 6 and values["best"]["state"] == "finished"
     code = (
@@ -199,23 +240,136 @@ def test_report_is_one_self_contained_html_file(store: Path, tmp_path: Path) -> 
     assert 'src="http' not in html and "<link" not in html
 
 
-def test_the_live_table_counts_what_earlier_processes_did_and_shows_what_runs_now() -> None:
-    """On a resumed sweep: states of all trials, best so far, the baseline to beat, the current loss."""
-    console = Console(width=200, file=io.StringIO())
-    table = LiveTable(console)
+def test_below_the_lines_stands_how_far_a_resumed_sweep_is_and_what_runs_now() -> None:
+    """States of all trials, best so far, the baseline to beat, the current loss; nothing is cut at 60 columns."""
+    console = Console(width=60, file=io.StringIO(), force_terminal=True)
+    pace = Pace(experiment())
+    below = Below(console, PlainLines(console, pace), pace)
     states = {"finished": 3, "pruned": 1}
     trials = {"name": "trials", "total": 10, "done": 4, "states": states, "best": 0.9, "baselines": {"xgboost": 0.85}}
-    table.watch(Event("phase", trials))
-    table.watch(Event("trial_started", {"number": 4, "params": {}}))
-    table.watch(Event("epoch", {"number": 4, "epoch": 2, "metrics": {"loss": 0.5, "val_loss": 0.6}}))
-    failed = {"number": 4, "state": "failed", "value": None, "best": 0.9, "failure": "diverged", "cause": "loss is nan"}
-    table.watch(Event("trial_done", failed))
-    console.print(table)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "trial 4    failed (diverged): loss is nan" in text
-    row = text.splitlines()[-1].split()
-    assert row[:6] == ["5/10", "3", "1", "1", "0.9000", "xgboost"]
-    assert "trial 4, epoch 2: loss 0.5000, val_loss 0.6000" in text
+    below.watch(Event("phase", trials))
+    below.watch(Event("trial_started", {"number": 4, "params": {"width": 8, "batch_size": 32}}))
+    below.watch(Event("epoch", {"number": 5, "epoch": 2, "metrics": {"loss": 0.5, "val_loss": 0.6}}))
+    failed = {"state": "failed", "value": None, "best": 0.9, "failure": "diverged", "cause": "loss is nan"}
+    below.watch(Event("trial_done", {"number": 3, "params": {"width": 9}, **failed}))
+    lines = below.__rich__().plain.splitlines()
+    assert lines[0].startswith("trials 5 of 10, about ") and lines[0].endswith("left")
+    assert lines[1:] == [
+        "3 finished, 1 pruned, 1 failed",
+        "best 0.9000, best baseline xgboost 0.8500",
+        "now trial 4: width 8",
+        "now trial 5, epoch 2 of 6: loss 0.5000, val_loss 0.6000",
+    ]
+    assert "trial 3    failed (diverged): loss is nan" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def printed(*events: Event, **options: Any) -> list[str]:
+    """The lines that events give."""
+    console = Console(file=io.StringIO(), **{"width": 100, "markup": False, **options})
+    lines = PlainLines(console, Pace(experiment()))
+    for event in events:
+        lines.watch(event)
+    lines.close()
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined,no-any-return]
+
+
+def test_a_trials_line_has_what_was_searched_the_best_so_far_and_the_time_left() -> None:
+    phase = {"name": "trials", "total": 4, "done": 0, "states": {}, "best": None, "baselines": {}}
+    ended = {"number": 0, "state": "finished", "value": 0.8, "best": 0.8, "delta": -0.01, "epochs": 3, "seconds": 1.0}
+    line = printed(Event("phase", phase), Event("trial_done", {**ended, "params": {"width": 8, "batch_size": 32}}))[1]
+    assert line.startswith("  trial 0    finished 0.8000  best 0.8000  vs. baseline -0.0100  3 epochs, 1.0 s  (1 of 4")
+    assert "left)  width 8" in line and "batch_size" not in line
+
+
+def test_baselines_and_confirmation_say_how_much_is_left() -> None:
+    baseline = Event("baseline", {"name": "constant", "value": 0.5, "seconds": 0.1})
+    lines = printed(Event("phase", {"name": "baselines", "total": 3, "done": 0}), baseline)
+    assert "1 of 3, about" in lines[1]
+    one = Event("confirm", {"name": "x", "words": "trial 1", "seed": 1, "value": 0.9})
+    lines = printed(Event("phase", {"name": "confirm"}), Event("confirming", {"runs": 4}), one)
+    assert "(1 of 4, about" in lines[1]
+
+
+def test_what_repeats_itself_is_counted() -> None:
+    """Thirty columns with one fault, and one message that comes five times."""
+    findings = [
+        Event(
+            "finding", {"severity": "warning", "code": "shift", "subject": f"c{n}", "text": f"warning: c{n}: shifted"}
+        )
+        for n in range(30)
+    ]
+    again = [Event("message", {"severity": "warning", "text": "the worker is slow"})] * 5
+    lines = printed(*findings, *again)
+    assert len(lines) == 6
+    assert lines[4] == "warning: 27 more of the kind shift: " + ", ".join(f"c{n}" for n in range(3, 13)) + ", ..."
+    assert lines[5] == "said 5 times: the worker is slow"
+
+
+def test_names_in_brackets_and_control_characters_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither markup nor emoji, and no name steers the terminal."""
+    names = ["flow [l/s]", "price [/kg]", "[red]", ":smile:", "a\x1b[31m\nb"]
+    print_table(("feature [x]",), [(name,) for name in names])
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
+        "feature [x]",
+        *("flow [l/s]", "price [/kg]", "[red]", ":smile:", "a\\x1b[31m\\nb"),
+    ]
+    assert printed(Event("message", {"severity": "warning", "text": "column [/b] is :x:"})) == [
+        "warning: column [/b] is :x:"
+    ]
+
+
+def test_a_table_that_a_terminal_has_no_room_for_goes_on_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the first column; no cell is cut."""
+    out = Console(width=30, file=io.StringIO(), force_terminal=True, markup=False)
+    monkeypatch.setattr("forge_sweep.cli.printing.console", lambda: out)
+    print_table(("trial", "state", "learning_rate", "value"), [(0, "finished", 0.00123, 0.5), (1, "pruned", 0.5, None)])
+    lines = [line.split() for line in Text.from_ansi(out.file.getvalue()).plain.splitlines()]  # type: ignore[attr-defined]
+    assert lines == [
+        *(["trial", "state", "learning_rate"], ["0", "finished", "0.00123"], ["1", "pruned", "0.5"]),
+        *(["trial", "value"], ["0", "0.5"], ["1", "-"]),
+    ]
+
+
+def test_words_are_never_broken_at_60_columns() -> None:
+    text = (
+        "  trial 3 finished with a rather long explanation that needs a second line, and sqlite:////a/very/long/path"
+        + "x" * 60
+    )
+    lines = wrapped(text, 60).splitlines()
+    assert " ".join(lines).split() == text.split()
+    assert all(len(line) <= 60 for line in lines[:-1])
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"), [("ascii", "0.5 +/- 0.1 gr\\xf6\\xdfe \\U0001f4a5"), ("utf-8", "0.5 ± 0.1 größe 💥")]
+)
+def test_a_terminal_without_a_character_shows_another_one(encoding: str, expected: str) -> None:
+    assert "0.5 ± 0.1 größe 💥".encode(encoding, REPLACED).decode(encoding) == expected
+
+
+def test_json_has_no_nan() -> None:
+    """Nor Infinity, NumPy's numbers or halves of characters."""
+    value = {"a": float("nan"), "b": [float("inf"), np.float64("nan"), np.int64(3)], 1: Path("x"), "c": "\udcff"}
+    assert json.loads(jsons.dumps(value), parse_constant=pytest.fail) == {
+        "a": None,
+        "b": [None, None, 3],
+        "1": "x",
+        "c": "\\udcff",
+    }
+
+
+def test_whatever_prints_or_keeps_json_goes_through_one_door() -> None:
+    """`json.dumps` writes NaN; those that hash, or write what only Python reads, are listed."""
+    allowed = {
+        *("jsons.py", "bundle/files.py", "bundle/weights.py", "experiment/rules.py", "experiment/spec.py", "trial.py"),
+        *("preprocessing/normalization.py", "preprocessing/preprocessor.py", "sources/feature_store/versions.py"),
+        *("study/opening.py", "study/storage.py", "sweep/context.py", "tracking/journal.py", "training/checkpoint.py"),
+        *("training/networks.py", "data/diff.py", "sources/feature_store/rejects.py", "registry/measured.py"),
+        "bundle/evaluation.py",
+    }
+    package = Path(__file__).parents[1] / "forge_sweep"
+    texts = {path.relative_to(package).as_posix(): path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    assert {name for name, text in texts.items() if re.search(r"(?<!\w)json\.dumps?\(", text)} <= allowed
 
 
 def test_schema_is_json(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -13,7 +15,7 @@ from typer.main import get_command
 from forge_sweep import cli
 from forge_sweep.cli import data
 from forge_sweep.errors import FAILURES
-from forge_sweep.experiment import HYPERPARAMETERS, Experiment, flatten, parse
+from forge_sweep.experiment import HYPERPARAMETERS, Experiment, flatten, load, parse
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,3 +65,85 @@ def test_links_between_pages_lead_somewhere() -> None:
     ]
     assert links
     assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "experiments").rglob("*.md"))]
+
+YOURS = {
+    *("data/fraud.csv", "broken.toml", "row.json", "new.csv", "new.parquet", "fraud.parquet"),
+    *("fraud.toml", "experiments/fraud.toml"),
+}
+"""Files of the reader, which the pages use as examples and do not ship."""
+
+PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*(=[A-Z_]+)?$|.*[A-Z]{3,}.*|\.\.\.|<.*>|\[.*\]|.*\$.*|.*\{\{.*")
+"""A word that stands for one of the reader's: in capitals, as in the usage of a command."""
+
+
+def commands_of(page: Path) -> list[str]:
+    """Every `forge-sweep ...` of a page: in blocks of a shell, and in running text."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = []
+    for kind, block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        if kind in ("", "console", "sh", "bash", "shell"):
+            found = (re.search(r"(?:^|\s)(forge-sweep\s.*)$", line) for line in block.splitlines())
+            lines += [each.group(1) for each in found if each and not each.string.lstrip().startswith(("#", "error"))]
+    outside = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    lines += [" ".join(each.split()) for each in re.findall(r"`(forge-sweep [^`]+)`", outside)]
+    return lines
+
+
+def words_of(line: str) -> list[str]:
+    """The arguments of a command line, without its comment and what follows it in the shell."""
+    words = shlex.split(line, comments=True)[1:]
+    ends = [place for place, word in enumerate(words) if re.fullmatch(r"[|;&<>]+|2>.*|>.*", word)]
+    return words[: min(ends, default=len(words))]
+
+
+ALL_COMMANDS = [
+    pytest.param(line, id=f"{page.name}: {line[:60]}")
+    for page in PAGES
+    if page.name != "cli.md"  # generated from the commands themselves
+    for line in dict.fromkeys(commands_of(page))
+]
+
+
+@pytest.mark.parametrize("line", ALL_COMMANDS)
+def test_every_command_of_the_pages_is_one(line: str) -> None:
+    """Its name, options and number of arguments are those of the real parser; the experiment it names is shipped."""
+    words = words_of(line.partition(", then ")[0])
+    command: Any = get_command(cli.app)
+    context = command.make_context("forge-sweep", [], resilient_parsing=True)
+    leading = [word for word in words if word == "--debug"]
+    words = words[len(leading) :]
+    while hasattr(command, "commands") and words:
+        assert words[0] in command.commands or PLACEHOLDER.match(words[0]), f"no command {words[0]!r}"
+        if PLACEHOLDER.match(words[0]) or words[0] not in command.commands:
+            return
+        command = command.commands[words.pop(0)]
+    if hasattr(command, "commands") or not words or any(word in ("...", "--help") for word in words):
+        return  # only the name of a command
+    numbers = {"PORT": "8080", "SECONDS": "1"}
+    command.make_context("forge-sweep", [numbers.get(word, word) for word in words], parent=context)
+    for word in words:
+        if word.endswith((".toml", ".csv", ".csv.gz", ".parquet", ".json")) and not PLACEHOLDER.match(word):
+            made = words[words.index(word) - 1] in ("-o", "--output", "--rejects")
+            made = made or line.startswith("forge-sweep data export") or "give_me_some_credit" in word
+            assert made or word in YOURS or (ROOT / word).exists(), f"{word} is not shipped"
+        if word.endswith(".toml") and (ROOT / word).exists():
+            load(ROOT / word, [each for each in words if re.match(r"[a-z_.]+=", each)])
+
+
+def test_pages_name_no_package_that_is_not_released() -> None:
+    """The package is in no index yet: its extras come from a checkout."""
+    named = [page.name for page in PAGES if re.search(r"install ['\"]?forge-sweep", page.read_text(encoding="utf-8"))]
+    assert named == []
+
+
+def test_every_file_that_the_pages_name_is_there() -> None:
+    """Paths below the folders of this repository."""
+    pattern = re.compile(r"`((?:forge_sweep|tests|experiments|docs|benchmarks|compose)/[\w./-]+\.\w+)`")
+    found = [(page.name, path) for page in PAGES for path in pattern.findall(page.read_text(encoding="utf-8"))]
+    missing = [
+        (page, path) for page, path in found if not (ROOT / path).exists() and "give_me_some_credit.csv" not in path
+    ]
+    assert found and missing == []

@@ -80,7 +80,7 @@ def test_five_mistakes_are_listed_at_once() -> None:
     assert set(found) == {"data.taget", "objective.metric", "study.n_trials", "study.pruner", "preprocessing.scaler"}
     assert 'did you mean "target"?' in found["data.taget"]
     assert 'did you mean "hyperband"?' in found["study.pruner"]
-    assert '"40"' in found["study.n_trials"] and "integer" in found["study.n_trials"]
+    assert '"40"' in found["study.n_trials"] and "a whole number" in found["study.n_trials"]
 
 
 CONTRADICTIONS = [
@@ -256,3 +256,161 @@ def test_any_value_anywhere_is_accepted_or_refused_but_never_crashes(path: str, 
         parse(raw, root=Path())
     except ExperimentError as error:
         assert error.mistakes
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_byte_order_mark_of_utf_8_is_read_over(tmp_path: Path, mark: bytes) -> None:
+    (tmp_path / "e.toml").write_bytes(mark + BASE.encode())
+    assert load(tmp_path / "e.toml").name == "fraud"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (BASE.encode("utf-16"), "is UTF-16, and TOML is UTF-8"),
+        (BASE.encode("utf-32"), "is UTF-32, and TOML is UTF-8"),
+        (BASE.encode("utf-16-le"), "is UTF-16 or UTF-32"),
+        (BASE.encode() + "# größe".encode("latin-1"), "is not UTF-8: byte 0xf6 in line 13"),
+        (b"\x89PNG\x00\xff", "is no text"),
+        (b"a = 1\x00", "is no text: it holds NUL bytes"),
+        (b"a = " + b"[" * 20_000 + b"]" * 20_000, "is nested too deeply"),
+        (b"a" + b".a" * 20_000 + b" = 1", "is nested too deeply"),
+        (b"a = " + b"[" * 17 + b"]" * 17, "is nested too deeply"),
+        (b"a = " + b"9" * 5000, "holds a value that is none"),
+        (b"#" * 1_000_001, "more than 1 MB"),
+        (b"a b", "is not TOML"),
+    ],
+)
+def test_a_file_that_is_no_experiment_is_named_as_what_it_is(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "e.toml").write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        load(tmp_path / "e.toml")
+
+
+def test_a_folder_names_the_files_in_it(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(BASE)
+    with pytest.raises(InputError, match=r"is a folder[^$]*name the file: a.toml"):
+        load(tmp_path)
+    with pytest.raises(InputError, match="more than 1 MB"):
+        load("/dev/zero")
+
+
+@pytest.mark.parametrize("word", ["study.n_trials=" + "[" * 20_000, "a" + ".a" * 20_000 + "=1", "seed=" + "9" * 5000])
+def test_an_override_that_is_too_deep_or_too_long_is_a_mistake(word: str) -> None:
+    with pytest.raises(ExperimentError, match=r"at most 16 levels|a value \("):
+        parse(base(), root=Path(), overrides=[word])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("study__n_trials", "study__epochs", "study__patience", "confirm__seeds", "confirm__top", "workers__n"),
+        *("workers__threads", "workers__per_gpu", "workers__cpus", "study__startup_trials", "study__warmup_epochs"),
+        *("study__plateau_trials", "promotion__resamples", "preprocessing__max_categories", "study__timeout_s"),
+    ],
+)
+def test_a_billion_of_anything_is_refused_with_its_bound(path: str) -> None:
+    found = mistakes(with_values(**{path: 10**9}))
+    assert "expected at most " in found[path.replace("__", ".")]
+
+
+@pytest.mark.parametrize(
+    "path", ["study__timeout_s", "preprocessing__fill", "promotion__max_ece_loss", "study__percentile"]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_are_finite(path: str, value: float) -> None:
+    assert "finite" in mistakes(with_values(**{path: value}))[path.replace("__", ".")]
+
+
+def test_names_fit_a_file_with_what_is_added_to_them() -> None:
+    assert parse(with_values(name="n" * 230), root=Path()).name == "n" * 230
+    assert "at most 230 characters" in mistakes(with_values(name="n" * 231))["name"]
+    assert "at most 250 characters" in mistakes(with_values(tracking__model_name="n" * 251))["tracking.model_name"]
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "a b", "é", "a\n", "a\x00", "../x", "-x", "a:b", "[red]"])
+def test_names_that_files_and_registries_cannot_have_are_refused(name: str) -> None:
+    assert "name" in mistakes(with_values(name=name))
+    assert "tracking.model_name" in mistakes(with_values(tracking__model_name=name))
+
+
+def test_nul_is_refused_in_every_text() -> None:
+    found = mistakes(with_values(data__path="a\x00.csv", data__drop=["b\x00"], description="c\x00"))
+    assert set(found) == {"data.path", "data.drop", "description"}
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        *(("lr", "learning_rate"), ("units", "width"), ("layers", "depth"), ("n_layers", "depth"), ("hidden", "width")),
+        *(("weight_decay", "l2"), ("dropout_rate", "dropout"), ("batch", "batch_size"), ("widht", "width")),
+    ],
+)
+def test_what_other_tools_call_a_hyperparameter_is_understood(key: str, meant: str) -> None:
+    raw = base()
+    raw["model"]["search"][key] = 3
+    assert f'did you mean "{meant}"?' in mistakes(raw)[f"model.search.{key}"]
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        *(("model__search__epochs", "study.epochs"), ("model__learning_rate", "model.search.learning_rate")),
+        *(("study__batch_size", "model.search.batch_size"), ("n_trials", "study.n_trials"), ("study__seed", "seed")),
+        *(("model__lr", "model.search.learning_rate"), ("metric", "objective.metric")),
+    ],
+)
+def test_a_key_in_the_wrong_section_is_told_its_place(path: str, meant: str) -> None:
+    assert f"did you mean {meant}?" in mistakes(with_values(**{path: 3}))[path.replace("__", ".")]
+
+
+def test_a_list_under_search_is_one_mistake_that_says_how_to_search_it() -> None:
+    raw = base()
+    raw["model"]["search"] |= {"depth": [1, 2, 3], "layers": [1, 2, 3]}
+    found = mistakes(raw)
+    assert set(found) == {"model.search.depth", "model.search.layers"}
+    assert 'write depth = { type = "categorical", choices = [1, 2, 3] }' in found["model.search.depth"]
+    assert 'did you mean "depth"?' in found["model.search.layers"]
+    raw["model"]["search"] = {"width": {"type": "categorical", "choices": [[1, 2], 3]}}
+    assert len(mistakes(raw)) == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "last"),
+    [
+        ({"type": "int", "low": 8, "high": 64, "step": 40}, 48),
+        ({"type": "int", "low": 8, "high": 64, "step": 8}, 64),
+        ({"type": "float", "low": 0.0, "high": 0.3, "step": 0.1}, 0.3),
+        ({"type": "float", "low": 0.1, "high": 0.7, "step": 0.2}, 0.7),
+        ({"type": "float", "low": 0.1, "high": 0.75, "step": 0.2}, 0.7),
+        ({"type": "float", "low": 1e-3, "high": 0.95, "step": 0.3}, 0.901),
+        ({"type": "int", "low": 1, "high": 100, "log": True}, 100),
+        ({"type": "int", "low": 3, "high": 10}, 10),
+    ],
+)
+def test_an_end_that_no_step_meets_is_said(table: dict[str, Any], last: float) -> None:
+    """And the pre-flight tries the value that is reached, not the one that never is."""
+    dimension = Dimension.model_validate(table)
+    assert dimension.extremes() == (table["low"], last)
+    raw = base()
+    raw["model"]["search"] = {"dropout" if table["type"] == "float" else "width": table}
+    raw["data"]["task"] = "binary"
+    said = parse(raw | {"study": {"n_trials": 2}}, root=Path()).warnings
+    assert bool(said) == (last != table["high"])
+    assert all(f"the last value is {last:g}" in text for text in said)
+
+
+def test_a_condition_on_a_value_that_a_step_leads_past_is_said() -> None:
+    raw = base()
+    raw["model"]["search"]["depth"] = {"type": "int", "low": 1, "high": 5, "step": 2}
+    raw["model"]["search"]["dropout"] = {"type": "float", "low": 0.0, "high": 0.5, "when": {"depth": [2, 3]}}
+    (said,) = parse(raw, root=Path()).warnings
+    assert "depth is never 2" in said
+
+
+def test_a_range_of_a_million_steps_takes_no_memory() -> None:
+    grid = Dimension.model_validate({"type": "float", "low": 0.0, "high": 1.0, "step": 1e-6}).grid()
+    assert grid is not None and len(grid) == 1_000_001 and grid[-1] == 1.0 and grid[3] == 3e-6
+    raw = base()
+    raw["model"]["search"] = {"dropout": {"type": "float", "low": 0.0, "high": 0.5, "step": 1e-300}}
+    assert "at most 1,000,000 steps" in mistakes(raw)["model.search.dropout.step"]

@@ -186,7 +186,7 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match="there is no folder"):
         export(folder, "keras", tmp_path / "a" / "model.keras")
     monkeypatch.setitem(runtimes.PACKAGES, "saved_model", ("not_a_package",))
-    with pytest.raises(MissingExtra, match=r"forge-sweep\[export\]"):
+    with pytest.raises(MissingExtra, match=r"\.\[export\]"):
         export(folder, "saved_model", tmp_path / "model")
     (tmp_path / "model.keras").write_text("mine")
     with pytest.raises(InputError, match="exists"):

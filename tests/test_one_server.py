@@ -364,7 +364,7 @@ def test_a_study_database_whose_driver_is_not_installed_names_the_install_comman
 ) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     monkeypatch.setenv("FORGE_SWEEP_STORAGE", "postgresql+psycopg://optuna:wr0ng@127.0.0.1/optuna")
-    with pytest.raises(MissingExtra, match=r"forge-sweep\[postgres\]") as caught:
+    with pytest.raises(MissingExtra, match=r"\.\[postgres\]") as caught:
         find_study("surface", tmp_path)
     assert "wr0ng" not in str(caught.value)
 

@@ -226,31 +226,31 @@ def test_one_swallowed_row_is_a_warning(tmp_path: Path) -> None:
 TEXT = "x,y\n" + "".join(f"{i},{i % 2}\n" for i in range(N))
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("t.csv", TEXT.encode("utf-16"), "UTF-16 text"),
-        ("t.csv", TEXT.encode("utf-16-le"), "UTF-16 or UTF-32 without a byte order mark"),
-        ("t.csv", TEXT.encode("utf-32"), "UTF-32 text"),
-        ("t.csv", ("größe," + TEXT).encode("latin-1"), "header of t.csv is not UTF-8 text, from its 3. character on"),
-        ("t.csv", TEXT.encode() + "20,1\nJosé,1\n".encode("latin-1"), "column 'x' of .* is not UTF-8 text in row 41"),
-        ("t.csv", gzip.compress(TEXT.encode()), "compressed with gzip(.|\n)*name it .csv.gz"),
-        ("t.csv", bz2.compress(TEXT.encode()), "compressed with bzip2"),
-        ("t.csv", lzma.compress(TEXT.encode()), "compressed with xz"),
-        ("t.csv", b"(\xb5/\xfd rest", "compressed with Zstandard"),
-        ("t.csv", b"PK\x03\x04 rest", "Excel workbooks"),
-        ("t.csv", b"\xd0\xcf\x11\xe0 rest", "Excel workbook"),
-        ("t.csv", b"PAR1 rest", "Parquet file(.|\n)*name it .parquet"),
-        ("t.csv", b"<!DOCTYPE html><html>Sign in</html>", "HTML or XML page"),
-        ("t.csv", b'{"x": 1, "y": 0}\n', "JSON"),
-        ("t.csv", b"sep=;\nx;y\n1;0\n", "first line, sep=;, is no header(.|\n)*separator = ';'"),
-        ("t.csv.gz", TEXT.encode(), "its content is not gzip"),
-        ("t.csv.gz", gzip.compress(TEXT.encode())[:40], "cannot be unpacked|cannot be read"),
-        ("t.csv.gz", gzip.compress(TEXT.encode("utf-16")), "UTF-16 text"),
-        ("t.parquet", TEXT.encode(), "no Parquet file"),
-        ("t.csv", b"", "Empty CSV file"),
-    ],
-)
+SOMETHING_ELSE = [
+    ("t.csv", TEXT.encode("utf-16"), "UTF-16 text"),
+    ("t.csv", TEXT.encode("utf-16-le"), "UTF-16 or UTF-32 without a byte order mark"),
+    ("t.csv", TEXT.encode("utf-32"), "UTF-32 text"),
+    ("t.csv", ("größe," + TEXT).encode("latin-1"), "header of t.csv is not UTF-8 text, from its 3. character on"),
+    ("t.csv", TEXT.encode() + "20,1\nJosé,1\n".encode("latin-1"), "column 'x' of .* is not UTF-8 text in row 41"),
+    ("t.csv", gzip.compress(TEXT.encode()), "compressed with gzip(.|\n)*name it .csv.gz"),
+    ("t.csv", bz2.compress(TEXT.encode()), "compressed with bzip2"),
+    ("t.csv", lzma.compress(TEXT.encode()), "compressed with xz"),
+    ("t.csv", b"(\xb5/\xfd rest", "compressed with Zstandard"),
+    ("t.csv", b"PK\x03\x04 rest", "Excel workbooks"),
+    ("t.csv", b"\xd0\xcf\x11\xe0 rest", "Excel workbook"),
+    ("t.csv", b"PAR1 rest", "Parquet file(.|\n)*name it .parquet"),
+    ("t.csv", b"<!DOCTYPE html><html>Sign in</html>", "HTML or XML page"),
+    ("t.csv", b'{"x": 1, "y": 0}\n', "JSON"),
+    ("t.csv", b"sep=;\nx;y\n1;0\n", "first line, sep=;, is no header(.|\n)*separator = ';'"),
+    ("t.csv.gz", TEXT.encode(), "its content is not gzip"),
+    ("t.csv.gz", gzip.compress(TEXT.encode())[:40], "cannot be unpacked|cannot be read"),
+    ("t.csv.gz", gzip.compress(TEXT.encode("utf-16")), "UTF-16 text"),
+    ("t.parquet", TEXT.encode(), "no Parquet file"),
+    ("t.csv", b"", "Empty CSV file"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "said"), SOMETHING_ELSE, ids=range(len(SOMETHING_ELSE)))
 def test_a_file_that_is_something_else_is_named_without_its_bytes(
     tmp_path: Path, name: str, content: bytes, said: str
 ) -> None:

@@ -243,7 +243,7 @@ def test_a_version_by_number_stays_what_it_is(store: Path, tmp_path: Path) -> No
 def test_schemathesis_finds_no_error(tree: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("schemathesis") is None:
         if os.environ.get("CI") == "true":
-            pytest.fail("schemathesis has to be installed in CI: pip install 'forge-sweep[dev]'")
+            pytest.fail("schemathesis has to be installed in CI: pip install '.[dev]'")
         pytest.skip("schemathesis is not installed")
     with serving(tree, tmp_path) as api:
         # That valid data is accepted cannot be asked for: OpenAPI cannot say what a CSV file holds.

@@ -148,7 +148,7 @@ def test_an_interrupted_sweep_asks_for_the_same_parameters(sampler: str, pruner:
     if sampler == "gp" and importlib.util.find_spec("torch") is None:
         if os.environ.get("CI") == "true":
             pytest.fail("CI has no PyTorch: .ci/run installs it")
-        pytest.skip("needs PyTorch: pip install 'forge-sweep[gp]'")
+        pytest.skip("needs PyTorch: pip install '.[gp]'")
     spec = experiment(GRID if sampler == "grid" else MIXED, sampler=sampler, pruner=pruner)
     whole = swept(tmp_path / "whole", spec)
 
@@ -166,7 +166,7 @@ def test_an_interrupted_sweep_asks_for_the_same_parameters(sampler: str, pruner:
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="torch is installed")
 def test_gp_without_torch_names_the_install_command_and_creates_nothing(tmp_path: Path) -> None:
-    with pytest.raises(MissingExtra, match=r"study\.sampler = \"gp\"(?s:.*)pip install 'forge-sweep\[gp\]'"):
+    with pytest.raises(MissingExtra, match=r"study\.sampler = \"gp\"(?s:.*)pip install '\.\[gp\]'"):
         open_study(experiment(sampler="gp"), dataset=DATASET, store=tmp_path)
     assert not (tmp_path / "optuna.db").exists()
 

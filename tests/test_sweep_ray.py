@@ -53,7 +53,7 @@ def test_without_ray_the_install_command_is_named_and_nothing_is_begun(
 ) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "ray" else found(name, *more))
-    with pytest.raises(MissingExtra, match=r"workers\.kind = \"ray\"(?s:.*)pip install 'forge-sweep\[ray\]'"):
+    with pytest.raises(MissingExtra, match=r"workers\.kind = \"ray\"(?s:.*)pip install '\.\[ray\]'"):
         run(experiment(workers={"kind": "ray"}), tmp_path / "store")
     assert not (tmp_path / "store").exists()
     with pytest.raises(MissingExtra):

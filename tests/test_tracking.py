@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import importlib.util
 import json
 import logging
@@ -12,9 +14,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -558,20 +563,42 @@ def test_a_waiting_write_that_is_refused_is_set_aside_and_blocks_nothing(
     assert "set aside" in caplog.text
 
 
-def test_a_write_that_fails_alone_again_and_again_is_set_aside(store: Path) -> None:
-    """A store that answers everything else is not down; one write must not hold up the others for ever."""
+def test_a_file_that_is_gone_is_set_aside_and_blocks_nothing(store: Path) -> None:
     with Tracker("fraud", store, uri=REFUSED) as down:
         trial = down.run("s/a", "a", kind="trial")
         (store / "report.html").write_text("hi")
         trial.log_file(store / "report.html")
         trial.finish("FINISHED")
     shutil.rmtree(store / "journal" / "fraud.files")
-    up = Tracker("fraud", store)
-    assert not up.replay()
-    assert up.pending == 2
-    assert up.replay()
-    assert runs_of(up)["a"].info.status == "FINISHED"
-    assert (store / "journal" / "fraud.refused.jsonl").exists()
+    with Tracker("fraud", store) as up:
+        assert (up.pending, up.set_aside) == (0, 1)
+        assert "refused 1 writes" in up.missing()
+        assert runs_of(up)["a"].info.status == "FINISHED"
+
+
+def test_what_was_set_aside_is_tried_again_with_its_files_before_all_else(store: Path) -> None:
+    """The experiment was deleted, everything is refused; it is restored, and everything is there, in order."""
+    from mlflow import MlflowClient
+
+    with Tracker("fraud", store) as tracker:
+        tracker.run("s", "sweep", kind="sweep")
+        (experiment,) = {run.info.experiment_id for run in runs_of(tracker).values()}
+        client = MlflowClient(tracker.uri)
+    with Tracker("fraud", store, uri=REFUSED) as down:
+        trial = down.run("s/a", "a", kind="trial", parent="s", params={"width": 3})
+        (store / "report.html").write_text("hi")
+        trial.log_file(store / "report.html")
+        trial.log_metrics({"loss": 0.5})
+        trial.finish("FINISHED")
+    client.delete_experiment(experiment)
+    with Tracker("fraud", store) as up:
+        assert up.pending == 0 and up.set_aside == 4
+    client.restore_experiment(experiment)
+    with Tracker("fraud", store) as again:
+        assert again.set_aside == 0 and again.missing() == ""
+        run = runs_of(again)["a"]
+        assert (run.data.params["width"], run.data.metrics, run.info.status) == ("3", {"loss": 0.5}, "FINISHED")
+        assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["report.html"]
 
 
 def test_an_outage_is_probed_at_intervals_only(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -652,6 +679,86 @@ def server(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> Iterato
     made.start()
     yield made
     made.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_writes_that_a_server_fails_at_wait_though_it_answers_reads(server: Server, store: Path, status: int) -> None:
+    """A database that is read-only or full, artifacts that cannot be stored: nothing is set aside, all of it comes."""
+    name = f"failing-{status}"
+    with failing_writes(server.uri, status) as proxy, Tracker(name, store, uri=proxy.uri, retry_s=0.0) as tracker:
+        tracker.run("s/first", "first", kind="trial").finish("FINISHED")
+        proxy.fails = True
+        trial = tracker.run("s/a", "a", kind="trial", params={"width": 3})
+        for step in range(8):  # more often than any number of attempts
+            trial.log_metrics({"loss": step / 8}, step=step)
+        trial.log_text("hi", "notes.txt")
+        trial.finish("FINISHED")
+        for _ in range(5):
+            assert not tracker.replay()
+        assert tracker.pending > 0 and tracker.set_aside == 0 and "lacks" in tracker.missing()
+        proxy.fails = False
+        assert tracker.replay() and tracker.missing() == ""
+        client = client_of(tracker)
+        found = client.get_experiment_by_name(name)
+        assert found is not None
+        run = next(r for r in client.search_runs([found.experiment_id]) if r.info.run_name == "a")
+        assert len(client.get_metric_history(run.info.run_id, "loss")) == 8
+        assert (run.data.params["width"], run.info.status) == ("3", "FINISHED")
+        assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["notes.txt"]
+
+
+HOP = ("host", "connection", "content-length")
+
+
+@dataclass
+class Proxy:
+    """Stands before a server; writes fail while ``fails`` is true."""
+
+    uri: str
+    fails: bool = False
+
+
+@contextlib.contextmanager
+def failing_writes(target: str, status: int) -> Iterator[Proxy]:
+    """A proxy of a server that answers reads, and writes with a status while it is told to."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def forward(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if proxy.fails and self.command != "GET" and "search" not in self.path:
+                self.reply(
+                    status, b'{"error_code": "INTERNAL_ERROR", "message": "attempt to write a readonly database"}'
+                )
+                return
+            headers = {
+                name: value for name, value in self.headers.items() if name.lower() not in ("host", "connection")
+            }
+            asked = urllib.request.Request(target + self.path, body or None, headers, method=self.command)
+            try:
+                with urllib.request.urlopen(asked, timeout=30) as answer:
+                    self.reply(answer.status, answer.read())
+            except urllib.error.HTTPError as error:
+                self.reply(error.code, error.read())
+
+        def reply(self, code: int, body: bytes) -> None:
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *words: Any) -> None:
+            pass
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = forward
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        proxy = Proxy(f"http://127.0.0.1:{listening.server_port}")
+        thread = threading.Thread(target=listening.serve_forever, daemon=True)
+        thread.start()
+        yield proxy
+        listening.shutdown()
 
 
 @pytest.mark.slow

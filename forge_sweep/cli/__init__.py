@@ -6,12 +6,9 @@ Exit codes: 0 ok, 1 failure, 2 usage or experiment file, 3 a gate refused, 130 i
 
 from __future__ import annotations
 
-import errno
-import itertools
 import logging
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,14 +16,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from forge_sweep import __version__
 from forge_sweep.cli import data, models, reproduce, serve
-from forge_sweep.cli.printing import MLRUNS, AsJson, Store, cell, complain, emit, print_costs, print_features, wide
-from forge_sweep.errors import ForgeSweepError, InputError, masked
+from forge_sweep.cli.printing import (
+    MLRUNS,
+    AsJson,
+    Store,
+    cell,
+    complain,
+    console,
+    echo,
+    emit,
+    print_costs,
+    print_features,
+    print_table,
+    say,
+)
+from forge_sweep.cli.surroundings import leave_quietly, refuse_unwritable, settle
+from forge_sweep.cli.surroundings import report as report_error
+from forge_sweep.errors import InputError, masked
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -62,33 +71,24 @@ Overrides = Annotated[
 
 def main() -> None:
     """Entry point of ``forge-sweep``."""
+    settle()
+    code: int | str | None = 0
     try:
         app(standalone_mode=True)
-    except ForgeSweepError as error:
-        if "--json" in sys.argv:
-            emit(
-                {"event": "error", "exit_code": error.exit_code, "text": error.message, "fix": error.hint}, indent=None
-            )
-        if debugging():
-            print_traceback(error)
-        complain(str(error))
-        sys.exit(error.exit_code)
+    except SystemExit as leaving:
+        code = leaving.code
+    except KeyboardInterrupt:
+        say("interrupted", err=True)
+        code = INTERRUPTED
+    except BrokenPipeError:
+        code = 1
     except Exception as error:
-        if disk_is_full(error):
-            complain("the disk is full; what was written is kept\n  fix: make room and run the same command again")
-        else:
-            print_traceback(error)
-        sys.exit(1)
-
-
-def debugging() -> bool:
-    """Whether ``--debug`` was given."""
-    return logging.getLogger("forge_sweep").isEnabledFor(logging.DEBUG)
-
-
-def print_traceback(error: Exception) -> None:
-    """The traceback on standard error, without the logins that messages of libraries may repeat."""
-    sys.stderr.write(masked("".join(traceback.format_exception(error))))
+        try:
+            code = report_error(error)
+        except OSError:  # nobody hears it
+            code = 1
+    leave_quietly()
+    sys.exit(code)
 
 
 class Masking(logging.Formatter):
@@ -109,19 +109,10 @@ def start_debugging(wanted: bool) -> None:
             logging.getLogger(name).setLevel(logging.DEBUG)
 
 
-def disk_is_full(error: BaseException | None) -> bool:
-    """Whether an exception, or one that it came from, says so; SQLite hides it under two others."""
-    while error is not None:
-        if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "disk is full" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def print_version(wanted: bool) -> None:
     """Print the version and leave."""
     if wanted:
-        typer.echo(f"forge-sweep {__version__}")
+        echo(f"forge-sweep {__version__}")
         raise typer.Exit
 
 
@@ -158,12 +149,12 @@ def run(
 
     loaded = read(experiment, overrides)
     try:
-        with stop_on_signals() as stopping, watching(as_json=as_json, console=Console()) as watch:
+        with stop_on_signals() as stopping, watching(loaded, as_json=as_json, console=console()) as watch:
             from forge_sweep import sweep
 
             result = sweep.run(loaded, store=store, fork=fork, watch=watch, stopping=stopping)
     except KeyboardInterrupt:
-        typer.echo("interrupted: what finished is kept; run the same command again to go on", err=True)
+        say("interrupted: what finished is kept; run the same command again to go on", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
         emit({"event": "done", **result.to_dict()}, indent=None)
@@ -171,6 +162,9 @@ def run(
         from forge_sweep.cli.result import print_result
 
         print_result(loaded.name, result)
+    if result.missing:
+        complain(f"the sweep is complete, but {result.missing}")
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -189,27 +183,27 @@ def worker(
 
     loaded = read(experiment, overrides)
     try:
-        with stop_on_signals() as stopping, watching(as_json=as_json, console=Console()) as watch:
+        with stop_on_signals() as stopping, watching(loaded, as_json=as_json, console=console()) as watch:
             from forge_sweep.sweep import joining
 
             joined = joining.join(loaded, store=store, wait_s=wait, watch=watch, stopping=stopping)
     except KeyboardInterrupt:
-        typer.echo("interrupted: running trials wait again; others, or the next run, take them up", err=True)
+        say("interrupted: running trials wait again; others, or the next run, take them up", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
         emit({"event": "done", **joined.to_dict()}, indent=None)
     else:
         counts = ", ".join(f"{count} {state}" for state, count in joined.trials.items()) or "no trial"
-        typer.echo(f"left {joined.study}: {joined.left}; ended here: {counts}")
+        say(f"left {joined.study}: {joined.left}; ended here: {counts}")
 
 
 @app.command()
-def check(experiment: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def check(experiment: File, overrides: Overrides = None, store: Store = MLRUNS, as_json: AsJson = False) -> None:
     """Audit the data and try the smallest and the largest model, without starting a sweep."""
     from forge_sweep.cli.watchers import watching
 
     loaded = read(experiment, overrides)
-    with watching(as_json=as_json, console=Console()) as watch:
+    with watching(loaded, as_json=as_json, console=console()) as watch:
         from forge_sweep import sweep
 
         def show(event: Event) -> None:
@@ -217,10 +211,10 @@ def check(experiment: File, overrides: Overrides = None, as_json: AsJson = False
                 print_features(event.data["table"])
             watch(event)
 
-        findings = sweep.check(loaded, watch=show)
+        findings = sweep.check(loaded, store=store, watch=show)
     if not as_json:
         warnings = sum(finding.severity == "warning" for finding in findings)
-        typer.echo(f"{loaded.name}: ready to run ({warnings} warning{'' if warnings == 1 else 's'})")
+        say(f"{loaded.name}: ready to run ({warnings} warning{'' if warnings == 1 else 's'})")
 
 
 @app.command()
@@ -240,25 +234,26 @@ def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> 
     states, best, costs, over = study.counts(), study.best(), study.costs_by_state(), study.ended_by()
     carried, phases = study.is_carried(), study.phases()
     if as_json:
-        shown = {"study": study.name, "trials": states, "best": None if best is None else row_as_dict(best)}
+        shown = {"study": study.name, "trials": states, "done": study.n_done, "n_trials": study.n_trials}
+        shown["best"] = None if best is None else row_as_dict(best)
         spent = {"cost": [cost.to_dict() for cost in costs], "searched_s": round(study.wall_s(), 3), "phases": phases}
         emit({**shown, **spent, "ended_by": None if over is None else asdict(over), "carried": carried})
         return
-    counts = ", ".join(f"{count} {state}" for state, count in states.items()) or "no trials"
-    typer.echo(f"{study.name}: {counts}")
+    counts = ", ".join(f"{count} {state}" for state, count in states.items()) or "none begun"
+    say(f"{study.name}: {study.n_done} of {study.n_trials} trials are done ({counts})")
     if not carried and study.final() is None:
-        typer.echo("nobody carries this sweep: `forge-sweep run` with its experiment goes on with it")
+        say("nobody carries this sweep: `forge-sweep run` with its experiment goes on with it")
     from forge_sweep.cli.result import searched, winner_words
 
     objective, final = study.resolved["objective"]["metric"], study.final()
     if final is not None:
-        typer.echo(f"winner: {winner_words(final['winner'], objective)}; {final['model']}")
+        say(f"winner: {winner_words(final['winner'], objective)}; {final['model']}")
     if best is not None:
-        typer.echo(f"best in the search: {searched(best, objective)}")
+        say(f"best in the search: {searched(best, objective)}")
     if over is not None:
-        typer.echo(over.text)
+        say(over.text)
     if phases:
-        typer.echo(f"took {phases_words(phases)}")
+        say(f"took {phases_words(phases)}")
     print_costs(costs)
 
 
@@ -272,19 +267,22 @@ def trials(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> 
         return
     from forge_sweep.report import COSTS, costs_of, tenths, varying
 
-    shown = varying(rows)
-    table = Table("trial", "state", "value", "epochs", *COSTS, *shown, box=None)
-    for row in rows:
-        cells = map(cell, (row.value, row.epochs)), map(tenths, costs_of(row))
-        table.add_row(str(row.number), row.state, *itertools.chain(*cells), *(cell(row.params.get(n)) for n in shown))
-    console = wide()
-    console.print(table)
+    names = varying(rows)
+    print_table(
+        ("trial", "state", "value", "epochs", *names, *COSTS),
+        [
+            (
+                *(str(row.number), row.state, row.value, row.epochs),
+                *(row.params.get(name) for name in names),
+                *map(tenths, costs_of(row)),
+            )
+            for row in rows
+        ],
+    )
     print_costs(study.costs_by_state())
     for row in rows:
         if row.failure:
-            console.print(
-                f"trial {row.number} failed ({row.failure}): {escape(row.cause)}", soft_wrap=True, highlight=False
-            )
+            say(f"trial {row.number} failed ({row.failure}): {row.cause}")
 
 
 @app.command()
@@ -300,24 +298,20 @@ def reconcile(
     from forge_sweep.sweep.reconcile import reconcile as compare
 
     name = read(Path(experiment), None).name if experiment.endswith(".toml") else experiment
-    found = compare(name, store, repair=not dry_run, say=lambda text: typer.echo(text, err=True))
+    found = compare(name, store, repair=not dry_run, say=lambda text: say(text, err=True))
     if as_json:
         emit(found.to_dict())
     elif not found.differences:
-        typer.echo(f"{found.study}: nothing to repair")
+        say(f"{found.study}: nothing to repair")
     else:
-        table = Table("what", "is", "should be", "" if dry_run else "repaired", box=None)
-        for one in found.differences:
-            table.add_row(one.what, escape(one.seen), escape(one.expected), "" if dry_run else _yes(one.repaired))
-        wide().print(table)
+        titles = ("what", "is", "should be", *(() if dry_run else ("repaired",)))
+        repaired = {True: "yes", False: "no"}
+        rows = [(one.what, one.seen, one.expected, repaired[one.repaired]) for one in found.differences]
+        print_table(titles, [row[: len(titles)] for row in rows])
     if found.differences and dry_run:
         raise typer.Exit(REFUSED)
     if not all(one.repaired for one in found.differences):
         raise typer.Exit(1)
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
 
 
 @app.command()
@@ -332,23 +326,23 @@ def best(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> No
         shown = {"study": study.name, "winner": winner, "best": None if row is None else row_as_dict(row)}
         emit({**shown, "final": final})
         return
-    from forge_sweep.cli.result import print_rows, searched, winner_words
+    from forge_sweep.cli.result import searched, winner_words
     from forge_sweep.task.words import side_by_side
 
     objective = study.resolved["objective"]["metric"]
     if final is None:
-        typer.echo(f"best in the search so far: {searched(row, objective)}")
-        typer.echo("not confirmed yet: the sweep has not ended")
+        say(f"best in the search so far: {searched(row, objective)}")
+        say("not confirmed yet: the sweep has not ended")
     else:
-        typer.echo(f"winner: {winner_words({**final['winner'], 'params': {}}, objective)}")
+        say(f"winner: {winner_words({**final['winner'], 'params': {}}, objective)}")
     params = final["winner"]["params"] if final is not None else row.params if row is not None else {}
     for name, value in params.items():
-        typer.echo(f"  {name} = {cell(value)}")
+        say(f"  {name} = {cell(value)}")
     if final is not None:
-        typer.echo(f"{final['verdict']}\nmodel: {final['model']}")
+        say(f"{final['verdict']}\nmodel: {final['model']}")
         if final.get("evaluation"):
-            print_rows(*side_by_side(final["evaluation"]))
-        typer.echo(f"best in the search: {searched(row, objective)}")
+            print_table(*side_by_side(final["evaluation"]))
+        say(f"best in the search: {searched(row, objective)}")
 
 
 @app.command()
@@ -360,8 +354,9 @@ def report(
     """Write tables and plots of a finished or running sweep as one self-contained HTML file."""
     from forge_sweep.report import write_report
 
+    refuse_unwritable(output)
     write_report(find(experiment, store), output)
-    typer.echo(f"wrote {output}")
+    say(f"wrote {output}")
 
 
 @app.command()
@@ -377,7 +372,7 @@ def ui(
     from forge_sweep.ui import has_browser, serve
 
     study = find(experiment, store)
-    serve(study, store, port, echo=typer.echo, open_browser=not no_browser and has_browser())
+    serve(study, store, port, echo=echo, open_browser=not no_browser and has_browser())
 
 
 models.add_to(app)

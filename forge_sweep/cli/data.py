@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from forge_sweep.cli.printing import MLRUNS, AsJson, Store, cell, emit, print_features, wide
+from forge_sweep.cli.printing import MLRUNS, AsJson, Store, console, emit, print_features, print_table, say
+from forge_sweep.cli.surroundings import refuse_unwritable
 from forge_sweep.errors import GateRefused, InputError
 
 if TYPE_CHECKING:
@@ -66,7 +64,7 @@ def init() -> None:
     """Create the tables and roles in the database, or bring them up to date; safe to repeat."""
     from forge_sweep.sources.feature_store.schema import init as make
 
-    typer.echo(make(address()))
+    say(make(address()))
 
 
 @app.command()
@@ -130,6 +128,7 @@ def ingest(
     }
     declared = Declaration(data, splitting(split, shares, no_stratify), preprocessing, seed)
     refuse_contradiction(file, other, parent, max_errors=max_errors, rejects=rejects)
+    refuse_unwritable(rejects, option="--rejects")
     with progressing() as progress:
         if other is not None:
             made = ingest_version(address(), version, other, declared, progress=progress)
@@ -143,8 +142,8 @@ def ingest(
         emit_version(made)
         return
     counts = ", ".join(f"{count:,} {name}" for name, count in made.row_counts.items())
-    typer.echo(f"{made.version}: {made.rows:,} rows ({counts}), {len(made.features)} features, frozen")
-    typer.echo(f'train on it with source = "postgres" and version = "{made.name}" under [data]')
+    say(f"{made.version}: {made.rows:,} rows ({counts}), {len(made.features)} features, frozen")
+    say(f'train on it with source = "postgres" and version = "{made.name}" under [data]')
 
 
 @app.command("list")
@@ -157,18 +156,15 @@ def list_versions(as_json: AsJson = False) -> None:
         emit([as_dict(version) for version in found])
         return
     if not found:
-        typer.echo("no version yet; store one with `forge-sweep data ingest FILE --version NAME ...`")
+        say("no version yet; store one with `forge-sweep data ingest FILE --version NAME ...`")
         return
-    table = Table("version", "task", "target", "features", "train", "val", "test", "parent", "frozen", box=None)
+    rows = []
     for version in found:
         target = ", ".join(column.name for column in version.targets)
-        frozen = f"{version.frozen_at:%Y-%m-%d %H:%M}"
         counts = [f"{count:,}" for count in version.row_counts.values()]
-        parent = version.parent or "-"
-        table.add_row(
-            version.version, version.task, escape(target), str(len(version.features)), *counts, parent, frozen
-        )
-    wide().print(table, highlight=False)
+        frozen = f"{version.frozen_at:%Y-%m-%d %H:%M}"
+        rows.append((version.version, version.task, target, len(version.features), *counts, version.parent, frozen))
+    print_table(("version", "task", "target", "features", "train", "val", "test", "parent", "frozen"), rows)
 
 
 @app.command()
@@ -182,11 +178,9 @@ def show(version: Name, as_json: AsJson = False) -> None:
         return
     print_version(found.version)
     print_normalization(found.normalization)
-    typer.echo(f"\nlooks at the test rows: {len(found.looks)}")
+    say(f"\nlooks at the test rows: {len(found.looks)}")
     for look in found.looks:
-        typer.echo(
-            f"  {look.looked_at:%Y-%m-%d %H:%M:%S}  {look.who}  {look.purpose}" + f"  run {look.run}" * bool(look.run)
-        )
+        say(f"  {look.looked_at:%Y-%m-%d %H:%M:%S}  {look.who}  {look.purpose}" + f"  run {look.run}" * bool(look.run))
 
 
 @app.command()
@@ -208,7 +202,7 @@ def audit(
         print_features([{str(name): value for name, value in row.items()} for row in rows])
         for finding in found.findings:
             if finding.severity != "error":
-                typer.echo(str(finding))
+                say(str(finding))
     if wrong := errors(found.findings):
         raise GateRefused(f"audit of {version}: {len(wrong)} errors", wrong)
 
@@ -223,7 +217,7 @@ def diff(a: Reference, b: Current, as_json: AsJson = False) -> None:
         emit(found.to_dict())
         return
     for line in found.lines():
-        typer.echo(line)
+        say(line)
 
 
 @app.command()
@@ -239,6 +233,7 @@ def drift(
     from forge_sweep.data.drift import drift as compare
     from forge_sweep.data.drift import write_html
 
+    refuse_unwritable(output)
     found = compare(a, b, store=store)
     if output is not None:
         write_html(found, output)
@@ -246,9 +241,9 @@ def drift(
         emit(found.to_dict())
     else:
         for line in found.lines():
-            typer.echo(line)
+            say(line)
         if output is not None:
-            typer.echo(f"wrote {output}")
+            say(f"wrote {output}")
     if gate and found.findings:
         raise GateRefused(f"{b} differs from {a}", found.findings)
 
@@ -265,9 +260,10 @@ def export(
     """Write the rows of a version to a file."""
     from forge_sweep.data.export import export as write
 
+    refuse_unwritable(file, option="FILE")
     with progressing("nothing was written") as progress:
         rows = write(address(), version, file, with_test=with_test, split_column=split_column, progress=progress)
-    typer.echo(f"wrote {file}: {rows:,} rows" + ("" if with_test else "; test rows only come --with-test"))
+    say(f"wrote {file}: {rows:,} rows" + ("" if with_test else "; test rows only come --with-test"))
 
 
 @app.command()
@@ -280,14 +276,14 @@ def drop(
     from forge_sweep.data.catalogue import dropped
 
     def agree(found: Version, models: tuple[TrainedModel, ...]) -> bool:
-        typer.echo(f"{found.version}: {found.rows:,} rows")
+        say(f"{found.version}: {found.rows:,} rows")
         for model in models:
             names = "".join(f", {alias}" for alias in model.aliases)
-            typer.echo(f"  {model.uri}{names} was trained on it, and could not be reproduced any more")
+            say(f"  {model.uri}{names} was trained on it, and could not be reproduced any more")
         return yes or typer.confirm("remove it for good?")
 
     gone = dropped(address(), version, store, agree)
-    typer.echo(f"removed {version}" if gone else "nothing was removed")
+    say(f"removed {version}" if gone else "nothing was removed")
 
 
 def address() -> Address:
@@ -343,9 +339,9 @@ def progressing(interrupted: str = "nothing was stored") -> Iterator[Progress]:
         progress.TimeElapsedColumn(),
         progress.TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
+    out = console(err=True)
     try:
-        with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        with progress.Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
             phases: dict[str, progress.TaskID] = {}
 
             def show(phase: str, done: int, total: int | None) -> None:
@@ -355,7 +351,7 @@ def progressing(interrupted: str = "nothing was stored") -> Iterator[Progress]:
 
             yield show
     except KeyboardInterrupt:
-        typer.echo(f"interrupted: {interrupted}", err=True)
+        say(f"interrupted: {interrupted}", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -384,13 +380,13 @@ def print_version(version: Version) -> None:
         "frozen": f"{version.frozen_at:%Y-%m-%d %H:%M:%S %Z} by {version.created_by}",
     }
     for name, value in lines.items():
-        typer.echo(f"{name:<14}{value}")
-    table = Table("feature", "type", "categories", box=None)
+        say(f"{name:<14}{value}")
+    rows = []
     for column in version.features:
         kinds = ", ".join(map(shortened, column.categories[:5])) + ", ..." * (len(column.categories) > 5)
-        table.add_row(escape(column.name), column.dtype, escape(kinds) or "-")
-    typer.echo()
-    wide().print(table, highlight=False)
+        rows.append((column.name, column.dtype, kinds or None))
+    say("")
+    print_table(("feature", "type", "categories"), rows)
 
 
 def shortened(text: str, longest: int = 40) -> str:
@@ -412,12 +408,13 @@ def split_in_words(split: dict[str, Any]) -> str:
 def print_normalization(stored: dict[str, Any]) -> None:
     """The parameters of the numeric columns, over imputed training rows."""
     recipe = stored["recipe"]
-    typer.echo(
+    say(
         f"\nnormalization {recipe['scaler']}, missing values become the {recipe['impute']}, "
         f"learned on {stored['row_count']:,} training rows"
     )
     names = ("means", "stds", "mins", "maxes")
-    table = Table("numeric column", "mean", "std", "min", "max", box=None)
-    for position, feature in enumerate(stored["feature_names"]):
-        table.add_row(escape(feature), *(cell(stored[name][position]) for name in names))
-    wide().print(table, highlight=False)
+    rows = [
+        (feature, *(stored[name][position] for name in names))
+        for position, feature in enumerate(stored["feature_names"])
+    ]
+    print_table(("numeric column", "mean", "std", "min", "max"), rows)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from forge_sweep.cli.printing import MLRUNS, AsJson, Store, complain, emit, wide
+from forge_sweep.cli.printing import MLRUNS, AsJson, Store, complain, echo, emit, print_table
+from forge_sweep.cli.printing import say as tell_user
+from forge_sweep.cli.surroundings import refuse_unwritable
 from forge_sweep.errors import InputError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def promote(
     if as_json:
         emit(done.to_dict())
     elif done.change is None:
-        typer.echo(f"version {done.version} of {model} would be promoted; nothing was changed")
+        tell_user(f"version {done.version} of {model} would be promoted; nothing was changed")
     else:
         print_change(model, done.change)
 
@@ -124,6 +124,7 @@ def card(
 
     from forge_sweep.registry import make_card
 
+    refuse_unwritable(output)
     wanted, made = make_card(model, version, store=store)
     if output is not None:
         text = made.markdown() if output.suffix == ".md" else made.html()
@@ -133,7 +134,7 @@ def card(
         sections = [asdict(section) for section in made.sections]
         emit({"model": model, "version": wanted.version, "sections": sections, "file": output})
     else:
-        typer.echo(made.markdown() if output is None else f"wrote {output}")
+        echo(made.markdown() if output is None else f"wrote {output}")
 
 
 @app.command("list")
@@ -147,11 +148,9 @@ def listed(store: Store = MLRUNS, as_json: AsJson = False) -> None:
     if as_json:
         emit([asdict(each) for each in found])
         return
-    table = Table("model", "versions", "champion", "challenger", "previous", box=None)
-    for each in found:
-        aliases = (each.aliases.get(alias, "-") for alias in ("champion", "challenger", "previous"))
-        table.add_row(escape(each.name), str(each.versions), *aliases)
-    wide().print(table)
+    aliases = ("champion", "challenger", "previous")
+    rows = ((each.name, each.versions, *(each.aliases.get(alias) for alias in aliases)) for each in found)
+    print_table(("model", "versions", *aliases), list(rows))
     for each in found:
         for text in each.warnings:
             say(text)
@@ -165,15 +164,13 @@ def history(model: Model, store: Store = MLRUNS, as_json: AsJson = False) -> Non
     if as_json:
         emit([{**change.to_dict(), "record": champions.record(change)} for change in changes])
         return
-    table = Table("", "when (UTC)", "change", "who", "why", "overruled", "gain over champion", box=None)
+    rows = []
     for change in changes:
         state = change.done[:19] or ("revoked" if change.revoked else "under way")
         words = f"{change.action} {change.before or '-'} -> {change.to or '-'}"
-        table.add_row(
-            *(str(change.number), state, words, escape(change.who), escape(change.reason)),
-            *(", ".join(change.forced) or "-", gain_in_words(change)),
-        )
-    wide().print(table)
+        overruled = ", ".join(change.forced) or None
+        rows.append((str(change.number), state, words, change.who, change.reason, overruled, gain_in_words(change)))
+    print_table(("", "when (UTC)", "change", "who", "why", "overruled", "gain over champion"), rows)
     warn(champions)
 
 
@@ -196,9 +193,9 @@ def at(
         return
     for term in terms:
         until = "now" if term.until is None else f"{term.until:%Y-%m-%d %H:%M:%S}"
-        typer.echo(f"version {term.version or 'none'}: {term.since:%Y-%m-%d %H:%M:%S} to {until} UTC")
+        tell_user(f"version {term.version or 'none'}: {term.since:%Y-%m-%d %H:%M:%S} to {until} UTC")
     if not terms:
-        typer.echo(f"{model} had no champion on record then")
+        tell_user(f"{model} had no champion on record then")
 
 
 @app.command()
@@ -221,9 +218,9 @@ def show(model: Model, version: Version, store: Store = MLRUNS, as_json: AsJson 
         **{name: value for name, value in sorted(found.tags.items()) if not name.startswith("forge.promotion.")},
     }
     for name, value in lines.items():
-        typer.echo(f"{name:<24}{value}")
+        tell_user(f"{name:<24}{value}")
     for change in changes:
-        typer.echo(
+        tell_user(
             f"change {change.number:<17}{change.action} {change.before or '-'} -> {change.to or '-'}, {change.when}"
         )
 
@@ -244,27 +241,27 @@ def warn(champions: Champions) -> None:
 
 def say(text: str) -> None:
     """Something that was noticed, on standard error."""
-    typer.echo(f"note: {text}", err=True)
+    tell_user(f"note: {text}", err=True)
 
 
 def print_gate(found: Finding) -> None:
     """A gate on one line; with the fix where it is not passed."""
     mark = {"info": "ok", "warning": "warning", "error": "REFUSED"}[found.severity]
-    typer.echo(f"{mark:<8} {found.code:<15} {found.subject}: {found.seen}")
+    tell_user(f"{mark:<8} {found.code:<15} {found.subject}: {found.seen}")
     if found.severity != "info":
-        typer.echo(f"{'':<24} expected {found.expected}; fix: {found.fix}")
+        tell_user(f"{'':<24} expected {found.expected}; fix: {found.fix}")
 
 
 def print_change(model: str, change: Change) -> None:
     """A change of champion."""
     if change.revoked:
-        typer.echo(f"change {change.number} was revoked: {change.revoked}")
+        tell_user(f"change {change.number} was revoked: {change.revoked}")
         return
-    typer.echo(
+    tell_user(
         f"{model}: version {change.to} is the champion (before: {change.before or 'none'}); change {change.number}"
     )
     if change.forced:
-        typer.echo(f"overruled: {', '.join(change.forced)}; reason on record: {change.reason}")
+        tell_user(f"overruled: {', '.join(change.forced)}; reason on record: {change.reason}")
 
 
 def gain_in_words(change: Change) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from forge_sweep.cli.printing import MLRUNS, AsJson, Store, emit
+from forge_sweep.cli.printing import MLRUNS, AsJson, Store, echo, emit, say
+from forge_sweep.cli.surroundings import refuse_unwritable
 
 if TYPE_CHECKING:
     from forge_sweep.reproduce import Reproduction
@@ -47,7 +48,7 @@ def reproduce(
 
     if env:
         lines = reproducing.commands(reproducing.read_record(run, store))
-        emit(list(lines)) if as_json else typer.echo("\n".join(lines))
+        emit(list(lines)) if as_json else echo("\n".join(lines))
         return
     found = reproducing.reproduce(run, store=store, root=root, seed=seed, tolerance=tolerance)
     if as_json:
@@ -81,6 +82,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a network in another format, with its preprocessing, once it gives the bundle's golden scores there."""
+    refuse_unwritable(output, folder=True)
     from forge_sweep import training
     from forge_sweep.tracking import fetched, locate
 
@@ -94,17 +96,17 @@ def export(
     if as_json:
         emit({**asdict(found), "path": str(found.path)})
         return
-    typer.echo(f"wrote {found.path}: golden scores {found.difference:.2g} off, {found.allowed:.2g} allowed")
+    say(f"wrote {found.path}: golden scores {found.difference:.2g} off, {found.allowed:.2g} allowed")
     for each in found.inputs:
         column = f" takes column {each['column']!r}" if each["column"] else ""
-        typer.echo(f"  input {each['input']}{column}, {each['type']}, missing: {each['missing'] or 'empty text'}")
+        say(f"  input {each['input']}{column}, {each['type']}, missing: {each['missing'] or 'empty text'}")
 
 
 def print_reproduction(found: Reproduction) -> None:
     """The differences, then the verdict."""
     for difference in found.differences:
-        typer.echo(f"differs   {difference}")
+        say(f"differs   {difference}")
     if not found.differences:
-        typer.echo("differs   nothing: data, code, packages and machine are as they were")
-    typer.echo(f"trained   {found.name} ({found.run_id}) in {found.seconds:.1f} s")
-    typer.echo(f"verdict   {found.verdict.word}: {found.verdict.text}")
+        say("differs   nothing: data, code, packages and machine are as they were")
+    say(f"trained   {found.name} ({found.run_id}) in {found.seconds:.1f} s")
+    say(f"verdict   {found.verdict.word}: {found.verdict.text}")

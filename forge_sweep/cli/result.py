@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from forge_sweep.cli.printing import cell, wide
+from forge_sweep.cli.printing import cell, echo, print_table, say
 from forge_sweep.task.words import MARK, Rows, Titles, between, figure, side_by_side
 
 if TYPE_CHECKING:
@@ -21,13 +17,12 @@ def print_result(name: str, result: SweepResult) -> None:
     """The end of a sweep."""
     from forge_sweep.study import phases_words
 
-    console = Console()
-    console.print()
-    print_rows(*candidates(result))
+    echo()
+    print_table(*candidates(result))
     if result.evaluation is not None:
-        console.print()
-        print_rows(*side_by_side(result.evaluation))
-    console.print()
+        echo()
+        print_table(*side_by_side(result.evaluation))
+    echo()
     counts = ", ".join(f"{count} {state}" for state, count in result.trials.items())
     lines = {
         "winner": winner_words(result.winner, result.objective),
@@ -41,7 +36,10 @@ def print_result(name: str, result: SweepResult) -> None:
         "look": f"forge-sweep ui {name}, then {result.link}",
     }
     for title, text in lines.items():
-        console.print(escape(f"{title:<10}{text}"), soft_wrap=True, highlight=False)
+        if title == "look":  # a link stays in one piece
+            echo(f"{title:<10}{text}")
+        else:
+            say(f"{title:<10}{text}")
 
 
 def candidates(result: SweepResult) -> tuple[Titles, Rows]:
@@ -75,14 +73,6 @@ def searched(best: Mapping[str, Any] | TrialRow | None, objective: str) -> str:
         return "no trial finished"
     number, value = (best["number"], best["value"]) if isinstance(best, Mapping) else (best.number, best.value)
     return f"trial {number}, {objective} {figure(value)}"
-
-
-def print_rows(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table."""
-    table = Table(*map(escape, titles), box=None)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    wide().print(table)
 
 
 def listed(metrics: Mapping[str, float]) -> str:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from forge_sweep.cli.printing import MLRUNS, Store
+from forge_sweep.cli.printing import MLRUNS, Store, say
+from forge_sweep.cli.surroundings import refuse_unwritable
 from forge_sweep.errors import masked
 
 Model = Annotated[
@@ -64,7 +65,7 @@ def serve(
         access_log=not no_access_log,
         docs=not no_docs,
     )
-    serving.serve(model, settings, echo=lambda line: typer.echo(line, err=True))
+    serving.serve(model, settings, echo=lambda line: say(line, err=True))
 
 
 def predict(
@@ -86,13 +87,14 @@ def predict(
     """Predict the rows of a file, a chunk at a time, with the checks of the server."""
     from forge_sweep.serving.files import predict_file
 
+    refuse_unwritable(output)
     done = predict_file(
         model, file, output, store=store, keep=keep or (), ignore_extra=ignore_extra, separator=separator
     )
     if done.ignored:
-        typer.echo(f"ignored, no features of the model: {', '.join(done.ignored)}", err=True)
+        say(f"ignored, no features of the model: {', '.join(done.ignored)}", err=True)
     strange = ", ".join(f"{count} {code}" for code, count in sorted(done.warnings.items())) or "no warnings"
-    typer.echo(f"{done.model}: {done.rows} rows predicted, {strange}", err=True)
+    say(f"{done.model}: {done.rows} rows predicted, {strange}", err=True)
 
 
 def start_logging() -> None:

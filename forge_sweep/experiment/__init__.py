@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import copy
 import difflib
-import tomllib
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from forge_sweep.errors import ExperimentError, InputError, Mistake
-from forge_sweep.experiment.rules import RULES, Sections, as_toml, nearest
+from forge_sweep.experiment.reading import DEEPEST, FLAT, depth, read_toml, toml_value, unprintable
+from forge_sweep.experiment.rules import RULES, SYNONYMS, Sections, as_toml, nearest
 from forge_sweep.experiment.seeds import derived_seed
 from forge_sweep.experiment.space import HYPERPARAMETERS, SCALERS, Dimension, Hyperparameter, Params, Scalar
 from forge_sweep.experiment.spec import (
@@ -81,6 +81,7 @@ __all__ = [
     "parse",
     "parse_data",
     "restore",
+    "toml_value",
 ]
 
 SECTIONS: dict[str, type[BaseModel]] = {
@@ -109,16 +110,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         ExperimentError: the experiment has mistakes; all of them are listed.
     """
     path = Path(path)
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"experiment file {path} does not exist", hint="give the path of a TOML file under experiments/"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"experiment file {path} cannot be read: {error}", hint="give a UTF-8 text file") from None
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"experiment file {path} is not TOML: {error}", hint="mend the line named above") from None
+    raw = read_toml(path)
     return parse(raw, root=path.resolve().parent, overrides=overrides, source=str(path))
 
 
@@ -133,8 +125,12 @@ def parse(
         overrides: words such as ``study.n_trials=4``.
         source: what error messages call the experiment.
     """
+    if depth(raw) > DEEPEST:
+        raise InputError(f"{source} is nested too deeply to be an experiment", hint=f"expected {FLAT}")
     tables: dict[str, Any] = copy.deepcopy(dict(raw))
     mistakes = [mistake for word in overrides if (mistake := apply_override(tables, word))]
+    odd = unprintable(tables).items()
+    mistakes += [Mistake(path, as_toml(text), "a text of whole characters, without NUL") for path, text in odd]
     imply_files(tables)
     mistakes += list(field_mistakes(tables))
     sections = Sections(
@@ -203,21 +199,18 @@ def apply_override(raw: dict[str, Any], word: str) -> Mistake | None:
     if not equals or not path.strip():
         return Mistake(word, "", "an override of the form key=value, such as study.n_trials=4")
     *parents, last = (part.strip() for part in path.strip().split("."))
+    if len(parents) >= DEEPEST:
+        return Mistake(f"{path[:40]}...", "", FLAT)
     table = raw
     for parent in parents:
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
             return Mistake(path, text, f"a table at {parent}, which has a value")
-    table[last] = toml_value(text.strip())
-    return None
-
-
-def toml_value(text: str) -> Any:
-    """The TOML value that ``text`` spells, or the text itself."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+        table[last] = toml_value(text.strip())
+    except InputError as error:
+        return Mistake(path, as_toml(text), error.message)
+    return None
 
 
 def imply_files(raw: dict[str, Any]) -> None:
@@ -231,14 +224,43 @@ def imply_files(raw: dict[str, Any]) -> None:
 
 def field_mistakes(raw: Mapping[str, Any]) -> Iterator[Mistake]:
     """Unknown keys, missing keys and wrong types, section by section."""
+    unknown = unknown_hyperparameters(raw)
+    yield from unknown
+    paths = tuple(mistake.path for mistake in unknown)
     try:
         Experiment.model_validate(raw)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            yield as_mistake(raw, detail)
+            found = as_mistake(raw, detail)
+            if not any(found.path == path or found.path.startswith(f"{path}.") for path in paths):
+                yield found
     for internal in ("root", "overrides"):
         if internal in raw:
             yield Mistake(internal, as_toml(raw[internal]), "nothing: unknown key")
+
+
+def unknown_hyperparameters(raw: Mapping[str, Any]) -> list[Mistake]:
+    """Names under [model.search] that no builder knows: their values cannot be judged."""
+    model = raw.get("model")
+    search = model.get("search") if isinstance(model, dict) else None
+    if not isinstance(search, dict):
+        return []
+    expected = f"a hyperparameter of mlp: {', '.join(HYPERPARAMETERS)}"
+    unknown = {name: value for name, value in search.items() if name not in HYPERPARAMETERS}
+    return [Mistake(f"model.search.{name}", value_of(value), expected, meant(name)) for name, value in unknown.items()]
+
+
+def value_of(value: Any) -> str:
+    """A value beside an unknown name; a table says nothing there."""
+    return "" if isinstance(value, dict) else as_toml(value)
+
+
+def meant(name: str) -> str:
+    """What somebody who wrote ``name`` under [model.search] may have meant."""
+    word = SYNONYMS.get(name.lower(), name)
+    if word in HYPERPARAMETERS:
+        return f'did you mean "{word}"?'
+    return (elsewhere(word) if word in key_names() else "") or nearest(word, HYPERPARAMETERS) or elsewhere(word)
 
 
 def as_mistake(raw: Mapping[str, Any], detail: Any) -> Mistake:
@@ -247,10 +269,14 @@ def as_mistake(raw: Mapping[str, Any], detail: Any) -> Mistake:
     path, kind = ".".join(location), detail["type"]
     if kind == "extra_forbidden":
         siblings = fields_at(raw, location[:-1])
-        hint = nearest(location[-1], siblings) or elsewhere(location[-1])
+        hint = same_here(location[-1], siblings) or elsewhere(location[-1]) or nearest(location[-1], siblings)
         return Mistake(path, as_toml(detail["input"]), f"a known key, one of {', '.join(siblings)}", hint)
     if kind == "missing":
         return Mistake(path, "", "a value: this key is required")
+    if kind == "value_error":  # of `one_scalar`
+        return Mistake(
+            path, as_toml(detail["input"]), str(detail["ctx"]["error"]), as_choices(location, detail["input"])
+        )
     if kind == "literal_error":
         choices = [word.strip("'") for word in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")]
         return Mistake(
@@ -260,10 +286,46 @@ def as_mistake(raw: Mapping[str, Any], detail: Any) -> Mistake:
         return Mistake(path, as_toml(detail["input"]), "one ASCII character that is no quotation mark or line break")
     if kind == "string_pattern_mismatch":
         return Mistake(path, as_toml(detail["input"]), "letters, digits, _ . and -, beginning with a letter or a digit")
+    if kind == "string_too_long":
+        seen = f'{as_toml(detail["input"][:20])[:-1]}..." ({len(detail["input"])} characters)'
+        return Mistake(path, seen, f"at most {detail['ctx']['max_length']} characters")
     if kind == "model_type":
         return Mistake(path, as_toml(detail["input"]), f"a table [{path}]", elsewhere(path))
-    expected = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ").strip()
-    return Mistake(path, as_toml(detail["input"]), expected)
+    return Mistake(path, as_toml(detail["input"]), EXPECTED.get(kind, in_words)(detail))
+
+
+def in_words(detail: Any) -> str:
+    """Pydantic's own words."""
+    return str(detail["msg"]).removeprefix("Input should be ").removeprefix("a valid ").strip()
+
+
+EXPECTED: Mapping[str, Callable[[Any], str]] = {
+    "greater_than_equal": lambda detail: f"{detail['ctx']['ge']:,} or more",
+    "less_than_equal": lambda detail: f"at most {detail['ctx']['le']:,}",
+    "int_type": lambda detail: "a whole number",
+    "int_from_float": lambda detail: "a whole number",
+    "float_type": lambda detail: "a number",
+    "string_type": lambda detail: "a text in quotes",
+    "bool_type": lambda detail: "true or false",
+    "finite_number": lambda detail: "a finite number",
+}
+"""Pydantic's words where ours are better."""
+
+
+def as_choices(location: Sequence[str], value: Any) -> str:
+    """How a list is searched."""
+    if location[:2] != ["model", "search"] or not isinstance(value, list) or len(location) != 3:
+        return ""
+    return f'to search a list, write {location[-1]} = {{ type = "categorical", choices = {as_toml(value)} }}'
+
+
+def same_here(word: str, siblings: Sequence[str]) -> str:
+    """A key of this section that is nearly ``word``, or another name for it."""
+    word = SYNONYMS.get(word.lower(), word)
+    if word in siblings:
+        return f'did you mean "{word}"?'
+    close = difflib.get_close_matches(word, siblings, n=1, cutoff=0.75)
+    return f'did you mean "{close[0]}"?' if close else ""
 
 
 def fields_at(raw: Mapping[str, Any], location: Sequence[str]) -> list[str]:
@@ -279,9 +341,15 @@ def fields_at(raw: Mapping[str, Any], location: Sequence[str]) -> list[str]:
 
 def elsewhere(word: str) -> str:
     """The key of another section that ``word`` may stand for, with its whole path."""
-    paths = {path.rpartition(".")[2]: path for path in key_paths(Experiment)}
-    close = difflib.get_close_matches(word, paths, n=1, cutoff=0.75)
+    paths, word = key_names(), SYNONYMS.get(word.lower(), word)
+    close = [word] if word in paths else difflib.get_close_matches(word, paths, n=1, cutoff=0.75)
     return f"did you mean {paths[close[0]]}?" if close else ""
+
+
+def key_names() -> dict[str, str]:
+    """Every key and hyperparameter with its whole path."""
+    names = {name: f"model.search.{name}" for name in HYPERPARAMETERS}
+    return names | {path.rpartition(".")[2]: path for path in key_paths(Experiment)}
 
 
 def key_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -39,14 +39,48 @@ Rule = Callable[[Sections], Iterator[Mistake]]
 
 
 def as_toml(value: Any) -> str:
-    """A value as it would stand in the file."""
-    return json.dumps(value, default=str) if not isinstance(value, dict) else f"{{ {', '.join(value)} }}"
+    """A value as it would stand in the file; a long one is cut."""
+    text = (
+        f"{{ {', '.join(value)} }}" if isinstance(value, dict) else json.dumps(value, default=str, ensure_ascii=False)
+    )
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+SHOWN = 200
+"""Characters of a value in a message."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """``did you mean "width"?`` or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f'did you mean "{close[0]}"?' if close else ""
+
+
+SYNONYMS: dict[str, str] = {
+    **dict.fromkeys(("lr", "eta", "alpha", "step_size", "learningrate", "learning-rate"), "learning_rate"),
+    **dict.fromkeys(("units", "neurons", "hidden_units", "n_units", "num_units", "hidden", "hidden_size"), "width"),
+    **dict.fromkeys(("hidden_dim", "nodes", "size"), "width"),
+    **dict.fromkeys(("layers", "n_layers", "num_layers", "hidden_layers", "blocks", "n_hidden"), "depth"),
+    **dict.fromkeys(("weight_decay", "wd", "l2_reg", "l2_penalty", "regularization", "regularizer", "kernel_l2"), "l2"),
+    **dict.fromkeys(("drop_out", "dropout_rate", "drop_rate"), "dropout"),
+    **dict.fromkeys(("batch", "batchsize", "bs", "minibatch"), "batch_size"),
+    **dict.fromkeys(("opt", "optim"), "optimizer"),
+    **dict.fromkeys(("batchnorm", "batch_normalization", "bn"), "batch_norm"),
+    **dict.fromkeys(("act", "nonlinearity"), "activation"),
+    **dict.fromkeys(("trials", "max_trials", "num_trials", "n_iter", "max_evals"), "n_trials"),
+    **dict.fromkeys(("n_epochs", "num_epochs", "max_epochs"), "epochs"),
+    **dict.fromkeys(("early_stopping", "early_stopping_rounds"), "patience"),
+    **dict.fromkeys(("timeout", "time_limit", "max_time"), "timeout_s"),
+    **dict.fromkeys(("random_state", "random_seed"), "seed"),
+    **dict.fromkeys(("label", "labels", "y", "outcome"), "target"),
+    **dict.fromkeys(("file", "filename", "csv", "filepath"), "path"),
+    **dict.fromkeys(("sep", "delimiter", "delim"), "separator"),
+    **dict.fromkeys(("id", "index", "index_col"), "key"),
+    **dict.fromkeys(("valid_size", "validation", "val"), "valid"),
+    **dict.fromkeys(("workers", "n_jobs", "n_workers", "jobs"), "n"),
+}
+"""What other tools call our keys and hyperparameters."""
 
 
 PLACE: dict[str, str] = {"file": "path", "sample": "name", "postgres": "version"}
@@ -201,15 +235,13 @@ def head_fits_task(sections: Sections) -> Iterator[Mistake]:
 
 
 def search_values_are_known(sections: Sections) -> Iterator[Mistake]:
-    """Every name under [model.search] is a hyperparameter and every value lies in its range."""
+    """Every value under [model.search] lies in the range of its hyperparameter."""
     for name, value in (sections.model.search if sections.model else {}).items():
         path = f"model.search.{name}"
         known = HYPERPARAMETERS.get(name)
         if known is None:
-            yield Mistake(
-                path, "", f"a hyperparameter of mlp: {', '.join(HYPERPARAMETERS)}", nearest(name, HYPERPARAMETERS)
-            )
-        elif isinstance(value, Dimension):
+            continue  # said where fields are checked
+        if isinstance(value, Dimension):
             yield from dimension_mistakes(path, value, known)
         elif not known.accepts(value):
             yield Mistake(path, as_toml(value), known.expected)
@@ -260,6 +292,12 @@ def range_mistakes(path: str, dimension: Dimension, low: float, high: float) -> 
         yield Mistake(f"{path}.step", as_toml(dimension.step), "a whole number")
     if dimension.step is not None and dimension.log:
         yield Mistake(f"{path}.step", as_toml(dimension.step), "nothing beside log = true")
+    if dimension.step and dimension.step > 0 and (high - low) / dimension.step > MOST_VALUES:
+        expected = f"at least {(high - low) / MOST_VALUES:.3g}: a range has at most {MOST_VALUES:,} steps"
+        yield Mistake(f"{path}.step", as_toml(dimension.step), expected, "leave step out: any value is tried then")
+
+
+MOST_VALUES = 1_000_000
 
 
 def categorical_mistakes(path: str, dimension: Dimension, known: Hyperparameter) -> Iterator[Mistake]:
@@ -352,7 +390,7 @@ def sampler_fits_space(sections: Sections) -> Iterator[Mistake]:
                 'or type = "categorical" with choices',
             )
     if all(dimension_is_whole(value) for value in searched.values()):
-        size = math.prod(len(value.grid() or ()) for value in searched.values())
+        size = math.prod(value.size or 0 for value in searched.values())
         if searched and study.n_trials > size:
             yield Mistake("study.n_trials", str(study.n_trials), f"at most {size}, the number of points in the grid")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, overload
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Tag
 
@@ -25,6 +27,18 @@ def by_shape(value: Any) -> str:
     return "table" if isinstance(value, dict | BaseModel) else "value"
 
 
+def one_scalar(value: Any) -> Any:
+    """A number, a text, true or false; one mistake where it is something else, not one for each of them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a finite number")
+    if not isinstance(value, int | float | str | bool):
+        raise ValueError("one value: a number, a text, true or false")
+    return value
+
+
+OneScalar = Annotated[Scalar, BeforeValidator(one_scalar)]
+
+
 class Dimension(BaseModel):
     """One searched hyperparameter: ``{ type = "int", low = 16, high = 256, log = true }``.
 
@@ -38,45 +52,98 @@ class Dimension(BaseModel):
         when: the hyperparameter exists only where the others named here have this value, or one of these values.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     type: Literal["int", "float", "categorical"]
     low: int | float | None = None
     high: int | float | None = None
     step: int | float | None = None
     log: bool = False
-    choices: Annotated[tuple[Scalar, ...], BeforeValidator(as_tuple)] = ()
-    when: dict[str, Annotated[tuple[Scalar, ...], BeforeValidator(as_tuple)]] = {}
+    choices: Annotated[tuple[OneScalar, ...], BeforeValidator(as_tuple)] = ()
+    when: dict[str, Annotated[tuple[OneScalar, ...], BeforeValidator(as_tuple)]] = {}
 
     def active(self, params: Mapping[str, Scalar]) -> bool:
         """Whether the hyperparameter exists beside ``params``, the ones chosen before it."""
         return all(params.get(name) in values for name, values in self.when.items())
 
     def extremes(self) -> tuple[Scalar, ...]:
-        """The values at the edge of the range, or all the choices."""
+        """The values at the edge of what is tried, or all the choices."""
         if self.type == "categorical":
             return self.choices
         assert self.low is not None and self.high is not None  # held by the rules of the experiment file
-        return (self.low, self.high)
+        return (self.low, self.last)
 
-    def grid(self) -> tuple[Scalar, ...] | None:
-        """Every value in order, or None where a float range without ``step`` has no end of them.
+    @property
+    def last(self) -> int | float:
+        """The greatest value that is tried: ``high``, or where ``step`` misses it the last step below.
 
-        Floats have 12 significant digits: 3 * 0.1 is 0.30000000000000004, which Optuna takes to lie above 0.3.
+        Exact in decimal notation: 0.3 is three steps of 0.1.
         """
+        assert self.low is not None and self.high is not None
+        if self.step is None:
+            return self.high
+        low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))
+        last = low + (high - low) // step * step
+        return self.high if last == high else int(last) if self.type == "int" else float(last)
+
+    @property
+    def size(self) -> int | None:
+        """Number of values, or None where a float range without ``step`` has no end of them."""
+        grid = self.grid()
+        return None if grid is None else len(grid)
+
+    def holds(self, value: Scalar) -> bool:
+        """Whether a trial can have this value."""
+        if self.type == "categorical":
+            return value in self.choices
+        if isinstance(value, str | bool) or self.low is None or self.high is None:
+            return False
+        if not self.low <= value <= self.high:
+            return False
+        grid = None if self.log else self.grid()
+        if grid is None:
+            return self.type == "float" or value == int(value)
+        nearest = round((value - self.low) / (self.step or 1))
+        return nearest < len(grid) and math.isclose(value, float(grid[nearest]), rel_tol=1e-9, abs_tol=1e-12)
+
+    def grid(self) -> Sequence[Scalar] | None:
+        """Every value in order, or None where a float range without ``step`` has no end of them."""
         if self.type == "categorical":
             return self.choices
         if self.type == "float" and self.step is None:
             return None
         assert self.low is not None and self.high is not None
         step = self.step or 1
-        count = int((self.high - self.low) / step + 1e-9) + 1
-        values = (self.low + i * step for i in range(count))
-        return tuple(value if isinstance(value, int) else float(f"{value:.12g}") for value in values)
+        return Steps(self.low, step, int((self.high - self.low) / step + 1e-9) + 1)
+
+
+@dataclass(frozen=True)
+class Steps(Sequence[Scalar]):
+    """Equally spaced numbers, each made when it is asked for: a range may have a million.
+
+    Floats have 12 significant digits: 3 * 0.1 is 0.30000000000000004, which Optuna takes to lie above 0.3.
+    """
+
+    low: int | float
+    step: int | float
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    @overload
+    def __getitem__(self, index: int) -> Scalar: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Scalar, ...]: ...
+    def __getitem__(self, index: int | slice) -> Scalar | tuple[Scalar, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(self.length)))
+        value = self.low + range(self.length)[index] * self.step
+        return value if isinstance(value, int) else float(f"{value:.12g}")
 
 
 SearchValue = Annotated[
-    Annotated[Dimension, Tag("table")] | Annotated[Scalar, Tag("value")],
+    Annotated[Dimension, Tag("table")] | Annotated[OneScalar, Tag("value")],
     Discriminator(by_shape),
 ]
 

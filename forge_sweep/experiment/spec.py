@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
-from forge_sweep.experiment.space import HYPERPARAMETERS, Dimension, Scalar, SearchValue, as_tuple, by_shape
+from forge_sweep.experiment.space import HYPERPARAMETERS, Dimension, OneScalar, Scalar, SearchValue, as_tuple, by_shape
 from forge_sweep.task import Direction, TaskKind
 
 Backend = Literal["tensorflow", "jax", "torch"]
@@ -23,6 +23,15 @@ Schedule = Literal["plateau", "none"]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
+LONGEST_NAME = 230
+"""A file system takes names of 255 bytes; ours add ``-12`` for a fork and ``.refused.jsonl``, and MLflow takes 256."""
+
+MANY = 1_000_000
+"""Bound of what is counted one by one: trials, epochs."""
+
+TEN_YEARS_S = 315_360_000
+"""Longer waits are more than clocks and sockets take."""
 
 BUDGET_FIELDS = (
     "description",
@@ -54,7 +63,7 @@ them.
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused, no conversion between types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class SplitSpec(Section):
@@ -97,7 +106,7 @@ class DataSpec(Section):
     key: str | None = Field(None, description="Unique column that fixes the order of rows; not a feature.")
     drop: Names = Field((), description="Columns to leave out.")
     categorical: Names = Field((), description="Columns of numeric codes to treat as categories.")
-    positive: Scalar | None = Field(None, description="The positive label of a binary target.")
+    positive: OneScalar | None = Field(None, description="The positive label of a binary target.")
     separator: str = Field(
         ",",
         min_length=1,
@@ -159,38 +168,44 @@ class StudySpec(Section):
 
     sampler: Sampler = Field("tpe", description="Which sampler suggests the parameters.")
     pruner: Pruner = Field("median", description="Which pruner stops hopeless trials.")
-    n_trials: int = Field(40, ge=1, description="Trials in total, over interruptions.")
-    epochs: int = Field(60, ge=1, description="Most epochs of one trial.")
-    patience: int = Field(8, ge=1, description="Epochs without improvement of the objective before a trial stops.")
+    n_trials: int = Field(40, ge=1, le=MANY, description="Trials in total, over interruptions.")
+    epochs: int = Field(60, ge=1, le=MANY, description="Most epochs of one trial.")
+    patience: int = Field(
+        8, ge=1, le=MANY, description="Epochs without improvement of the objective before a trial stops."
+    )
     schedule: Schedule = Field(
         "plateau",
         description="What becomes of the learning rate: `plateau` halves it, down to 1e-6, after half of `patience` "
         "epochs (rounded up) without improvement of the objective; `none` leaves it as it is.",
     )
     timeout_s: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="Seconds of searching, summed over interruptions."
+        None, gt=0, le=TEN_YEARS_S, description="Seconds of searching, summed over interruptions."
     )
     cpu_budget_s: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="CPU seconds of all trials, over workers and interruptions."
+        None, gt=0, le=TEN_YEARS_S * 1000, description="CPU seconds of all trials, over workers and interruptions."
     )
     gpu_budget_s: float | None = Field(
         None,
         gt=0,
-        allow_inf_nan=False,
+        le=TEN_YEARS_S * 1000,
         description="GPU seconds likewise: the seconds of a trial times the GPUs, or the part of one, that it holds.",
     )
     plateau_trials: int | None = Field(
-        None, ge=1, description="Finished and pruned trials after the last gain, in the order in which they ended."
+        None,
+        ge=1,
+        le=MANY,
+        description="Finished and pruned trials after the last gain, in the order in which they ended.",
     )
     plateau_delta: float = Field(
         0.0,
         ge=0,
-        allow_inf_nan=False,
         description="A finished trial is a gain where it is better than the last gain by more than this.",
     )
-    trial_timeout_s: float | None = Field(None, gt=0, description="Seconds after which a trial fails as `time-out`.")
-    startup_trials: int = Field(5, ge=0, description="Trials before median and percentile pruning begins.")
-    warmup_epochs: int = Field(5, ge=0, description="Epochs of a trial before it may be pruned.")
+    trial_timeout_s: float | None = Field(
+        None, gt=0, le=TEN_YEARS_S, description="Seconds after which a trial fails as `time-out`."
+    )
+    startup_trials: int = Field(5, ge=0, le=MANY, description="Trials before median and percentile pruning begins.")
+    warmup_epochs: int = Field(5, ge=0, le=MANY, description="Epochs of a trial before it may be pruned.")
     percentile: float = Field(25.0, gt=0, lt=100, description="The share kept by the percentile pruner, in percent.")
 
 
@@ -212,8 +227,8 @@ class BaselinesSpec(Section):
 class ConfirmSpec(Section):
     """``[confirm]``: the best configurations again, over several seeds."""
 
-    top: int = Field(3, ge=1, description="How many configurations.")
-    seeds: int = Field(3, ge=1, description="How many seeds each.")
+    top: int = Field(3, ge=1, le=1000, description="How many configurations.")
+    seeds: int = Field(3, ge=1, le=1000, description="How many seeds each.")
 
 
 class WorkersSpec(Section):
@@ -227,18 +242,21 @@ class WorkersSpec(Section):
     n: int | None = Field(
         None,
         ge=1,
+        le=1024,
         description="Number of workers; follows from cores, memory and GPUs, for `ray` from the cluster while it grows "
         "and shrinks. 1 for `serial`.",
     )
     threads: int | None = Field(
         None,
         ge=1,
+        le=1024,
         description="Threads of one worker process; its share of the cores by default, for `ray` its `cpus`.",
     )
-    per_gpu: int = Field(1, ge=1, description="Worker processes on one GPU (kind `processes`).")
+    per_gpu: int = Field(1, ge=1, le=64, description="Worker processes on one GPU (kind `processes`).")
     memory_limit_mb: int | None = Field(
         None,
         ge=1,
+        le=1_000_000_000,
         description="Most MB that a trial may take before its process is killed; by default a share of what is free, "
         "for `ray` what Ray lets it take.",
     )
@@ -248,13 +266,16 @@ class WorkersSpec(Section):
         description="The Ray cluster: `host:port`, `auto` for the one of this machine, `local` for one of its own; "
         "RAY_ADDRESS by default, or else `local` (kind `ray`).",
     )
-    cpus: int | None = Field(None, ge=1, description="CPUs of one trial; `threads` or 1 by default (kind `ray`).")
+    cpus: int | None = Field(
+        None, ge=1, le=1024, description="CPUs of one trial; `threads` or 1 by default (kind `ray`)."
+    )
     gpus: float | None = Field(
-        None, gt=0, description="GPUs of one trial, a part such as 0.25 allowed; none by default (kind `ray`)."
+        None, gt=0, le=1024, description="GPUs of one trial, a part such as 0.25 allowed; none by default (kind `ray`)."
     )
     wait_s: float = Field(
         300.0,
         gt=0,
+        le=TEN_YEARS_S,
         description="Seconds without a place for a single trial after which the sweep stops (kind `ray`).",
     )
 
@@ -267,14 +288,16 @@ class WorkersSpec(Section):
 class TrackingSpec(Section):
     """``[tracking]``: names in MLflow; the store comes from MLFLOW_TRACKING_URI or is mlruns/mlflow.db."""
 
-    model_name: str | None = Field(None, pattern=NAME_PATTERN, description="Registered model; default: the name above.")
+    model_name: str | None = Field(
+        None, pattern=NAME_PATTERN, max_length=250, description="Registered model; default: the name above."
+    )
 
 
 class PromotionSpec(Section):
     """``[promotion]``: what `forge-sweep promote` asks of a model before it becomes the champion."""
 
     groups: Names = Field((), description="Categorical columns whose groups may not do worse than with the champion.")
-    min_group_rows: int = Field(50, ge=1, description="Test rows of a group below which it is not judged.")
+    min_group_rows: int = Field(50, ge=1, le=10**12, description="Test rows of a group below which it is not judged.")
     max_group_loss: float = Field(
         0.02,
         ge=0,
@@ -300,7 +323,7 @@ class Experiment(Section):
         overrides: the ``key=value`` words of the command line, already applied.
     """
 
-    name: str = Field(pattern=NAME_PATTERN, description="Optuna study and MLflow experiment.")
+    name: str = Field(pattern=NAME_PATTERN, max_length=LONGEST_NAME, description="Optuna study and MLflow experiment.")
     description: str = Field("", description="One line for people.")
     seed: int = Field(0, ge=0, lt=2**32, description="Every random number follows from it.")
     backend: Backend = Field("tensorflow", description="Backend of Keras.")
@@ -354,6 +377,11 @@ class Experiment(Section):
         value = self.space.get("scaler", self.preprocessing.scaler)
         return tuple(map(str, value.choices)) if isinstance(value, Dimension) else (str(value),)
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is right and surely not meant: ends of ranges, and values of conditions, that no trial will have."""
+        return tuple(_never_tried(self.model.search))
+
     def resolved(self) -> dict[str, Any]:
         """The whole experiment with its defaults, as JSON values."""
         return self.model_dump(mode="json")
@@ -363,6 +391,25 @@ class Experiment(Section):
         flat = flatten(self.resolved())
         fields = {path: value for path, value in flat.items() if not is_budget(path) and not as_before(path, value)}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _never_tried(search: Mapping[str, Dimension | Scalar]) -> Iterator[str]:
+    for name, value in search.items():
+        if not isinstance(value, Dimension):
+            continue
+        if value.type != "categorical" and value.last != value.high:
+            yield (
+                f"model.search.{name}: high = {value.high:g} is never tried; from low = {value.low:g} in steps of "
+                f"{value.step:g} the last value is {value.last:g}. fix: set high = {value.last:g}, or another step"
+            )
+        for other, wanted in value.when.items():
+            target = search.get(other)
+            for each in wanted:
+                if isinstance(target, Dimension) and not target.holds(each):
+                    yield (
+                        f"model.search.{name}.when: {other} is never {each}: its step leads past it. "
+                        f"fix: name a value that {other} has"
+                    )
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import json
 import os
 import secrets
 import socket
@@ -19,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
+from forge_sweep import jsons
 from forge_sweep.checks.findings import Finding
 from forge_sweep.errors import GateRefused, InputError
 from forge_sweep.tracking import Entry, Ledger, Registry
@@ -304,7 +304,7 @@ class Champions:
         values = {name: value for name, value in change.to_dict().items() if name not in ("done", "revoked")}
         for version in {change.to, change.before} - {None}:
             if self._exists(str(version)):
-                self.registry.tag(self.name, str(version), f"{TAG}.{change.number:06d}", json.dumps(values))
+                self.registry.tag(self.name, str(version), f"{TAG}.{change.number:06d}", jsons.dumps(values))
 
     def _lost(self, champion: str | None) -> str:
         """How the alias came off the champion by the ledger."""

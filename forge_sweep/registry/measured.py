@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from forge_sweep import jsons
 from forge_sweep.bundle import GOLDEN_TOLERANCE, Bundle
 from forge_sweep.bundle.figures import calibration, slices
 from forge_sweep.bundle.files import MANIFEST, sha256
@@ -96,7 +97,7 @@ class Measured:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; what is not defined is None."""
-        values: dict[str, Any] = json.loads(json.dumps(asdict(self)), parse_constant=lambda name: None)
+        values: dict[str, Any] = jsons.plain(asdict(self))
         return values
 
     @classmethod
@@ -189,7 +190,7 @@ def keep(registry: Registry, question: Question, found: Measured) -> None:
     """Keep figures with the candidate's run; a version that names none has no place for them."""
     if not question.candidate.version.run_id:
         return
-    text = json.dumps({"of": question.key, "figures": found.to_dict()}, indent=1)
+    text = jsons.dumps({"of": question.key, "figures": found.to_dict()}, indent=1)
     registry.attach(question.candidate.version, question.path, text)
 
 

@@ -6,13 +6,12 @@ from its recorded parameters, seed and number of threads in a process of its own
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from forge_sweep import environment, sources, tracking
+from forge_sweep import environment, jsons, sources, tracking
 from forge_sweep.experiment import Experiment, restore
 from forge_sweep.reproduce.again import Again, Order, train_again
 from forge_sweep.reproduce.differences import Difference, compare
@@ -92,7 +91,7 @@ def reproduce(
     found = Reproduction(record.run_id, record.name, verdict, differences, _now(), again.seconds)
     if seed is None:
         name = found.when.replace(":", "").replace("+0000", "Z")
-        tracking.write_verdict(record, {TAG: found.tag}, json.loads(json.dumps(found.to_dict())), name, store)
+        tracking.write_verdict(record, {TAG: found.tag}, jsons.plain(found.to_dict()), name, store)
     return found
 
 

@@ -52,7 +52,8 @@ def _packages(record: Record) -> Iterator[str]:
         if name not in (OURS, "pip", "setuptools", "wheel")
     ]
     yield f".venv/bin/pip install --no-deps {' '.join(map(shlex.quote, pins))}"
-    yield ".venv/bin/pip install --no-deps --editable ."
+    version = record.environment.get("packages", {}).get(OURS, UNKNOWN)
+    yield f".venv/bin/pip install --no-deps CHECKOUT  # put the path of forge-sweep {version} in the place of CHECKOUT"
 
 
 def _variables(record: Record) -> Iterator[str]:

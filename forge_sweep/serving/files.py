@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import sys
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from forge_sweep import jsons
 from forge_sweep.bundle import Bundle, ready_backend
 from forge_sweep.errors import DataError, InputError
 from forge_sweep.preprocessing import RowsRefused
@@ -261,9 +261,7 @@ def csv_writer(path: Path) -> Iterator[Write]:
 def json_writer(path: Path) -> Iterator[Write]:
     """A JSON object a line."""
     with path.open("w", encoding="utf-8") as file:
-        yield lambda found: file.writelines(
-            json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in found.to_pylist()
-        )
+        yield lambda found: file.writelines(jsons.dumps(row, ensure_ascii=False) + "\n" for row in found.to_pylist())
 
 
 @contextlib.contextmanager

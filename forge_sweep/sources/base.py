@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
+from forge_sweep import jsons
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
@@ -139,6 +141,8 @@ class Dataset:
     def look_at_test(self, purpose: str, ledger: Path, *, run: str = "") -> Split:
         """The test rows. The look is on disk before this returns, and in the store's own ledger if it has one.
 
+        Whoever was killed between the look and its use looks again, for the same purpose and run, on the same line.
+
         Args:
             purpose: what the rows are for.
             ledger: JSON-lines file that counts the looks; made where it does not exist.
@@ -149,7 +153,9 @@ class Dataset:
             StoreDown: the store of the rows cannot be reached; nothing is returned.
         """
         look = new_look(self.digest, purpose, run, self.split_digest)
-        _append_line(ledger, json.dumps(asdict(look)))
+        known = test_looks(ledger, self.digest, self.split_digest)
+        if not run or all((each.run, each.purpose) != (run, purpose) for each in known):  # else: killed after the line
+            _append_line(ledger, jsons.dumps(asdict(look)))
         return self._test.read(look)
 
     def count_looks(self, ledger: Path) -> int:

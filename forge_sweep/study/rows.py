@@ -31,6 +31,8 @@ from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import postgresql, sqlite
 
+from forge_sweep import jsons
+
 OPTUNA = "5.0."
 """The versions whose rows these are."""
 
@@ -372,7 +374,7 @@ def _param_row(param: tuple[str, float, BaseDistribution]) -> dict[str, Any]:
 
 
 def _attr_row(attr: tuple[str, Any]) -> dict[str, Any]:
-    return {"key": attr[0], "value_json": json.dumps(attr[1])}
+    return {"key": attr[0], "value_json": jsons.dumps(attr[1])}
 
 
 def _report_row(report: tuple[int, float]) -> dict[str, Any]:

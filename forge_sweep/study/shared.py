@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forge_sweep.errors import TrialTaken
+from forge_sweep.jsons import plain
 from forge_sweep.study.storage import locks_of
 from forge_sweep.study.view import ATTEMPT, CAUSE, FAILURE, NOTE, OWNER, StudyView
 
@@ -145,7 +146,7 @@ class Shared(StudyView):
 
     def note(self, key: str, value: Any) -> None:
         """Keep a JSON value with the study, such as ``baseline:xgboost``: what a sweep has behind it besides trials."""
-        self._study.set_user_attr(f"{NOTE}{key}", value)
+        self._study.set_user_attr(f"{NOTE}{key}", plain(value))
 
     def _write(self, number: int, attrs: Mapping[str, Any]) -> None:
         for key, value in attrs.items():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import TYPE_CHECKING, cast
 
 from forge_sweep.experiment import Dimension, Params, Scalar
@@ -55,10 +53,7 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
 def _ends(dimension: Dimension) -> tuple[float, float]:
     """Least and greatest value that can be reached; Optuna warns about a range that is no multiple of its step."""
     assert dimension.low is not None and dimension.high is not None  # held by the rules of the experiment file
-    if dimension.step is None:
-        return dimension.low, dimension.high
-    low, high, step = (Decimal(str(number)) for number in (dimension.low, dimension.high, dimension.step))
-    return dimension.low, float(low + (high - low) // step * step)
+    return dimension.low, dimension.last
 
 
 def searched(space: Space) -> dict[str, Dimension]:
@@ -82,10 +77,4 @@ def _fits_one(value: Scalar | None, wanted: Dimension | Scalar, params: Mapping[
         return value is None or value == wanted
     if value is None or not wanted.active(params):
         return value is None and not wanted.active(params)
-    grid = wanted.grid()
-    if wanted.type == "categorical" or isinstance(value, str):
-        return value in wanted.choices
-    if grid is not None:
-        return any(math.isclose(value, float(point)) for point in grid)
-    low, high = _ends(wanted)
-    return low <= value <= high
+    return wanted.holds(value)

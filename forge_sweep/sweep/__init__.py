@@ -6,7 +6,7 @@ Every phase leaves a durable note in the study, so a sweep that was killed anywh
 from __future__ import annotations
 
 import datetime
-import json
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -14,26 +14,26 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from forge_sweep import environment, sources, training, workers
+from forge_sweep import environment, jsons, sources, training, workers
 from forge_sweep.addresses import refuse_unwritable
 from forge_sweep.checks.audit import Audit
 from forge_sweep.checks.audit import audit as audit_dataset
 from forge_sweep.checks.findings import Finding, errors
 from forge_sweep.environment import Environment
-from forge_sweep.errors import GateRefused, InputError
+from forge_sweep.errors import GateRefused, InputError, TrackingDown
 from forge_sweep.experiment import Experiment, flatten, is_budget
 from forge_sweep.experiment.rules import nearest
 from forge_sweep.preflight import preflight
 from forge_sweep.sources import Dataset
 from forge_sweep.study import Study, TrialState, check_storage, open_study, require_packages, resumable
-from forge_sweep.sweep.confirm import confirm
+from forge_sweep.sweep.confirm import confirm, typical_seed
 from forge_sweep.sweep.context import Context, Event, Interrupted, Watch, baseline_values, ignore
 from forge_sweep.sweep.crew import Crew
 from forge_sweep.sweep.ending import clear_checkpoints, ended_by, goes_on, refuse_nothing_finished, why_over
 from forge_sweep.sweep.phases import Stopwatch
 from forge_sweep.sweep.publish import final_key, log_setting, publish
 from forge_sweep.sweep.trials import best_value, end_lost, fit_baselines, run_trials, trial_name
-from forge_sweep.tracking import FIRST_EPOCH, Run, Tracker, check_store
+from forge_sweep.tracking import FIRST_EPOCH, Review, Run, Tracker, check_store
 
 __all__ = ["Event", "Interrupted", "SweepResult", "Watch", "check", "run"]
 
@@ -59,6 +59,7 @@ class SweepResult:
         confirmed: the figures of every candidate.
         ended_by: the key of the budget that ended the search: ``study.n_trials``, ``study.timeout_s`` and so on.
         costs: what the trials of each state cost; see `StateCost`.
+        missing: what MLflow lacks of it, and what to do; "" where it lacks nothing.
         outcome: ``better``, ``as good as`` or ``worse``, of the best network against the best baseline on validation;
             "" where there is nothing to compare.
         comparison: the same in figures: ``lead`` (positive is better) with ``low`` and ``high``; see `Judgement`.
@@ -81,6 +82,7 @@ class SweepResult:
     confirmed: list[dict[str, Any]] = field(default_factory=list)
     ended_by: str = "study.n_trials"
     costs: list[dict[str, Any]] = field(default_factory=list)
+    missing: str = ""
     outcome: str = ""
     comparison: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
@@ -122,12 +124,8 @@ def run(
     """
     stopwatch = Stopwatch()
     stopwatch.enter("start")
-    require_packages(experiment)
-    workers.require_packages(experiment.workers)
-    training.select_backend(experiment.backend, experiment.deterministic)
-    check_stores(store)  # what cannot be written or asked is refused before anything begins
-    here = capture_environment(experiment, watch)
-    refuse_gpu_budget(experiment, here)
+    here = look_around(experiment, store, watch)
+    refuse_unwritable(store)
     stopwatch.enter("audit")
     dataset = load_data(experiment, watch)
     audit = inspect(experiment, dataset, watch)
@@ -142,28 +140,33 @@ def run(
     study = open_study(experiment, dataset=identity(dataset), store=store, fork=fork)
     with study.hold(stopping):
         report_opening(study, watch)
-        tracker = Tracker(experiment.name, store, description=experiment.description)
+        known = study.notes("sweep:").get("sweep:begin", {}).get("key", "")
+        tracker = Tracker(experiment.name, store, description=experiment.description, sweep=known)
         key = begin(study)["key"]
         context = Context(experiment, dataset, study, tracker, here, store, key, watch, stopping, stopwatch=stopwatch)
         try:
-            return go(context, audit)
+            ended = go(context, audit, begun=bool(known))
         finally:
             tracker.close()
+    return replace(ended, missing=tracker.missing())
 
 
-def go(context: Context, audit: Audit) -> SweepResult:
+def go(context: Context, audit: Audit, *, begun: bool) -> SweepResult:
     """Run what is left of a sweep under its parent run."""
+    refuse_other_store(context)
+    remade = find_losses(context, begun=begun)
     done = context.study.notes("final:").get(final_key(context.experiment, context.study))
     if done is not None and (why := why_over(context)):
-        context.tell("message", text=f"sweep {context.study.name} is complete{why}", severity="info")
-        return result(context, done)
+        whole = with_model(context, done, remade=remade)
+        if whole is not None:
+            context.tell("message", text=f"sweep {context.study.name} is complete{why}", severity="info")
+            return result(context, whole)
     training.load_backend()
-    refuse_other_store(context)
     parent = open_parent(context)
     context.stopwatch.keep_in(context.study)
     try:
-        prepare(context, parent, audit)
-        final = phases(context, parent)
+        prepare(context, parent, audit, remade=remade)
+        final = phases(context, parent, done)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         parent.set_tags({"forge.state": "interrupted" if interrupted else "failed", "forge.cause": str(error)[:500]})
@@ -182,16 +185,61 @@ def go(context: Context, audit: Audit) -> SweepResult:
     return result(context, final)
 
 
+def find_losses(context: Context, *, begun: bool) -> bool:
+    """Compare study and MLflow before anything goes on; returns whether the parent run had to be made again."""
+    from forge_sweep.sweep.reconcile import compare_stores, report_lost_study
+
+    def tell(text: str) -> None:
+        context.tell("message", text=text, severity="warning")
+
+    review = Review(context.experiment.name, context.store, context.key if begun else "")
+    if begun:
+        return compare_stores(context.study, context.tracker, review, context.key, tell)
+    report_lost_study(context.study, review, context.key, tell)
+    return False
+
+
+def with_model(context: Context, done: dict[str, Any], *, remade: bool) -> dict[str, Any] | None:
+    """The end of a complete sweep, with its model registered again where it is gone.
+
+    Returns:
+        None where its files are gone, too: then the winner is trained again.
+    """
+    model = str(done["model"])
+    try:
+        if not context.tracker.is_registered(model):
+            text = f"the model {model} of this sweep is gone from the registry"
+            name, winner = context.experiment.model_name, done["winner"]
+            typical = typical_seed(tuple(winner["values"]), context.experiment.direction)
+            again = context.tracker.register_again(f"{context.key}/confirm-{winner['label']}-s{typical}", name)
+            if again is None:
+                text = f"{text}, and so are its files: the winner is trained again"
+                context.tell("message", text=text, severity="warning")
+                return None
+            done = {**done, "model": f"models:/{name}/{again}", "version": again}
+            context.tell("message", text=f"{text}: registered again as {done['model']}", severity="warning")
+            context.tracker.existing(context.key).set_tags({"forge.model": done["model"]})
+            context.study.note(final_key(context.experiment, context.study), done)
+        if remade:
+            done = {**done, "link": link(context)}
+            context.study.note(final_key(context.experiment, context.study), done)
+    except TrackingDown as error:
+        context.tell("message", text=f"whether {model} is there cannot be seen: {error.message}", severity="warning")
+    return done
+
+
 def log_phases(context: Context, parent: Run) -> None:
     """How long each phase took so far, as ``seconds_baselines`` and so on."""
     context.stopwatch.enter("")
     parent.log_metrics({f"seconds_{name}": seconds for name, seconds in context.study.phases().items()})
 
 
-def phases(context: Context, parent: Run) -> dict[str, Any]:
-    """Baselines, trials, confirmation, the end."""
+def phases(context: Context, parent: Run, again: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Baselines, trials, confirmation, the end; without ``again``, which is an end that has no model any more."""
     context.stopwatch.enter("baselines")
-    context.tell("phase", name="baselines")
+    kinds, noted = context.experiment.baselines.kinds, context.study.notes("baseline:")
+    fitted = sum(f"baseline:{kind}" in noted for kind in kinds)
+    context.tell("phase", name="baselines", total=len(kinds), done=fitted)
     fit_baselines(context)
     context.stopwatch.enter("trials")
     about = {"total": context.study.n_trials, "done": context.study.n_done, "states": context.study.counts()}
@@ -200,7 +248,7 @@ def phases(context: Context, parent: Run) -> dict[str, Any]:
         run_trials(context, crew)
         refuse_nothing_finished(context)
         known: dict[str, Any] | None = context.study.notes("final:").get(final_key(context.experiment, context.study))
-        if known is not None:  # a budget was raised and bought no whole trial
+        if known is not None and known != again:  # a budget was raised and bought no whole trial
             return known
         context.stopwatch.enter("confirm")
         context.tell("phase", name="confirm")
@@ -220,12 +268,12 @@ STATUSES: dict[TrialState, str] = {
 """MLflow's status for each state of a trial."""
 
 
-def prepare(context: Context, parent: Run, audit: Audit) -> None:
+def prepare(context: Context, parent: Run, audit: Audit, *, remade: bool = False) -> None:
     """Before the first trial: the setting is on record, and trials of dead processes wait again or are given up."""
-    if "sweep:setting" not in context.study.notes("sweep:"):
+    if remade or "sweep:setting" not in context.study.notes("sweep:"):
         log_setting(context, parent, audit)
         context.study.note("sweep:setting", "logged")
-    record_environment(context, parent)
+    record_environment(context, parent, again=remade)
     requeued = context.study.requeue()
     for number in requeued.waiting:
         context.tell("message", text=f"trial {number} was cut off and runs again", severity="info")
@@ -235,8 +283,9 @@ def prepare(context: Context, parent: Run, audit: Audit) -> None:
     if parent.run_id is not None:  # it answers: from here on the sweep's runs are there and nowhere else
         context.study.note("sweep:store", context.tracker.address)
     states = {f"{context.key}/{trial_name(row.number)}": STATUSES[row.state] for row in rows}
-    # Others may have begun more since the rows were read.
-    later = {f"{context.key}/{trial_name(number)}": "RUNNING" for number in range(len(rows), context.study.n_total)}
+    # Others may have begun a few more since the rows were read.
+    next_ones = range(len(rows), min(context.study.n_total, len(rows) + 1000))
+    later = {f"{context.key}/{trial_name(number)}": "RUNNING" for number in next_ones}
     context.tracker.reap(context.key, {**later, **states})
     context.study.note("sweep:link", link(context))
 
@@ -252,18 +301,54 @@ def try_models(experiment: Experiment, dataset: Dataset, watch: Watch) -> tuple[
     return findings
 
 
-def check(experiment: Experiment, *, watch: Watch = ignore) -> tuple[Finding, ...]:
-    """Audit and pre-flight without a study or a run.
+def look_around(experiment: Experiment, store: Path, watch: Watch) -> Environment:
+    """What `run` and `check` refuse before they read a row: packages, backend, stores, machine.
 
     Raises:
-        GateRefused: there are errors among the findings.
+        InputError: something of it cannot work.
     """
+    for text in experiment.warnings:
+        watch(Event("message", {"text": text, "severity": "warning"}))
     require_packages(experiment)
     workers.require_packages(experiment.workers)
     training.select_backend(experiment.backend, experiment.deterministic)
-    refuse_gpu_budget(experiment, environment.capture(experiment.root, experiment.backend))
-    if text := environment.ignored_settings():
-        watch(Event("message", {"text": text, "severity": "warning"}))
+    refuse_store(store)
+    check_storage(store)
+    check_store(store)
+    here = capture_environment(experiment, watch)
+    refuse_gpu_budget(experiment, here)
+    return here
+
+
+def refuse_store(store: Path) -> None:
+    """Raise InputError for a folder that cannot be made or written to."""
+    home, wrong = store.absolute(), ""
+    try:
+        while not home.exists() and home != home.parent:
+            home = home.parent
+        if not home.is_dir():
+            wrong = "is a file" if home == store.absolute() else f"cannot be made: {home} is a file"
+        elif not os.access(home, os.W_OK):
+            wrong = f"cannot be written to: no permission in {home}"
+    except OSError as error:
+        wrong = f"cannot be used: {error.strerror}"
+    if wrong:
+        raise InputError(f"the store {store} {wrong}", hint="give a folder: --store mlruns")
+
+
+def check(experiment: Experiment, *, store: Path = Path("mlruns"), watch: Watch = ignore) -> tuple[Finding, ...]:
+    """Audit and pre-flight without a study or a run.
+
+    Args:
+        experiment: what would be run.
+        store: folder of the embedded stores that it would be run with; nothing is made there.
+        watch: told of every event.
+
+    Raises:
+        GateRefused: there are errors among the findings.
+        InputError: `run` would not begin.
+    """
+    look_around(experiment, store, watch)
     dataset = load_data(experiment, watch)
     audit = inspect(experiment, dataset, watch)
     return (*audit.findings, *try_models(experiment, dataset, watch))
@@ -402,19 +487,6 @@ def open_parent(context: Context) -> Run:
     """The parent run, new or found again."""
     experiment = context.experiment
     began = begin(context.study)["began"]
-    fixed = (
-        "seed",
-        "backend",
-        "data.",
-        "preprocessing.",
-        "model.",
-        "objective.",
-        "study.sampler",
-        "study.pruner",
-        "study.epochs",
-    )
-    resolved = flatten(experiment.resolved())
-    flat = {path: value for path, value in resolved.items() if path.startswith(fixed) and not is_budget(path)}
     parent = context.tracker.run(
         context.key,
         f"{experiment.name} {began}",
@@ -427,19 +499,38 @@ def open_parent(context: Context) -> Run:
             "forge.overrides": " ".join(experiment.overrides),
             "forge.root": str(experiment.root.absolute()),
         },
-        params={path: json.dumps(value) if isinstance(value, list | dict) else value for path, value in flat.items()},
+        params=parent_params(experiment.resolved()),
         dataset=context.used,
     )
     return parent
 
 
-def record_environment(context: Context, parent: Run) -> None:
+def parent_params(resolved: dict[str, Any]) -> dict[str, Any]:
+    """What a parent run has as params: what makes a trial what it is, and no budget."""
+    fixed = (
+        "seed",
+        "backend",
+        "data.",
+        "preprocessing.",
+        "model.",
+        "objective.",
+        "study.sampler",
+        "study.pruner",
+        "study.epochs",
+    )
+    flat = {path: value for path, value in flatten(resolved).items() if path.startswith(fixed) and not is_budget(path)}
+    return {path: jsons.dumps(value) if isinstance(value, list | dict) else value for path, value in flat.items()}
+
+
+def record_environment(context: Context, parent: Run, *, again: bool = False) -> None:
     """Record every environment that the sweep ran in, and say what changed: numbers made elsewhere may differ."""
     known: dict[str, dict[str, Any]] = context.study.notes("environment:")
     key = f"environment:{context.environment_digest}"
-    if key in known:
+    if key in known and not again:
         return
     parent.log_environment(context.environment, f"environment/{context.environment_digest}")
+    if key in known:
+        return
     now = flatten(context.environment.to_dict())
     if known:
         before = max(known.values(), key=lambda one: float(one["since"]))["values"]

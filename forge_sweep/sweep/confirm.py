@@ -98,8 +98,7 @@ class Confirmed:
     @property
     def typical(self) -> int:
         """The seed of the median objective, of two the worse: it stands for the configuration without a lucky draw."""
-        median = statistics.median_low if self.direction == "maximize" else statistics.median_high
-        return self.seeds[self.values.index(median(self.values))]
+        return typical_seed(self.values, self.direction, self.seeds)
 
     @property
     def name(self) -> str:
@@ -119,6 +118,12 @@ class Confirmed:
             "values": list(self.values),
             "gap": self.mean - self.candidate.searched,
         }
+
+
+def typical_seed(values: tuple[float, ...], direction: Direction, seeds: tuple[int, ...] = ()) -> int:
+    """The seed of the median objective, of two the worse; seeds count from 1 by default."""
+    median = statistics.median_low if direction == "maximize" else statistics.median_high
+    return (seeds or tuple(range(1, len(values) + 1)))[values.index(median(values))]
 
 
 def candidates(context: Context) -> tuple[Candidate, ...]:
@@ -150,6 +155,7 @@ def confirm(context: Context, crew: Crew) -> tuple[Confirmed, ...]:
     A configuration that fails with one of the seeds is left out: in production it would fail as often.
     """
     chosen, seeds = candidates(context), tuple(range(1, context.experiment.confirm.seeds + 1))
+    context.tell("confirming", runs=len(chosen) * len(seeds))
     found = run_all(context, crew, [(candidate, s) for candidate in chosen for s in seeds])
     confirmed = []
     for candidate in chosen:
@@ -211,6 +217,7 @@ def confirm_one(context: Context, crew: Crew, worker: Worker, candidate: Candida
         context.tell("confirm", name=name, words=candidate.words, seed=s, value=note["value"])
         return None if note["value"] is None else float(note["value"])
     stop_if_asked(context)
+    context.tell("confirm_started", name=name, words=candidate.words, seed=s)
     seed = derived_seed(context.experiment.seed, "confirm", candidate.label, s)
     run = context.child(
         name,

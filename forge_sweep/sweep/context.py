@@ -38,8 +38,8 @@ class Event:
     """Something that happened, for whoever watches.
 
     Attributes:
-        kind: ``phase``, ``features``, ``finding``, ``message``, ``baseline``, ``trial_started``, ``epoch``,
-            ``trial_done`` or ``confirm``.
+        kind: ``phase``, ``features``, ``finding``, ``message``, ``baseline_started``, ``baseline``, ``trial_started``,
+            ``epoch``, ``trial_done``, ``confirming``, ``confirm_started`` or ``confirm``.
         data: JSON values.
     """
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from forge_sweep import trial
+from forge_sweep import jsons, trial
 from forge_sweep.bundle import Bundle, Evaluation, ScoredModel, evaluate
 from forge_sweep.bundle.figures import figures
 from forge_sweep.checks.audit import Audit, histograms_html
@@ -221,14 +220,14 @@ def log_summary(context: Context, parent: Run, final: dict[str, Any], metric: st
             "forge.verdict": final["verdict"],
             "forge.outcome": final["outcome"] or "nothing to compare",
             "forge.winner": winner["words"],
-            "forge.best_params": json.dumps(winner["params"]),
+            "forge.best_params": jsons.dumps(winner["params"]),
             **({} if best is None else {"forge.best_in_search": f"trial {best.number}, {best.value:.6g}"}),
             "mlflow.note.content": as_markdown(context, final),
         }
     )
-    parent.log_text(json.dumps(final["confirmed"], indent=2), "confirmation.json")
-    parent.log_text(json.dumps(final["evaluation"], indent=2), "evaluation.json")
-    parent.log_text(json.dumps(context.study.notes("baseline:"), indent=2), "baselines.json")
+    parent.log_text(jsons.dumps(final["confirmed"], indent=2), "confirmation.json")
+    parent.log_text(jsons.dumps(final["evaluation"], indent=2), "evaluation.json")
+    parent.log_text(jsons.dumps(context.study.notes("baseline:"), indent=2), "baselines.json")
     parent.log_text("\n".join(context.study.figures_html().values()), "plots.html")
 
 
@@ -294,7 +293,7 @@ def register(context: Context, bundle: Bundle, folder: Path, run_key: str) -> st
 def log_audit(parent: Run, audit: Audit, histograms: str) -> None:
     """Findings, the table of features and their histograms on the parent run."""
     parent.log_text(
-        json.dumps([dataclasses.asdict(finding) for finding in audit.findings], indent=2), "audit/findings.json"
+        jsons.dumps([dataclasses.asdict(finding) for finding in audit.findings], indent=2), "audit/findings.json"
     )
     parent.log_text(audit.features.to_csv(), "audit/features.csv")
     parent.log_text(histograms, "audit/histograms.html")
@@ -302,5 +301,5 @@ def log_audit(parent: Run, audit: Audit, histograms: str) -> None:
 
 def log_setting(context: Context, parent: Run, audit: Audit) -> None:
     """Everything that is known before the first trial: experiment, environment, audit."""
-    parent.log_text(json.dumps(context.experiment.resolved(), indent=2), "experiment.json")
+    parent.log_text(jsons.dumps(context.experiment.resolved(), indent=2), "experiment.json")
     log_audit(parent, audit, histograms_html(context.dataset))

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from forge_sweep.errors import InputError, TrackingDown
-from forge_sweep.study import Shared, TrialRow, find_shared, no_study, owners
-from forge_sweep.sweep import STATUSES
+from forge_sweep.experiment import derived_seed
+from forge_sweep.study import Shared, Study, TrialRow, find_shared, no_study, owners
+from forge_sweep.sweep import STATUSES, parent_params
 from forge_sweep.sweep.trials import trial_name
-from forge_sweep.tracking import Found, Review, Tracker
+from forge_sweep.tracking import PARENT_TAG, Found, Review, Tracker
 
 OPEN = ("RUNNING", "SCHEDULED")
 ENDED = ("finished", "pruned", "failed")
@@ -31,7 +32,7 @@ class Difference:
         seen: how it is.
         expected: how it should be.
         repaired: whether it was put right.
-        repair: puts it right.
+        repair: puts it right; false where it could not.
     """
 
     what: str
@@ -93,15 +94,17 @@ def reconcile(experiment_name: str, store: Path, *, repair: bool, say: Callable[
     study = find_shared(experiment_name, store)
     if study is None:
         raise no_study(experiment_name, store)
-    review = Review(experiment_name, store)
+    begun = study.notes("sweep:").get("sweep:begin")
+    key = str(begun["key"]) if begun else ""
+    review = Review(experiment_name, store, key)
     refuse_other_store(study, review)
     settle(study, say)
     found = list(of_journal(review, experiment_name, store)) if review.waiting else []
     if repair:
         mend(found)
-    begun = study.notes("sweep:").get("sweep:begin")
-    compare = Comparison(study, review, begun["key"] if begun else "")
-    for stage in (compare.of_trials, compare.of_runs):  # runs are compared with what the trials have become
+    compare = Comparison(study, review, key)
+    # Each stage is compared with what the one before has made of it.
+    for stage in (compare.of_trials, compare.of_missing_parent, compare.of_missing, compare.of_runs, compare.of_model):
         stage_found = list(stage())
         if repair:
             mend(stage_found)
@@ -113,8 +116,7 @@ def mend(differences: list[Difference]) -> None:
     """Repair what can be repaired, one after the other."""
     for one in differences:
         if one.repair is not None:
-            one.repair()
-            one.repaired = True
+            one.repaired = one.repair() is not False
 
 
 def refuse_other_store(study: Shared, review: Review) -> None:
@@ -142,16 +144,14 @@ def settle(study: Shared, say: Callable[[str], None]) -> None:
 def of_journal(review: Review, experiment_name: str, store: Path) -> Iterator[Difference]:
     """Writes that were made while MLflow was down and still wait."""
 
-    def replay() -> None:
-        tracker = Tracker(experiment_name, store)  # replays what waits
+    def replay() -> bool:
+        tracker = Tracker(experiment_name, store)  # makes what waits, and what was refused
         if tracker.pending:
-            raise TrackingDown(
-                f"MLflow at {tracker.address} cannot be reached; {tracker.pending} writes wait",
-                hint="start it and run the same command again",
-            )
+            raise TrackingDown(tracker.missing(), hint="start MLflow and run the same command again")
         tracker.close()
+        return not tracker.set_aside
 
-    yield Difference("journal", f"{review.waiting} writes wait", "none", repair=replay)
+    yield Difference("journal", f"{review.waiting} writes wait or were refused", "none", repair=replay)
 
 
 def own_rows(study: Shared) -> list[TrialRow]:
@@ -189,19 +189,100 @@ class Comparison:
 
     def trial_runs(self) -> list[Found]:
         """The runs of trials."""
-        parent = self.parent()
-        children = [] if parent is None else self.review.children(parent.id)
-        return [run for run in children if run.tags.get("forge.kind") == "trial"]
+        return [run for run in self.below() if run.tags.get("forge.kind") == "trial"]
+
+    def below(self) -> list[Found]:
+        """All runs of the sweep but its parent."""
+        return self.review.below(self.key, self.parent()) if self.key else []
+
+    def of_missing_parent(self) -> Iterator[Difference]:
+        """A sweep with something done and no parent run: its MLflow database, or the run, is gone."""
+        done = [row for row in own_rows(self.study) if row.state in ENDED]
+        if self.key and self.parent() is None and (done or self.study.notes("baseline:")):
+            seen = f"no parent run, but {len(done)} trials in the study"
+            yield Difference("the sweep", seen, "one parent run", repair=self.make_parent)
+
+    def make_parent(self) -> None:
+        """The parent run from MLflow's bin, or a new one from what the study knows."""
+        if self.review.restore(self.key):
+            return
+        notes, resolved = self.study.notes("sweep:"), self.study.resolved
+        tags = {"optuna.study_name": self.study.name, "forge.n_trials": resolved["study"]["n_trials"]}
+        name = f"{resolved['name']} {notes['sweep:begin'].get('began', '')}".strip()
+        made = self.review.make(self.key, name, "sweep", None, parent_params(resolved), tags)
+        final = self.study.final()
+        self.review.end(made, "FINISHED" if final else "KILLED")
+        if final is None:
+            self.review.set_tags(made, {"forge.state": "interrupted"})
+            return
+        winner = final["winner"]
+        told = {f"confirmed_{self.objective}": winner["mean"], f"confirmed_{self.objective}_std": winner["spread"]}
+        self.review.log(made, {**told, **final.get("test", {})})
+        self.review.set_tags(
+            made, {"forge.verdict": final["verdict"], "forge.winner": winner["words"], "forge.model": final["model"]}
+        )
+
+    def expected(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        """The name of every run that has ended, with what makes it from the study."""
+        rows = {row.number: row for row in own_rows(self.study)}
+        for row in rows.values():
+            if row.state in ENDED:
+                yield trial_name(row.number), functools.partial(self.make, row)
+        for key, note in self.study.notes("baseline:").items():
+            kind = key.removeprefix("baseline:")
+            if note["value"] is not None:
+                params: dict[str, Any] = {"baseline": kind, "seed": self.seed("baseline", kind)}
+                name = f"baseline-{kind}"
+                yield name, functools.partial(self.make_other, name, "baseline", params, note)
+        for key, note in self.study.notes("confirm:").items():
+            _, label, s = key.split(":")
+            params = {"seed": self.seed("confirm", label, int(s)), "confirm_seed": int(s)}
+            if label.isdecimal() and int(label) in rows:
+                params |= {**rows[int(label)].params, "trial_number": int(label)}
+            else:
+                params |= {"baseline": label}
+            name = f"confirm-{label}-s{s}"
+            yield name, functools.partial(self.make_other, name, "confirm", params, note)
+
+    def seed(self, *words: str | int) -> int:
+        """A seed of the sweep, as the run had it."""
+        seed: int = derived_seed(int(self.study.resolved["seed"]), *words)
+        return seed
+
+    def of_missing(self) -> Iterator[Difference]:
+        """Runs that ended and are missing, or are under another parent than the sweep's."""
+        parent, children = self.parent(), self.below()
+        there = {run.key for run in children}
+        dead = {trial_name(number) for number in self.study.dead_running()}
+        for name, make in self.expected():
+            if f"{self.key}/{name}" not in there and name not in dead:  # those are told by `of_trials`
+                yield Difference(f"run {name}", "missing", "one run", repair=make)
+        if parent is None:
+            return
+        for run in (run for run in children if run.tags.get(PARENT_TAG) != parent.id):
+            put = functools.partial(self.review.set_tags, run, {PARENT_TAG: parent.id})
+            yield Difference(f"run {run.name}", "under another parent", f"under {parent.name}", repair=put)
+
+    def of_model(self) -> Iterator[Difference]:
+        """A registered model that is gone, and what a kill left of a registration."""
+        if self.study.is_carried():
+            return
+        for run, model in self.review.half_registered(
+            [r for r in self.below() if r.tags.get("forge.kind") == "confirm"]
+        ):
+            remove = functools.partial(self.review.remove_model, model)
+            yield Difference(f"logged model {model} of {run.name}", "PENDING", "removed", repair=remove)
+        final = self.study.final()
+        if final is not None and not self.review.is_registered(final["model"]):
+            again = "registered: run the sweep again"
+            yield Difference(f"model {final['model']}", "gone from the registry", again)
 
     def of_runs(self) -> Iterator[Difference]:
-        """Runs that say something else than the study, are missing, or are there twice."""
+        """Runs that say something else than the study, or are there twice."""
         parent, rows = self.parent(), own_rows(self.study)
         if parent is None:
-            if any(row.state in ENDED for row in rows):
-                seen = f"no run, but {len(rows)} trials in the study"
-                yield Difference("the sweep", seen, "one parent run: run the sweep again, which makes it")
             return
-        children = self.review.children(parent.id)
+        children = self.below()
         yield from self.of_parent(parent)
         yield from self.of_others([run for run in children if run.tags.get("forge.kind") != "trial"])
         dead = self.study.dead_running()
@@ -210,8 +291,8 @@ class Comparison:
             key = f"{self.key}/{trial_name(row.number)}"
             known.add(key)
             runs = [run for run in children if run.key == key]
-            if row.number not in dead:  # told by `of_trials`
-                yield from self.of_trial(row, runs, parent)
+            if row.number not in dead and runs:  # told by `of_trials` and `of_missing`
+                yield from self.of_trial(row, runs)
         for run in children:
             if run.tags.get("forge.kind") == "trial" and run.key not in known:
                 yield self.no_such_trial(run)
@@ -243,13 +324,9 @@ class Comparison:
 
             yield Difference(f"run {run.name}", f"{run.status}, but nobody carries the sweep", "FAILED", repair=end)
 
-    def of_trial(self, row: TrialRow, runs: list[Found], parent: Found) -> Iterator[Difference]:
-        """One trial and its run."""
+    def of_trial(self, row: TrialRow, runs: list[Found]) -> Iterator[Difference]:
+        """One trial and its runs."""
         name = trial_name(row.number)
-        if not runs:
-            if row.state in ENDED:
-                yield Difference(f"run {name}", "missing", "one run", repair=lambda: self.make(row, parent))
-            return
         kept = max(runs, key=lambda run: (run.status == STATUSES[row.state], len(run.metrics)))
         for run in (run for run in runs if run.id != kept.id):
             seen = f"{len(runs)} runs"
@@ -327,15 +404,90 @@ class Comparison:
         for epoch in epochs:
             self.review.log(run, {self.objective: reports[epoch]}, epoch + self.first_epoch)
 
-    def make(self, row: TrialRow, parent: Found) -> None:
+    def make(self, row: TrialRow) -> None:
         """The run from MLflow's bin, or a new one from what the study knows of its trial."""
-        key = f"{self.key}/{trial_name(row.number)}"
-        if self.review.restore(key):
+        name = trial_name(row.number)
+        if self.review.restore(f"{self.key}/{name}"):
             return
-        made = self.review.make(key, trial_name(row.number), parent, row.params, {"optuna.trial_number": row.number})
+        params = {**row.params, "seed": self.seed("trial", row.number), "trial_number": row.number}
+        tags = {"optuna.trial_number": row.number, "forge.attempt": row.attempt}
+        made = self.review.make(f"{self.key}/{name}", name, "trial", self.parent(), params, tags)
         self.review.end(made, STATUSES[row.state])
         if row.failure:
             self.review.set_tags(made, {"forge.failure": row.failure, "forge.cause": row.cause})
             return
         self.review.log(made, self.figures(row))
-        self.log_curve(row, made, list(self.study.reports(row.number)))
+        reports = self.study.reports(row.number)
+        self.log_curve(row, made, list(reports))
+        gone = f"curves but {self.objective}" + ("" if len(reports) >= row.epochs else ", of which some epochs lack")
+        self.review.set_tags(made, {"forge.reconciled": f"from the study, without its {gone}"})
+
+    def make_other(self, name: str, kind: str, params: dict[str, Any], note: dict[str, Any]) -> None:
+        """The run of a baseline or a confirmation, likewise."""
+        if self.review.restore(f"{self.key}/{name}"):
+            return
+        made = self.review.make(f"{self.key}/{name}", name, kind, self.parent(), params, {})
+        if note["value"] is None:
+            self.review.end(made, "FAILED")
+            self.review.set_tags(made, {"forge.failure": "diverged", "forge.cause": str(note.get("cause", ""))})
+            return
+        self.review.end(made, "FINISHED")
+        metrics = {**note.get("metrics", {}), self.objective: note["value"]}
+        seconds = {} if note.get("seconds") is None else {"seconds": float(note["seconds"])}
+        best = {f"best_{metric}": value for metric, value in metrics.items()}
+        self.review.log(made, {**(metrics if kind == "baseline" else {}), **best, **seconds})
+
+
+# What a sweep does about it when it goes on
+
+
+def compare_stores(study: Study, tracker: Tracker, review: Review, key: str, tell: Callable[[str], None]) -> bool:
+    """Before a sweep goes on: what MLflow lost of it is said, and made again from the study.
+
+    Args:
+        study: which this process carries.
+        tracker: of its runs.
+        review: likewise.
+        key: of the parent run.
+        tell: told what is gone.
+
+    Returns:
+        Whether the parent run was made again. Where MLflow cannot be reached, nothing is compared.
+    """
+    if tracker.pending:
+        return False
+    compare = Comparison(study, review, key)
+    try:
+        orphans = list(compare.of_missing_parent())
+        mend(orphans)
+        found = list(compare.of_missing())
+        mend(found)
+    except TrackingDown:
+        return False
+    if orphans or found:
+        names = [one.what.removeprefix("run ") for one in found]
+        some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        what = [*(["its parent run"] if orphans else []), *([some] if names else [])]
+        tell(
+            f"MLflow at {review.address} had lost a part of {study.name}: {' and '.join(what)}; it was put back from "
+            "MLflow's bin, or made again from what the study knows"
+        )
+    return bool(orphans)
+
+
+def report_lost_study(study: Study, review: Review, key: str, tell: Callable[[str], None]) -> None:
+    """Before a sweep begins: runs of a sweep by this name whose study is gone are said, and ended where they run."""
+    try:
+        lost = [run for run in review.sweeps(study.name) if run.key != key]
+        for run in lost:
+            ending = ""
+            if run.status in OPEN and review.is_embedded:  # on a server it may be somebody else's
+                review.end(run, "KILLED")
+                review.set_tags(run, {"forge.state": "interrupted", "forge.cause": "its study is gone"})
+                ending = "; its run is ended"
+            tell(
+                f"MLflow has the sweep {run.name}, whose study is not in the study database (was its file deleted?): "
+                f"nothing of it can be gone on with, and a new sweep begins{ending}"
+            )
+    except TrackingDown:
+        return

@@ -60,6 +60,7 @@ def fit_baseline(context: Context, kind: str) -> None:
     """Fit one baseline as a child run and note its score."""
     seed = derived_seed(context.experiment.seed, "baseline", kind)
     run = context.child(f"baseline-{kind}", "baseline", {"baseline": kind, "seed": seed})
+    context.tell("baseline_started", name=kind)
     try:
         result = trial.run_baseline(context.experiment, context.dataset, kind, seed)
     except Exception as error:
@@ -195,7 +196,7 @@ def run_trial(context: Context, crew: Crew, worker: Worker, asked: Asked) -> Non
         finally:
             put_back(context, asked, run)
         raise
-    context.tell("trial_done", number=asked.number, best=best_value(context), **ended)
+    context.tell("trial_done", number=asked.number, params=asked.params, best=best_value(context), **ended)
 
 
 def put_back(context: Context, asked: Asked, run: Run | None) -> None:
@@ -331,7 +332,7 @@ def end_lost(context: Context, number: int) -> None:
     run = context.child(trial_name(number), "trial", {}, **{"optuna.trial_number": str(number)})
     finish_failed(run, TrialFailed("lost-worker", row.cause))
     why = {"state": "failed", "value": None, "failure": row.failure, "cause": row.cause}
-    context.tell("trial_done", number=number, best=best_value(context), **why)
+    context.tell("trial_done", number=number, params=row.params, best=best_value(context), **why)
 
 
 def stop_if_hopeless(context: Context) -> None:

@@ -18,6 +18,7 @@ from forge_sweep.tracking.registration import FORM_TAG, requirements
 from forge_sweep.tracking.registry import ModelVersion, Registry
 from forge_sweep.tracking.review import Found, Review
 from forge_sweep.tracking.runs import EPOCH_TAG, FIRST_EPOCH, Run
+from forge_sweep.tracking.session import PARENT_TAG
 from forge_sweep.tracking.store import check_store, default_uri, prepare_store
 from forge_sweep.tracking.tracker import Tracker, environment_tags
 from forge_sweep.tracking.trained_on import TrainedModel, downloaded, models_trained_on
@@ -27,6 +28,7 @@ __all__ = [
     "EPOCH_TAG",
     "FIRST_EPOCH",
     "FORM_TAG",
+    "PARENT_TAG",
     "BundleModel",
     "Entry",
     "ForeignModel",

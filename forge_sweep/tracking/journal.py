@@ -62,11 +62,12 @@ class Journal:
         shutil.copyfile(source, copy)
         return copy
 
-    def drain(self, apply: Callable[[Record], None]) -> int:
+    def drain(self, apply: Callable[[Record], bool]) -> int:
         """Apply every waiting record in order and forget it; returns how many.
 
         Args:
-            apply: called with each record. When it raises, this record and those after it stay.
+            apply: called with each record; false where it was set aside, and needs its files still. When it raises,
+                this record and those after it stay.
         """
         if not self.path.exists():
             return 0
@@ -74,16 +75,48 @@ class Journal:
         with self._locked():
             self._repair()
             for end, record in self._records():
-                apply(record)
+                made = apply(record)
                 self._save_position(end)
-                self._drop_copies(record)
+                if made:
+                    self._drop_copies(record)
                 applied += 1
             self._clear()
         return applied
 
     def refuse(self, record: Record, reason: str) -> None:
-        """Set aside a record that the store will never take, with the reason."""
-        _append_line(self.refused, {"reason": reason, **record})
+        """Set aside a record that the store does not take, with the reason; `readmit` tries it again."""
+        _append_line(self.refused, {**record, "reason": reason})
+
+    @property
+    def set_aside(self) -> int:
+        """Records that were set aside."""
+        return len(self.refused.read_bytes().splitlines()) if self.refused.exists() else 0
+
+    def readmit(self) -> int:
+        """Let the records that were set aside wait again, before all others; returns how many.
+
+        A kill in between leaves records twice, and every write may be made twice.
+        """
+        if not self.refused.exists():
+            return 0
+        with self._locked():
+            self._repair()
+            lines = self.refused.read_bytes().splitlines()
+            rest = b""
+            if self.path.exists():
+                with self.path.open("rb") as file:
+                    file.seek(self._done())
+                    rest = file.read()
+            again = b"".join(_without_reason(line) + b"\n" for line in lines)
+            new = self.path.with_suffix(".new")
+            with new.open("wb") as file:
+                file.write(again + rest)
+                file.flush()
+                os.fsync(file.fileno())
+            self._position.unlink(missing_ok=True)
+            new.replace(self.path)
+            self.refused.unlink()
+        return len(lines)
 
     def _records(self) -> Iterator[tuple[int, Record]]:
         """End position and content of each waiting record; a torn last line is not one."""
@@ -152,8 +185,16 @@ def _parse(line: bytes) -> Record:
     return record
 
 
+def _without_reason(line: bytes) -> bytes:
+    """A record as it waited; a line that is unreadable stays so."""
+    record = _parse(line)
+    if record.get("op") == "unreadable":
+        return line if "line" not in record else str(record["line"]).encode()
+    return json.dumps({name: value for name, value in record.items() if name != "reason"}, ensure_ascii=False).encode()
+
+
 def _append_line(path: Path, record: Record) -> None:
     with path.open("ab") as file:
-        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
         file.flush()
         os.fsync(file.fileno())

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from forge_sweep import jsons
 from forge_sweep.errors import InputError, TrackingDown
 from forge_sweep.tracking import store as stores
 from forge_sweep.tracking.registry import Registry
@@ -113,7 +114,7 @@ class Ledger:
     def attach(self, path: str, lines: Sequence[Mapping[str, Any]]) -> None:
         """Write a new file of JSON lines beside the entries."""
         stores.refuse_read_only(self._registry.uri)
-        text = "".join(json.dumps(line) + "\n" for line in lines)
+        text = "".join(jsons.dumps(line) + "\n" for line in lines)
         with self._registry.asking(f"the ledger of {self._name}") as client:
             client.log_text(self._run(client), text, path)
 
@@ -134,7 +135,7 @@ class Ledger:
     def _log(self, key: str, content: Mapping[str, Any]) -> bool:
         """Log a parameter unless it is there, and say whether it is ours: what is read back decides."""
         stores.refuse_read_only(self._registry.uri)
-        text = json.dumps(content, sort_keys=True)
+        text = jsons.dumps(content, sort_keys=True)
         if len(text) > LONGEST:
             raise InputError(
                 f"an entry of {len(text)} characters; expected at most {LONGEST}", hint="give a shorter reason"

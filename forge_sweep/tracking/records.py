@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from forge_sweep import jsons
 from forge_sweep.errors import InputError
 from forge_sweep.tracking import store as stores
 from forge_sweep.tracking.located import ABSENT, locate
@@ -101,7 +102,7 @@ def write_verdict(record: Record, tags: Mapping[str, str], report: Mapping[str, 
     uri = stores.default_uri(store)
     with stores.translated(f"the verdict on {record.run_id}"), stores.current(uri):
         client = stores.connect(uri, store)
-        client.log_text(record.run_id, json.dumps(report, indent=2), f"reproduced/{name}.json")
+        client.log_text(record.run_id, jsons.dumps(report, indent=2), f"reproduced/{name}.json")
         for key, value in tags.items():
             client.set_tag(record.run_id, key, value)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,11 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from forge_sweep import jsons
 from forge_sweep.tracking.mlmodel import ALWAYS, BY_BACKEND, BY_KIND, LOADER
 from forge_sweep.tracking.session import KEY_TAG, Session
 from forge_sweep.tracking.store import surely
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
 
 ALIAS = "challenger"
@@ -74,6 +76,20 @@ def register(session: Session, candidate: Candidate) -> str:
     return version
 
 
+def is_there(client: MlflowClient, name: str, version: str) -> bool:
+    """Whether a version exists, and its logged model with files."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_model_version(name, version)
+        model_id = str(found.source).rpartition("models:/")[2]
+        return not str(found.source).startswith("models:/") or bool(client.list_logged_model_artifacts(model_id))
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return False
+        raise
+
+
 def _existing(session: Session, candidate: Candidate) -> ModelVersion | None:
     condition = f"name = '{candidate.model_name}' and tags.`{KEY_TAG}` = '{candidate.run_key}'"
     run_id, form = session.run_id(candidate.run_key), candidate.tags.get(FORM_TAG)
@@ -82,23 +98,31 @@ def _existing(session: Session, candidate: Candidate) -> ModelVersion | None:
 
 
 def _create_version(session: Session, candidate: Candidate) -> ModelVersion:
+    run_id = session.run_id(candidate.run_key)
+    model_id = _log_model(session, candidate)
+    return _version_of(session, model_id, run_id, candidate.run_key, candidate.model_name, candidate.tags)
+
+
+def _version_of(
+    session: Session, model_id: str, run_id: str, run_key: str, model_name: str, tags: Mapping[str, str]
+) -> ModelVersion:
+    """The version that a logged model becomes."""
     from mlflow.exceptions import MlflowException
 
-    model_id = _log_model(session, candidate)
     try:
-        session.client.create_registered_model(candidate.model_name)
+        session.client.create_registered_model(model_name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     version = session.client.create_model_version(
-        candidate.model_name,
+        model_name,
         source=f"models:/{model_id}",
-        run_id=session.run_id(candidate.run_key),
-        tags={**candidate.tags, KEY_TAG: candidate.run_key},
+        run_id=run_id,
+        tags={**tags, KEY_TAG: run_key},
         model_id=model_id,
     )
-    link = [{"name": candidate.model_name, "version": str(version.version)}]
-    session.client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps(link)})  # the UI's link
+    link = [{"name": model_name, "version": str(version.version)}]
+    session.client.set_logged_model_tags(model_id, {"mlflow.modelVersions": jsons.dumps(link)})  # the UI's link
     return version
 
 
@@ -110,6 +134,8 @@ def _log_model(session: Session, candidate: Candidate) -> str:
     from mlflow.entities import LoggedModelOutput
 
     client, run_id = session.client, session.run_id(candidate.run_key)
+    for half in unfinished(session, run_id):  # a kill in the middle of an earlier registration
+        client.delete_logged_model(half)
     run = client.get_run(run_id).data
     params, step = run.params, int(run.metrics.get("best_epoch", candidate.step))
     model = client.create_logged_model(
@@ -123,6 +149,41 @@ def _log_model(session: Session, candidate: Candidate) -> str:
     client.finalize_logged_model(model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
     return model_id
+
+
+def unfinished(session: Session, run_id: str) -> list[str]:
+    """Ids of logged models of a run whose files never came to be complete: for MLflow they are PENDING for ever."""
+    return [str(each.model_id) for each in _models_of(session, run_id) if each.status == "PENDING"]
+
+
+def _models_of(session: Session, run_id: str) -> list[LoggedModel]:
+    home = str(session.client.get_run(run_id).info.experiment_id)
+    found: list[LoggedModel] = session.client.search_logged_models([home], f"source_run_id = '{run_id}'")
+    return found
+
+
+def again(session: Session, run_key: str, model_name: str) -> str | None:
+    """A new version of a model whose version was deleted, from the files that its run keeps; None where these are gone.
+
+    The alias is set only where nobody has it by now.
+    """
+    from mlflow.exceptions import MlflowException
+
+    run_id = session.find(run_key)
+    if run_id is None:
+        return None
+    kept = [each for each in _models_of(session, run_id) if each.status == "READY" and each.name == model_name]
+    model = next((each for each in kept if session.client.list_logged_model_artifacts(each.model_id)), None)
+    if model is None:
+        return None
+    tags = {name: value for name, value in model.tags.items() if not name.startswith("mlflow.")}
+    version = str(_version_of(session, str(model.model_id), run_id, run_key, model_name, tags).version)
+    try:
+        session.client.get_model_version_by_alias(model_name, ALIAS)
+    except MlflowException:
+        surely(lambda: session.client.set_registered_model_alias(model_name, ALIAS, version))
+    session.client.set_model_version_tag(model_name, version, DONE_TAG, datetime.now(UTC).isoformat())
+    return version
 
 
 def _save(path: Path, candidate: Candidate, run_id: str, model_id: str) -> None:

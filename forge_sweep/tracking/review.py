@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from forge_sweep.environment import without_credentials
-from forge_sweep.tracking import calls, writes
+from forge_sweep.tracking import calls, registration, writes
 from forge_sweep.tracking import store as stores
 from forge_sweep.tracking.journal import Journal
 from forge_sweep.tracking.runs import EPOCH_TAG, now_ms, stored_params
@@ -64,10 +64,11 @@ class Review:
     Args:
         experiment_name: the MLflow experiment.
         store: folder of the embedded stores and the journal.
+        sweep: key of the sweep, whose runs are found wherever they are by now.
     """
 
-    def __init__(self, experiment_name: str, store: Path) -> None:
-        self._session = Session(stores.default_uri(store), store, experiment_name, "")
+    def __init__(self, experiment_name: str, store: Path, sweep: str = "") -> None:
+        self._session = Session(stores.default_uri(store), store, experiment_name, "", sweep=sweep)
         self._journal = Journal(store.absolute() / "journal", file_name(experiment_name))
 
     @property
@@ -82,20 +83,55 @@ class Review:
 
     @property
     def waiting(self) -> int:
-        """Writes that wait in the journal."""
-        return len(self._journal)
+        """Writes that wait in the journal, or were refused."""
+        return len(self._journal) + self._journal.set_aside
 
     @_asked
     def with_key(self, key: str) -> list[Found]:
         """Runs with this key."""
-        if self._session.client.get_experiment_by_name(self._session.experiment) is None:
+        if not self._homes():
             return []
-        return [_found(run) for run in self._session.all_runs(f"tags.`{KEY_TAG}` = '{key}'")]
+        return [_found(run) for run in self._session.all_runs(f"tags.`{KEY_TAG}` = '{key}'", self._homes())]
+
+    def _homes(self) -> list[str]:
+        """The experiments that may hold runs of the sweep; none where nothing was ever written."""
+        found = self._session.client.get_experiment_by_name(self._session.experiment)
+        own = [] if found is None else [str(found.experiment_id)]
+        return list(dict.fromkeys([*self._session.homes, *own]))
 
     @_asked
-    def children(self, parent_id: str) -> list[Found]:
-        """All runs under a parent."""
-        return [_found(run) for run in self._session.all_runs(f"tags.{PARENT_TAG} = '{parent_id}'")]
+    def below(self, key: str, parent: Found | None) -> list[Found]:
+        """All runs of a sweep but its parent: by their keys, whatever they are under, and what is under the parent."""
+        if not self._homes():
+            return []
+        found = self._session.all_runs(f"tags.`{KEY_TAG}` LIKE '{key}/%'", self._homes())
+        if parent is not None:
+            found += self._session.all_runs(f"tags.{PARENT_TAG} = '{parent.id}'", self._homes())
+        return list({run.info.run_id: _found(run) for run in found}.values())
+
+    @_asked
+    def sweeps(self, study: str) -> list[Found]:
+        """The parent runs of sweeps of a study by this name, whichever study that was."""
+        if not self._homes():
+            return []
+        condition = f"tags.`forge.kind` = 'sweep' and tags.`optuna.study_name` = '{study}'"
+        return [_found(run) for run in self._session.all_runs(condition, self._homes())]
+
+    @_asked
+    def half_registered(self, runs: Sequence[Found]) -> list[tuple[Found, str]]:
+        """Runs with the id of a logged model that a kill left incomplete."""
+        return [(run, model) for run in runs for model in registration.unfinished(self._session, run.id)]
+
+    @_asked
+    def remove_model(self, model_id: str) -> None:
+        """Move a logged model to MLflow's bin."""
+        self._session.client.delete_logged_model(model_id)
+
+    @_asked
+    def is_registered(self, model: str) -> bool:
+        """Whether ``models:/NAME/VERSION`` is there, with its files."""
+        name, _, version = model.removeprefix("models:/").rpartition("/")
+        return registration.is_there(self._session.client, name, version)
 
     @_asked
     def curves(self, run: Found) -> Counter[tuple[str, int]]:
@@ -126,16 +162,24 @@ class Review:
 
     @_asked
     def make(
-        self, key: str, name: str, parent: Found, params: Mapping[str, object], tags: Mapping[str, object]
+        self,
+        key: str,
+        name: str,
+        kind: str,
+        parent: Found | None,
+        params: Mapping[str, object],
+        tags: Mapping[str, object],
     ) -> Found:
-        """A trial's run that is missing, under its parent and with what the parent says of data and code."""
-        shared = {name: value for name, value in parent.tags.items() if name.startswith(SHARED_TAGS)}
-        own = {"forge.kind": "trial", "forge.reconciled": "from the study", KEY_TAG: key, PARENT_TAG: parent.id}
+        """A run that is missing, under its parent and with what the parent says of data and code."""
+        above = {} if parent is None else {PARENT_TAG: parent.id}
+        shared = {
+            name: value for name, value in (parent.tags if parent else {}).items() if name.startswith(SHARED_TAGS)
+        }
+        own = {"forge.kind": kind, "forge.reconciled": "from the study", KEY_TAG: key, **above}
         all_tags = {**shared, **{name: str(value) for name, value in tags.items()}, **own}
         client = self._session.client
         made = client.create_run(self._session.experiment_id, now_ms(), all_tags, name)
-        for param, value in stored_params(params).items():
-            client.log_param(made.info.run_id, param, value)
+        calls.log_params(self._session, made.info.run_id, stored_params(params))
         return _found(client.get_run(made.info.run_id))
 
     @_asked
@@ -145,7 +189,8 @@ class Review:
 
         client = self._session.client
         condition = f"tags.`{KEY_TAG}` = '{key}'"
-        binned = client.search_runs([self._session.experiment_id], condition, run_view_type=ViewType.DELETED_ONLY)
+        where = self._homes() or [self._session.experiment_id]
+        binned = client.search_runs(where, condition, run_view_type=ViewType.DELETED_ONLY)
         if not binned:
             return False
         client.restore_run(max(binned, key=lambda run: len(run.data.metrics)).info.run_id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -10,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from forge_sweep import jsons
 from forge_sweep.environment import Environment
 from forge_sweep.errors import InputError
 from forge_sweep.tracking.direct import Row
@@ -100,7 +100,7 @@ class Run:
         """Save the whole environment as ``environment.json`` and ``git.diff`` in an artifact folder."""
         values = environment.to_dict()
         difference = values.pop("git_diff")
-        self.log_text(json.dumps(values, indent=2, sort_keys=True), f"{folder}/environment.json")
+        self.log_text(jsons.dumps(values, indent=2, sort_keys=True), f"{folder}/environment.json")
         if difference:
             self.log_text(difference, f"{folder}/git.diff")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 KEY_TAG = "forge.key"
 PARENT_TAG = "mlflow.parentRunId"
 
+_log = logging.getLogger("forge_sweep")
+
 Points = dict[tuple[str, int], float]  # (metric, step) -> value
 
 
@@ -31,14 +34,19 @@ class Session:
         experiment: name of the experiment, created with the first write.
         description: Markdown shown with it.
         reading: nothing will be written.
+        sweep: key of a sweep that was begun before; its runs are looked for in all experiments, since an experiment may
+            be renamed. "" for a new one.
     """
 
-    def __init__(self, uri: str, store: Path, experiment: str, description: str, *, reading: bool = False) -> None:
+    def __init__(
+        self, uri: str, store: Path, experiment: str, description: str, *, reading: bool = False, sweep: str = ""
+    ) -> None:
         self.uri = uri
         self.store = store
         self.experiment = experiment
         self._description = description
         self._reading = reading
+        self._sweep = sweep
         self._ids: dict[str, str] = {}
         self._points: dict[str, Points] = {}
 
@@ -58,6 +66,11 @@ class Session:
         from mlflow.exceptions import MlflowException
 
         found = self.client.get_experiment_by_name(self.experiment)
+        named = "" if found is None or found.lifecycle_stage != "active" else str(found.experiment_id)
+        if (homes := self.homes) and named not in homes:
+            name = self.client.get_experiment(homes[0]).name
+            _log.warning("the MLflow experiment %s was renamed to %s: its sweep goes on there", self.experiment, name)
+            return homes[0]
         if found is None:
             try:
                 return str(self._create())
@@ -74,6 +87,23 @@ class Session:
             stores.refuse_moved(str(found.artifact_location), self.uri, self.store)
         return str(found.experiment_id)
 
+    @cached_property
+    def homes(self) -> list[str]:
+        """Ids of the experiments that hold runs of the sweep, the one with its oldest run first."""
+        if not self._sweep:
+            return []
+        ids, token, first = list[str](), None, dict[str, int]()
+        while True:
+            page = self.client.search_experiments(page_token=token)
+            ids += [str(each.experiment_id) for each in page]
+            token = page.token
+            if not token:
+                break
+        for run in self.all_runs(f"tags.`{KEY_TAG}` LIKE '{self._sweep}%'", ids):
+            home = str(run.info.experiment_id)
+            first[home] = min(first.get(home, run.info.start_time), run.info.start_time)
+        return sorted(first, key=lambda home: first[home])
+
     def known_id(self, key: str) -> str | None:
         """The run's id if it was seen in this session."""
         return self._ids.get(key)
@@ -83,7 +113,8 @@ class Session:
         if key not in self._ids:
             condition = f"tags.`{KEY_TAG}` = '{key}'"
             order = ["attributes.start_time ASC"]
-            runs = self.client.search_runs([self.experiment_id], condition, max_results=1, order_by=order)
+            where = list(dict.fromkeys([self.experiment_id, *self.homes]))
+            runs = self.client.search_runs(where, condition, max_results=1, order_by=order)
             if not runs:
                 return None
             self._ids[key] = runs[0].info.run_id
@@ -135,12 +166,13 @@ class Session:
             return False
         return True
 
-    def all_runs(self, condition: str) -> list[MlflowRun]:
-        """Every run, read before the caller changes what the condition asks for."""
+    def all_runs(self, condition: str, experiments: Sequence[str] = ()) -> list[MlflowRun]:
+        """Every run, read before the caller changes what the condition asks for; of these experiments, else of ours."""
         runs: list[MlflowRun] = []
         token: str | None = None
         while True:
-            page = self.client.search_runs([self.experiment_id], condition, max_results=1000, page_token=token)
+            where = list(experiments) or [self.experiment_id]
+            page = self.client.search_runs(where, condition, max_results=1000, page_token=token)
             runs += page
             token = page.token
             if not token:

@@ -266,7 +266,9 @@ def translated(what: str) -> Iterator[None]:
         if _is_outage(error):
             raise TrackingDown(_one_line(error)) from error
         if _is_missing_driver(error):
-            hint = "install the driver; that of postgresql+psycopg:// by pip install 'forge-sweep[postgres]'"
+            hint = (
+                "install the driver; for postgresql+psycopg://, in a checkout of forge-sweep: pip install '.[postgres]'"
+            )
             raise InputError(f"{VARIABLE} needs a package: {_one_line(error)}", hint=hint) from error
         if _DAMAGED.search(str(error)):
             hint = "put a backup back, or move the file away; forge-sweep status names it"
@@ -310,7 +312,8 @@ def _check(uri: str) -> None:
     if uri.startswith("postgresql://") and importlib.util.find_spec("psycopg") is None:
         raise InputError(
             f"{VARIABLE} starts with postgresql://, which means psycopg 3 since SQLAlchemy 2.1; it is not installed",
-            hint="pip install 'forge-sweep[postgres]' and write postgresql+psycopg://, or name the driver you have",
+            hint="in a checkout of forge-sweep: pip install '.[postgres]', then write postgresql+psycopg://; or name "
+            "the driver you have",
         )
 
 

@@ -23,7 +23,6 @@ from forge_sweep.tracking.session import Session, file_name
 RETRY_S = 15.0  # least time between two attempts to reach a store that is down
 RETRY_COST = 10  # and at least this many times what the last attempt took: an outage costs at most a tenth of the time
 QUICK_S = 1.0
-REFUSED_AFTER = 3  # failed attempts at one write while the store answers other requests
 
 _log = logging.getLogger("forge_sweep")
 
@@ -42,6 +41,7 @@ class Tracker:
         uri: tracking address; `default_uri` when None.
         retry_s: least seconds between two attempts to reach a store that is down.
         flush_s: seconds that points of a curve are collected before they are written.
+        sweep: key of a sweep that was begun before: its runs are found wherever they are by now.
 
     Raises:
         InputError: the tracking address is wrong.
@@ -56,17 +56,19 @@ class Tracker:
         uri: str | None = None,
         retry_s: float = RETRY_S,
         flush_s: float = FLUSH_S,
+        sweep: str = "",
     ) -> None:
         self.uri = uri or stores.default_uri(store)
         self._flush_s = flush_s
         self._retry_s = retry_s
-        self._session = Session(self.uri, store, experiment_name, description)
+        self._session = Session(self.uri, store, experiment_name, description, sweep=sweep)
         self._journal = Journal(store.absolute() / "journal", file_name(experiment_name))
         self._open: dict[str, Run] = {}
         self._down = False
         self._next_attempt = -math.inf
-        self._stuck: tuple[Record | None, int] = (None, 0)
         self._lock = threading.RLock()  # one write at a time, in the order in which they wait in the journal
+        if again := self._journal.readmit():
+            _log.warning("%d writes that MLflow had refused are tried again", again)
         self.replay()
 
     def __enter__(self) -> Tracker:
@@ -79,6 +81,22 @@ class Tracker:
     def pending(self) -> int:
         """Writes that wait in the journal."""
         return len(self._journal)
+
+    @property
+    def set_aside(self) -> int:
+        """Writes that MLflow refused; the next `Tracker` tries them again."""
+        return self._journal.set_aside
+
+    def missing(self) -> str:
+        """What MLflow lacks of all that was written, and what to do; "" where it lacks nothing."""
+        if waiting := self.pending:
+            return f"MLflow at {self.address} lacks {waiting} writes, which wait in {self._journal.path}; run again"
+        if refused := self.set_aside:
+            return (
+                f"MLflow at {self.address} refused {refused} writes, which are set aside with the reasons in "
+                f"{self._journal.refused}: mend the cause and run again, or delete that file"
+            )
+        return ""
 
     def run(
         self,
@@ -190,6 +208,31 @@ class Tracker:
         with self._lock, stores.translated(what), stores.current(self.uri):
             return registration.register(self._session, candidate)
 
+    def is_registered(self, model: str) -> bool:
+        """Whether a model version is still there, with the files of its model.
+
+        Args:
+            model: ``models:/NAME/VERSION``.
+
+        Raises:
+            TrackingDown: the store cannot be reached.
+        """
+        name, _, version = model.removeprefix("models:/").rpartition("/")
+        with self._lock, stores.translated(f"a look for {model}"):
+            return registration.is_there(self._session.client, name, version)
+
+    def register_again(self, run_key: str, model_name: str) -> str | None:
+        """Register a model whose version was deleted, from the files that its run keeps.
+
+        Returns:
+            The new version; None where the files are gone, too.
+
+        Raises:
+            TrackingDown: the store cannot be reached.
+        """
+        with self._lock, stores.translated(f"the model {model_name!r}"), stores.current(self.uri):
+            return registration.again(self._session, run_key, model_name)
+
     def link(self, parent: str, metric: str, direction: str) -> str:
         """The UI's page with the curves of a sweep's trials, best first; "" while the parent is not written.
 
@@ -287,25 +330,21 @@ class Tracker:
         except TrackingDown as error:
             self._went_down(error)
             return
-        self._down, self._stuck = False, (None, 0)
+        self._down = False
         if replayed:
             _log.warning("MLflow at %s answers: %d waiting writes were replayed", self.address, replayed)
 
-    def _replay_one(self, record: Record) -> None:
+    def _replay_one(self, record: Record) -> bool:
+        """Make a waiting write, or set it aside where the store refuses it for good.
+
+        What the store fails at (5xx, no connection, a full disk) waits, and all after it.
+        """
         try:
             self._apply(writes.from_record(record))
         except InputError as error:
             self._set_aside(record, error)
-        except TrackingDown as error:
-            if not self._is_poison(record):
-                raise
-            self._set_aside(record, error)
-
-    def _is_poison(self, record: Record) -> bool:
-        """Whether the store is up but fails at this one write again and again; it must not block the others."""
-        last, count = self._stuck
-        self._stuck = (record, count + 1 if record == last else 1)
-        return self._stuck[1] >= REFUSED_AFTER and self._session.answers()
+            return False
+        return True
 
     def _set_aside(self, record: Record, error: Exception) -> None:
         self._journal.refuse(record, str(error))

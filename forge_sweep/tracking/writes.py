@@ -5,7 +5,6 @@ Each knows its run by `key`, not by MLflow's id: while the store is down there i
 
 from __future__ import annotations
 
-import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from forge_sweep import jsons
 from forge_sweep.errors import InputError
 from forge_sweep.tracking.calls import end, log, log_params, missing, remember
 from forge_sweep.tracking.direct import Row, Unusual
@@ -214,15 +214,15 @@ class DatasetUse(Write):
             name=self.name,
             digest=self.digest[:DIGEST_LENGTH],
             source_type="local",
-            source=json.dumps({"uri": self.source}),
+            source=jsons.dumps({"uri": self.source}),
             schema=self._schema(),
-            profile=json.dumps(self.profile),
+            profile=jsons.dumps(self.profile),
         )
         return DatasetInput(dataset, [InputTag("mlflow.data.context", self.context)])
 
     def _schema(self) -> str | None:
         columns = [{"name": name, "type": kind, "required": True} for name, kind in self.columns.items()]
-        text = json.dumps({"mlflow_colspec": columns})
+        text = jsons.dumps({"mlflow_colspec": columns})
         return text if len(text) <= SCHEMA_LENGTH else None
 
 
@@ -249,6 +249,8 @@ class File(Write):
 
     def apply(self, session: Session) -> None:
         """See class."""
+        if not Path(self.source).is_file():  # here, where it was copied to: no fault of the store
+            raise InputError(f"the file {self.source} of the run {self.key!r} is gone", hint="log it again")
         session.client.log_artifact(session.run_id(self.key), self.source, self.folder or None)
 
     def kept(self, journal: Journal) -> Write:

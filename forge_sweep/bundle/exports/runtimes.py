@@ -27,7 +27,7 @@ def require(kind: str) -> None:
     """Refuse a format whose packages are not there, or that needs another backend.
 
     Raises:
-        MissingExtra: install ``forge-sweep[export]``.
+        MissingExtra: install the extra ``export``.
         InputError: Keras runs on another backend than TensorFlow, by which all formats are written.
     """
     import keras
