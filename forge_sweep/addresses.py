@@ -76,11 +76,12 @@ def refuse_fleeting(url: str, name: str, example: str) -> None:
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Make a folder and write to it, once, before anything is trained.
+    """Write to a folder once, before anything is trained; one that is made for that is taken away again.
 
     Raises:
         InputError: it cannot be made or written to; names the cause, such as a full disk.
     """
+    made = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -89,6 +90,10 @@ def refuse_unwritable(folder: Path) -> None:
             os.fsync(probe.fileno())
     except OSError as error:
         raise unwritable(folder, error) from error
+    finally:
+        for each in made:  # the innermost first; another process may have put something into it by now
+            with contextlib.suppress(OSError):
+                each.rmdir()
 
 
 def unwritable(path: Path, error: OSError) -> InputError:
