@@ -14,7 +14,6 @@ from urllib.parse import quote
 
 from forge_sweep.errors import InputError
 
-MAGIC = b"SQLite format 3\0"
 PROBE_BYTES = 65_536
 
 
@@ -76,11 +75,12 @@ def refuse_fleeting(url: str, name: str, example: str) -> None:
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Make a folder and write to it, once, before anything is trained.
+    """Write to a folder once, before anything is trained; one that is made for that is taken away again.
 
     Raises:
         InputError: it cannot be made or written to; names the cause, such as a full disk.
     """
+    made = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -89,6 +89,10 @@ def refuse_unwritable(folder: Path) -> None:
             os.fsync(probe.fileno())
     except OSError as error:
         raise unwritable(folder, error) from error
+    finally:
+        for each in made:  # the innermost first; another process may have put something into it by now
+            with contextlib.suppress(OSError):
+                each.rmdir()
 
 
 def unwritable(path: Path, error: OSError) -> InputError:
@@ -117,24 +121,28 @@ def refuse_damaged(path: Path, what: str) -> None:
         raise InputError(
             f"{path} is a folder; expected an SQLite database", hint=f"move it away, or give another store; {kept}"
         )
+    # Asked of SQLite alone: whoever closes the file by other means takes away the locks that connections of this
+    # process hold on it, and another process may then delete the log (https://www.sqlite.org/howtocorrupt.html, 2.2).
     try:
-        with path.open("rb") as file:
-            head = file.read(len(MAGIC))
+        if not path.stat().st_size:
+            return
     except FileNotFoundError:
         return
     except OSError as error:
         hint = f"let this user read it; {kept}"
         raise InputError(f"{path} cannot be read: {error.strerror}", hint=hint) from None
-    if not head:
-        return
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path} cannot be read: permission denied", hint=f"let this user read it; {kept}")
     restore = (
         f"put a backup of {path.name} back, or save what is left: sqlite3 {path.name} .recover | sqlite3 new.db; "
         f"or move it away, with {path.name}-wal and {path.name}-shm, to begin anew; {kept}"
     )
-    if head != MAGIC:
-        raise InputError(f"{path} is no SQLite database: it begins with {head!r}", hint=restore)
-    if (said := _damage(path)) != "ok":
-        raise InputError(f"the database {path} is damaged: {said[:200]}", hint=restore)
+    if (said := _damage(path)) == "ok":
+        return
+    if "not a database" in said:
+        with path.open("rb") as file:
+            raise InputError(f"{path} is no SQLite database: it begins with {file.read(16)!r}", hint=restore)
+    raise InputError(f"the database {path} is damaged: {said[:200]}", hint=restore)
 
 
 def _damage(path: Path) -> str:

@@ -118,8 +118,8 @@ def page(study: StudyView, uri: str, port: int) -> str:
 
 def mlflow_command(store: Path, port: int) -> list[str]:
     """The server on the embedded store: one worker (two add 44 ms to each request), this machine only."""
-    artifacts = (store / "artifacts").resolve()
-    where = ["--artifacts-destination", str(artifacts), "--host", HOST, "--port", str(port)]
+    artifacts = (store / "artifacts").resolve().as_uri()  # a path would be cut off at a ? or #
+    where = ["--artifacts-destination", artifacts, "--host", HOST, "--port", str(port)]
     return [sys.executable, "-m", "mlflow", "server", *where, "--workers", "1"]
 
 

@@ -462,5 +462,28 @@ def test_the_ui_of_a_moved_store_shows_and_takes_files(store: Path, tmp_path: Pa
         address = f"{server}/get-artifact?run_uuid={parent.info.run_id}&path=experiment.json"
         with urllib.request.urlopen(address, timeout=60) as answer:
             assert b'"surface"' in answer.read()
-        client.log_text(parent.info.run_id, "x", "new.txt")
+        # In a process of its own: MLflow remembers by the run's id where this one wrote its files before the move.
+        upload = (
+            "import sys; from mlflow import MlflowClient as C; C(sys.argv[1]).log_text(sys.argv[2], 'x', 'new.txt')"
+        )
+        subprocess.run([sys.executable, "-c", upload, server, parent.info.run_id], check=True, timeout=120)
     assert len(list((moved / "artifacts" / "surface").rglob("new.txt"))) == 1
+
+
+def test_looking_a_database_over_leaves_the_locks_of_this_process_on_it(tmp_path: Path) -> None:
+    """Else a process that comes and goes takes itself for the last one, and deletes the log that this one writes to."""
+    path = tmp_path / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(path)) as mine:
+        mine.execute("PRAGMA journal_mode=WAL")
+        mine.execute("CREATE TABLE t (x)")
+        mine.commit()
+        addresses.refuse_damaged(path, "runs")
+        other = (
+            "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM t').fetchall(); c.close()"
+        )
+        subprocess.run([sys.executable, "-c", other, str(path)], check=True, timeout=60)
+        assert path.with_name("mlflow.db-wal").exists()
+        mine.execute("INSERT INTO t VALUES (1)")
+        mine.commit()
+    with contextlib.closing(sqlite3.connect(path)) as again:
+        assert again.execute("SELECT count(*) FROM t").fetchone() == (1,)

@@ -227,7 +227,7 @@ def test_trials_lists_every_trial_with_what_was_searched(store: Path) -> None:
 def test_best_names_the_trial_the_verdict_and_the_model(store: Path) -> None:
     """What a user wants to know at the end."""
     text = invoke("best", "surface", "--store", str(store))
-    assert "best trial:" in text and "models:/surface/1" in text
+    assert text.startswith("winner: trial ") and "models:/surface/1" in text and "best in the search: trial " in text
 
 
 def test_report_is_one_self_contained_html_file(store: Path, tmp_path: Path) -> None:

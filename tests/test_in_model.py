@@ -314,7 +314,7 @@ def test_an_empty_category_is_refused_before_any_training(tmp_path: Path) -> Non
 
 
 def test_a_winner_without_layers_is_registered_without_it_and_that_is_said(tmp_path: Path) -> None:
-    """The networks of the surface are constants. It is said once, and no second version is made of the same bundle."""
+    """The networks of the surface are trees. It is said once, and no second version is made of the same bundle."""
     said: list[str] = []
     with no_network(fake_run()):
         sweep.run(surface(), store=tmp_path)
@@ -326,7 +326,7 @@ def test_a_winner_without_layers_is_registered_without_it_and_that_is_said(tmp_p
             )
     assert found.model == "models:/surface/1"
     (told,) = (text for text in said if "raw.keras" in text)
-    assert 'model.preprocessing = "in_model": the winner is a constant' in told and "baselines.kinds = []" in told
+    assert 'model.preprocessing = "in_model": the winner is a random_forest' in told and "baselines.kinds = []" in told
     assert not any("look 2 at the test split" in text for text in said)
     assert not list(tmp_path.rglob("raw.keras"))
 

@@ -829,10 +829,10 @@ def test_figures_come_when_the_trials_allow_them(tmp_path: Path) -> None:
     study = opened(tmp_path, experiment(n_trials=12))
     assert study.figures() == {}
     drive(study, at_most=1)
-    assert set(study.figures()) == {"history"}
+    assert set(study.figures()) == {"history", "epochs"}
     drive(study)
     figures = study.figures()
-    assert set(figures) == {"history", "importances", "parallel_coordinate", "slice"}
+    assert set(figures) == {"history", "epochs", "importances", "parallel_coordinate", "slice"}
     assert "val_auc" in figures["history"].to_json()
 
 

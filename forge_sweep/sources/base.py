@@ -138,23 +138,22 @@ class Dataset:
     warnings: tuple[str, ...] = ()
     missing_words: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
-    def look_at_test(self, purpose: str, ledger: Path, *, run: str = "") -> Split:
+    def look_at_test(self, purpose: str, ledger: Path, *, run: str = "", once: bool = False) -> Split:
         """The test rows. The look is on disk before this returns, and in the store's own ledger if it has one.
-
-        Whoever was killed between the look and its use looks again, for the same purpose and run, on the same line.
 
         Args:
             purpose: what the rows are for.
             ledger: JSON-lines file that counts the looks; made where it does not exist.
             run: MLflow run whose model is scored.
+            once: an earlier look for the same purpose and run was cut off before it came to anything: its line stands.
 
         Raises:
             OSError: the ledger cannot be written; nothing is returned.
             StoreDown: the store of the rows cannot be reached; nothing is returned.
         """
         look = new_look(self.digest, purpose, run, self.split_digest)
-        known = test_looks(ledger, self.digest, self.split_digest)
-        if not run or all((each.run, each.purpose) != (run, purpose) for each in known):  # else: killed after the line
+        known = test_looks(ledger, self.digest, self.split_digest) if once else []
+        if all((each.run, each.purpose) != (run, purpose) for each in known):
             _append_line(ledger, jsons.dumps(asdict(look)))
         return self._test.read(look)
 

@@ -128,7 +128,7 @@ def score_on_test(context: Context, parent: Run, verdict: Verdict, bundle: Bundl
     ledger = context.store / "test_looks.jsonl"
     purpose = f"final score of sweep {context.key}, {' and '.join(model.words for model, _ in models)}"
     judged = context.tracker.run_id(f"{context.key}/{verdict.winner.name}")
-    split = context.dataset.look_at_test(purpose, ledger, run=judged)  # a promotion of it names the same run
+    split = context.dataset.look_at_test(purpose, ledger, run=judged, once=True)  # as a promotion of it names it
     looks = context.dataset.count_looks(ledger)
     evaluation = evaluate(
         models,

@@ -136,7 +136,9 @@ def scored_again(context: Context, confirmed: Confirmed) -> Seeds:
         value, over = resampled(bundle.task, encoded, answers, metric, resamples=resamples)
         values.append(sign * value)
         drawn.append(sign * over)
-    return Seeds(np.array(values), np.stack(drawn), sign * confirmed.candidate.searched, confirmed.epochs)
+    # Search and confirmation recorded both by the same arithmetic: their distance is that of two trainings.
+    searched = values[0] + sign * (confirmed.candidate.searched - confirmed.values[0])
+    return Seeds(np.array(values), np.stack(drawn), searched, confirmed.epochs)
 
 
 def in_words(context: Context, verdict: Verdict, evaluation: Evaluation | None, metric: str) -> str:

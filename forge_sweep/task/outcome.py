@@ -40,7 +40,7 @@ class Seeds:
     Attributes:
         values: (seeds,) the metric over the rows; greater is better.
         drawn: (seeds, resamples) the metric over each resample.
-        searched: its metric in the search, by another seed: with one seed all that is known of the spread.
+        searched: its metric in the search, by another seed: with one or two seeds it tells more of the spread.
         epochs: how many epochs each training could choose among; 1 where nothing was chosen.
     """
 
@@ -51,12 +51,15 @@ class Seeds:
 
     @property
     def spread(self) -> tuple[float, int]:
-        """Variance over seeds, and its degrees of freedom."""
+        """Variance over seeds, and its degrees of freedom.
+
+        With fewer than three, the search's training counts as one more: it was selected, so that it is rather further
+        off, and two seeds alone have a quantile of 12.7.
+        """
         import numpy as np
 
-        if len(self.values) > 1:
-            return float(np.var(self.values, ddof=1)), len(self.values) - 1
-        return (float(self.values[0]) - self.searched) ** 2 / 2, 1
+        known = self.values if len(self.values) > 2 else np.append(self.values, self.searched)
+        return float(np.var(known, ddof=1)), len(known) - 1
 
 
 @dataclass(frozen=True)
