@@ -325,11 +325,11 @@ def best(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> No
     if row is None and final is None:
         raise InputError(f"{study.name} has no finished trial yet", hint=f"look at `forge-sweep trials {experiment}`")
     winner = None if final is None else final["winner"]
-    gone = "" if final is None else why_gone(final["model"], store)
+    lost = "" if final is None else gone(final["model"], store)
     if as_json:
         shown = {"study": study.name, "winner": winner, "best": None if row is None else row_as_dict(row)}
-        emit({**shown, "final": final, "gone": gone})
-        if gone:
+        emit({**shown, "final": final, "gone": bool(lost)})
+        if lost:
             raise typer.Exit(1)
         return
     from forge_sweep.cli.result import searched, winner_words
@@ -345,22 +345,12 @@ def best(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> No
     for name, value in params.items():
         say(f"  {name} = {cell(value)}")
     if final is not None:
-        say(f"{final['verdict']}\nmodel: {final['model']}{gone(final['model'], store)}")
+        say(f"{final['verdict']}\nmodel: {final['model']}{lost}")
         if final.get("evaluation"):
             print_table(*side_by_side(final["evaluation"]))
         say(f"best in the search: {searched(row, objective)}")
-    if gone:
-        complain(gone)
+    if lost:
         raise typer.Exit(1)
-
-
-def why_gone(model: str, store: Path) -> str:
-    """What is said of a registered model that is not there any more; "" where it is, or where that cannot be seen."""
-    from forge_sweep.tracking import model_is_there
-
-    if model_is_there(model, store) is not False:
-        return ""
-    return f"{model} is gone from MLflow\n  fix: `forge-sweep run` with its experiment registers it again"
 
 
 def gone(model: str, store: Path) -> str:
@@ -390,8 +380,8 @@ def report(
     write_report(study, output)
     say(f"wrote {output}")
     final = study.final()
-    if final is not None and (gone := why_gone(final["model"], store)):
-        complain(f"the report names {gone}")
+    if final is not None and (lost := gone(final["model"], store)):
+        complain(f"the report names {final['model']}{lost}")
 
 
 @app.command()
