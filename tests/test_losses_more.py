@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from forge_sweep.cli import app
-from forge_sweep.errors import InputError
+from forge_sweep.errors import InputError, TrackingDown
 from forge_sweep.study import find_shared
 from forge_sweep.sweep import Event
 from forge_sweep.sweep.reconcile import reconcile
@@ -163,6 +163,19 @@ END = (
     "tracking.registration:set_alias",
 )
 """From the line in the ledger of looks to the alias."""
+
+
+@pytest.mark.slow
+def test_a_look_that_is_killed_while_mlflow_is_down_is_one_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    died = subprocess.run(killed(tmp_path, 1, 0.0, "publish:evaluate"), cwd=ROOT, check=False, timeout=300)
+    assert died.returncode == 9
+    with pytest.raises(TrackingDown, match="is not registered"):
+        run(experiment(study__n_trials=1), tmp_path)
+    (line,) = (tmp_path / "test_looks.jsonl").read_text().splitlines()
+    assert json.loads(line)["run"].startswith("surface/")
 
 
 @pytest.mark.slow

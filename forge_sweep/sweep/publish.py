@@ -127,7 +127,11 @@ def score_on_test(context: Context, parent: Run, verdict: Verdict, bundle: Bundl
     models = [(scored_model(verdict.winner, bundle), bundle), *compared_with(context, verdict)]
     ledger = context.store / "test_looks.jsonl"
     purpose = f"final score of sweep {context.key}, {' and '.join(model.words for model, _ in models)}"
-    judged = context.tracker.run_id(f"{context.key}/{verdict.winner.name}")
+    key_of_run = f"{context.key}/{verdict.winner.name}"
+    judged = context.study.notes("look:").get(f"look:{purpose}")
+    if judged is None:  # noted first: MLflow may be down, or up again, when a look that was killed goes on
+        judged = context.tracker.run_id(key_of_run) or key_of_run
+        context.study.note(f"look:{purpose}", judged)
     split = context.dataset.look_at_test(purpose, ledger, run=judged, once=True)  # as a promotion of it names it
     looks = context.dataset.count_looks(ledger)
     evaluation = evaluate(
