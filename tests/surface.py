@@ -144,9 +144,12 @@ def no_network(run: Callable[..., TrialResult]) -> Iterator[None]:
 
 
 def die_after(point: str) -> None:
-    """Let the process end, as by `kill -9`, when the function ``module:name`` of the sweep has done its work once."""
+    """Let the process end, as by `kill -9`, when the function ``module:name`` has done its work once.
+
+    A module without a dot is one of the sweep, another one is named from the package on.
+    """
     module, _, name = point.partition(":")
-    home = importlib.import_module(f"forge_sweep.sweep.{module}")
+    home = importlib.import_module(f"forge_sweep.{module if '.' in module else f'sweep.{module}'}")
     original = getattr(home, name)
 
     def last(*words: Any, **options: Any) -> None:

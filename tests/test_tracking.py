@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.server
 import importlib.util
 import json
 import logging
@@ -14,12 +12,10 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -679,86 +675,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> Iterato
     made.start()
     yield made
     made.stop()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("status", [500, 503, 429])
-def test_writes_that_a_server_fails_at_wait_though_it_answers_reads(server: Server, store: Path, status: int) -> None:
-    """A database that is read-only or full, artifacts that cannot be stored: nothing is set aside, all of it comes."""
-    name = f"failing-{status}"
-    with failing_writes(server.uri, status) as proxy, Tracker(name, store, uri=proxy.uri, retry_s=0.0) as tracker:
-        tracker.run("s/first", "first", kind="trial").finish("FINISHED")
-        proxy.fails = True
-        trial = tracker.run("s/a", "a", kind="trial", params={"width": 3})
-        for step in range(8):  # more often than any number of attempts
-            trial.log_metrics({"loss": step / 8}, step=step)
-        trial.log_text("hi", "notes.txt")
-        trial.finish("FINISHED")
-        for _ in range(5):
-            assert not tracker.replay()
-        assert tracker.pending > 0 and tracker.set_aside == 0 and "lacks" in tracker.missing()
-        proxy.fails = False
-        assert tracker.replay() and tracker.missing() == ""
-        client = client_of(tracker)
-        found = client.get_experiment_by_name(name)
-        assert found is not None
-        run = next(r for r in client.search_runs([found.experiment_id]) if r.info.run_name == "a")
-        assert len(client.get_metric_history(run.info.run_id, "loss")) == 8
-        assert (run.data.params["width"], run.info.status) == ("3", "FINISHED")
-        assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["notes.txt"]
-
-
-HOP = ("host", "connection", "content-length")
-
-
-@dataclass
-class Proxy:
-    """Stands before a server; writes fail while ``fails`` is true."""
-
-    uri: str
-    fails: bool = False
-
-
-@contextlib.contextmanager
-def failing_writes(target: str, status: int) -> Iterator[Proxy]:
-    """A proxy of a server that answers reads, and writes with a status while it is told to."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def forward(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            if proxy.fails and self.command != "GET" and "search" not in self.path:
-                self.reply(
-                    status, b'{"error_code": "INTERNAL_ERROR", "message": "attempt to write a readonly database"}'
-                )
-                return
-            headers = {
-                name: value for name, value in self.headers.items() if name.lower() not in ("host", "connection")
-            }
-            asked = urllib.request.Request(target + self.path, body or None, headers, method=self.command)
-            try:
-                with urllib.request.urlopen(asked, timeout=30) as answer:
-                    self.reply(answer.status, answer.read())
-            except urllib.error.HTTPError as error:
-                self.reply(error.code, error.read())
-
-        def reply(self, code: int, body: bytes) -> None:
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *words: Any) -> None:
-            pass
-
-        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = forward
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        proxy = Proxy(f"http://127.0.0.1:{listening.server_port}")
-        thread = threading.Thread(target=listening.serve_forever, daemon=True)
-        thread.start()
-        yield proxy
-        listening.shutdown()
 
 
 @pytest.mark.slow

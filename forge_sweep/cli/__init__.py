@@ -195,6 +195,9 @@ def worker(
     else:
         counts = ", ".join(f"{count} {state}" for state, count in joined.trials.items()) or "no trial"
         say(f"left {joined.study}: {joined.left}; ended here: {counts}")
+    if joined.missing:
+        complain(joined.missing)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -322,9 +325,12 @@ def best(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> No
     if row is None and final is None:
         raise InputError(f"{study.name} has no finished trial yet", hint=f"look at `forge-sweep trials {experiment}`")
     winner = None if final is None else final["winner"]
+    gone = "" if final is None else why_gone(final["model"], store)
     if as_json:
         shown = {"study": study.name, "winner": winner, "best": None if row is None else row_as_dict(row)}
-        emit({**shown, "final": final})
+        emit({**shown, "final": final, "gone": gone})
+        if gone:
+            raise typer.Exit(1)
         return
     from forge_sweep.cli.result import searched, winner_words
     from forge_sweep.task.words import side_by_side
@@ -343,6 +349,18 @@ def best(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> No
         if final.get("evaluation"):
             print_table(*side_by_side(final["evaluation"]))
         say(f"best in the search: {searched(row, objective)}")
+    if gone:
+        complain(gone)
+        raise typer.Exit(1)
+
+
+def why_gone(model: str, store: Path) -> str:
+    """What is said of a registered model that is not there any more; "" where it is, or where that cannot be seen."""
+    from forge_sweep.tracking import model_is_there
+
+    if model_is_there(model, store) is not False:
+        return ""
+    return f"{model} is gone from MLflow\n  fix: `forge-sweep run` with its experiment registers it again"
 
 
 def gone(model: str, store: Path) -> str:
@@ -368,8 +386,12 @@ def report(
     from forge_sweep.report import write_report
 
     refuse_unwritable(output)
-    write_report(find(experiment, store), output)
+    study = find(experiment, store)
+    write_report(study, output)
     say(f"wrote {output}")
+    final = study.final()
+    if final is not None and (gone := why_gone(final["model"], store)):
+        complain(f"the report names {gone}")
 
 
 @app.command()

@@ -155,6 +155,8 @@ def go(context: Context, audit: Audit, *, begun: bool) -> SweepResult:
     """Run what is left of a sweep under its parent run."""
     refuse_other_store(context)
     remade = find_losses(context, begun=begun)
+    if remade and context.tracker.set_aside:  # for want of the run
+        context.tracker.retry()
     done = context.study.notes("final:").get(final_key(context.experiment, context.study))
     if done is not None and (why := why_over(context)):
         whole = with_model(context, done, remade=remade)
@@ -220,6 +222,9 @@ def with_model(context: Context, done: dict[str, Any], *, remade: bool) -> dict[
             context.tell("message", text=f"{text}: registered again as {done['model']}", severity="warning")
             context.tracker.existing(context.key).set_tags({"forge.model": done["model"]})
             context.study.note(final_key(context.experiment, context.study), done)
+        elif context.tracker.has_lost_alias(model):
+            context.tracker.set_alias(model)
+            context.tell("message", text=f"{model} had lost its alias: it is @challenger again", severity="warning")
         if remade:
             done = {**done, "link": link(context)}
             context.study.note(final_key(context.experiment, context.study), done)

@@ -40,11 +40,13 @@ class Joined:
         study: name of the study.
         trials: number of trials that it ended, by state.
         left: why it left, in words.
+        missing: what MLflow lacks of all that was written, and what to do; "" where it lacks nothing.
     """
 
     study: str
     trials: dict[str, int]
     left: str
+    missing: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -145,8 +147,8 @@ def run_as_worker(
             ended[event.data["state"]] += 1
         watch(event)
 
-    tracker = Tracker(experiment.name, store, description=experiment.description)
     key = study.notes("sweep:")["sweep:begin"]["key"]
+    tracker = Tracker(experiment.name, store, description=experiment.description, sweep=key)
     context = Context(experiment, dataset, study, tracker, here, store, key, count, stopping)
     try:
         sweep.refuse_other_store(context)
@@ -164,7 +166,7 @@ def run_as_worker(
     left = (
         "no trial is left to begin" if study.n_done + len(study.elsewhere()) >= study.n_trials else "the search ended"
     )
-    return Joined(study.name, dict(ended), left)
+    return Joined(study.name, dict(ended), left, tracker.missing())
 
 
 def deliver(context: Context) -> None:

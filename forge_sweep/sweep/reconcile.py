@@ -99,7 +99,7 @@ def reconcile(experiment_name: str, store: Path, *, repair: bool, say: Callable[
     review = Review(experiment_name, store, key)
     refuse_other_store(study, review)
     settle(study, say)
-    found = list(of_journal(review, experiment_name, store)) if review.waiting else []
+    found = list(of_journal(review, experiment_name, store)) if review.unwritten else []
     if repair:
         mend(found)
     compare = Comparison(study, review, key)
@@ -151,7 +151,7 @@ def of_journal(review: Review, experiment_name: str, store: Path) -> Iterator[Di
         tracker.close()
         return not tracker.set_aside
 
-    yield Difference("journal", f"{review.waiting} writes wait or were refused", "none", repair=replay)
+    yield Difference("journal", review.unwritten, "none", repair=replay)
 
 
 def own_rows(study: Shared) -> list[TrialRow]:
@@ -273,9 +273,14 @@ class Comparison:
             remove = functools.partial(self.review.remove_model, model)
             yield Difference(f"logged model {model} of {run.name}", "PENDING", "removed", repair=remove)
         final = self.study.final()
-        if final is not None and not self.review.is_registered(final["model"]):
-            again = "registered: run the sweep again"
-            yield Difference(f"model {final['model']}", "gone from the registry", again)
+        if final is None:
+            return
+        model = str(final["model"])
+        if not self.review.is_registered(model):
+            yield Difference(f"model {model}", "gone from the registry", "registered: run the sweep again")
+        elif self.review.has_lost_alias(model):
+            put = functools.partial(self.review.set_alias, model)
+            yield Difference(f"model {model}", "without an alias", "@challenger", repair=put)
 
     def of_runs(self) -> Iterator[Difference]:
         """Runs that say something else than the study, or are there twice."""

@@ -95,7 +95,8 @@ class Journal:
     def readmit(self) -> int:
         """Let the records that were set aside wait again, before all others; returns how many.
 
-        A kill in between leaves records twice, and every write may be made twice.
+        They are marked as late, since what was written meanwhile is newer. A kill in between leaves records twice, and
+        every write may be made twice.
         """
         if not self.refused.exists():
             return 0
@@ -107,7 +108,7 @@ class Journal:
                 with self.path.open("rb") as file:
                     file.seek(self._done())
                     rest = file.read()
-            again = b"".join(_without_reason(line) + b"\n" for line in lines)
+            again = b"".join(_late(line) + b"\n" for line in lines)
             new = self.path.with_suffix(".new")
             with new.open("wb") as file:
                 file.write(again + rest)
@@ -185,12 +186,13 @@ def _parse(line: bytes) -> Record:
     return record
 
 
-def _without_reason(line: bytes) -> bytes:
-    """A record as it waited; a line that is unreadable stays so."""
+def _late(line: bytes) -> bytes:
+    """A record as it waited, marked as late; a line that is unreadable stays so."""
     record = _parse(line)
     if record.get("op") == "unreadable":
         return line if "line" not in record else str(record["line"]).encode()
-    return json.dumps({name: value for name, value in record.items() if name != "reason"}, ensure_ascii=False).encode()
+    waiting = {**{name: value for name, value in record.items() if name != "reason"}, "late": True}
+    return json.dumps(waiting, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def _append_line(path: Path, record: Record) -> None:

@@ -69,9 +69,11 @@ def register(session: Session, candidate: Candidate) -> str:
     """
     client = session.client
     found = _existing(session, candidate)
+    if found is not None and not is_there(client, candidate.model_name, str(found.version)):
+        found = found if _filled(session, candidate, found) else None
     version = str((found or _create_version(session, candidate)).version)  # int from a database, str over HTTP
     if found is None or DONE_TAG not in found.tags:
-        surely(lambda: client.set_registered_model_alias(candidate.model_name, ALIAS, version))
+        set_alias(client, candidate.model_name, version)
         client.set_model_version_tag(candidate.model_name, version, DONE_TAG, datetime.now(UTC).isoformat())
     return version
 
@@ -95,6 +97,30 @@ def _existing(session: Session, candidate: Candidate) -> ModelVersion | None:
     run_id, form = session.run_id(candidate.run_key), candidate.tags.get(FORM_TAG)
     found = session.client.search_model_versions(condition)
     return next((each for each in found if each.run_id == run_id and each.tags.get(FORM_TAG) == form), None)
+
+
+def _filled(session: Session, candidate: Candidate, version: ModelVersion) -> bool:
+    """Put the files of a version's model back in their place; false where the model itself is gone."""
+    run_id, model_id = session.run_id(candidate.run_key), str(version.source).rpartition("models:/")[2]
+    if model_id not in {str(each.model_id) for each in _models_of(session, run_id)}:
+        return False
+    _upload(session, candidate, run_id, model_id)
+    return True
+
+
+def lacks_alias(client: MlflowClient, name: str, version: str) -> bool:
+    """Whether the newest version of a model is neither the challenger nor anything else, and nobody is the challenger.
+
+    A promotion takes the alias away and gives another one; a later version takes it over.
+    """
+    aliases = client.get_registered_model(name).aliases
+    versions = [int(each.version) for each in client.search_model_versions(f"name = '{name}'")]
+    return ALIAS not in aliases and int(version) == max(versions) and version not in map(str, aliases.values())
+
+
+def set_alias(client: MlflowClient, name: str, version: str) -> None:
+    """Make a version the challenger."""
+    surely(lambda: client.set_registered_model_alias(name, ALIAS, version))
 
 
 def _create_version(session: Session, candidate: Candidate) -> ModelVersion:
@@ -136,19 +162,29 @@ def _log_model(session: Session, candidate: Candidate) -> str:
     client, run_id = session.client, session.run_id(candidate.run_key)
     for half in unfinished(session, run_id):  # a kill in the middle of an earlier registration
         client.delete_logged_model(half)
+    form = candidate.tags.get(FORM_TAG)
+    for whole in _models_of(session, run_id):  # or just before its version was made
+        if (whole.status, whole.name, whole.tags.get(FORM_TAG)) == ("READY", candidate.model_name, form):
+            if not client.list_logged_model_artifacts(str(whole.model_id)):
+                _upload(session, candidate, run_id, str(whole.model_id))
+            return str(whole.model_id)
     run = client.get_run(run_id).data
     params, step = run.params, int(run.metrics.get("best_epoch", candidate.step))
     model = client.create_logged_model(
         session.experiment_id, candidate.model_name, run_id, dict(candidate.tags), params, "forge_sweep"
     )
     model_id = str(model.model_id)
-    with tempfile.TemporaryDirectory(prefix="forge-sweep-") as folder:
-        path = Path(folder) / "model"
-        _save(path, candidate, run_id, model_id)
-        client.log_model_artifacts(model_id, str(path))
+    _upload(session, candidate, run_id, model_id)
     client.finalize_logged_model(model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
     return model_id
+
+
+def _upload(session: Session, candidate: Candidate, run_id: str, model_id: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="forge-sweep-") as folder:
+        path = Path(folder) / "model"
+        _save(path, candidate, run_id, model_id)
+        session.client.log_model_artifacts(model_id, str(path))
 
 
 def unfinished(session: Session, run_id: str) -> list[str]:
@@ -181,7 +217,7 @@ def again(session: Session, run_key: str, model_name: str) -> str | None:
     try:
         session.client.get_model_version_by_alias(model_name, ALIAS)
     except MlflowException:
-        surely(lambda: session.client.set_registered_model_alias(model_name, ALIAS, version))
+        set_alias(session.client, model_name, version)
     session.client.set_model_version_tag(model_name, version, DONE_TAG, datetime.now(UTC).isoformat())
     return version
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from forge_sweep.environment import without_credentials
+from forge_sweep.errors import InputError, TrackingDown
 from forge_sweep.tracking import calls, registration, writes
 from forge_sweep.tracking import store as stores
 from forge_sweep.tracking.journal import Journal
@@ -82,9 +83,11 @@ class Review:
         return self._session.uri == stores.embedded_uri(self._session.store)
 
     @property
-    def waiting(self) -> int:
-        """Writes that wait in the journal, or were refused."""
-        return len(self._journal) + self._journal.set_aside
+    def unwritten(self) -> str:
+        """Writes that wait in the journal, and those that MLflow refused, in words; "" where there are none."""
+        waiting, refused = len(self._journal), self._journal.set_aside
+        words = [f"{waiting} writes wait"] * bool(waiting) + [f"{refused} writes were refused"] * bool(refused)
+        return ", ".join(words)
 
     @_asked
     def with_key(self, key: str) -> list[Found]:
@@ -96,6 +99,8 @@ class Review:
     def _homes(self) -> list[str]:
         """The experiments that may hold runs of the sweep; none where nothing was ever written."""
         found = self._session.client.get_experiment_by_name(self._session.experiment)
+        if found is not None and found.lifecycle_stage != "active" and not self._session.homes:
+            return [self._session.experiment_id]  # which says how to get it back
         own = [] if found is None else [str(found.experiment_id)]
         return list(dict.fromkeys([*self._session.homes, *own]))
 
@@ -132,6 +137,18 @@ class Review:
         """Whether ``models:/NAME/VERSION`` is there, with its files."""
         name, _, version = model.removeprefix("models:/").rpartition("/")
         return registration.is_there(self._session.client, name, version)
+
+    @_asked
+    def has_lost_alias(self, model: str) -> bool:
+        """See `Tracker.has_lost_alias`."""
+        name, _, version = model.removeprefix("models:/").rpartition("/")
+        return registration.lacks_alias(self._session.client, name, version)
+
+    @_asked
+    def set_alias(self, model: str) -> None:
+        """Make ``models:/NAME/VERSION`` the challenger."""
+        name, _, version = model.removeprefix("models:/").rpartition("/")
+        registration.set_alias(self._session.client, name, version)
 
     @_asked
     def curves(self, run: Found) -> Counter[tuple[str, int]]:
@@ -230,6 +247,23 @@ class Review:
             client.log_inputs(id, old.inputs.dataset_inputs)
         calls.end(self._session, id, run.status, old.info.end_time or now_ms())
         client.delete_run(run.id)
+
+
+def model_is_there(model: str, store: Path) -> bool | None:
+    """Whether ``models:/NAME/VERSION`` is there with its files; None where the store does not answer.
+
+    Makes no store where there is none.
+    """
+    try:
+        uri = stores.existing_uri(store)
+    except InputError:
+        return False
+    name, _, version = model.removeprefix("models:/").rpartition("/")
+    try:
+        with stores.translated(f"a look for {model}"):
+            return registration.is_there(stores.connect(uri, store, reading=True), name, version)
+    except (TrackingDown, InputError):
+        return None
 
 
 def _found(run: MlflowRun) -> Found:

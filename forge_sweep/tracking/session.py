@@ -79,9 +79,10 @@ class Session:
                     raise
             found = self.client.get_experiment_by_name(self.experiment)  # another process was quicker
         if found is None or found.lifecycle_stage != "active":
+            id = "ID" if found is None else found.experiment_id
             raise InputError(
                 f"the MLflow experiment {self.experiment!r} was deleted",
-                hint="choose another name, or restore it: mlflow experiments restore --experiment-id ID",
+                hint=f"restore it: mlflow experiments restore --experiment-id {id}, or choose another name",
             )
         if not self._reading:
             stores.refuse_moved(str(found.artifact_location), self.uri, self.store)
@@ -157,14 +158,6 @@ class Session:
         """Give connections back; a later write takes new ones."""
         if (made := self.__dict__.get("direct")) is not None:
             made.close()
-
-    def answers(self) -> bool:
-        """Whether the store answers a read."""
-        try:
-            self.client.get_experiment_by_name(self.experiment)
-        except Exception:  # any failure means no
-            return False
-        return True
 
     def all_runs(self, condition: str, experiments: Sequence[str] = ()) -> list[MlflowRun]:
         """Every run, read before the caller changes what the condition asks for; of these experiments, else of ours."""

@@ -46,6 +46,8 @@ ATTEMPTS = 3
 _SERVERS = ("http", "https")
 _BROKEN = re.compile(r"UNIQUE constraint failed|duplicate key value", re.IGNORECASE)
 _DAMAGED = re.compile(r"database disk image is malformed|file is not a database")
+_LOCKED_OUT = (401, 403, 407)
+_PASSING = (408, 425, 429)
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 # An outage must cost seconds: MLflow's own defaults (7 retries, 120 s) stop training for many minutes. A request is not
@@ -275,7 +277,18 @@ def translated(what: str) -> Iterator[None]:
             raise InputError(f"MLflow's database is damaged: {_one_line(error)}", hint=hint) from error
         if isinstance(error, MlflowException):
             raise InputError(f"MLflow refused {what}: {_one_line(error)}", hint=_hint(error)) from error
+        if _http_status(error) is not None:  # of an artifact
+            raise InputError(f"MLflow refused {what}: {_one_line(error)}", hint=_hint(error)) from error
         raise
+
+
+def is_locked_out(error: BaseException | None) -> bool:
+    """Whether the store refused who asks, not what was asked: the same write succeeds with another login."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.get_http_status_code() in _LOCKED_OUT  # type: ignore[no-untyped-call]
+    return _http_status(error) in _LOCKED_OUT
 
 
 def surely(write: Callable[[], object]) -> None:
@@ -384,13 +397,12 @@ def _quiet() -> None:
 
 def _is_outage(error: Exception) -> bool:
     """Whether the same write may succeed later: no connection, 5xx, 429, a locked or full database, a full disk."""
-    import requests
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
         return _is_mlflow_outage(error)
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return error.response.status_code >= 500 or error.response.status_code in (408, 429)
+    if (status := _http_status(error)) is not None:
+        return status >= 500 or status in _PASSING
     if isinstance(error, OSError) or _is_broken_database(error):
         return True
     # Artifact stores raise their own; which of them pass is unknown, so they are tried again.
@@ -404,7 +416,15 @@ def _is_mlflow_outage(error: Exception) -> bool:
     if "out-of-date database schema" in str(error) or _DAMAGED.search(str(error)):
         return False
     status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
-    return (status >= 500 and status != 501) or status == 429 or _is_broken_database(error.__cause__)
+    return (status >= 500 and status != 501) or status in _PASSING or _is_broken_database(error.__cause__)
+
+
+def _http_status(error: BaseException | None) -> int | None:
+    """The status of an HTTP answer that was no success; None for anything else."""
+    import requests
+
+    answer = error.response if isinstance(error, requests.HTTPError) else None
+    return None if answer is None else answer.status_code
 
 
 def _is_broken_database(error: BaseException | None) -> bool:

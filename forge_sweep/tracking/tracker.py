@@ -67,9 +67,8 @@ class Tracker:
         self._down = False
         self._next_attempt = -math.inf
         self._lock = threading.RLock()  # one write at a time, in the order in which they wait in the journal
-        if again := self._journal.readmit():
-            _log.warning("%d writes that MLflow had refused are tried again", again)
-        self.replay()
+        self._worked = False
+        self.retry()
 
     def __enter__(self) -> Tracker:
         return self
@@ -221,6 +220,26 @@ class Tracker:
         with self._lock, stores.translated(f"a look for {model}"):
             return registration.is_there(self._session.client, name, version)
 
+    def has_lost_alias(self, model: str) -> bool:
+        """Whether a version that is there is no challenger any more though nobody took that over.
+
+        Raises:
+            TrackingDown: the store cannot be reached.
+        """
+        name, _, version = model.removeprefix("models:/").rpartition("/")
+        with self._lock, stores.translated(f"a look for {model}"):
+            return registration.lacks_alias(self._session.client, name, version)
+
+    def set_alias(self, model: str) -> None:
+        """Make a version the challenger.
+
+        Raises:
+            TrackingDown: the store cannot be reached.
+        """
+        name, _, version = model.removeprefix("models:/").rpartition("/")
+        with self._lock, stores.translated(f"the alias of {model}"):
+            registration.set_alias(self._session.client, name, version)
+
     def register_again(self, run_key: str, model_name: str) -> str | None:
         """Register a model whose version was deleted, from the files that its run keeps.
 
@@ -251,6 +270,13 @@ class Tracker:
             f"?compareRunsMode=CHART&workflowType=machine_learning&searchFilter={condition}"
             f"&orderByKey={order}&orderByAsc={str(direction == 'minimize').lower()}"
         )
+
+    def retry(self) -> bool:
+        """Try again what MLflow refused, and what waits; returns whether nothing waits any more."""
+        with self._lock:
+            if again := self._journal.readmit():
+                _log.warning("%d writes that MLflow had refused are tried again", again)
+            return self.replay()
 
     def replay(self) -> bool:
         """Try now to write what waits; returns whether nothing waits any more."""
@@ -307,7 +333,7 @@ class Tracker:
                 hint="free space on that disk",
             ) from error
 
-    def _apply(self, write: writes.Write) -> None:
+    def _apply(self, write: writes.Write, *, late: bool = False) -> None:
         """Make a write, a second time if the first failed quickly: a server that closed an idle connection is not down.
 
         An attempt that took long (a time-out) sets the next one further off.
@@ -316,7 +342,13 @@ class Tracker:
         for last in (False, True):
             try:
                 with stores.translated(f"{write.op} of the run {write.key!r}"):
-                    return write.apply(self._session)
+                    write.late(self._session) if late else write.apply(self._session)
+                self._worked = True
+                return
+            except InputError as error:
+                if self._worked and stores.is_locked_out(error.__cause__):  # a login that ran out, not a wrong one
+                    raise TrackingDown(error.message) from error
+                raise
             except TrackingDown:
                 took = time.monotonic() - began
                 if last or took > QUICK_S:
@@ -339,10 +371,13 @@ class Tracker:
 
         What the store fails at (5xx, no connection, a full disk) waits, and all after it.
         """
+        known = {name: value for name, value in record.items() if name != "late"}
         try:
-            self._apply(writes.from_record(record))
+            self._apply(writes.from_record(known), late=bool(record.get("late")))
         except InputError as error:
-            self._set_aside(record, error)
+            if stores.is_locked_out(error.__cause__):
+                raise TrackingDown(error.message) from error
+            self._set_aside(known, error)
             return False
         return True
 

@@ -27,6 +27,8 @@ Status = Literal["FINISHED", "KILLED", "FAILED", "SCHEDULED"]
 
 STATES = {"FINISHED": "finished", "KILLED": "pruned", "FAILED": "failed", "SCHEDULED": "waiting"}  # tag forge.state
 
+FINAL = ("FINISHED", "KILLED", "FAILED")
+
 DIGEST_LENGTH = 32  # MLflow's field holds 36 characters; the whole digest is a tag
 SCHEMA_LENGTH = 1_000_000
 
@@ -55,6 +57,10 @@ class Write(ABC):
     def again(self) -> Write:
         """The same write where an earlier attempt may have got through unseen."""
         return self
+
+    def late(self, session: Session) -> None:
+        """Make the write after others that came later: what the run got from them stays."""
+        self.apply(session)
 
     def to_record(self) -> Record:
         """The write as JSON-able values."""
@@ -86,8 +92,7 @@ class Open(Write):
 
     def apply(self, session: Session) -> None:
         """See class."""
-        nesting = {} if self.parent is None else {PARENT_TAG: session.run_id(self.parent)}
-        tags = {**self.tags, **nesting, KEY_TAG: self.key}
+        tags = {**self.tags, **self._nesting(session), KEY_TAG: self.key}
         used = None if self.dataset is None else DatasetUse(self.key, **self.dataset)
         run_id = session.known_id(self.key) if self.new else session.find(self.key)
         if run_id is None:
@@ -98,6 +103,17 @@ class Open(Write):
     def again(self) -> Write:
         """See `Write`: this attempt looks for the run."""
         return replace(self, new=False)
+
+    def late(self, session: Session) -> None:
+        """See `Write`."""
+        if session.find(self.key) is None:
+            self.again().apply(session)
+            return
+        Tags(self.key, {**self.tags, **self._nesting(session)}).late(session)
+        Params(self.key, self.params).apply(session)
+
+    def _nesting(self, session: Session) -> dict[str, str]:
+        return {} if self.parent is None else {PARENT_TAG: session.run_id(self.parent)}
 
     def _create(self, session: Session, tags: Mapping[str, str], used: DatasetUse | None) -> str:
         about = {**tags, **(used.tags if used else {})}
@@ -150,6 +166,12 @@ class Tags(Write):
     def apply(self, session: Session) -> None:
         """See class."""
         log(session, session.run_id(self.key), (), self.values)
+
+    def late(self, session: Session) -> None:
+        """See `Write`."""
+        run_id = session.run_id(self.key)
+        known = session.client.get_run(run_id).data.tags
+        log(session, run_id, (), {name: value for name, value in self.values.items() if name not in known})
 
 
 @dataclass(frozen=True)
@@ -271,6 +293,11 @@ class Finish(Write):
         end(session, session.run_id(self.key), self.status, self.ended)
         session.closed(self.key)
 
+    def late(self, session: Session) -> None:
+        """See `Write`."""
+        if session.client.get_run(session.run_id(self.key)).info.status not in FINAL:
+            self.apply(session)
+
 
 @dataclass(frozen=True)
 class End(Write):
@@ -299,6 +326,15 @@ class End(Write):
         log(session, run_id, new, self.tags, self.status, self.ended)
         session.closed(self.key)
 
+    def late(self, session: Session) -> None:
+        """See `Write`."""
+        if session.client.get_run(session.run_id(self.key)).info.status not in FINAL:
+            self.apply(session)
+            return
+        Metrics(self.key, (*self.rows, *self.figures), once=True).apply(session)
+        Tags(self.key, self.tags).late(session)
+        session.closed(self.key)
+
 
 @dataclass(frozen=True)
 class Reap(Write):
@@ -324,6 +360,9 @@ class Reap(Write):
             if key not in self.states:
                 session.client.set_tag(run_id, "forge.failure", "lost-worker")
             end(session, run_id, status, self.ended)
+
+    def late(self, session: Session) -> None:
+        """Nothing: what the study said then may be wrong by now, and each start says it anew."""
 
 
 def from_record(record: Record) -> Write:
