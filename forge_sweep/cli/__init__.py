@@ -35,7 +35,7 @@ from forge_sweep.cli.printing import (
 )
 from forge_sweep.cli.surroundings import leave_quietly, refuse_unwritable, settle
 from forge_sweep.cli.surroundings import report as report_error
-from forge_sweep.errors import InputError, TrackingDown, masked
+from forge_sweep.errors import InputError, masked
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -345,7 +345,7 @@ def best(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> No
     for name, value in params.items():
         say(f"  {name} = {cell(value)}")
     if final is not None:
-        say(f"{final['verdict']}\nmodel: {final['model']}{gone(final['model'], store)}")
+        say(f"{final['verdict']}\nmodel: {final['model']}")
         if final.get("evaluation"):
             print_table(*side_by_side(final["evaluation"]))
         say(f"best in the search: {searched(row, objective)}")
@@ -361,19 +361,6 @@ def why_gone(model: str, store: Path) -> str:
     if model_is_there(model, store) is not False:
         return ""
     return f"{model} is gone from MLflow\n  fix: `forge-sweep run` with its experiment registers it again"
-
-
-def gone(model: str, store: Path) -> str:
-    """What to add where a model was deleted since it was registered; nothing where its store does not answer."""
-    from forge_sweep.tracking import Registry
-
-    try:
-        there = Registry(store).has(model)
-    except TrackingDown:
-        return ""
-    except InputError:  # no store
-        there = False
-    return "" if there else ", which is gone from the registry: `forge-sweep run` registers it again"
 
 
 @app.command()
