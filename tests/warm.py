@@ -45,9 +45,10 @@ class Warm:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self.process.stdin is not None
+        assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.close()
         self.process.wait(timeout=30)
+        self.process.stdout.close()
 
     def __call__(
         self,

@@ -35,7 +35,7 @@ from forge_sweep.cli.printing import (
 )
 from forge_sweep.cli.surroundings import leave_quietly, refuse_unwritable, settle
 from forge_sweep.cli.surroundings import report as report_error
-from forge_sweep.errors import InputError, TrackingDown, masked
+from forge_sweep.errors import InputError, masked
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -325,11 +325,11 @@ def best(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> No
     if row is None and final is None:
         raise InputError(f"{study.name} has no finished trial yet", hint=f"look at `forge-sweep trials {experiment}`")
     winner = None if final is None else final["winner"]
-    lost = "" if final is None else gone(final["model"], store)
+    gone = "" if final is None else why_gone(final["model"], store)
     if as_json:
         shown = {"study": study.name, "winner": winner, "best": None if row is None else row_as_dict(row)}
-        emit({**shown, "final": final, "gone": bool(lost)})
-        if lost:
+        emit({**shown, "final": final, "gone": gone})
+        if gone:
             raise typer.Exit(1)
         return
     from forge_sweep.cli.result import searched, winner_words
@@ -345,25 +345,22 @@ def best(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> No
     for name, value in params.items():
         say(f"  {name} = {cell(value)}")
     if final is not None:
-        say(f"{final['verdict']}\nmodel: {final['model']}{lost}")
+        say(f"{final['verdict']}\nmodel: {final['model']}")
         if final.get("evaluation"):
             print_table(*side_by_side(final["evaluation"]))
         say(f"best in the search: {searched(row, objective)}")
-    if lost:
+    if gone:
+        complain(gone)
         raise typer.Exit(1)
 
 
-def gone(model: str, store: Path) -> str:
-    """What to add where a model was deleted since it was registered; nothing where its store does not answer."""
-    from forge_sweep.tracking import Registry
+def why_gone(model: str, store: Path) -> str:
+    """What is said of a registered model that is not there any more; "" where it is, or where that cannot be seen."""
+    from forge_sweep.tracking import model_is_there
 
-    try:
-        there = Registry(store).has(model)
-    except TrackingDown:
+    if model_is_there(model, store) is not False:
         return ""
-    except InputError:  # no store
-        there = False
-    return "" if there else ", which is gone from the registry: `forge-sweep run` registers it again"
+    return f"{model} is gone from MLflow\n  fix: `forge-sweep run` with its experiment registers it again"
 
 
 @app.command()
@@ -380,8 +377,8 @@ def report(
     write_report(study, output)
     say(f"wrote {output}")
     final = study.final()
-    if final is not None and (lost := gone(final["model"], store)):
-        complain(f"the report names {final['model']}{lost}")
+    if final is not None and (gone := why_gone(final["model"], store)):
+        complain(f"the report names a model: {gone}")
 
 
 @app.command()

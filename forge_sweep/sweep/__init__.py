@@ -158,17 +158,19 @@ def go(context: Context, audit: Audit, *, begun: bool) -> SweepResult:
     if remade and context.tracker.set_aside:  # for want of the run
         context.tracker.retry()
     done = context.study.notes("final:").get(final_key(context.experiment, context.study))
+    lost: dict[str, Any] | None = None
     if done is not None and (why := why_over(context)):
         whole = with_model(context, done, remade=remade)
         if whole is not None:
             context.tell("message", text=f"sweep {context.study.name} is complete{why}", severity="info")
             return result(context, whole)
+        lost = done
     training.load_backend()
     parent = open_parent(context)
     context.stopwatch.keep_in(context.study)
     try:
         prepare(context, parent, audit, remade=remade)
-        final = phases(context, parent, done)
+        final = phases(context, parent, lost)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         parent.set_tags({"forge.state": "interrupted" if interrupted else "failed", "forge.cause": str(error)[:500]})

@@ -16,7 +16,7 @@ from forge_sweep.tracking.pyfunc import BundleModel, _load_pyfunc
 from forge_sweep.tracking.records import Record, read_record, write_verdict
 from forge_sweep.tracking.registration import FORM_TAG, requirements
 from forge_sweep.tracking.registry import ModelVersion, Registry
-from forge_sweep.tracking.review import Found, Review
+from forge_sweep.tracking.review import Found, Review, model_is_there
 from forge_sweep.tracking.runs import EPOCH_TAG, FIRST_EPOCH, Run
 from forge_sweep.tracking.session import PARENT_TAG
 from forge_sweep.tracking.store import check_store, default_uri, prepare_store
@@ -50,6 +50,7 @@ __all__ = [
     "environment_tags",
     "fetched",
     "locate",
+    "model_is_there",
     "models_trained_on",
     "prepare_store",
     "read_record",

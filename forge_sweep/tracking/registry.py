@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from forge_sweep.errors import InputError
 from forge_sweep.experiment.rules import nearest
 from forge_sweep.tracking import store as stores
-from forge_sweep.tracking.registration import is_there
 from forge_sweep.tracking.trained_on import TrainedModel, downloaded
 
 if TYPE_CHECKING:
@@ -83,12 +82,6 @@ class Registry:
         """
         with stores.translated(what), stores.current(stores.readable(self.uri)):
             yield self.client
-
-    def has(self, model: str) -> bool:
-        """Whether ``models:/NAME/VERSION`` is there, with the files of its model."""
-        name, _, version = model.removeprefix("models:/").rpartition("/")
-        with self.asking(f"a look for {model}") as client:
-            return is_there(client, name, version)
 
     def models(self) -> tuple[str, ...]:
         """Names of all registered models, in order."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from forge_sweep.environment import without_credentials
+from forge_sweep.errors import InputError, TrackingDown
 from forge_sweep.tracking import calls, registration, writes
 from forge_sweep.tracking import store as stores
 from forge_sweep.tracking.journal import Journal
@@ -246,6 +247,23 @@ class Review:
             client.log_inputs(id, old.inputs.dataset_inputs)
         calls.end(self._session, id, run.status, old.info.end_time or now_ms())
         client.delete_run(run.id)
+
+
+def model_is_there(model: str, store: Path) -> bool | None:
+    """Whether ``models:/NAME/VERSION`` is there with its files; None where the store does not answer.
+
+    Makes no store where there is none.
+    """
+    try:
+        uri = stores.existing_uri(store)
+    except InputError:
+        return False
+    name, _, version = model.removeprefix("models:/").rpartition("/")
+    try:
+        with stores.translated(f"a look for {model}"):
+            return registration.is_there(stores.connect(uri, store, reading=True), name, version)
+    except (TrackingDown, InputError):
+        return None
 
 
 def _found(run: MlflowRun) -> Found:
