@@ -151,7 +151,6 @@ def _read_csv(path: Path, key: str, spec: DataSpec) -> Part:
 
     def read(positions: Sequence[int], types: Mapping[str, pa.DataType], missing: Sequence[str]) -> pa.Table:
         """Some columns. By their places: of those that are dropped, several may have one name."""
-        places = {position: f"{position}" for position in positions}
         table = csv.read_csv(
             pa.BufferReader(content),
             # Types are inferred from the first block only, so all of the file is one block (2 GiB at most).
@@ -164,10 +163,8 @@ def _read_csv(path: Path, key: str, spec: DataSpec) -> Part:
             convert_options=csv.ConvertOptions(
                 null_values=missing,
                 strings_can_be_null=True,
-                include_columns=list(places.values()),
-                column_types={
-                    places[position]: types[names[position]] for position in positions if names[position] in types
-                },
+                include_columns=[str(position) for position in positions],
+                column_types={str(i): types[names[i]] for i in positions if names[i] in types},
             ),
         )
         return table.rename_columns([names[position] for position in positions])
@@ -188,11 +185,9 @@ def _read_csv(path: Path, key: str, spec: DataSpec) -> Part:
         )
         warnings = (found,) if found else ()
     for name, toml in identities(spec).items():
-        if table.column(name).null_count:  # a word such as NA names a row or a group as any other does
-            own = texts(name, [""])
-            column = table.column(name) if own.null_count else own
-        else:
-            column = table.column(name)
+        column = table.column(name)
+        if column.null_count and not (own := texts(name, [""])).null_count:
+            column = own  # a word such as NA names a row or a group as any other does
         table = table.set_column(table.column_names.index(name), name, exact(column, partial(texts, name), toml, name))
     words = {
         name: counts
@@ -282,7 +277,7 @@ def _alike(tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
         kinds = {str(table.schema.field(name).type) for table in tables.values()}
         if "large_string" in kinds and kinds <= {"large_string", "int64", "uint64"} and kinds != {"large_string"}:
             long = all(
-                pc_digits(table.column(name))
+                is_digits(table.column(name))
                 for table in tables.values()
                 if pa.types.is_large_string(table.schema.field(name).type)
             )
@@ -293,7 +288,7 @@ def _alike(tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
     return found
 
 
-def pc_digits(column: pa.ChunkedArray) -> bool:
+def is_digits(column: pa.ChunkedArray) -> bool:
     """Whether a column of text holds whole numbers only."""
     import pyarrow.compute as pc
 

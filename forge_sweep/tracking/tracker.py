@@ -136,11 +136,7 @@ class Tracker:
 
     def has(self, key: str) -> bool:
         """Whether the store has a run with this key; False while it cannot be reached."""
-        try:
-            with self._lock, stores.translated(f"a look for the run {key!r}"):
-                return self._session.find(key) is not None
-        except TrackingDown:
-            return False
+        return bool(self.run_id(key))
 
     def run_id(self, key: str) -> str:
         """MLflow's id of the run with this key; "" where it is not written yet, or the store cannot be reached."""
