@@ -91,7 +91,8 @@ def understood(error: Exception) -> ForgeSweepError:
         )
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
         return InputError(
-            f"{error.object[:200]!r} holds bytes that are no text", hint="give names in UTF-8, or rename the file"
+            f"{error.object[:200]!r} holds bytes that are not valid text",
+            hint="give names in UTF-8, or rename the file",
         )
     if isinstance(error, FileNotFoundError) and folder_is_gone():
         return ForgeSweepError("the working folder was deleted", hint="change to a folder that is there")

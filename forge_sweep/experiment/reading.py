@@ -57,7 +57,7 @@ def content_of(path: Path) -> bytes:
     """The bytes of the file, which may be a pipe.
 
     Raises:
-        InputError: there is none, it is no file, or it is too long.
+        InputError: it does not exist, is not a file, or is too long.
     """
     try:
         with path.open("rb") as file:
