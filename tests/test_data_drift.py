@@ -169,7 +169,7 @@ def small(version: Version, name: str = "loans", **values: Any) -> Experiment:
     """A sweep of one trial on a version of the store."""
     data = {"source": "postgres", "version": version.name, "target": "label", "task": version.task}
     budget = {"study__n_trials": 1, "confirm__top": 1, "confirm__seeds": 1, "tracking__model_name": "loans"}
-    return experiment(name=name, data=data, **budget, **values)
+    return experiment(name=name, data=data, **{**budget, **values})
 
 
 def train_on(version: Version, store: Path, kind: str, name: str = "loans") -> None:
@@ -270,10 +270,10 @@ def test_no_test_row_is_read_and_no_backend_loaded(
 
 @pytest.mark.slow
 def test_a_network_is_scored_in_a_fresh_process(put: Put, tmp_path: Path) -> None:
-    """It brings its backend itself, and prints nothing about it."""
+    """It brings its backend itself, and prints nothing about it. With enough epochs it surely beats the constant."""
     version = put("a", loans(0))
     put("b", loans(1))
-    declared = small(version, study__epochs=2, baselines__kinds=["constant"])
+    declared = small(version, study__epochs=30, confirm__seeds=3, baselines__kinds=["constant"])
     sweep.run(declared, store=tmp_path / "mlruns")
     script = f"""
     from pathlib import Path

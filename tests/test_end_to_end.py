@@ -155,7 +155,7 @@ def test_a_network_is_registered_where_it_wins(tmp_path: Path) -> None:
     version = client.get_model_version_by_alias("binary", "challenger")
     assert version.tags["forge.kind"] == "network"
     steps = [point.step for point in client.get_metric_history(version.run_id, "val_auc")]
-    assert steps == list(range(len(steps))) and steps
+    assert steps == list(range(1, len(steps) + 1)) and steps
 
 
 def test_the_same_experiment_gives_the_same_numbers_again(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from forge_sweep.bundle import Bundle
 from forge_sweep.cli import app
 from forge_sweep.errors import BundleError
 from forge_sweep.registry import Refused, promote, rollback
-from forge_sweep.tracking import ForeignModel, Registry, locate
+from forge_sweep.tracking import ForeignModel, Registry, TrainedModel, downloaded, locate
 from forge_sweep.tracking.mlmodel import bundle_in
 from tests.shop import NAME, Shop, opened
 
@@ -158,6 +159,25 @@ def hostile(shop: Shop, tmp_path: Path) -> Path:
     registered.write_bytes(before)
     (registered.parent / "code" / "evil.py").unlink()
     (registered.parent / "code").rmdir()
+
+
+def test_a_damaged_version_is_named_by_its_address(shop: Shop) -> None:
+    """Not by the folder that it was downloaded to, which is gone when somebody reads of it."""
+    task = next(shop.store.glob("artifacts/**/data/*/task.json"))
+    before, kind_of_task = task.read_bytes(), kind(task.parents[2] / "MLmodel")
+    version = {"constant": "1", "hist_gradient_boosting": "2"}[kind_of_task]
+    task.write_text("{}")
+    try:
+        with (
+            pytest.raises(
+                BundleError, match=rf"^models:/{NAME}/{version} is not as it was saved; changed: task.json"
+            ) as refusal,
+            downloaded(TrainedModel(NAME, version, ()), shop.store) as folder,
+        ):
+            Bundle.load(folder)
+    finally:
+        task.write_bytes(before)
+    assert str(folder) not in str(refusal.value)
 
 
 def kind(mlmodel: Path) -> str:

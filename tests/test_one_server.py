@@ -189,10 +189,13 @@ def test_a_sweep_killed_in_the_middle_ends_with_exactly_its_trials(
 
 
 def test_the_ledger_holds_one_look_and_the_run_it_was_for(one: OneServer, swept: Swept) -> None:
-    (parent,) = [run for run in runs(client(one.tracking), "surface") if run.data.tags["forge.kind"] == "sweep"]
+    """The run of the registered model, as a later promotion of it names it."""
+    mlflow = client(one.tracking)
+    (parent,) = [run for run in runs(mlflow, "surface") if run.data.tags["forge.kind"] == "sweep"]
     assert parent.info.run_id == swept.result["run_id"]
     assert parent.data.tags["forge.test_looks"] == "1"
-    assert looks(one, "credit_v1") == [(parent.info.run_id, "sweeps")]
+    registered = mlflow.get_model_version_by_alias("surface", "challenger")
+    assert looks(one, "credit_v1") == [(registered.run_id, "sweeps")]
 
 
 def test_every_run_and_the_model_version_name_data_and_normalization(one: OneServer, swept: Swept) -> None:
@@ -297,7 +300,8 @@ def test_mlflow_and_optuna_can_be_used_without_the_mlflow_server(one: OneServer,
     direct = finish(one, tmp_path / "mlruns", "credit_v2", "direct", {"MLFLOW_TRACKING_URI": uri})
     (parent,) = [run for run in runs(client(uri), "direct") if run.data.tags["forge.kind"] == "sweep"]
     assert parent.info.run_id == direct.result["run_id"]
-    assert looks(one, "credit_v2") == [(parent.info.run_id, "sweeps")]
+    registered = client(uri).get_model_version_by_alias("direct", "challenger")
+    assert looks(one, "credit_v2") == [(registered.run_id, "sweeps")]
     tokens = {word.partition(" ")[0] for word in one.postgres.passwords.values()}
     with ui(direct.store, {**one.variables, "MLFLOW_TRACKING_URI": uri}) as link:
         assert link.startswith("http://127.0.0.1:")

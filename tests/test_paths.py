@@ -9,10 +9,9 @@ import pandas as pd
 import pytest
 
 from forge_sweep.bundle import Bundle, ready_backend, replay_golden
-from forge_sweep.errors import BundleError, InputError
+from forge_sweep.errors import InputError
 from forge_sweep.serving.files import predict_file
 from forge_sweep.tracking import locate
-from forge_sweep.tracking.trained_on import TrainedModel, downloaded
 from tests.serving import customers, fitted
 
 
@@ -58,30 +57,6 @@ def test_a_long_name_of_an_output_is_written(tree: Path, tmp_path: Path) -> None
     assert len(pd.read_csv(output)) == 5
     with pytest.raises(InputError, match="cannot be written: File name too long"):
         predict_file(tree, tmp_path / "rows.csv", tmp_path / f"{'x' * 300}.csv", store=tmp_path)
-
-
-def test_a_damaged_model_of_the_registry_is_named_by_its_address(
-    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    import shutil
-
-    from forge_sweep.tracking import trained_on
-
-    copies: list[Path] = []
-
-    def download(model: TrainedModel, store: Path, folder: Path) -> Path:
-        copies.append(shutil.copytree(tree, folder / "bundle"))
-        (copies[0] / "task.json").write_text("{}")
-        return folder
-
-    monkeypatch.setattr(trained_on, "_download", download)
-    with (
-        pytest.raises(BundleError, match=r"^models:/credit/3 is not as it was saved; changed: task.json") as damaged,
-        downloaded(TrainedModel("credit", "3", ()), tmp_path) as folder,
-    ):
-        Bundle.load(folder)
-    assert str(copies[0]) not in str(damaged.value)
 
 
 def unwritable(tmp_path: Path) -> list[tuple[Path, str]]:

@@ -28,7 +28,7 @@ from forge_sweep.workers.forkserver import Starter
 from forge_sweep.workers.watch import LOOK_EVERY_S, Watch, own_bytes
 
 START_LIMITS = Limits(silent_s=120.0)
-START_ATTEMPTS = 3
+START_ATTEMPTS = 5
 END_S = 5.0
 
 
@@ -186,7 +186,7 @@ class Slot:
         return result
 
     def _start(self) -> Child:
-        """A new process. One that is killed while it starts is no reason to give up, three are."""
+        """A new process. One that is killed while it starts is no reason to give up, five in a row are."""
         for _ in range(START_ATTEMPTS):
             try:
                 self.child = Child(self._starter, self.environment, lambda: self._given_up.is_set())
