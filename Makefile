@@ -1,7 +1,7 @@
 # Two commands on a fresh machine: `make sweep` and `make test`. Both use .venv, installed from requirements.lock.
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep test lint bench bench-quick bench-memory bench-store peers bench-serving docs format lock image image-run clean
+.PHONY: help install sweep test test-oldest test-newest lint bench bench-quick bench-memory bench-store peers bench-serving docs format lock image image-run clean
 .DELETE_ON_ERROR:
 
 # The first interpreter that fits; another one: make sweep PYTHON=/path/to/python3.12
@@ -12,6 +12,13 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 EXPERIMENT ?= experiments/quickstart.toml
 
+# uv, which the lock brings, fills an environment in seconds where pip takes minutes; pip does it where uv finds no index.
+# Compiled once here: where Python may not write bytecode (PYTHONDONTWRITEBYTECODE, a read-only environment), each process
+# would compile TensorFlow anew and take 9 s to start instead of 4.
+FILL = $(BIN)/uv pip install --compile-bytecode --only-binary :all: --python $(1)/bin/python $(2) \
+  || $(1)/bin/python -m pip install --quiet --only-binary :all: $(2)
+, := ,
+
 help:  ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
@@ -20,9 +27,34 @@ install: .venv/.installed  ## Create .venv with the locked packages and this one
 sweep: install  ## Run a sweep, end to end: make sweep EXPERIMENT=experiments/credit.toml
 	$(BIN)/forge-sweep run $(EXPERIMENT)
 
-# Passive: the trees' threads of one test process do not spin while the other has the core.
+# Passive: the trees' threads of one test process do not spin while the other has the core. The order is that of
+# tests/conftest.py: the longest files first. Three processes on two cores: a good part of the tests wait.
 test: install  ## Run the tests: make test TESTS='tests/test_study.py -k resume'
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
+
+# The same package with the oldest and with the newest release of everything in the ranges of pyproject.toml.
+# No PyTorch and no Ray there, so that without CI=true their tests are skipped.
+RANGE_TESTS ?= tests/test_end_to_end.py tests/test_tracking.py tests/test_study.py
+IN_RANGE = env -u CI OMP_WAIT_POLICY=passive .venv-$(1)/bin/python -m pytest -n 3 --dist loadfile -p no:cacheprovider $(RANGE_TESTS)
+
+test-oldest: .venv-oldest/.installed  ## Run the end-to-end, tracking and study tests with the oldest releases in range
+	$(call IN_RANGE,oldest)
+
+.venv-oldest/.installed: .venv/.installed requirements-oldest.lock
+	$(PYTHON) -m venv --clear .venv-oldest
+	$(call FILL,.venv-oldest,--require-hashes -r requirements-oldest.lock)
+	.venv-oldest/bin/python -m pip install --quiet --no-build-isolation --no-deps --no-index --editable .
+	@touch $@
+
+# Resolved anew each time it is built, which is its purpose: a release of today that breaks us shows here first.
+test-newest: .venv-newest/.installed  ## Run the same tests with the newest releases in range
+	$(call IN_RANGE,newest)
+
+.venv-newest/.installed: .venv/.installed
+	$(PYTHON) -m venv --clear .venv-newest
+	$(call FILL,.venv-newest,hatchling editables)
+	$(call FILL,.venv-newest,--no-build-isolation --editable '.[dev$(,)postgres$(,)serve$(,)export]')
+	@touch $@
 
 lint: install  ## Check style, types and layers
 	$(BIN)/ruff check .
@@ -45,7 +77,7 @@ bench-store: install  ## Rows per second into and out of the feature store, agai
 bench-serving: install  ## Requests per second of serve against mlflow models serve, on the same version (3 minutes)
 	$(BIN)/python benchmarks/serving.py
 
-docs: install  ## Write docs/experiment.md and docs/cli.md again from the code
+docs: install  ## Write docs/experiment.md, docs/cli.md and docs/api.md again from the code
 	$(BIN)/python docs/generate.py
 
 format: install  ## Rewrite the code in the project's style
@@ -58,7 +90,9 @@ format: install  ## Rewrite the code in the project's style
 	  echo "  fix: install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1)
 	@$(PYTHON) -c '$(FITS)' || { echo "PYTHON=$(PYTHON) is `$(PYTHON) -V 2>&1`; expected Python 3.11, 3.12 or 3.13" >&2; exit 1; }
 	$(PYTHON) -m venv --clear .venv
-	$(PIP) install --require-hashes --only-binary :all: -r requirements.lock
+	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock >.venv/uv.lock  # its own lines
+	$(PIP) install --quiet --require-hashes --only-binary :all: -r .venv/uv.lock
+	$(call FILL,.venv,--require-hashes -r requirements.lock)
 	@touch $@
 
 .venv/.installed: .venv/.locked pyproject.toml
@@ -68,15 +102,15 @@ format: install  ## Rewrite the code in the project's style
 # The peers of the benchmarks, and Ray for its tests, beside the locked packages and at the same versions of these.
 peers: .venv/.bench  ## Add the packages of requirements-bench.lock to .venv
 .venv/.bench: .venv/.installed requirements-bench.lock
-	$(PIP) install --require-hashes --only-binary :all: -r requirements-bench.lock
+	$(call FILL,.venv,--require-hashes -r requirements-bench.lock)
 	@touch $@
 
-# Needs uv. The others follow the first, so that the image and the benchmarks run what the tests ran.
-UV ?= uv
-COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile pyproject.toml --group build --universal \
+# The others follow the first, so that the image and the benchmarks run what the tests ran.
+COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml --group build --universal \
   --fork-strategy fewest --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --quiet
-lock:  ## Resolve the dependencies again (add LOCK_FLAGS=--upgrade for newer ones)
+lock: install  ## Resolve the dependencies again (add LOCK_FLAGS=--upgrade for newer ones)
 	$(COMPILE) $(LOCK_FLAGS) --extra dev --extra postgres --extra serve --extra export -o requirements.lock
+	$(COMPILE) --resolution lowest-direct --only-binary :all: --extra dev --extra postgres --extra serve --extra export -o requirements-oldest.lock
 	$(COMPILE) $(LOCK_FLAGS) --extra gpu --extra postgres --extra serve --extra export -c requirements.lock -o requirements-gpu.lock
 	$(COMPILE) $(LOCK_FLAGS) --extra bench --extra ray -c requirements.lock -o requirements-bench.lock
 
@@ -97,5 +131,5 @@ image-run:  ## Run a sweep in that image: make image-run EXPERIMENT=... RUN_FLAG
 	  "`cat .image-digest`" run $(EXPERIMENT)
 
 clean:  ## Remove the environment and caches; mlruns/ stays
-	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .image-digest
+	rm -rf .venv .venv-oldest .venv-newest .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .image-digest
 	find forge_sweep tests -name __pycache__ -prune -exec rm -rf {} +

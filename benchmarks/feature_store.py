@@ -32,7 +32,7 @@ SIZES = (1_000_000, 4_000_000)
 BLOCK = 65_536
 CHUNK = 1 << 20
 IMPORTED = (
-    *("forge_sweep.sources.feature_store.ingest", "forge_sweep.sources.feature_store.reading"),
+    *("forge_sweep.feature_store.ingest", "forge_sweep.feature_store.reading"),
     *("psycopg", "tenacity", "psutil", "pyarrow.parquet", "scipy", "sklearn.preprocessing"),
 )
 """What both ways import, some of it only when it is needed."""
@@ -59,8 +59,8 @@ def write_table(path: Path, rows: int) -> None:
 def ingest(path: Path, name: str) -> None:
     """Our ingest of the file."""
     from forge_sweep.experiment import DataSpec
-    from forge_sweep.sources.feature_store.address import Address
-    from forge_sweep.sources.feature_store.ingest import ingest as run
+    from forge_sweep.feature_store.connection import Address
+    from forge_sweep.feature_store.ingest import ingest as run
 
     spec = DataSpec(path=path.name, target=("label",), task="binary")
     run(spec, name=name, root=path.parent, seed=0, address=Address.from_environment())
@@ -68,10 +68,9 @@ def ingest(path: Path, name: str) -> None:
 
 def read(path: Path, name: str) -> None:
     """Our reading of every row, verified."""
-    from forge_sweep.sources.feature_store import reading
-    from forge_sweep.sources.feature_store.address import Address
-    from forge_sweep.sources.feature_store.connection import connect
-    from forge_sweep.sources.feature_store.versions import find
+    from forge_sweep.feature_store import reading
+    from forge_sweep.feature_store.connection import Address, connect
+    from forge_sweep.feature_store.versions import find
 
     with connect(Address.from_environment()) as connection:
         version = find(connection, name)
@@ -99,10 +98,9 @@ def raw_copies(name: str, folder: Path) -> dict[str, float]:
     """Seconds of COPY of the version's rows: out of the query that we read with, and into a bare table."""
     import psycopg
 
-    from forge_sweep.sources.feature_store import reading
-    from forge_sweep.sources.feature_store.address import Address
-    from forge_sweep.sources.feature_store.connection import connect
-    from forge_sweep.sources.feature_store.versions import SPLITS, find
+    from forge_sweep.feature_store import reading
+    from forge_sweep.feature_store.connection import Address, connect
+    from forge_sweep.feature_store.versions import SPLITS, find
 
     with connect(Address.from_environment(), autocommit=True) as connection:
         version = find(connection, name)
@@ -140,8 +138,8 @@ def database() -> Iterator[None]:
     """FORGE_SWEEP_DATABASE_URL names a new database with our tables for a while."""
     import psycopg
 
-    from forge_sweep.sources.feature_store.address import Address
-    from forge_sweep.sources.feature_store.schema import init
+    from forge_sweep.feature_store.connection import Address
+    from forge_sweep.feature_store.schema import init
 
     with contextlib.ExitStack() as stack:
         url = os.environ.get("FORGE_SWEEP_TEST_DATABASE_URL") or stack.enter_context(server())

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import cProfile
 import functools
+import importlib
 import pstats
 import sys
 import tempfile
@@ -28,18 +29,19 @@ import sqlalchemy
 from forge_sweep import bundle, sweep, training, trial
 from forge_sweep.experiment import Experiment, Params, parse
 from forge_sweep.study import Study
-from forge_sweep.sweep import context, trials
-from forge_sweep.tracking import Run
+from forge_sweep.sweep import context
+from forge_sweep.tracking import Run, Tracker
 from forge_sweep.trial import TrialResult
 
 WARM_UP = 5
 now = time.perf_counter
+STORY: Any = importlib.import_module("forge_sweep.sweep.run")  # the module; `sweep.run` is its function
 PARTS: tuple[tuple[str, Any, str], ...] = (
     ("ask", Study, "ask"),
-    ("open run", trials, "open_trial"),
+    ("open run", Tracker, "run"),
     ("log epoch", Run, "log_epoch"),
     ("report, prune?", Study, "report"),
-    ("end run", trials, "end_scored"),
+    ("end run", Run, "finish"),
     ("tell", Study, "tell"),
     ("watch", context.Context, "tell"),
     ("best, streak", Study, "best"),
@@ -146,8 +148,8 @@ class Instant:
 def measured(clock: Clock) -> Iterator[None]:
     """Without networks and pre-flight, with every part timed."""
     before = [(home, name, getattr(home, name)) for _, home, name in PARTS]
-    kept = trial.run, sweep.try_models, training.load_backend
-    trial.run, sweep.try_models, training.load_backend = Instant(), lambda *_: (), lambda: None
+    kept = trial.run, STORY.try_models, training.load_backend
+    trial.run, STORY.try_models, training.load_backend = Instant(), lambda *_: (), lambda: None
     sqlalchemy.event.listen(sqlalchemy.Engine, "begin", clock.began)
     sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", clock.executed)
     for part, home, name in PARTS:
@@ -155,7 +157,7 @@ def measured(clock: Clock) -> Iterator[None]:
     try:
         yield
     finally:
-        trial.run, sweep.try_models, training.load_backend = kept
+        trial.run, STORY.try_models, training.load_backend = kept
         sqlalchemy.event.remove(sqlalchemy.Engine, "begin", clock.began)
         sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", clock.executed)
         for home, name, function in before:
@@ -197,6 +199,8 @@ def table(clock: Clock, seconds: float, n: int) -> str:
         f"{database} {sum(c for (_, where), c in clock.transactions.items() if where == database) / n:.1f}"
         for database in sorted({database for _, database in clock.statements})
     ]
+    tracking = sum(clock.seconds[part] for part in ("open run", "log epoch", "end run"))
+    lines.append(f"{'tracking':<16}{tracking / n * 1000:8.2f}")
     return "\n".join([*lines, f"{'all':<16}{seconds / n * 1000:8.2f}  {', '.join(totals)}"]) + "\n"
 
 

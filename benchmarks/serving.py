@@ -65,7 +65,7 @@ def registered(store: Path) -> Any:
         rows, Schema.learn(rows), scaler="standard", impute="median", fill=0.0, max_categories=50
     )
     training.seed_everything(1)
-    model = models.build("mlp", len(preprocessor.output_names), task, {"width": 128, "depth": 2})
+    model = models.build("mlp", preprocessor.spec, task, {"width": 128, "depth": 2})
     bundle = Bundle(model, preprocessor, task, 0.5, {"experiment": {"name": "bench"}})
     bundle.save(store / "bundle", rows)
     with Tracker("bench", store) as tracker:

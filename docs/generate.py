@@ -1,9 +1,14 @@
-"""Write docs/experiment.md and docs/cli.md from the code; `tests/test_docs.py` fails when they differ."""
+"""Write docs/experiment.md, docs/cli.md and docs/api.md from the code; `tests/test_docs.py` fails when they differ."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
+import re
 import sys
+import textwrap
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +17,21 @@ from pydantic.fields import FieldInfo
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
+from forge_sweep import errors
 from forge_sweep.cli import app
-from forge_sweep.experiment import HYPERPARAMETERS, Dimension, Experiment, json_schema
+from forge_sweep.experiment import HYPERPARAMETERS, Dimension, Experiment, InputGroup, json_schema
 
 FOLDER = Path(__file__).parent
+
+INPUTS = """
+Each key is the name of an input, which the builder finds in `inputs`:
+
+```toml
+[data.inputs]
+amounts = { columns = ["amount", "balance_*"] }
+merchant = { columns = ["merchant"], encode = "codes" }
+```
+"""
 
 SEARCH = """
 ## [model.search]
@@ -42,6 +58,8 @@ def experiment_reference() -> str:
     )
     top = table("Top level", Experiment)
     sections = [table(f"[{path}]", model, note) for path, model, note in sections_of(Experiment)]
+    place = next(i for i, text in enumerate(sections) if text.startswith("## [data.split]")) + 1
+    sections.insert(place, table("[data.inputs]", InputGroup, "Optional: several inputs.\n" + INPUTS.rstrip()))
     rows = [
         f"| `{name}` | {known.expected} | {'-' if known.default is None else toml(known.default)} | {known.doc} |"
         for name, known in HYPERPARAMETERS.items()
@@ -132,7 +150,267 @@ def cli_reference() -> str:
     )
 
 
-PAGES = {"experiment.md": experiment_reference, "cli.md": cli_reference}
+PYTHON = {
+    "run": "forge_sweep.Sweep.run",
+    "worker": "forge_sweep.Sweep.join",
+    "check": "forge_sweep.Sweep.check",
+    "schema": "forge_sweep.experiment.json_schema",
+    "status": "forge_sweep.Sweep.status",
+    "trials": "forge_sweep.Sweep.trials",
+    "best": "forge_sweep.Sweep.best",
+    "report": "forge_sweep.Sweep.report",
+    "ui": "forge_sweep.Sweep.ui",
+    "reconcile": "forge_sweep.Sweep.reconcile",
+    "promote": "forge_sweep.registry.promote",
+    "rollback": "forge_sweep.registry.rollback",
+    "card": "forge_sweep.registry.make_card",
+    "reproduce": "forge_sweep.reproduce.reproduce",
+    "export": "forge_sweep.export_model",
+    "serve": "forge_sweep.serving.serve",
+    "predict": "forge_sweep.serving.files.predict_file",
+    "models list": "forge_sweep.registry.overviews",
+    "models history": "forge_sweep.registry.Champions.history",
+    "models at": "forge_sweep.registry.Champions.at",
+    "models show": "forge_sweep.tracking.Registry.version",
+    "store upgrade": "forge_sweep.tracking.upgrade_store",
+    "data init": "forge_sweep.feature_store.schema.init",
+    "data ingest": "forge_sweep.feature_store.admin.ingest_file",
+    "data list": "forge_sweep.feature_store.admin.listed",
+    "data show": "forge_sweep.feature_store.admin.described",
+    "data audit": "forge_sweep.feature_store.admin.audited",
+    "data diff": "forge_sweep.feature_store.diff.diff",
+    "data drift": "forge_sweep.feature_store.drift.drift",
+    "data export": "forge_sweep.feature_store.admin.export",
+    "data drop": "forge_sweep.feature_store.admin.dropped",
+}
+"""What each command is in Python."""
+
+API = {
+    "Sweeps": ["forge_sweep.Sweep"],
+    "Models": [
+        "forge_sweep.load_model",
+        "forge_sweep.export_model",
+        "forge_sweep.bundle.Bundle",
+        "forge_sweep.serving.files.predict_file",
+        "forge_sweep.serving.serve",
+        "forge_sweep.serving.Settings",
+    ],
+    "What they return": [
+        "forge_sweep.sweep.SweepResult",
+        "forge_sweep.sweep.Event",
+        "forge_sweep.checks.findings.Finding",
+        "forge_sweep.study.TrialRow",
+        "forge_sweep.sweep.Joined",
+        "forge_sweep.sweep.Reconciled",
+    ],
+    "The registry": [
+        "forge_sweep.registry.promote",
+        "forge_sweep.registry.rollback",
+        "forge_sweep.registry.make_card",
+        "forge_sweep.registry.overviews",
+        "forge_sweep.registry.Champions",
+        "forge_sweep.tracking.Registry",
+        "forge_sweep.reproduce.reproduce",
+        "forge_sweep.reproduce.commands",
+    ],
+    "Experiments and stores": [
+        "forge_sweep.experiment.json_schema",
+        "forge_sweep.tracking.upgrade_store",
+    ],
+    "The feature store": [
+        "forge_sweep.feature_store.schema.init",
+        "forge_sweep.feature_store.admin.ingest_file",
+        "forge_sweep.feature_store.admin.ingest_version",
+        "forge_sweep.feature_store.admin.listed",
+        "forge_sweep.feature_store.admin.described",
+        "forge_sweep.feature_store.admin.audited",
+        "forge_sweep.feature_store.diff.diff",
+        "forge_sweep.feature_store.drift.drift",
+        "forge_sweep.feature_store.admin.export",
+        "forge_sweep.feature_store.admin.dropped",
+    ],
+}
+
+MEMBERS = {
+    "forge_sweep.Sweep": None,
+    "forge_sweep.bundle.Bundle": ("predict", "scores", "load", "save"),
+    "forge_sweep.registry.Champions": ("history", "at", "record"),
+    "forge_sweep.tracking.Registry": ("models", "versions", "version", "aliases"),
+}
+"""Methods and properties that are described; None: all public ones."""
+
+API_HEAD = """\
+# The Python API
+
+Generated from the docstrings by `make docs`. In a notebook: [quickstart.ipynb](quickstart.ipynb).
+
+```python
+from forge_sweep import Sweep
+
+sweep = Sweep.from_toml("experiments/quickstart.toml")
+sweep.run()
+```
+
+A sweep from Python is the one of the command line: the same experiment, store, study, events, errors and models. Begin
+it in a notebook, resume it in a shell, watch it from either. Errors are exceptions with the text that the command
+prints; nothing exits. A script that runs a sweep with `workers.kind = "processes"` needs `if __name__ == "__main__":`
+around it, as for `multiprocessing`.
+
+## From commands to Python
+
+| command | in Python |
+|---|---|
+"""
+
+
+def api_reference() -> str:
+    """The reference of what is public in Python."""
+    rows = [f"| `forge-sweep {command}` | [`{name}`](#{anchor(name)}) |" for command, name in PYTHON.items()]
+    parts = [API_HEAD + "\n".join(rows)]
+    for title, names in API.items():
+        parts.append(f"## {title}")
+        parts += [text for name in names for text in described(name)]
+    parts += ["## Errors", "All are in `forge_sweep.errors`; the message ends with how to fix it.", error_table()]
+    return "\n\n".join(parts) + "\n"
+
+
+def described(name: str) -> list[str]:
+    """A function, or a class with its members."""
+    found = resolved(name)
+    parts = [heading("###", name), *signature(found, name.rpartition(".")[2]), *markdown(inspect.getdoc(found) or "")]
+    if name in MEMBERS:
+        chosen = MEMBERS[name]
+        names = [each for each in vars(found) if not each.startswith("_")] if chosen is None else chosen
+        for each in names:
+            member = inspect.getattr_static(found, each)
+            parts.append(heading("####", f"{name}.{each}"))
+            if not isinstance(member, property):
+                parts += signature(getattr(found, each), each)
+            else:
+                parts.append(f"Property: `{member.fget.__annotations__['return']}`.")
+            parts += markdown(inspect.getdoc(member) or "")
+    return parts
+
+
+def resolved(name: str) -> Any:
+    """The object that a dotted name stands for."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[count:]:
+            found = getattr(found, part)
+        return found
+    raise LookupError(name)
+
+
+def heading(level: str, name: str) -> str:
+    """A heading that links lead to; of a member it names the class and not the module."""
+    shown = ".".join(name.split(".")[-2:]) if level == "####" else name
+    return f'{level} <a id="{anchor(name)}"></a>`{shown}`'
+
+
+def anchor(name: str) -> str:
+    """The name of a place of this page."""
+    return name.replace(".", "-").lower()
+
+
+def signature(found: Any, name: str) -> list[str]:
+    """How it is called, as code."""
+    if is_dataclass(found):
+        made = " = ..."  # by a factory
+        defaults = [default_text(each.default) if each.default_factory is MISSING else made for each in fields(found)]
+        listed = [f"{each.name}: {each.type}{text}" for each, text in zip(fields(found), defaults, strict=True)]
+    elif inspect.isclass(found):
+        listed = parameters(inspect.signature(found.__init__))
+    else:
+        listed = parameters(inspect.signature(found))
+    returns = "" if inspect.isclass(found) else f" -> {inspect.signature(found).return_annotation}"
+    one = f"{name}({', '.join(listed)}){returns}"
+    text = one if len(one) <= 110 else f"{name}(\n" + "".join(f"    {each},\n" for each in listed) + f"){returns}"
+    return [f"```text\n{text}\n```"]
+
+
+def parameters(found: inspect.Signature) -> list[str]:
+    """The parameters, with what stands between positional ones and those by name."""
+    listed: list[str] = []
+    by_name = False
+    for each in found.parameters.values():
+        if each.name == "self":
+            continue
+        if each.kind is each.VAR_POSITIONAL:
+            by_name = True
+        if each.kind is each.KEYWORD_ONLY and not by_name:
+            listed.append("*")
+            by_name = True
+        star = "*" if each.kind is each.VAR_POSITIONAL else ""
+        annotation = "" if each.annotation is each.empty else f": {each.annotation}"
+        listed.append(f"{star}{each.name}{annotation}{default_text(each.default)}")
+    return listed
+
+
+def default_text(value: Any) -> str:
+    """A default as it would be written; what has no short form is dots."""
+    if value is inspect.Parameter.empty or value is MISSING:
+        return ""
+    if isinstance(value, Path):
+        return f' = Path("{value}")'
+    return f" = {value!r}" if isinstance(value, str | int | float | tuple | None) else " = ..."
+
+
+SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Example)::?$")
+
+
+def markdown(text: str) -> list[str]:
+    """A docstring in Google's style as paragraphs, lists and code."""
+    parts: list[str] = []
+    for block in re.split(r"\n\n(?=\S)", text):
+        head, _, rest = block.partition("\n")
+        section = SECTION.match(head)
+        if block.partition("\n\n")[0].endswith("::"):
+            words, _, code = block.partition("::\n\n") if section is None else (head.rstrip(":"), "", rest)
+            parts.append(f"{inline(words)}:\n\n```python\n{inspect.cleandoc(code)}\n```")
+        elif section is None:
+            parts.append(inline(block))
+        elif section[1] == "Returns":
+            parts.append(f"**Returns** {inline(' '.join(rest.split()))}")
+        else:
+            parts.append(f"**{section[1]}**\n\n" + "\n".join(listed_in(rest)))
+    return parts
+
+
+def listed_in(block: str) -> list[str]:
+    """The entries ``name: text`` of a section, which may go on over indented lines."""
+    entries: list[str] = []
+    for line in textwrap.dedent(block).splitlines():
+        if line.startswith(" ") and entries:
+            entries[-1] += f" {line.strip()}"
+        else:
+            entries.append(line)
+    pairs = (entry.partition(": ") for entry in entries)
+    return [f"- `{name}`: {inline(text)}" for name, _, text in pairs]
+
+
+def inline(text: str) -> str:
+    """Double backticks are Markdown's single ones."""
+    return text.replace("``", "`")
+
+
+def error_table() -> str:
+    """Every exception below `ForgeSweepError`, with the exit code of a command that ends with it."""
+    found = [each for _, each in inspect.getmembers(errors, inspect.isclass) if issubclass(each, Exception)]
+    found.sort(key=lambda each: (len(each.__mro__), each.__name__))
+    rows = [
+        f"| `{each.__name__}` | `{each.__bases__[0].__name__}` | {each.exit_code} | "
+        f"{inline((inspect.getdoc(each) or '').partition(chr(10))[0])} |"
+        for each in found
+    ]
+    return "\n".join(["| exception | is a | exit code | meaning |", "|---|---|---|---|", *rows])
+
+
+PAGES = {"experiment.md": experiment_reference, "cli.md": cli_reference, "api.md": api_reference}
 
 
 def main() -> None:

@@ -119,7 +119,7 @@ def refuse_damaged(path: Path, what: str) -> None:
     kept = f"it holds {what}; nothing was changed"
     if path.is_dir():
         raise InputError(
-            f"{path} is a folder; expected an SQLite database", hint=f"move it away, or give another store; {kept}"
+            f"{path} is a directory; expected an SQLite database", hint=f"move it away, or give another store; {kept}"
         )
     # Asked of SQLite alone: whoever closes the file by other means takes away the locks that connections of this
     # process hold on it, and another process may then delete the log (https://www.sqlite.org/howtocorrupt.html, 2.2).

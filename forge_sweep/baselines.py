@@ -10,16 +10,13 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from forge_sweep.errors import DataError, InputError, TrialFailed
 from forge_sweep.experiment import Params
 from forge_sweep.task import Task
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 KINDS = ("constant", "random_forest", "hist_gradient_boosting", "xgboost")
 
@@ -43,10 +40,7 @@ class Baseline:
     task: Task
 
     def outputs(self, x: np.ndarray) -> np.ndarray:
-        """What a network without logits would give.
-
-        Args:
-            x: (n, features) preprocessed features.
+        """What a network without logits would give for (n, features) preprocessed features.
 
         Returns:
             (n, task.units) float32: probabilities, or standardised regression values.
@@ -84,11 +78,10 @@ def fit(
         task: what is predicted.
         x_train: (n, features) preprocessed features.
         y_train: targets as ``task.encode`` gives them.
-        seed: seeds the trees.
+        seed: of the trees.
         class_weight: ``balanced`` weighs rows by the inverse frequency of their class, as the networks do; ``constant``
             ignores it, since its shares are what it is for.
-        timeout_s: seconds after which fitting is given up, at the next step of it; no limit by default. A fit that ends
-            before gives the same model as one without a limit.
+        timeout_s: seconds after which fitting is given up; a fit that ends before gives the same model as without.
 
     Raises:
         TrialFailed: the time is over (``time-out``).
@@ -97,8 +90,10 @@ def fit(
     """
     if kind == "constant":
         return Baseline(kind, _constant(task, y_train), {}, task)
-    labels = _labels(task, y_train)
-    weight = _sample_weight(task, labels, y_train) if class_weight == "balanced" else None
+    labels, weight = _labels(task, y_train), None
+    if class_weight == "balanced":
+        weights = task.class_weights(y_train)
+        weight = np.asarray([weights[code] for code in labels.tolist()])
     single = _estimator(kind, task, seed)
     clock = _Clock(kind, timeout_s)
     if kind == "hist_gradient_boosting" and labels.ndim > 1:
@@ -109,8 +104,11 @@ def fit(
     if kind == "random_forest":
         # Threads add up the trees' votes in the order they finish, which moves the last bits from call to call.
         model.set_params(n_jobs=1)
-    weighing: Params = {} if class_weight is None else {"class_weight": class_weight}
-    return Baseline(kind, model, {**_scalars(single.get_params()), **weighing}, task)
+    plain = {name: value for name, value in single.get_params().items() if isinstance(value, bool | int | float | str)}
+    used: Params = {name: value for name, value in plain.items() if isinstance(value, str) or not math.isnan(value)}
+    if class_weight is not None:
+        used["class_weight"] = class_weight
+    return Baseline(kind, model, used, task)
 
 
 def load_xgboost(path: Path, task: Task) -> Any:
@@ -123,37 +121,20 @@ def load_xgboost(path: Path, task: Task) -> Any:
 
 
 def _estimator(kind: str, task: Task, seed: int) -> Any:
-    """An unfitted estimator with its library's defaults."""
-    makers: dict[str, Callable[[Task, int], Any]] = {
-        "random_forest": _random_forest,
-        "hist_gradient_boosting": _hist_gradient_boosting,
-        "xgboost": _xgboost,
-    }
-    if kind not in makers:
-        raise InputError(f'baselines.kinds has "{kind}", which is unknown', hint=f"use some of {', '.join(KINDS)}")
-    return makers[kind](task, seed)
-
-
-def _random_forest(task: Task, seed: int) -> Any:
-    from sklearn import ensemble
-
-    maker = ensemble.RandomForestRegressor if task.kind == "regression" else ensemble.RandomForestClassifier
-    return maker(random_state=seed, n_jobs=-1)
-
-
-def _hist_gradient_boosting(task: Task, seed: int) -> Any:
-    from sklearn import ensemble
-
     regression = task.kind == "regression"
-    maker = ensemble.HistGradientBoostingRegressor if regression else ensemble.HistGradientBoostingClassifier
-    return maker(random_state=seed)
+    if kind == "random_forest":
+        from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
+        return (RandomForestRegressor if regression else RandomForestClassifier)(random_state=seed, n_jobs=-1)
+    if kind == "hist_gradient_boosting":
+        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-def _xgboost(task: Task, seed: int) -> Any:
-    import xgboost
+        return (HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier)(random_state=seed)
+    if kind == "xgboost":
+        from xgboost import XGBClassifier, XGBRegressor
 
-    maker = xgboost.XGBRegressor if task.kind == "regression" else xgboost.XGBClassifier
-    return maker(random_state=seed, n_jobs=-1)
+        return (XGBRegressor if regression else XGBClassifier)(random_state=seed, n_jobs=-1)
+    raise InputError(f'baselines.kinds has "{kind}", which is unknown', hint=f"use some of {', '.join(KINDS)}")
 
 
 def _per_output(single: Any, task: Task, x_train: np.ndarray, labels: np.ndarray, clock: _Clock) -> Any:
@@ -178,17 +159,12 @@ class _Clock:
         self.kind, self.timeout_s, self.began = kind, timeout_s, time.monotonic()
 
     @property
-    def seconds(self) -> float:
-        """Since the fit began."""
-        return time.monotonic() - self.began
-
-    @property
     def over(self) -> bool:
         """Whether the limit is reached."""
-        return self.timeout_s is not None and self.seconds > self.timeout_s
+        return self.timeout_s is not None and time.monotonic() - self.began > self.timeout_s
 
     def check(self) -> None:
-        """Give up where the time is over."""
+        """Raise TrialFailed where it is."""
         if self.over:
             raise TrialFailed(
                 "time-out",
@@ -204,35 +180,30 @@ def _fit_in_time(model: Any, x: np.ndarray, labels: np.ndarray, weight: np.ndarr
         return
     steps = {"random_forest": "n_estimators", "hist_gradient_boosting": "max_iter"}.get(clock.kind)
     if steps is None:
-        model.set_params(callbacks=[_stopping(clock)])
+        from xgboost.callback import TrainingCallback
+
+        class Stopping(TrainingCallback):
+            def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+                return clock.over
+
+        model.set_params(callbacks=[Stopping()])
         model.fit(x, labels, sample_weight=weight)
         model.set_params(callbacks=None)
         clock.check()
         return
-    wanted, done, began = model.get_params()[steps], 0, clock.seconds
+    wanted, done, began = model.get_params()[steps], 0, time.monotonic()
     model.set_params(warm_start=True)
     while done < wanted:
-        quick = done and clock.seconds - began <= QUICK_S
+        quick = done and time.monotonic() - began <= QUICK_S
         done = wanted if quick else min(done + STEP, wanted)
         model.set_params(**{steps: done})
         model.fit(x, labels, sample_weight=weight)
-        if done < wanted and getattr(model, "n_iter_", done) < done:  # it has stopped early
-            break
         if done < wanted:
+            if getattr(model, "n_iter_", done) < done:  # it has stopped early
+                break
             clock.check()
     model.set_params(warm_start=False, **{steps: wanted})
     clock.check()
-
-
-def _stopping(clock: _Clock) -> Any:
-    """XGBoost's callback that ends boosting where the time is over."""
-    from xgboost.callback import TrainingCallback
-
-    class Stopping(TrainingCallback):
-        def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
-            return clock.over
-
-    return Stopping()
 
 
 def _labels(task: Task, encoded: np.ndarray) -> np.ndarray:
@@ -241,12 +212,6 @@ def _labels(task: Task, encoded: np.ndarray) -> np.ndarray:
         return np.asarray(encoded.argmax(axis=1))
     flat = encoded.ravel() if encoded.ndim > 1 and encoded.shape[1] == 1 else encoded
     return np.asarray(flat if task.kind == "regression" else flat.astype(np.int64))
-
-
-def _sample_weight(task: Task, labels: np.ndarray, encoded: np.ndarray) -> np.ndarray:
-    """Balanced class weights, row by row."""
-    weights = task.class_weights(encoded)
-    return np.asarray([weights[code] for code in labels.tolist()])
 
 
 def _constant(task: Task, encoded: np.ndarray) -> tuple[float, ...]:
@@ -259,13 +224,9 @@ def _constant(task: Task, encoded: np.ndarray) -> tuple[float, ...]:
 
 
 def _probabilities(task: Task, found: Any, classes: Any) -> np.ndarray:
-    """Probabilities (n, units) from ``predict_proba``, in whatever form the estimator has them.
+    """Probabilities (n, units) from ``predict_proba`` and ``classes_``.
 
-    Args:
-        task: what is predicted.
-        found: (n, classes); or a list with one such array per label, as scikit-learn has multilabel; or (n, labels), as
-            XGBoost has it.
-        classes: the estimator's ``classes_``, a list where ``found`` is one.
+    ``found`` is (n, classes); for multilabel it is a list of such arrays in scikit-learn, and (n, labels) in XGBoost.
     """
     if isinstance(found, list):
         return np.column_stack([_share_of(1, p, seen) for p, seen in zip(found, classes, strict=True)])
@@ -280,9 +241,3 @@ def _share_of(code: int, probabilities: np.ndarray, classes: np.ndarray) -> np.n
     """Probability (n,) of one class code; 0 for a class that train did not have."""
     columns = np.flatnonzero(np.asarray(classes) == code)
     return np.asarray(probabilities[:, columns[0]]) if len(columns) else np.zeros(len(probabilities))
-
-
-def _scalars(params: dict[str, Any]) -> Params:
-    """The parameters that are plain values; unset ones and nan are left out."""
-    plain = {name: value for name, value in params.items() if isinstance(value, bool | int | float | str)}
-    return {name: value for name, value in plain.items() if not (isinstance(value, float) and math.isnan(value))}

@@ -1,7 +1,6 @@
-"""What a run ran in: code, packages, image and hardware, as plain values.
+"""What a run ran in: code, packages, image and hardware, found without importing an engine.
 
-Nothing here imports an engine (GPUs are found without TensorFlow) and nothing here reads the whole process environment:
-only the variables named below are recorded, none of which holds a secret.
+Only the environment variables named below are recorded, none of which holds a secret.
 """
 
 from __future__ import annotations
@@ -33,70 +32,31 @@ UNTRACKED_LIMIT = 200  # names of untracked files listed with it
 _DIGEST = re.compile(r"(?:[^\s@]+@)?sha256:[0-9a-f]{64}")
 _CONTAINER_CGROUP = re.compile(r"docker|kubepods|containerd|libpod|lxc|buildkit")
 _THREADS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "TF_NUM_INTRAOP_THREADS",
-    "TF_NUM_INTEROP_THREADS",
+    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
+    *("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "PJRT_NPROC"),
 )
 _CGROUP_MEMORY = (  # limit, usage and statistics, in version 2 and 1
     ("memory.max", "memory.current", "memory.stat"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
 )
 _FLAGS = (
-    "KERAS_BACKEND",
-    "CUDA_VISIBLE_DEVICES",
-    "XLA_FLAGS",
-    "TF_XLA_FLAGS",
-    "TF_DETERMINISTIC_OPS",
-    "TF_CUDNN_DETERMINISTIC",
-    "TF_ENABLE_ONEDNN_OPTS",
-    "TF_FORCE_GPU_ALLOW_GROWTH",
-    "TF_GPU_ALLOCATOR",
-    "NVIDIA_TF32_OVERRIDE",
-    "PYTHONHASHSEED",
+    *("KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "XLA_FLAGS", "TF_XLA_FLAGS"),
+    *("TF_DETERMINISTIC_OPS", "TF_CUDNN_DETERMINISTIC", "TF_ENABLE_ONEDNN_OPTS"),
+    *("TF_FORCE_GPU_ALLOW_GROWTH", "TF_GPU_ALLOCATOR", "NVIDIA_TF32_OVERRIDE", "PYTHONHASHSEED"),
 )
 _VARIABLES = (  # what changes numbers besides; apart from the two above, which older records have without these names
-    "KERAS_NNX_ENABLED",
-    "KERAS_TORCH_DEVICE",
-    "TF_USE_LEGACY_KERAS",
-    "TF_KERAS",
-    "TF_ENABLE_AUTO_MIXED_PRECISION",
-    "TF_ENABLE_AUTO_MIXED_PRECISION_GRAPH_REWRITE",
-    "TF_SET_ONEDNN_FPMATH_MODE",
-    "TF_ENABLE_MKL_NATIVE_FORMAT",
-    "TF_DISABLE_MKL",
-    "TF_CUDNN_USE_AUTOTUNE",
-    "TF_CUDNN_USE_FRONTEND",
-    "TF_USE_CUBLASLT",
-    "TF_GPU_THREAD_MODE",
-    "TF_OVERRIDE_GLOBAL_THREADPOOL",
-    "DNNL_DEFAULT_FPMATH_MODE",
-    "DNNL_MAX_CPU_ISA",
-    "ONEDNN_DEFAULT_FPMATH_MODE",
-    "ONEDNN_MAX_CPU_ISA",
-    "ONEDNN_CPU_ISA_HINTS",
-    "CUBLAS_WORKSPACE_CONFIG",
-    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
-    "JAX_ENABLE_X64",
-    "JAX_DEFAULT_DTYPE_BITS",
-    "JAX_DEFAULT_MATMUL_PRECISION",
-    "JAX_PLATFORMS",
-    "OMP_DYNAMIC",
-    "OMP_SCHEDULE",
-    "OMP_THREAD_LIMIT",
-    "OPENBLAS_CORETYPE",
-    "OPENBLAS_DEFAULT_NUM_THREADS",
-    "GOTO_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "MKL_CBWR",
-    "MKL_DYNAMIC",
-    "MKL_ENABLE_INSTRUCTIONS",
-    "KMP_DETERMINISTIC_REDUCTION",
-    "NPY_DISABLE_CPU_FEATURES",
-    "NPY_ENABLE_CPU_FEATURES",
-    "LOKY_MAX_CPU_COUNT",
+    *("KERAS_NNX_ENABLED", "KERAS_TORCH_DEVICE", "TF_USE_LEGACY_KERAS", "TF_KERAS"),
+    *("TF_ENABLE_AUTO_MIXED_PRECISION", "TF_ENABLE_AUTO_MIXED_PRECISION_GRAPH_REWRITE"),
+    *("TF_SET_ONEDNN_FPMATH_MODE", "TF_ENABLE_MKL_NATIVE_FORMAT", "TF_DISABLE_MKL", "TF_CUDNN_USE_AUTOTUNE"),
+    *("TF_CUDNN_USE_FRONTEND", "TF_USE_CUBLASLT", "TF_GPU_THREAD_MODE", "TF_OVERRIDE_GLOBAL_THREADPOOL"),
+    *("DNNL_DEFAULT_FPMATH_MODE", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA"),
+    *("ONEDNN_CPU_ISA_HINTS", "CUBLAS_WORKSPACE_CONFIG", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
+    *("JAX_ENABLE_X64", "JAX_DEFAULT_DTYPE_BITS", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_PLATFORMS"),
+    *("JAX_DEFAULT_PRNG_IMPL", "JAX_THREEFRY_PARTITIONABLE", "JAX_RANDOM_SEED_OFFSET", "ATEN_CPU_CAPABILITY"),
+    *("OMP_DYNAMIC", "OMP_SCHEDULE", "OMP_THREAD_LIMIT", "OPENBLAS_CORETYPE", "OPENBLAS_DEFAULT_NUM_THREADS"),
+    *("GOTO_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
+    *("MKL_CBWR", "MKL_DYNAMIC", "MKL_ENABLE_INSTRUCTIONS", "KMP_DETERMINISTIC_REDUCTION"),
+    *("NPY_DISABLE_CPU_FEATURES", "NPY_ENABLE_CPU_FEATURES", "LOKY_MAX_CPU_COUNT"),
 )
 
 KERAS_SETTINGS: Mapping[str, str | float] = MappingProxyType(
@@ -107,12 +67,7 @@ KERAS_SETTINGS: Mapping[str, str | float] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Memory:
-    """Main memory of this process, in bytes.
-
-    Attributes:
-        total: what it may use at most.
-        available: what of that is free, or can be freed at once.
-    """
+    """Main memory that this process may use, in bytes, and what of it is free or can be freed at once."""
 
     total: int
     available: int
@@ -129,19 +84,13 @@ class Environment:
         git_dirty: whether the working tree differs from that commit, untracked files included.
         git_diff: the difference as text, with the names of untracked files; at most 1 MB, "" when clean.
         git_remote: URL of ``origin`` without credentials, ``unknown`` without one.
-        packages: installed distributions and versions.
-        python: version of the interpreter.
         platform: operating system, kernel, machine.
-        cpu: model name.
         cores: cores this process may use.
         memory_bytes: memory this process may use (a container's limit counts).
         gpus: one text per NVIDIA GPU, empty without one.
         cuda: CUDA version of the driver, ``none`` without a GPU.
-        backend: Keras backend, such as ``tensorflow``.
         threads: thread counts set by environment variables.
         flags: compiler, determinism and device flags set by environment variables.
-        user: login name.
-        host: host name.
         keras: `KERAS_SETTINGS`, as text; empty in a record from before they were fixed.
         variables: other environment variables that change numbers; empty in a record from before they were recorded.
     """
@@ -183,11 +132,7 @@ class Environment:
 
 
 def capture(root: Path, backend: str) -> Environment:
-    """The environment of this process.
-
-    Args:
-        root: a folder of the researcher's repository, usually that of the experiment file.
-        backend: the Keras backend of the experiment.
+    """The environment of this process; ``root`` is a folder of the researcher's repository.
 
     Raises:
         InputError: ``FORGE_SWEEP_IMAGE_DIGEST`` holds something that is not a digest.
@@ -213,7 +158,7 @@ def capture(root: Path, backend: str) -> Environment:
         backend=backend,
         threads=_variables(_THREADS),
         flags=_variables(_FLAGS),
-        user=_user(),
+        user=user(),
         host=socket.gethostname(),
         keras={name: str(value) for name, value in KERAS_SETTINGS.items()},
         variables=_variables(_VARIABLES),
@@ -298,11 +243,8 @@ def cores() -> int:
 def memory(filesystem: Path = Path("/")) -> Memory:
     """Memory of the machine, or of this process's container where that is less (cgroup 1 and 2).
 
-    In a container, files in the page cache count as used, although the kernel gives inactive ones up first; they are
-    taken as available, as Kubernetes does for its working set.
-
-    Args:
-        filesystem: where ``sys`` lies.
+    A container counts files in the page cache as used; inactive ones are taken as available, as Kubernetes does for its
+    working set.
     """
     import psutil
 
@@ -326,26 +268,26 @@ def without_credentials(url: str) -> str:
 
 
 def _git_state(root: Path) -> tuple[str, bool, str, str]:
-    """Commit, whether dirty, the difference, the remote."""
+    """Commit, whether dirty, the difference, the remote.
+
+    The difference has the changes of tracked files, and the names of untracked ones, whose content may be data or
+    secrets.
+    """
     if _git(root, "rev-parse", "--is-inside-work-tree") is None:
         return UNKNOWN, False, "", UNKNOWN
-    commit = (_git(root, "rev-parse", "--verify", "HEAD") or UNKNOWN).strip()
-    dirty = bool(_git(root, "status", "--porcelain"))
+    head = _git(root, "rev-parse", "--verify", "HEAD")
+    commit = (head or UNKNOWN).strip()
     remote = without_credentials((_git(root, "config", "--get", "remote.origin.url") or UNKNOWN).strip())
-    return commit, dirty, _git_diff(root) if dirty else "", remote
-
-
-def _git_diff(root: Path) -> str:
-    """Changes of tracked files, then the names of untracked ones (their content may be data or secrets)."""
-    base = "HEAD" if _git(root, "rev-parse", "--verify", "HEAD") else "--cached"
-    changes = _git(root, "diff", "--no-color", "--no-ext-diff", base) or ""
+    if not _git(root, "status", "--porcelain"):
+        return commit, False, "", remote
+    changes = _git(root, "diff", "--no-color", "--no-ext-diff", "HEAD" if head else "--cached") or ""
     untracked = (_git(root, "ls-files", "--others", "--exclude-standard", ":/") or "").splitlines()
     names = "".join(f"# untracked: {name}\n" for name in untracked[:UNTRACKED_LIMIT])
     if len(untracked) > UNTRACKED_LIMIT:
         names += f"# and {len(untracked) - UNTRACKED_LIMIT} more untracked files\n"
     if len(changes) > DIFF_LIMIT:
         changes = changes[:DIFF_LIMIT] + f"\n# cut here: the whole difference has {len(changes)} characters\n"
-    return names + changes
+    return commit, True, names + changes, remote
 
 
 def _git(root: Path, *arguments: str) -> str | None:
@@ -366,11 +308,7 @@ def _output(*command: str, timeout_s: float = 20.0) -> str | None:
 
 
 def _packages() -> dict[str, str]:
-    """Of a name that is there twice, the one that is imported.
-
-    Ray puts copies of its own on the path once it is imported (``ray/thirdparty_files``): whether a process has done so
-    is no difference between two environments.
-    """
+    """Of a name that is there twice, the one that is imported; not the copies that Ray brings once it is imported."""
     found: dict[str, str] = {}
     for each in importlib.metadata.distributions():
         if "thirdparty_files" not in Path(str(each.locate_file(""))).parts:
@@ -404,7 +342,8 @@ def _variables(names: tuple[str, ...]) -> dict[str, str]:
     return {name: value for name, value in given.items() if value or name == "CUDA_VISIBLE_DEVICES"}
 
 
-def _user() -> str:
+def user() -> str:
+    """The login name; in a container without one, the user's number."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # an arbitrary uid without an entry in the container's passwd

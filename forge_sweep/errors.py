@@ -1,27 +1,11 @@
-"""Exceptions, drawn as a tree that says what the caller can do.
-
-ForgeSweepError
-├── InputError              fix the input                     exit code 2
-│   ├── ExperimentError     the experiment file (all mistakes at once)
-│   ├── DataError           the data file or its declaration
-│   ├── SchemaError         a frame that does not fit the schema
-│   ├── ResumeRefused       the experiment changed since its study began
-│   └── MissingExtra        an optional dependency is not installed
-├── GateRefused             findings of severity "error"      exit code 3
-├── TrialFailed             skip this trial                   recorded with its failure class
-├── TrialTaken              drop this trial                   another process runs it by now
-├── BundleError             a model folder that is incomplete, changed or unsafe    exit code 1
-├── TrackingDown            retry later, nothing is lost      exit code 1
-├── StoreDown               retry later, nothing was changed  exit code 1
-└── SweepStopped            stop the sweep                    exit code 1
-"""
+"""Exceptions, drawn as a tree that says what the caller can do: fix the input, retry, skip this trial, stop."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 if TYPE_CHECKING:
     from forge_sweep.checks.findings import Finding
@@ -29,9 +13,10 @@ if TYPE_CHECKING:
 Failure = Literal["out-of-memory", "diverged", "data", "code", "time-out", "lost-worker"]
 FAILURES: tuple[Failure, ...] = get_args(Failure)
 
-
 _LOGIN = re.compile(r"://[^/\s'\"]*@")
 _PASSWORD = re.compile(r"(password\s*=\s*)('[^']*'|[^&\s'\"]+)", re.IGNORECASE)
+_SOURCE = re.compile(r"\s*\(?(?:in |from |at )?[^\s()'\"]*(?:site|dist)-packages/[^\s()'\"]*\)?")
+_KEY = re.compile("\x02([^\x1f]*)\x1f([^\x1f]*)\x1f([^\x03]*)\x03")
 
 
 def masked(text: str) -> str:
@@ -39,40 +24,64 @@ def masked(text: str) -> str:
     return _PASSWORD.sub(r"\1***", _LOGIN.sub("://***@", text))
 
 
-_SOURCE = re.compile(r"\s*\(?(?:in |from |at )?[^\s()'\"]*(?:site|dist)-packages/[^\s()'\"]*\)?")
-
-
 def one_line(message: Warning | str) -> str:
     """A library's warning as one line for people: without logins, and without where its code lies."""
     return masked(" ".join(_SOURCE.sub("", str(message)).split()))
 
 
-class ForgeSweepError(Exception):
-    """Base of every error this package raises on purpose.
+class Key(str):
+    """A key of the experiment file in the text of an error, so that a command can say its option instead.
 
-    Args:
-        message: what came in and what was expected.
-        hint: how to fix it; printed on a line of its own.
+    In an f-string ``{Key("data.key")}`` reads ``data.key``, ``{Key("data.key"):under}`` reads ``key under [data]``, and
+    ``{Key("data.task", "'binary'")}`` reads ``task = 'binary' under [data]``, or with ``:is`` ``data.task = 'binary'``.
     """
+
+    value: str
+
+    def __new__(cls, path: str, value: str = "") -> Key:
+        """See the class."""
+        key = super().__new__(cls, path)
+        key.value = value
+        return key
+
+    def __format__(self, form: str) -> str:
+        return f"\x02{self!s}\x1f{self.value}\x1f{form}\x03"
+
+    def in_toml(self, form: str) -> str:
+        """As an experiment file has it."""
+        if form == "is":
+            return self + f" = {self.value}"
+        section, _, name = self.rpartition(".")
+        name = f"{name} = {self.value}" if self.value else name
+        return f"{name} under [{section}]" if self.value or form == "under" else str(self)
+
+
+def worded(text: str, words: Callable[[Key, str], str] = Key.in_toml) -> str:
+    """A text with each `Key` in words, which are given the key and the form that it stands in."""
+    return _KEY.sub(lambda found: words(Key(found[1], found[2]), found[3]), text)
+
+
+class ForgeSweepError(Exception):
+    """Base of every error this package raises on purpose; the hint says how to fix it, on a line of its own."""
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = worded(message), worded(hint)
+        super().__init__(self.message)
+        self._texts = message, hint
+
+    def reworded(self, words: Callable[[Key, str], str]) -> Self:
+        """The same error with other words for each `Key`."""
+        message, hint = self._texts
+        return type(self)(worded(message, words), hint=worded(hint, words))
 
     def __str__(self) -> str:
         return f"{self.message}\n  fix: {self.hint}" if self.hint else self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by state: an error of a worker process arrives whole, whatever arguments its class takes."""
-        return _revived, (type(self), self.args), self.__dict__
-
-
-def _revived(kind: type[ForgeSweepError], args: tuple[Any, ...]) -> ForgeSweepError:
-    """An unpickled error, before its state."""
-    return kind.__new__(kind, *args)
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class InputError(ForgeSweepError):
@@ -83,14 +92,7 @@ class InputError(ForgeSweepError):
 
 @dataclass(frozen=True)
 class Mistake:
-    """One mistake in an experiment file.
-
-    Attributes:
-        path: TOML path of the key, such as ``study.n_trials``.
-        value: what stands there, as TOML text, or "" where the key is missing.
-        expected: what was expected.
-        hint: how to fix it, such as the nearest valid spelling.
-    """
+    """One mistake in an experiment file; ``value`` is what stands there as TOML, "" where the key is missing."""
 
     path: str
     value: str
@@ -99,7 +101,7 @@ class Mistake:
 
     def __str__(self) -> str:
         seen = f" = {self.value}" if self.value else ""
-        return f"{self.path}{seen}: expected {self.expected}" + (f"; {self.hint}" if self.hint else "")
+        return worded(f"{self.path}{seen}: expected {self.expected}" + (f"; {self.hint}" if self.hint else ""))
 
 
 LISTED = 50
@@ -129,18 +131,11 @@ class ResumeRefused(InputError):
 
 
 class MissingExtra(InputError):
-    """An optional dependency is not installed.
-
-    Args:
-        feature: what was asked for, such as ``study.sampler = "gp"``.
-        extra: the extra of ``forge-sweep`` that brings it.
-    """
+    """An optional dependency is not installed: ``extra`` of ``forge-sweep`` brings what ``feature`` needs."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(
-            f"{feature} needs packages that are not installed",
-            hint=f"in a checkout of forge-sweep: pip install '.[{extra}]'",
-        )
+        hint = f"in a checkout of forge-sweep: pip install '.[{extra}]'"
+        super().__init__(f"{feature} needs packages that are not installed", hint=hint)
 
 
 class GateRefused(ForgeSweepError):
@@ -154,12 +149,7 @@ class GateRefused(ForgeSweepError):
 
 
 class TrialFailed(ForgeSweepError):
-    """One trial failed; the sweep goes on.
-
-    Args:
-        failure: the failure class, one of ``FAILURES``.
-        message: the cause, in one line. Equal causes give equal messages.
-    """
+    """One trial failed; the sweep goes on. The message is the cause in one line: equal causes give equal messages."""
 
     def __init__(self, failure: Failure, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -167,7 +157,7 @@ class TrialFailed(ForgeSweepError):
 
 
 class TrialTaken(ForgeSweepError):
-    """A trial that this process ran belongs to another one: this one was not heard for too long."""
+    """A trial of this process belongs to another one now: the lease of this one expired."""
 
 
 class BundleError(ForgeSweepError):

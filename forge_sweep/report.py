@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forge_sweep import __version__
+from forge_sweep import __version__, html
 from forge_sweep.task.words import side_by_side
 
 if TYPE_CHECKING:
@@ -40,13 +39,13 @@ th { font-weight: 600; } .failed { color: #b3261e; } .pruned { color: #777; } .m
 <tr>{% for title in tested[0] %}<th>{{ title }}</th>{% endfor %}</tr>
 {% for row in tested[1] %}<tr>{% for value in row %}<td>{{ value }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
-<p class="muted">One look at the test rows; intervals of 95 % over rows, differences over the same resamples of rows;
+<p class="muted">One test evaluation; 95 % intervals over rows, differences over the same resamples;
 a lead above 0 is better, whatever the metric.</p>
-{% else %}<p>Test, looked at once by the winner:
+{% else %}<p>Test evaluation of the winner:
 {% for name, value in final.test.items() %}{{ name }} {{ number(value) }}{{ ", " if not loop.last }}{% endfor %}.</p>
 {% endif %}
 {% if best %}<p class="muted">Best in the search: trial {{ best.number }}, {{ number(best.value) }}: the best of many
-single scores, which luck is a part of.</p>{% endif %}
+single scores, which is optimistic.</p>{% endif %}
 {% else %}<p class="verdict">Not confirmed yet: the sweep has not ended.</p>{% endif %}
 {% if final %}<h2>Confirmation</h2>
 <table><tr><th>candidate</th><th>in the search</th><th>mean over seeds</th><th>95 % over rows and seeds</th>
@@ -83,8 +82,8 @@ to be trained again.{% if over %} The search ended early: {{ over.text }}.{% end
 <td>{{ "%.0f" | format(100 * row.share) }} %</td></tr>
 {% endfor %}</table>{% endif %}
 {% if phases %}<h2>Time</h2>
-<p class="muted">Of the commands that carried the sweep, from start to end, summed over interruptions. At least one
-process searched for {{ span(study.wall_s()) }}, those that joined included.</p>
+<p class="muted">Time of the <code>run</code> commands, summed over interruptions. The search took
+{{ span(study.wall_s()) }} of wall-clock time, workers that joined included.</p>
 <table><tr><th>phase</th><th>seconds</th></tr>
 {% for name, seconds in phases.items() %}<tr><td>{{ phase_names.get(name, name) }}</td>
 <td>{{ tenths(seconds) }}</td></tr>
@@ -99,7 +98,6 @@ is not estimated from fewer than ten finished trials that differ.</p>{% endif %}
 """
 
 COSTS = ("seconds", "CPU s", "GPU s", "lost s")
-"""Columns of what a trial cost."""
 
 TITLES = {
     "history": "History",
@@ -111,27 +109,21 @@ TITLES = {
 
 
 def write_report(study: StudyView, path: Path) -> None:
-    """Write the report of a study.
-
-    Args:
-        study: a finished or running study.
-        path: HTML file; replaced as a whole, never half-written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(render(study), encoding="utf-8")
-    partial.replace(path)
-
-
-def render(study: StudyView) -> str:
-    """The report as HTML; it loads nothing from elsewhere."""
+    """Write the report of a finished or running study, as HTML that loads nothing from elsewhere."""
     from jinja2 import Environment
+    from markupsafe import Markup
 
     from forge_sweep.study import PHASES, span
 
     rows, experiment, final = study.rows(), study.resolved, study.final()
-    template = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE)
-    return template.render(
+    names = varying(rows)
+    sign = -1 if study.direction == "maximize" else 1
+    notes = {name.removeprefix("baseline:"): note for name, note in study.notes("baseline:").items()}
+    best_first = sorted(notes.items(), key=lambda item: (item[1]["value"] is None, sign * (item[1]["value"] or 0.0)))
+    # plotly escapes what it is given, and the figures hold numbers and names of hyperparameters only
+    plots = {TITLES[name]: Markup(figure) for name, figure in study.figures_html().items()}
+    page = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE)
+    text = page.render(
         study=study,
         experiment=experiment,
         metric=experiment["objective"]["metric"],
@@ -140,10 +132,10 @@ def render(study: StudyView) -> str:
         best=study.best(),
         winner_params=final["winner"]["params"] if final and not final["winner"]["baseline"] else {},
         tested=side_by_side(final["evaluation"]) if final and final.get("evaluation") else None,
-        baselines=baselines(study),
+        baselines=dict(best_first),
         rows=rows,
-        names=varying(rows),
-        fixed={name: value for name, value in (rows[0].params if rows else {}).items() if name not in varying(rows)},
+        names=names,
+        fixed={name: value for name, value in (rows[0].params if rows else {}).items() if name not in names},
         costs=COSTS,
         costs_of=costs_of,
         states=study.costs_by_state(),
@@ -151,18 +143,12 @@ def render(study: StudyView) -> str:
         phases=study.phases(),
         phase_names=PHASES,
         span=span,
-        plots=plots(study),
+        plots=plots,
         tenths=tenths,
         number=number,
         version=__version__,
     )
-
-
-def baselines(study: StudyView) -> dict[str, Any]:
-    """The notes of the baselines, best first, those without a score last."""
-    sign = -1 if study.direction == "maximize" else 1
-    notes = {name.removeprefix("baseline:"): note for name, note in study.notes("baseline:").items()}
-    return dict(sorted(notes.items(), key=lambda item: (item[1]["value"] is None, sign * (item[1]["value"] or 0.0))))
+    html.write(path, text)
 
 
 def varying(rows: list[TrialRow]) -> list[str]:
@@ -171,23 +157,15 @@ def varying(rows: list[TrialRow]) -> list[str]:
     return [name for name in names if len({repr(row.params.get(name)) for row in rows}) > 1]
 
 
-def plots(study: StudyView) -> dict[str, Any]:
-    """Each figure as HTML under its title."""
-    from markupsafe import Markup
-
-    # plotly escapes what it is given, and the figures hold numbers and names of hyperparameters only
-    return {TITLES[name]: Markup(html) for name, html in study.figures_html().items()}
-
-
 def costs_of(row: TrialRow) -> tuple[float | None, ...]:
-    """What stands under `COSTS`: over all attempts, or the wall clock of the last one where nothing else is known."""
+    """The columns `COSTS`: over all attempts, or the wall clock of the last one if no more is known."""
     if row.cost is None:
         return row.seconds, None, None, None
     return row.seconds, row.cost.total.cpu_s, row.cost.total.gpu_s, row.cost.lost.seconds
 
 
 def tenths(value: float | None) -> str:
-    """Seconds in a table."""
+    """Seconds, to a tenth."""
     return "-" if value is None else f"{value:.1f}"
 
 

@@ -13,16 +13,16 @@ import json
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from forge_sweep import baselines, models, training
 from forge_sweep.bundle import Bundle
 from forge_sweep.errors import ForgeSweepError, TrialFailed
 from forge_sweep.experiment import SCALERS, Experiment, Params, Scalar
-from forge_sweep.preprocessing import Preprocessor, Schema, same_settings
+from forge_sweep.preprocessing import Group, Preprocessor, Schema, Spec, declared, same_settings
 from forge_sweep.sources import Dataset, Split
 from forge_sweep.task import Task, TaskKind
-from forge_sweep.training import Checkpoint, FitSpec, OnEpoch, OnResume, TrainingData, begin_anew
+from forge_sweep.training import Checkpoint, FitSpec, OnEpoch, OnResume, Schedule, TrainingData, begin_anew
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,13 +31,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """The splits as arrays, for one choice of scaler.
+    """The splits as arrays, for one choice of scaler; task and preprocessor are learned on train.
 
-    Attributes:
-        task: what is predicted, learned on train.
-        preprocessor: fitted on train.
-        data: arrays for training and validation, class weights included.
-        origin: which rows these are, for a model's metadata: versions and digests of the dataset.
+    ``origin`` says which rows these are, for a model's metadata: versions and digests of the dataset.
     """
 
     task: Task
@@ -46,9 +42,9 @@ class Prepared:
     origin: dict[str, Any]
 
     @property
-    def n_features(self) -> int:
-        """Columns of the preprocessed features."""
-        return len(self.preprocessor.output_names)
+    def spec(self) -> Spec:
+        """The inputs of the model."""
+        return self.preprocessor.spec
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +61,7 @@ class TrialResult:
         batch_size: rows per gradient step, as trained.
         events: what happened on the way, such as ``learning rate 0.001 -> 0.0005 after epoch 12``, which counts from 1.
         bundle: the model with all it needs to take raw rows.
+        halvings: how often the batch was halved because memory ran out.
     """
 
     state: Literal["finished", "pruned"]
@@ -76,6 +73,7 @@ class TrialResult:
     batch_size: int
     events: tuple[str, ...]
     bundle: Bundle
+    halvings: int = 0
 
 
 class Arrays(Protocol):
@@ -98,11 +96,11 @@ def run(
     halvings: int = 0,
     on_resume: OnResume = begin_anew,
 ) -> TrialResult:
-    """Train one network and score it on the validation split.
+    """Train one network and score it on the validation split; the test split stays untouched.
 
     Args:
-        experiment: the experiment; its search space is not read.
-        splits: train and validation rows, or the arrays that were made of them; the test split stays untouched.
+        experiment: its search space is not read.
+        splits: train and validation rows, or the arrays that were made of them.
         params: every hyperparameter with its value.
         seed: seeds initial weights, shuffling and dropout.
         on_epoch: called with (epoch, metrics) after each epoch; True stops the trial as pruned.
@@ -120,9 +118,22 @@ def run(
         training.fix_operations(experiment.deterministic)
         training.seed_everything(seed)
         used = smaller(params, halvings)
-        model = training.reuse(models.build(experiment.model.builder, prepared.n_features, prepared.task, used))
-        identity = identify(experiment, prepared, params, seed)
-        spec = fit_spec(experiment, used, seed, checkpoint, identity, deadline_s)
+        model = training.reuse(models.build(experiment.builder, prepared.spec, prepared.task, used))
+        # A checkpoint is used by the same training only; its batch may be halved since.
+        named = {"contract": experiment.contract(), "params": params, "seed": seed, **prepared.origin}
+        spec = FitSpec(
+            epochs=experiment.study.epochs,
+            patience=experiment.study.patience,
+            batch_size=int(used["batch_size"]),
+            monitor=experiment.objective.metric,
+            direction=experiment.direction,
+            schedule=schedule_of(experiment, params),
+            warmup=float(params["warmup"]) if "warmup" in params else None,
+            deadline_s=deadline_s,
+            checkpoint=checkpoint,
+            identity=hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest(),
+            seed=seed,
+        )
         fit_began = time.monotonic()
         fitted = training.fit(model, prepared.task, prepared.data, spec, on_epoch, on_resume=on_resume)
         earlier_s = max(0.0, fitted.seconds - (time.monotonic() - fit_began))
@@ -130,7 +141,10 @@ def run(
     except ForgeSweepError:
         raise
     except Exception as error:
-        raise training.classify(error) from error
+        failure = training.classify(error)
+        if place := models.where(error):
+            failure = TrialFailed(failure.failure, f"{failure.message} ({place})", hint=failure.hint)
+        raise failure from error
     at_best = fitted.history[fitted.best_epoch]
     if not math.isfinite(at_best[experiment.objective.metric]):
         raise TrialFailed("diverged", f"{experiment.objective.metric} is not finite at the best epoch")
@@ -144,30 +158,37 @@ def run(
         batch_size=fitted.batch_size,
         events=(*halved_event(params, used), *fitted.events),
         bundle=as_bundle(experiment, prepared, model, scores, {"params": used, "seed": seed}),
+        halvings=halvings,
     )
 
 
 def run_baseline(experiment: Experiment, splits: Dataset | Arrays, kind: str, seed: int) -> TrialResult:
-    """Fit one untuned baseline on the same arrays and score it with the same metrics as a network.
+    """Fit one untuned baseline on the same rows and score it with the same metrics as a network.
 
-    Args:
-        experiment: the experiment.
-        splits: train and validation rows, or the arrays that were made of them.
-        kind: one of ``baselines.kinds``.
-        seed: seeds the trees.
+    It takes one matrix, whatever the inputs of the network are, and leaves columns of arrays out.
 
     Raises:
-        TrialFailed: it took longer than ``baselines.timeout_s``, or its objective is not finite.
+        TrialFailed: it took longer than ``baselines.timeout_s``, its objective is not finite, or there are arrays only.
     """
     began = time.monotonic()
-    prepared = arrays_of(splits, Recipe.of(experiment, experiment.scalers[0]))
+    recipe = dataclasses.replace(Recipe.of(experiment, experiment.scalers[0]), inputs=(), one_matrix=True)
+    prepared = arrays_of(splits, recipe)
+    if kind != "constant" and not prepared.preprocessor.output_names:
+        arrays = ", ".join(column.name for column in prepared.preprocessor.schema.tensors)
+        raise TrialFailed("data", f"{kind} takes the columns of a table, and there are only arrays ({arrays})")
     data = prepared.data
     task = dataclasses.replace(prepared.task, from_logits=False)  # trees give probabilities whatever the network gives
     (x_train,), (x_valid,) = training.leaves(data.x_train), training.leaves(data.x_valid)
     weigh, limit = experiment.model.class_weight, experiment.baseline_timeout_s
     model = baselines.fit(kind, task, x_train, data.y_train, seed=seed, class_weight=weigh, timeout_s=limit)
     outputs = model.outputs(x_valid)
-    metrics = validation_metrics(task, data.y_valid, outputs)
+    metrics = task.score(data.y_valid, task.to_scores(outputs))
+    if task.kind == "regression":  # the loss of a network without the penalty on its weights
+        distance = data.y_valid - outputs
+        metrics["loss"] = float((distance**2).mean() if task.loss == "mse" else abs(distance).mean())
+    else:
+        metrics["loss"] = metrics["log_loss"]
+    metrics = {f"val_{name}": value for name, value in metrics.items()}
     if not math.isfinite(metrics[experiment.objective.metric]):
         raise TrialFailed("diverged", f"{experiment.objective.metric} of {kind} is not finite")
     return TrialResult(
@@ -205,6 +226,8 @@ class Recipe:
     impute: str
     fill: float
     max_categories: int
+    inputs: tuple[Group, ...] = ()
+    one_matrix: bool = False  # for a baseline, which takes nothing else
 
     @classmethod
     def of(cls, experiment: Experiment, scaler: Scalar | None = None) -> Recipe:
@@ -221,6 +244,7 @@ class Recipe:
             impute=preprocessing.impute,
             fill=preprocessing.fill,
             max_categories=preprocessing.max_categories,
+            inputs=declared(experiment.data.inputs),
         )
 
     def learn_task(self, train_targets: pd.DataFrame) -> Task:
@@ -235,18 +259,13 @@ class Recipe:
         )
 
     def fit(self, train_features: pd.DataFrame, schema: Schema) -> Preprocessor:
-        """The preprocessor learned from these rows; see `Preprocessor.fit`."""
-        return Preprocessor.fit(train_features, schema, **self.settings)
-
-    def preprocessor(self, splits: Dataset) -> Preprocessor:
-        """What is stored with the data where it was learned with these settings, or else learned from the rows."""
-        if splits.preprocessor is not None and same_settings(splits.preprocessor, self.settings):
-            return splits.preprocessor
-        return self.fit(splits.train.features, Schema.learn(splits.train.features, splits.categorical))
+        """The preprocessor learned from these rows."""
+        fitted = Preprocessor.fit(train_features, schema, **self.settings)
+        return fitted if self.one_matrix else fitted.grouped(self.inputs)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The arguments of `Preprocessor.fit`."""
+        """The arguments of `Preprocessor.fit` but for the rows."""
         names = ("scaler", "impute", "fill", "max_categories")
         return {name: getattr(self, name) for name in names}
 
@@ -260,30 +279,38 @@ def arrays_of(splits: Dataset | Arrays, recipe: Recipe) -> Prepared:
 def prepare(splits: Dataset, recipe: Recipe) -> Prepared:
     """Learn task, schema and preprocessor on train and turn both splits into arrays.
 
-    Cached, since most trials of a sweep share both arguments; the arrays must not be written to.
+    A preprocessor that is stored with the data is used where its settings are those of the recipe. Cached, since most
+    trials of a sweep share both arguments; the arrays must not be written to.
     """
     train, valid = splits.train, splits.valid
     task = recipe.learn_task(train.targets)
-    preprocessor = recipe.preprocessor(splits)
+    preprocessor = splits.preprocessor
+    if preprocessor is None or not same_settings(preprocessor, recipe.settings):
+        preprocessor = recipe.fit(train.features, Schema.learn(train.features, splits.categorical))
+    elif recipe.inputs and not recipe.one_matrix:
+        preprocessor = preprocessor.grouped(recipe.inputs)
     y_train = task.encode(train.targets)
     data = TrainingData(
-        x_train=preprocessor.transform(train.features),
+        x_train=preprocessor.batch(train.features),
         y_train=y_train,
-        x_valid=preprocessor.transform(valid.features),
+        x_valid=preprocessor.batch(valid.features),
         y_valid=task.encode(valid.targets),
         class_weight=task.class_weights(y_train) if recipe.class_weight else None,
     )
-    return Prepared(task, preprocessor, data, origin(splits, stored=preprocessor is splits.preprocessor))
-
-
-def origin(splits: Dataset, *, stored: bool) -> dict[str, Any]:
-    """What names the rows, and their normalisation where it is ``stored`` with them."""
-    return {
+    stored = splits.preprocessor is not None and preprocessor.fills is splits.preprocessor.fills
+    origin = {
         "dataset_version": splits.version,
         "dataset_digest": splits.digest,
         "split_digest": splits.split_digest,
         "normalization_version": splits.normalization_version if stored else None,
     }
+    return Prepared(task, preprocessor, data, origin)
+
+
+def schedule_of(experiment: Experiment, params: Params) -> Schedule:
+    """How the learning rate goes: as the hyperparameter says, or else as ``study.schedule`` does."""
+    of_study = "reduce_on_plateau" if experiment.study.schedule == "plateau" else "constant"
+    return cast(Schedule, params.get("schedule", of_study))
 
 
 SMALLEST_BATCH = 8
@@ -299,15 +326,13 @@ def smaller(params: Params, halvings: int) -> Params:
     Half a batch takes half the learning rate with SGD (Goyal et al. 2017, https://arxiv.org/abs/1706.02677) and
     1/sqrt(2) of it with optimizers that scale by the gradient's size (Malladi et al. 2022,
     https://arxiv.org/abs/2205.10287).
-
-    Args:
-        params: hyperparameters as suggested.
-        halvings: how often; 0 gives ``params``.
     """
     if not halvings:
         return params
     batch_size = int(params["batch_size"]) >> halvings
     share = batch_size / int(params["batch_size"])
+    if "learning_rate" not in params:  # of an own builder that does not take it: the model has it
+        return {**params, "batch_size": batch_size}
     rate = float(params["learning_rate"]) * (share if params.get("optimizer", "adam") in LINEAR else math.sqrt(share))
     return {**params, "batch_size": batch_size, "learning_rate": rate}
 
@@ -322,61 +347,14 @@ def halved_event(asked: Params, used: Params) -> tuple[str, ...]:
     if asked == used:
         return ()
     sizes = f"batch size {asked['batch_size']} -> {used['batch_size']}"
+    if "learning_rate" not in asked:
+        return (f"out of memory: {sizes}",)
     rates = f"learning rate {asked['learning_rate']:.3g} -> {used['learning_rate']:.3g}"
     return (f"out of memory: {sizes}, {rates}",)
 
 
-def identify(experiment: Experiment, prepared: Prepared, params: Params, seed: int) -> str:
-    """Names one training: what was cut off is taken up again by the same one only. Its batch may be halved since."""
-    named = {"contract": experiment.contract(), "params": params, "seed": seed, **prepared.origin}
-    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
-
-
-def fit_spec(
-    experiment: Experiment,
-    params: Params,
-    seed: int,
-    checkpoint: Checkpoint | None,
-    identity: str,
-    deadline_s: float | None,
-) -> FitSpec:
-    """How long and by which metric a network is trained."""
-    return FitSpec(
-        epochs=experiment.study.epochs,
-        patience=experiment.study.patience,
-        batch_size=int(params["batch_size"]),
-        monitor=experiment.objective.metric,
-        direction=experiment.direction,
-        schedule=experiment.study.schedule,
-        deadline_s=deadline_s,
-        checkpoint=checkpoint,
-        identity=identity,
-        seed=seed,
-    )
-
-
-def validation_metrics(task: Task, encoded: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
-    """All metrics of a model that no epoch was logged for, the plain loss (without regularisation) among them."""
-    found = task.score(encoded, task.to_scores(outputs))
-    return {
-        f"val_{name}": value for name, value in {**found, "loss": plain_loss(task, encoded, outputs, found)}.items()
-    }
-
-
-def plain_loss(task: Task, encoded: np.ndarray, outputs: np.ndarray, metrics: dict[str, float]) -> float:
-    """The task's loss as a network reports it: cross-entropy, or the error of standardised regression targets."""
-    if task.kind != "regression":
-        return metrics["log_loss"]
-    distance = encoded - outputs
-    return float((distance**2).mean() if task.loss == "mse" else abs(distance).mean())
-
-
 def as_bundle(
-    experiment: Experiment,
-    prepared: Prepared,
-    model: Any,
-    scores: np.ndarray,
-    made_by: dict[str, Any],
+    experiment: Experiment, prepared: Prepared, model: Any, scores: np.ndarray, made_by: dict[str, Any]
 ) -> Bundle:
     """A trained model with all it needs to take raw rows; its threshold is chosen on validation."""
     task = prepared.task
@@ -385,9 +363,6 @@ def as_bundle(
         preprocessor=prepared.preprocessor,
         task=task,
         threshold=task.best_threshold(prepared.data.y_valid, scores),
-        metadata={
-            "experiment": experiment.resolved(),
-            **prepared.origin,
-            **made_by,
-        },
+        metadata={"experiment": experiment.resolved(), **prepared.origin, **made_by},
+        code=experiment.code,
     )

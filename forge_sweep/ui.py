@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -36,26 +37,28 @@ optuna_dashboard.run_server(os.environ["FORGE_SWEEP_STORAGE"], host="{host}", po
 def serve(study: StudyView, store: Path, port: int, *, echo: Callable[[str], None], open_browser: bool = False) -> None:
     """Start both, print their addresses and wait; Ctrl-C ends both.
 
-    Where MLFLOW_TRACKING_URI names a server, that server's UI is the one to look at and only the dashboard is started.
+    Where MLFLOW_TRACKING_URI names a server, that server has the UI and only the dashboard is started.
 
     Args:
         study: the study to show.
         store: folder of the embedded stores.
-        port: port of the MLflow UI; the dashboard takes the next one.
+        port: of the MLflow UI; the dashboard takes the next one.
         echo: prints a line.
-        open_browser: also show the page of the sweep in the user's browser, once it is served.
+        open_browser: show the sweep's page in the user's browser once it is served.
 
     Raises:
-        ForgeSweepError: a server ended by itself, for instance since its port is taken.
+        ForgeSweepError: a server exited, for instance because its port is in use.
     """
     for wanted in (port, port + 1):
-        refuse_taken(wanted)
+        _refuse_taken(wanted)
     check_store(store)
     uri = default_uri(store)
     prepare_store(uri, store)  # MLflow's own first opening of a new database is not safe beside a `run`
     commands = {} if uri.startswith("http") else {"MLflow UI": mlflow_command(store, port)}
     commands["optuna-dashboard"] = [sys.executable, "-c", DASHBOARD.format(host=HOST, port=port + 1)]
-    shown = page(study, uri, port)
+    link = str(study.notes("sweep:").get("sweep:link", ""))
+    where = link[link.find("/#/") :] if link else ""
+    shown = link if uri.startswith("http") else f"http://{HOST}:{port}{where}"
     echo(f"MLflow: {shown}")
     echo(f"Optuna: http://{HOST}:{port + 1}")
     # Addresses of databases may hold passwords, which the arguments of a process would show to everybody.
@@ -66,9 +69,13 @@ def serve(study: StudyView, store: Path, port: int, *, echo: Callable[[str], Non
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by a supervisor: end the servers too
     try:
         if open_browser:
-            local = not uri.startswith("http")
-            threading.Thread(target=show, args=(shown, port if local else None), daemon=True).start()
-        wait_for_any(running)
+            local = None if uri.startswith("http") else port
+            threading.Thread(target=show, args=(shown, local), daemon=True).start()
+        for name, process in itertools.cycle(running.items()):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(timeout=0.5)
+                hint = "see its own message above; another --port may help"
+                raise ForgeSweepError(f"{name} ended with exit code {code}", hint=hint)
     finally:
         signal.signal(signal.SIGTERM, before)
         for process in running.values():
@@ -78,7 +85,7 @@ def serve(study: StudyView, store: Path, port: int, *, echo: Callable[[str], Non
 
 
 def has_browser() -> bool:
-    """Whether somebody sits before this process who has a browser with a window: not in CI, a container or over ssh."""
+    """Whether a desktop browser is likely: a terminal with a display, not CI, a container or ssh."""
     if not sys.stdout.isatty():
         return False
     if sys.platform in ("darwin", "win32"):
@@ -99,21 +106,14 @@ def show(address: str, port: int | None) -> None:
         webbrowser.open(address)
 
 
-def refuse_taken(port: int) -> None:
-    """Raise InputError where a port cannot be listened on."""
+def _refuse_taken(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            hint = f"choose two free neighbours, such as --port {port + 10}"
+            hint = f"choose a port that is free along with the next one, such as --port {port + 10}"
             raise InputError(f"port {port} cannot be used: {error.strerror}", hint=hint) from None
-
-
-def page(study: StudyView, uri: str, port: int) -> str:
-    """The page of this sweep's trials with their curves, on the server that is about to run."""
-    link = str(study.notes("sweep:").get("sweep:link", ""))
-    return link if uri.startswith("http") else f"http://{HOST}:{port}{link[link.find('/#/') :] if link else ''}"
 
 
 def mlflow_command(store: Path, port: int) -> list[str]:
@@ -121,16 +121,3 @@ def mlflow_command(store: Path, port: int) -> list[str]:
     artifacts = (store / "artifacts").resolve().as_uri()  # a path would be cut off at a ? or #
     where = ["--artifacts-destination", artifacts, "--host", HOST, "--port", str(port)]
     return [sys.executable, "-m", "mlflow", "server", *where, "--workers", "1"]
-
-
-def wait_for_any(running: dict[str, subprocess.Popen[bytes]]) -> None:
-    """Wait until one of them ends, which none should."""
-    while True:
-        for name, process in running.items():
-            try:
-                code = process.wait(timeout=0.5)
-            except subprocess.TimeoutExpired:
-                continue
-            raise ForgeSweepError(
-                f"{name} ended with exit code {code}", hint="its own message stands above; another --port may help"
-            )

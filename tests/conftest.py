@@ -6,7 +6,48 @@ import os
 
 import pytest
 
+from tests import schemas
+
 pytest_plugins = ["tests.postgres"]
+
+LONGEST = (
+    *(
+        "workers_ray",
+        "joining",
+        "sweep_workers",
+        "end_to_end",
+        "sweep",
+        "broken_surroundings",
+        "budget",
+        "sweep_resume",
+    ),
+    *(
+        "walk",
+        "losses_more",
+        "gates",
+        "serving_life",
+        "data_drift",
+        "outages",
+        "registry",
+        "in_model",
+        "cli",
+        "verdict",
+    ),
+    *("feature_store_killed", "contest", "reproduce", "deterministic", "recorded", "networks", "epoch", "one_server"),
+)
+"""Files of one to five minutes, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first: one that began last would be run by one process while the others have no work."""
+    place = {f"test_{name}.py": at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_schema_of_mlflow(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """MLflow's migrations run once in each test process, not for each new store."""
+    schemas.copy_one(tmp_path_factory.mktemp("schema") / "mlflow.db")
 
 
 @pytest.fixture(autouse=True)

@@ -15,27 +15,30 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from forge_sweep import cli, sweep
+from forge_sweep import sweep
+from forge_sweep.cli import entry
+from forge_sweep.cli.run import stop_on_signals
 from forge_sweep.cli.watchers import json_lines
 from forge_sweep.experiment import Experiment
-from forge_sweep.study import owners
-from forge_sweep.sweep import joining, trials
+from forge_sweep.study import leases
+from forge_sweep.sweep import trials
+from tests import schemas
 from tests.surface import experiment, fake_run, no_network
 
 ROOT = Path(__file__).parents[1]
-BEAT_S, LEASE_S = 0.3, 6.0
+HEARTBEAT_S, LEASE_S = 0.3, 6.0
 WAIT_S = 120.0
 
 
 def hasten(place: str = "") -> None:
     """Short constants, and a place of one's own."""
-    owners.BEAT_S, owners.LEASE_S, trials.POLL_S = BEAT_S, LEASE_S, 0.2
+    leases.HEARTBEAT_S, leases.LEASE_S, trials.POLL_S = HEARTBEAT_S, LEASE_S, 0.2
     if place:
-        owners.place_of_this_process = lambda: place
+        leases.place_of_this_process = lambda: place
 
 
 def spec(n_trials: int, n_workers: int = 0) -> Experiment:
@@ -123,22 +126,37 @@ def started(role: str, store: Path, n_trials: int, seconds: float, *more: object
         made.end()
 
 
+@contextlib.contextmanager
+def together(
+    run: tuple[Any, ...], worker: tuple[Any, ...], of_run: Mapping[str, str] | None = None, **environ: str
+) -> Iterator[tuple[Process, Process]]:
+    """A run and a worker, the arguments of `started` each; ``of_run`` are variables of the run alone.
+
+    The run begins once the worker waits for it: on a busy machine, one that is late would find no trial left.
+    """
+    with started("worker", *worker, **environ) as joining:
+        joining.wait_until(lambda: joining.said("waiting up to"))
+        with started("run", *run, **environ, **(of_run or {})) as carrier:
+            yield carrier, joining
+
+
 def main(role: str, store: str, n_trials: str, seconds: str, place: str = "", n_workers: str = "0") -> int:
     """Be that process."""
     hasten(place)
+    schemas.copy_one()
     wanted = spec(int(n_trials), int(n_workers))
     options: dict[str, Any] = {"store": Path(store), "watch": json_lines}
     try:
-        with no_network(fake_run(float(seconds))), cli.stop_on_signals() as stopping:
+        with no_network(fake_run(float(seconds))), stop_on_signals() as stopping:
             if role == "run":
                 sweep.run(wanted, stopping=stopping, **options)
             else:
-                joining.join(wanted, stopping=stopping, wait_s=WAIT_S, **options)
+                sweep.join(wanted, stopping=stopping, wait_s=WAIT_S, **options)
     except KeyboardInterrupt:
-        return cli.INTERRUPTED
+        return entry.INTERRUPTED
     return 0
 
 
 if __name__ == "__main__":
-    cli.app = lambda **_: sys.exit(main(*sys.argv[1:]))
-    cli.main()  # which says what went wrong, and sets the exit code
+    entry.app = lambda **_: sys.exit(main(*sys.argv[1:]))
+    entry.main()  # which says what went wrong, and sets the exit code

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
 from forge_sweep import sources
 from forge_sweep.experiment import DataSpec, PreprocessingSpec
+from forge_sweep.feature_store.connection import Address
+from forge_sweep.feature_store.ingest import Progress, ignore, ingest
+from forge_sweep.feature_store.schema import init
+from forge_sweep.feature_store.versions import Version
 from forge_sweep.sources import Dataset
-from forge_sweep.sources.feature_store.address import Address
-from forge_sweep.sources.feature_store.ingest import Progress, ignore, ingest
-from forge_sweep.sources.feature_store.schema import init
-from forge_sweep.sources.feature_store.versions import Version
 
 GIVEN = os.environ.get("FORGE_SWEEP_TEST_DATABASE_URL")
 TEMPLATE = "forge_sweep_template"
@@ -131,7 +132,8 @@ def running_server() -> Iterator[OwnServer]:
         changes = [f"ALTER SYSTEM SET {setting}" for setting in settings]
         run_sql(running.get_uri(), *changes, "SELECT pg_reload_conf()")
         yield OwnServer(running, running.get_uri())
-        running.cleanup()
+        with contextlib.suppress(psutil.NoSuchProcess):  # a test stopped it, and it ended while this looked
+            running.cleanup()
 
 
 @pytest.fixture(scope="session")

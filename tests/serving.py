@@ -73,7 +73,7 @@ def fitted(kind: str = "network", task_kind: TaskKind = "binary", *, seed: int =
     features = preprocessor.transform(frame)
     if kind == "network":
         training.seed_everything(seed)
-        model: Any = models.build("mlp", features.shape[1], task, {"width": 8, "depth": 1})
+        model: Any = models.build("mlp", preprocessor.spec, task, {"width": 8, "depth": 1})
     else:
         model = baselines.fit(kind, task, features, task.encode(wanted), seed=seed)
     return Bundle(model, preprocessor, task, threshold, {"experiment": {"name": "tiny"}, "params": {}})

@@ -19,7 +19,7 @@ from forge_sweep import sources, trial
 from forge_sweep.bundle import Bundle, Comparison, Evaluation, ScoredModel, files
 from forge_sweep.experiment import Experiment, parse, restore
 from forge_sweep.sources import Dataset
-from forge_sweep.task import METRICS, RESAMPLES, Answers, gain
+from forge_sweep.task import METRICS, RESAMPLES, Answers, gains
 from forge_sweep.tracking import Tracker, prepare_store, requirements
 
 NAME = "loans"
@@ -145,7 +145,9 @@ class Shop:
             for i, (each, said) in enumerate(zip((bundle, *others), answers, strict=True))
         )
         compared = tuple(
-            Comparison("winner", model.label, gain(bundle.task, encoded, answers[0], said, metric), RESAMPLES)
+            Comparison(
+                "winner", model.label, gains(bundle.task, encoded, answers[0], said, (metric,))[metric], RESAMPLES
+            )
             for model, said in zip(models[1:], answers[1:], strict=True)
             for metric in METRICS[bundle.task.kind]
         )

@@ -25,11 +25,13 @@ from forge_sweep.bundle import Bundle
 from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Experiment, Params, parse
 from forge_sweep.sources import Dataset
-from forge_sweep.sweep import crew
+from forge_sweep.sweep import pool
 from forge_sweep.training import OnEpoch
 from forge_sweep.trial import Arrays, TrialResult
 
 EPOCHS = 6
+STORY: Any = importlib.import_module("forge_sweep.sweep.run")
+"""The module; `sweep.run` is its function."""
 
 
 def experiment(**values: Any) -> Experiment:
@@ -121,7 +123,7 @@ class fake_run:  # stands where a function does; a class, since a worker process
 
 @dataclass(frozen=True)
 class NoBackend:
-    """In place of `orders.Setup`: a process for fakes needs no TensorFlow."""
+    """In place of `training.Setup`: a process for fakes needs no TensorFlow."""
 
     backend: str
     threads: int
@@ -133,14 +135,14 @@ class NoBackend:
 @contextmanager
 def no_network(run: Callable[..., TrialResult]) -> Iterator[None]:
     """Put a fake in the place of `trial.run` and of the pre-flight, and leave TensorFlow out."""
-    before = trial.run, sweep.try_models, training.load_backend, crew.PRELOAD, crew.setup_of
-    trial.run, sweep.try_models = run, lambda experiment, dataset, watch: ()
+    before = trial.run, STORY.try_models, training.load_backend, pool.PRELOAD, pool.setup_of
+    trial.run, STORY.try_models = run, lambda experiment, dataset, watch: ()
     training.load_backend = lambda: None
-    crew.PRELOAD, crew.setup_of = ("forge_sweep.sweep.orders",), NoBackend
+    pool.PRELOAD, pool.setup_of = ("forge_sweep.sweep.jobs",), NoBackend
     try:
         yield
     finally:
-        trial.run, sweep.try_models, training.load_backend, crew.PRELOAD, crew.setup_of = before
+        trial.run, STORY.try_models, training.load_backend, pool.PRELOAD, pool.setup_of = before
 
 
 def die_after(point: str) -> None:
@@ -156,12 +158,15 @@ def die_after(point: str) -> None:
         original(*words, **options)
         os._exit(9)
 
-    for user in (sweep, home):
+    for user in (STORY, home):
         if hasattr(user, name):
             setattr(user, name, last)
 
 
 if __name__ == "__main__":
+    from tests import schemas
+
+    schemas.copy_one()
     for point in sys.argv[4:]:
         die_after(point)
     with no_network(fake_run(float(sys.argv[3]))):

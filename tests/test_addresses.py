@@ -23,7 +23,7 @@ from forge_sweep.errors import ForgeSweepError, InputError
 from forge_sweep.study import check_storage, find_study, storage_url
 from forge_sweep.sweep import check_stores
 from forge_sweep.tracking import Registry, Tracker, locate
-from forge_sweep.tracking import store as stores
+from forge_sweep.tracking import client as clients
 from forge_sweep.ui import mlflow_command
 from tests.servers import free_port, running
 from tests.surface import experiment
@@ -238,7 +238,7 @@ def test_a_registry_elsewhere_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     """Its versions would name runs and files that it does not have."""
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://user:secret@models.example.org")
     with pytest.raises(InputError, match="MLFLOW_REGISTRY_URI") as refused:
-        stores.connect(tracking.default_uri(tmp_path), tmp_path)
+        clients.connect(tracking.default_uri(tmp_path), tmp_path)
     assert "secret" not in str(refused.value)
 
 
@@ -250,11 +250,11 @@ def test_asynchronous_logging_is_switched_off_with_a_word(
 ) -> None:
     """A parameter of the ledger that a thread writes later is one that two promotions miss."""
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")
-    client = stores.connect(tracking.default_uri(tmp_path), tmp_path)
+    client = clients.connect(tracking.default_uri(tmp_path), tmp_path)
     made = client.create_run("0")
     client.log_param(made.info.run_id, "entry.000001", "mine")
     assert client.get_run(made.info.run_id).data.params == {"entry.000001": "mine"}
-    assert "MLFLOW_ENABLE_ASYNC_LOGGING=true is set to false" in caplog.text
+    assert "MLFLOW_ENABLE_ASYNC_LOGGING=true is overridden with false" in caplog.text
 
 
 # Damaged, empty, foreign, read-only and full stores
@@ -341,7 +341,7 @@ def test_a_store_that_cannot_be_written_is_read_and_refused_to_write_to(
     assert study is not None and study.counts()["finished"] == 1
     registry = Registry(store)
     (name,) = registry.models()
-    with registry.bundle(registry.version(name, "1")) as bundle:
+    with tracking.fetched(registry.version(name, "1"), store) as bundle:
         assert (bundle / "manifest.json").exists()
     for write in (
         lambda: registry.tag(name, "1", "a", "b"),

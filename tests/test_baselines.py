@@ -8,7 +8,7 @@ import pytest
 from sklearn import datasets
 
 from forge_sweep import baselines
-from forge_sweep.bundle import weights
+from forge_sweep.bundle.bundle import weights_digest
 from forge_sweep.errors import DataError, InputError, TrialFailed
 from forge_sweep.task import Task
 
@@ -136,7 +136,7 @@ def test_a_limit_that_is_not_reached_changes_no_bit(kind, name, monkeypatch):
         stepped = baselines.fit(kind, task, x[:150], y[:150], seed=7, timeout_s=600)
         assert np.array_equal(whole.outputs(x[150:]), stepped.outputs(x[150:]))
         assert whole.params == stepped.params
-        assert weights.digest(whole) == weights.digest(stepped)
+        assert weights_digest(whole) == weights_digest(stepped)
 
 
 def test_boosting_that_stops_early_does_so_at_the_same_iteration_with_a_limit(monkeypatch):
@@ -149,7 +149,7 @@ def test_boosting_that_stops_early_does_so_at_the_same_iteration_with_a_limit(mo
     monkeypatch.setattr(baselines, "QUICK_S", 0.0)
     stepped = baselines.fit("hist_gradient_boosting", task, x, y, seed=7, timeout_s=600)
     assert whole.model.n_iter_ == stepped.model.n_iter_ < 100
-    assert np.array_equal(whole.outputs(x), stepped.outputs(x)) and weights.digest(whole) == weights.digest(stepped)
+    assert np.array_equal(whole.outputs(x), stepped.outputs(x)) and weights_digest(whole) == weights_digest(stepped)
 
 
 @pytest.mark.parametrize("kind", TREES)

@@ -26,10 +26,10 @@ from forge_sweep.cli import app
 from forge_sweep.errors import ExperimentError, InputError, SweepStopped, TrialFailed
 from forge_sweep.experiment import BUDGET_FIELDS, Experiment, WorkersSpec
 from forge_sweep.study import Cost, Progress, Spent, Study, TrialCost, open_study, over, union_s
-from forge_sweep.sweep import Event, Interrupted, crew, metering
+from forge_sweep.sweep import Event, Interrupted, budget, pool
 from forge_sweep.sweep.budget import Budget
 from forge_sweep.trial import TrialResult
-from tests.surface import EPOCHS, experiment, fake_run, no_network
+from tests.surface import EPOCHS, STORY, experiment, fake_run, no_network
 from tests.test_sweep import run, runs, study_of
 
 WALL_S, CPU_S = 10.0, 8.0
@@ -51,7 +51,7 @@ def fake_date() -> float:
     return NOW["wall"] + 1e6  # after all that a killed process may have noted
 
 
-CLOCKS = metering.Clocks(fake_wall, fake_cpu, fake_date)
+CLOCKS = budget.Clocks(fake_wall, fake_cpu, fake_date)
 
 
 def advance(wall_s: float) -> None:
@@ -91,7 +91,7 @@ class Costly(fake_run):
 @pytest.fixture(autouse=True)
 def clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here takes any time but what is said to."""
-    monkeypatch.setattr(metering, "CLOCKS", CLOCKS)
+    monkeypatch.setattr(budget, "CLOCKS", CLOCKS)
 
 
 def spec(**values: Any) -> Experiment:
@@ -120,9 +120,9 @@ def test_a_cpu_budget_ends_the_search_in_mid_trial_and_a_larger_one_goes_on(tmp_
     assert first.trials == {"finished": 2, "waiting": 1}
     assert epochs_heard(tmp_path) == 2.5 * EPOCHS
     assert first.ended_by == "study.cpu_budget_s" and first.model == "models:/surface/1"
-    text = "study.cpu_budget_s = 120 is over (120 CPU-seconds)"
+    text = "study.cpu_budget_s = 120 is exhausted (120 CPU-seconds)"
     assert f"The search ended with 2 of 6 trials: {text}." in first.verdict
-    assert len(said(events, "is over")) == 1
+    assert len(said(events, "is exhausted")) == 1
     assert {r.data.tags["forge.ended_by"] for r in runs(tmp_path, "sweep")} == {"study.cpu_budget_s"}
     assert [r.info.status for r in runs(tmp_path, "trial")] == ["FINISHED", "FINISHED", "SCHEDULED"]
     before = dict(NOW)
@@ -229,7 +229,7 @@ def test_a_budget_over_all_workers_is_kept_to_within_an_epoch_of_each(tmp_path: 
     assert 5 * EPOCHS * CPU_S <= spent <= (5 * EPOCHS + 1) * CPU_S
     assert spent == CPU_S * epochs_heard(tmp_path)
     assert {row.state for row in rows} <= {"finished", "waiting"} and result.ended_by == "study.cpu_budget_s"
-    assert len(said(events, "is over")) == 1
+    assert len(said(events, "is exhausted")) == 1
     waiting = sum(row.state == "waiting" for row in rows)
     assert sum(r.info.status == "SCHEDULED" for r in runs(tmp_path, "trial")) == waiting
     assert run(processes(2, study__n_trials=len(rows)), tmp_path, Costly()).trials == {"finished": len(rows)}
@@ -281,8 +281,8 @@ def test_a_training_that_is_called_again_with_a_smaller_batch_costs_both_times(
 
 
 def test_gpu_seconds_are_seconds_times_the_part_that_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "gpus_held", lambda spec, gpus, n: 0.5)
-    monkeypatch.setattr(sweep, "refuse_gpu_budget", lambda experiment, here: None)  # this machine has none
+    monkeypatch.setattr(pool, "gpus_held", lambda spec, gpus, n: 0.5)
+    monkeypatch.setattr(STORY, "refuse_gpu_budget", lambda experiment, here: None)  # this machine has none
     result = run(spec(study__gpu_budget_s=1.5 * EPOCHS * WALL_S / 2), tmp_path, Costly())
     assert result.trials == {"finished": 1, "waiting": 1} and result.ended_by == "study.gpu_budget_s"
     assert sum(cost["gpu_s"] for cost in result.costs) == 1.5 * EPOCHS * WALL_S / 2
@@ -291,17 +291,17 @@ def test_gpu_seconds_are_seconds_times_the_part_that_is_held(tmp_path: Path, mon
 def test_a_budget_of_gpu_seconds_without_a_gpu_is_refused(tmp_path: Path) -> None:
     here = replace(environment.capture(tmp_path, "tensorflow"), gpus=())
     with pytest.raises(InputError, match=r"study\.gpu_budget_s = 5, but no trial holds a GPU"):
-        sweep.refuse_gpu_budget(spec(study__gpu_budget_s=5.0), here)
-    sweep.refuse_gpu_budget(spec(study__gpu_budget_s=5.0), replace(here, gpus=("one",)))
-    sweep.refuse_gpu_budget(spec(study__gpu_budget_s=5.0, workers={"kind": "ray", "gpus": 0.5}), here)
+        STORY.refuse_gpu_budget(spec(study__gpu_budget_s=5.0), here)
+    STORY.refuse_gpu_budget(spec(study__gpu_budget_s=5.0), replace(here, gpus=("one",)))
+    STORY.refuse_gpu_budget(spec(study__gpu_budget_s=5.0, workers={"kind": "ray", "gpus": 0.5}), here)
 
 
 def test_the_part_of_a_gpu_that_a_worker_holds() -> None:
     several = WorkersSpec(kind="processes", per_gpu=2)
-    assert crew.gpus_held(WorkersSpec(), 2, 1) == 2.0
-    assert crew.gpus_held(several, 2, 4) == 0.5
-    assert crew.gpus_held(several, 1, 4) == 0.25, "more workers than places share what there is"
-    assert crew.gpus_held(several, 0, 4) == 0.0
+    assert pool.gpus_held(WorkersSpec(), 2, 1) == 2.0
+    assert pool.gpus_held(several, 2, 4) == 0.5
+    assert pool.gpus_held(several, 1, 4) == 0.25, "more workers than places share what there is"
+    assert pool.gpus_held(several, 0, 4) == 0.0
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +309,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep with a pruned, a waiting and several finished trials."""
     folder = tmp_path_factory.mktemp("costs") / "mlruns"
     with pytest.MonkeyPatch.context() as patch, no_network(Costly()):
-        patch.setattr(metering, "CLOCKS", CLOCKS)
+        patch.setattr(budget, "CLOCKS", CLOCKS)
         sweep.run(experiment(study__cpu_budget_s=3.5 * EPOCHS * CPU_S), store=folder)
     return folder
 
@@ -336,12 +336,12 @@ def test_status_trials_and_report_show_what_trials_cost(store: Path, tmp_path: P
     assert spent == by_hand and "pruned" in spent
     assert sum(cost["share"] for cost in status["cost"]) == pytest.approx(1, abs=1e-3)
     text = invoke("status", *where)
-    assert "study.cpu_budget_s = 168 is over" in text and "CPU s" in text
+    assert "study.cpu_budget_s = 168 is exhausted" in text and "CPU s" in text
     assert f"{by_hand['pruned']:.1f}" in text
     assert "CPU s" in invoke("trials", *where)
     invoke("report", *where, "-o", str(tmp_path / "report.html"))
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "<h2>Cost</h2>" in html and f"<td>{by_hand['pruned']:.1f}</td>" in html and "is over" in html
+    assert "<h2>Cost</h2>" in html and f"<td>{by_hand['pruned']:.1f}</td>" in html and "is exhausted" in html
 
 
 def test_cpu_seconds_are_logged_beside_the_others(store: Path) -> None:
@@ -352,7 +352,7 @@ def test_cpu_seconds_are_logged_beside_the_others(store: Path) -> None:
 
 def test_a_short_trial_writes_its_cost_with_its_end_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The study's database is asked for nothing that it was not asked before."""
-    monkeypatch.setattr(metering, "CLOCKS", metering.Clocks(lambda: 0.0, lambda: 0.0))
+    monkeypatch.setattr(budget, "CLOCKS", budget.Clocks(lambda: 0.0, lambda: 0.0))
     written: list[int] = []
     monkeypatch.setattr(Study, "spend", lambda study, number, cost: written.append(number))
     result = run(spec(study__n_trials=2), tmp_path, fake_run())
@@ -414,7 +414,7 @@ def test_each_budget_is_over_when_it_is_used_up() -> None:
     }.items():
         assert over({key: 6}, spent) is None
         found = over({key: 5}, spent)
-        assert found is not None and found.key == f"study.{key}" and f"study.{key} = 5 is over" in found.text
+        assert found is not None and found.key == f"study.{key}" and f"study.{key} = 5 is exhausted" in found.text
 
 
 def test_pruned_trials_count_towards_a_plateau_and_failed_ones_do_not() -> None:
@@ -444,6 +444,6 @@ def test_epochs_that_are_trained_again_are_lost_once(known: int, epoch: int) -> 
 
 
 if __name__ == "__main__":
-    metering.CLOCKS = metering.Clocks(fake_wall, fake_cpu, fake_wall)
+    budget.CLOCKS = budget.Clocks(fake_wall, fake_cpu, fake_wall)
     with no_network(Costly(kill_after=int(sys.argv[2]))):
         sweep.run(spec(), store=Path(sys.argv[1]))

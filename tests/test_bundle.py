@@ -25,9 +25,10 @@ import threadpoolctl
 
 from forge_sweep import baselines, models, training
 from forge_sweep.baselines import Baseline
-from forge_sweep.bundle import GOLDEN_ROWS, Bundle, files, golden_rows, replay_golden, trees
+from forge_sweep.bundle import GOLDEN_ROWS, Bundle, choose_golden, files, read_golden, replay_golden, trees
+from forge_sweep.bundle.layout import write_golden
 from forge_sweep.errors import BundleError, SchemaError
-from forge_sweep.preprocessing import Preprocessor, Schema
+from forge_sweep.preprocessing import Preprocessor, Schema, one_matrix
 from forge_sweep.task import Task, TaskKind
 
 ASSET = Path(__file__).parent / "assets" / "bundle-v1"
@@ -90,7 +91,7 @@ def fitted(kind: str, task_kind: TaskKind, scaler: str = "standard") -> Bundle:
     model: Any
     if kind == "network":
         training.seed_everything(3)
-        model = models.build("mlp", features.shape[1], task, {"width": 8, "depth": 1})
+        model = models.build("mlp", preprocessor.spec, task, {"width": 8, "depth": 1})
     else:
         model = baselines.fit(kind, task, features, encoded, seed=3)
     return Bundle(model, preprocessor, task, 0.4, METADATA)
@@ -268,13 +269,13 @@ def test_a_model_that_predicts_nan_is_not_saved(tmp_path: Path) -> None:
 def test_golden_rows_show_missing_values_though_the_first_rows_have_none(
     shelf: Callable[[str, TaskKind], Path],
 ) -> None:
-    frame, scores = golden_rows.read(shelf("constant", "binary"))
+    frame, scores = read_golden(shelf("constant", "binary"))
     assert len(frame) == len(scores) == GOLDEN_ROWS
     assert frame["age"].isna().sum() == 2
     assert frame["city"].isna().sum() == 2
     assert list(frame["orders"][:16]) == list(customers()["orders"][:16])
     with pytest.raises(BundleError, match="none was given"):
-        golden_rows.choose(frame.iloc[:0])
+        choose_golden(frame.iloc[:0])
 
 
 @hypothesis.given(
@@ -300,15 +301,15 @@ def test_golden_rows_read_back_as_they_were(
         "flag": pd.Series(flags, dtype="boolean"),
     }
     folder = tmp_path_factory.mktemp("golden")
-    golden_rows.write(folder, pd.DataFrame(columns), np.asarray([scores]).T)
-    frame, read = golden_rows.read(folder)
+    write_golden(folder, pd.DataFrame(columns), np.asarray([scores]).T)
+    frame, read = read_golden(folder)
     pd.testing.assert_frame_equal(frame, pd.DataFrame(columns), check_exact=True)
     assert read.ravel().tolist() == scores
 
 
 def test_replaying_another_model_gives_the_distance_between_the_two(shelf: Callable[[str, TaskKind], Path]) -> None:
     constant, forest = shelf("constant", "multilabel"), fitted("random_forest", "multilabel")
-    frame, scores = golden_rows.read(constant)
+    frame, scores = read_golden(constant)
     assert replay_golden(constant) == 0
     assert replay_golden(constant, forest) == pytest.approx(np.abs(forest.scores(frame) - scores).max())
 
@@ -572,7 +573,9 @@ def make_asset(folder: Path = ASSET) -> None:
     arrays = [preprocessor.transform(features[train]), task.encode(wanted[train])]
     arrays += [preprocessor.transform(features[valid]), task.encode(wanted[valid])]
     training.seed_everything(1)
-    model = models.build("mlp", arrays[0].shape[1], task, {"width": 8, "depth": 1, "optimizer": "sgd", "momentum": 0.0})
+    model = models.build(
+        "mlp", one_matrix(arrays[0].shape[1]), task, {"width": 8, "depth": 1, "optimizer": "sgd", "momentum": 0.0}
+    )
     spec = training.FitSpec(epochs=20, patience=20, batch_size=64, monitor="val_rmse", direction="minimize")
     training.fit(model, task, training.TrainingData(*arrays), spec, lambda epoch, metrics: False)
     about = {"dataset_digest": "diabetes of scikit-learn", "params": {"width": 8, "depth": 1}, "seed": 1}
@@ -582,7 +585,7 @@ def make_asset(folder: Path = ASSET) -> None:
 def test_every_released_format_still_opens() -> None:
     """A bundle written by format 1 gives its golden scores to 1e-5 of their size, and takes raw rows."""
     bundle = Bundle.load(ASSET, verify=True)
-    frame, scores = golden_rows.read(ASSET)
+    frame, scores = read_golden(ASSET)
     assert np.abs(bundle.scores(frame) / scores - 1).max() < 1e-5
     assert frame["bmi"].isna().any()
     assert bundle.predict(frame)["progression"].between(20, 400).all()

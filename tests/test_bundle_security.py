@@ -15,7 +15,7 @@ import pickle
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,11 @@ import joblib
 import numpy as np
 import pytest
 
-from forge_sweep.bundle import Bundle, archives, files, guard, scaler
+from forge_sweep.bundle import Bundle, bundle, files, security
 from forge_sweep.errors import BundleError, InputError
+from forge_sweep.experiment import Code
+from forge_sweep.experiment.code import from_files
+from forge_sweep.models.importing import module_of, package_of
 from forge_sweep.task import TaskKind
 from forge_sweep.tracking import _load_pyfunc
 from forge_sweep.training import checkpoint
@@ -66,7 +69,7 @@ def test_nothing_is_parsed_before_all_digests_were_compared(
     def parsed(*words: Any, **options: Any) -> None:
         raise AssertionError("a file was parsed")
 
-    monkeypatch.setattr("forge_sweep.bundle.bundle._read_about", parsed)
+    monkeypatch.setattr("forge_sweep.bundle.bundle.read_about", parsed)
     changes: list[Callable[[Path], Any]] = [
         lambda folder: (folder / "golden.json").unlink(),
         lambda folder: (folder / "sitecustomize.py").write_text("import os"),
@@ -111,9 +114,9 @@ class Exploit:
 @pytest.mark.parametrize("kind", SCALED)
 def test_the_scaler_of_every_kind_is_read_as_the_preprocessors_own(kind: str, shelf: Callable[..., Path]) -> None:
     folder = shelf("constant", "binary", kind)
-    name, state = scaler.read(folder / "scaler.joblib")
-    assert name == scaler.CLASSES[kind]
-    assert scaler.differences(state, fitted("constant", "binary", kind).preprocessor.learned) == []
+    name, state = security.read_scaler(folder / "scaler.joblib")
+    assert name == security.SCALER_CLASSES[kind]
+    assert security.scaler_differences(state, fitted("constant", "binary", kind).preprocessor.learned) == []
     assert Bundle.load(folder).preprocessor.scaler == kind
 
 
@@ -128,7 +131,9 @@ def test_a_malicious_pickle_in_the_scaler_is_refused_and_never_run(
     attack = Exploit(marker) if place == "alone" else good
     joblib.dump(attack, folder / "scaler.joblib")
     sign(folder)
-    with pytest.raises(BundleError, match=r"scaler\.joblib (holds|cannot be read)"):
+    # The array by us: some versions of joblib unpickle an array of objects without asking who may be found in it.
+    why = "cannot be read: an array of type object" if place == "in an array" else "holds [a-z]+.system"
+    with pytest.raises(BundleError, match=rf"scaler\.joblib {why}"):
         Bundle.load(folder)
     assert not marker.exists()
     joblib.load(folder / "scaler.joblib")
@@ -154,7 +159,7 @@ def test_another_scaler_is_refused(what: str, shelf: Callable[..., Path], tmp_pa
     else:
         path.write_bytes(path.read_bytes().replace(b"K\x02\x85", b"J\xff\xff\xff\x7f\x85"))  # the shape (2,)
     sign(folder)
-    with pytest.raises(BundleError, match=r"scaler\.joblib"):
+    with pytest.raises(BundleError, match=r"scaler\.joblib" if what != "huge" else "numbers in a file of"):
         Bundle.load(folder)
 
 
@@ -228,7 +233,7 @@ def test_an_archive_that_could_write_elsewhere_or_fill_memory_is_refused(
     folder = copy(shelf(kind, "regression"), tmp_path)
     rezip(folder / ARCHIVES[kind], TRAPS[trap])
     sign(folder)
-    with pytest.raises(BundleError, match="no archive of ours") as refused:
+    with pytest.raises(BundleError, match="not an archive of ours") as refused:
         Bundle.load(folder)
     assert trap in str(refused.value)
     assert not [path for path in tmp_path.rglob("evil*")]
@@ -267,7 +272,7 @@ def test_entries_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
         second.header_offset, second.compress_size, second.file_size = first.header_offset, 1000, 1000
         second.CRC = first.CRC
     with pytest.raises(BundleError, match="share their bytes"):
-        archives.check_npz(path)
+        security.check_npz(path)
 
 
 def test_a_checkpoint_of_objects_is_not_unpickled(tmp_path: Path) -> None:
@@ -332,7 +337,8 @@ def test_what_a_network_names_beside_stock_layers_is_refused_by_name(
 OWN = """
 import pathlib
 import keras
-pathlib.Path(__file__).with_name("imported").touch()
+pathlib.Path("MARK").touch()
+def build(inputs, heads): ...
 class Twice(keras.layers.Layer):
     def call(self, inputs):
         return inputs * 2
@@ -340,33 +346,79 @@ class Twice(keras.layers.Layer):
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def own(tmp_path: Path) -> Path:
     """The bundle of an experiment with a builder of its own, in the module ``own_layers``."""
-    (tmp_path / "own_layers.py").write_text(OWN)
-    monkeypatch.syspath_prepend(tmp_path)
     import keras
-    import own_layers
 
+    mark = tmp_path / "imported"
+    code = from_files("own_layers", "build", {"own_layers": OWN.replace("MARK", str(mark))})
     bundle = fitted("network", "binary")
     width = len(bundle.preprocessor.output_names)
-    layers = [keras.Input((width,)), own_layers.Twice(), keras.layers.Dense(1, activation="sigmoid")]
-    metadata = {**METADATA, "experiment": {"model": {"builder": "own_layers:build"}}}
-    written = dataclasses.replace(bundle, model=keras.Sequential(layers), metadata=metadata)
-    written.save(tmp_path / "bundle", customers())
-    sys.modules.pop("own_layers")
-    (tmp_path / "imported").unlink()
-    yield tmp_path / "bundle"
-    sys.modules.pop("own_layers", None)
+    layers = [keras.Input((width,)), module_of(code).Twice(), keras.layers.Dense(1, activation="sigmoid")]
+    metadata = {**METADATA, "experiment": {"model": {"builder": "own_layers:build", "code": code.digest}}}
+    dataclasses.replace(bundle, model=keras.Sequential(layers), metadata=metadata, code=code).save(
+        tmp_path / "bundle", customers()
+    )
+    forget(code)
+    mark.unlink()
+    return tmp_path / "bundle"
 
 
-def test_custom_objects_come_from_the_experiments_own_module_and_only_with_trust(own: Path) -> None:
-    with pytest.raises(BundleError, match=r"(?s)not trusted: own_layers\.Twice.*--trust.*imports own_layers"):
+def forget(code: Code) -> None:
+    """As in a new process."""
+    for name in [name for name in sys.modules if name.startswith(package_of(code))]:
+        del sys.modules[name]
+
+
+def test_the_code_of_a_bundle_runs_only_with_trust(own: Path) -> None:
+    with pytest.raises(BundleError, match=r"(?s)of the code that came with it: own_layers\.Twice.*--trust"):
         Bundle.load(own)
-    assert not own.with_name("imported").exists(), "nothing was imported"
-    assert len(Bundle.load(own, verify=True, trust=True).predict(customers())) == 90
+    assert not own.with_name("imported").exists(), "nothing was run"
+    loaded = Bundle.load(own, verify=True, trust=True)
+    assert len(loaded.predict(customers())) == 90
     assert own.with_name("imported").exists()
-    with pytest.raises(BundleError, match="not trusted"):
-        _load_pyfunc(str(own))  # whoever registers a model must not be able to say that it is trusted
+    assert loaded.code is not None and loaded.code.files["own_layers"] == (own / "code.own_layers.py").read_text()
+
+
+def test_trust_in_one_source_is_trust_in_no_other(own: Path) -> None:
+    digest = json.loads((own / "bundle.json").read_text())["metadata"]["experiment"]["model"]["code"]
+    assert Bundle.load(own, trust=digest).code is not None
+    with pytest.raises(BundleError, match="code that came with it"):
+        Bundle.load(own, trust="0" * 64)
+
+
+def test_mlflow_trusts_only_what_its_caller_says(own: Path) -> None:
+    with pytest.raises(BundleError, match="code that came with it"):
+        _load_pyfunc(str(own))
+    assert len(_load_pyfunc(str(own), {"trust": True}).predict(customers())) == 90
+    with pytest.raises(InputError, match="model_config has 'trusted'"):
+        _load_pyfunc(str(own), {"trusted": True})
+
+
+def test_a_registered_model_cannot_say_that_it_is_trusted(own: Path, tmp_path: Path) -> None:
+    """MLflow mixes a model's own settings with those of its caller."""
+    folder = tmp_path / "model" / "data" / "bundle"
+    shutil.copytree(own, folder)
+    written = {"flavors": {"python_function": {"loader_module": "forge_sweep.tracking", "config": {"trust": True}}}}
+    (tmp_path / "model" / "MLmodel").write_text(json.dumps(written))
+    with pytest.raises(BundleError, match="it is not trusted"):
+        _load_pyfunc(str(folder), {"trust": True})
+    assert not own.with_name("imported").exists()
+
+
+def test_source_that_the_metadata_do_not_name_is_refused(own: Path) -> None:
+    (own / "code.own_layers.py").write_text(OWN + "# changed")
+    sign(own)
+    with pytest.raises(BundleError, match="other source than its metadata name"):
+        Bundle.load(own, trust=True)
+
+
+def test_source_has_no_place_in_a_bundle_of_another_builder(shelf: Callable[..., Path], tmp_path: Path) -> None:
+    folder = copy(shelf("network"), tmp_path)
+    (folder / "code.net.py").write_text("")
+    sign(folder)
+    with pytest.raises(BundleError, match=r"unexpected: code\.net\.py"):
+        Bundle.load(folder)
 
 
 def test_trust_does_not_reach_other_modules(own: Path) -> None:
@@ -377,6 +429,17 @@ def test_trust_does_not_reach_other_modules(own: Path) -> None:
     with pytest.raises(BundleError, match="not trusted: antigravity"):
         Bundle.load(own, trust=True)
     assert "antigravity" not in sys.modules
+
+
+def test_trust_does_not_reach_what_the_code_imports(own: Path) -> None:
+    """Its names are those that it defines."""
+
+    def imported(config: dict[str, Any]) -> None:
+        config["config"]["layers"][1].update(class_name="pathlib")
+
+    reconfigure(own, imported)
+    with pytest.raises(BundleError, match="does not define"):
+        Bundle.load(own, trust=True)
 
 
 def external(file: h5py.File) -> None:
@@ -392,11 +455,11 @@ def virtual(file: h5py.File) -> None:
 WEIGHTS: dict[str, Callable[[h5py.File], Any]] = {
     "a link": lambda file: file.__setitem__("secret", h5py.ExternalLink("/etc/hostname", "/")),
     "a link at 'soft'": lambda file: file.__setitem__("soft", h5py.SoftLink("/")),
-    "no plain array at '/secret'": external,
-    "no plain array": virtual,
-    "no plain array at '/zip'": lambda file: file.create_dataset("zip", data=np.zeros(9**4), compression="gzip"),
-    "no plain array at '/huge'": lambda file: file.create_dataset("huge", (10**12,), "f4", chunks=(1024,)),
-    "no plain array at '/text'": lambda file: file.create_dataset("text", data=[b"a"], dtype=h5py.string_dtype()),
+    "not a plain array at '/secret'": external,
+    "not a plain array": virtual,
+    "not a plain array at '/zip'": lambda file: file.create_dataset("zip", data=np.zeros(9**4), compression="gzip"),
+    "not a plain array at '/huge'": lambda file: file.create_dataset("huge", (10**12,), "f4", chunks=(1024,)),
+    "not a plain array at '/text'": lambda file: file.create_dataset("text", data=[b"a"], dtype=h5py.string_dtype()),
     "the same object twice": lambda file: file.__setitem__("loop", file["layers"]),
 }
 
@@ -470,7 +533,7 @@ def test_other_versions_with_the_same_golden_scores_are_a_warning_that_names_the
     with caplog.at_level(logging.WARNING, "forge_sweep"):
         assert len(Bundle.load(elsewhere).predict(customers())) == 90
     (record,) = caplog.records
-    assert f"keras==3.0.0 (here {guard.versions()['keras']})" in record.message
+    assert f"keras==3.0.0 (here {bundle.versions()['keras']})" in record.message
     assert "CUDA==12.4 (here none)" in record.message and "same scores" in record.message
 
 
@@ -484,7 +547,7 @@ def test_other_versions_are_refused_by_policy(elsewhere: Path, shelf: Callable[.
 
 @pytest.mark.parametrize("policy", ["warn", "refuse"])
 def test_other_versions_with_other_golden_scores_are_refused_whatever_the_policy(
-    policy: guard.Policy, elsewhere: Path
+    policy: bundle.Policy, elsewhere: Path
 ) -> None:
     golden = json.loads((elsewhere / "golden.json").read_text())["scores"]
     edit(elsewhere / "golden.json", scores=[[golden[0][0] + 0.01], *golden[1:]])
@@ -495,7 +558,7 @@ def test_other_versions_with_other_golden_scores_are_refused_whatever_the_policy
 
 def test_what_does_not_compute_a_model_may_differ(shelf: Callable[..., Path], tmp_path: Path) -> None:
     folder = copy(shelf("xgboost"), tmp_path)
-    edit(folder / "bundle.json", packages={**guard.versions(), "tensorflow": "2.0", "pandas": "1.0", "CUDA": "12.4"})
+    edit(folder / "bundle.json", packages={**bundle.versions(), "tensorflow": "2.0", "pandas": "1.0", "CUDA": "12.4"})
     sign(folder)
     assert Bundle.load(folder, policy="refuse").kind == "xgboost"
 

@@ -12,14 +12,14 @@ import pytest
 from forge_sweep import sweep
 from forge_sweep.bundle import Bundle
 from forge_sweep.bundle.card import Section, card, card_of
-from forge_sweep.bundle.figures import SMALLEST, calibration, figures
+from forge_sweep.bundle.evaluation import SMALLEST, calibration, figures
 from forge_sweep.errors import InputError
 from forge_sweep.experiment import parse
 from forge_sweep.registry import make_card
 from forge_sweep.sources import test_looks as looks_at_test
 from forge_sweep.sweep import SweepResult
 from forge_sweep.task import METRICS, Task
-from forge_sweep.tracking import Registry
+from forge_sweep.tracking import Registry, fetched
 from tests.shop import loans
 from tests.surface import experiment
 
@@ -51,7 +51,7 @@ def test_a_sweep_registers_its_model_with_a_card(swept: tuple[Path, SweepResult]
     """Purpose, data, hyperparameters, metrics with intervals, baselines, calibration, classes, slices, cost, limits."""
     store, result = swept
     registry = Registry(store)
-    with registry.bundle(registry.version("loans", "1")) as folder:
+    with fetched(registry.version("loans", "1"), registry.store) as folder:
         text, page = (folder / "card.md").read_text(), (folder / "card.html").read_text()
         metadata = Bundle.load(folder).metadata
         assert card_of(folder).markdown() == text, "nothing in it depends on the moment"

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from forge_sweep import __version__, jsons, sweep, training
 from forge_sweep.cli import app
 from forge_sweep.cli.printing import REPLACED, print_table, wrapped
-from forge_sweep.cli.watchers import Below, Pace, PlainLines
+from forge_sweep.cli.watchers import LiveView, Pace, PlainLines
 from forge_sweep.errors import InputError
 from forge_sweep.study import find_study
 from forge_sweep.sweep import Event
@@ -189,7 +189,7 @@ def test_help_and_version_import_no_engine(tmp_path: Path) -> None:
 
 def test_status_says_how_far_a_sweep_is_without_tensorflow(store: Path) -> None:
     """In words and as JSON."""
-    assert "6 of 6 trials are done" in invoke("status", "surface", "--store", str(store))
+    assert "6 of 6 trials done" in invoke("status", "surface", "--store", str(store))
     values = json.loads(invoke("status", "surface", "--store", str(store), "--json"))
     assert sum(values["trials"].values()) == 6 and values["best"]["state"] == "finished"
     code = (
@@ -200,8 +200,8 @@ def test_status_says_how_far_a_sweep_is_without_tensorflow(store: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_status_says_that_nobody_carries_a_sweep_that_was_killed(store: Path, tmp_path: Path) -> None:
-    assert "nobody carries" not in invoke("status", "surface", "--store", str(store))
+def test_status_says_that_no_process_runs_a_killed_sweep(store: Path, tmp_path: Path) -> None:
+    assert "no process is running" not in invoke("status", "surface", "--store", str(store))
     assert json.loads(invoke("status", "surface", "--store", str(store), "--json"))["carried"] is False
     killed = subprocess.Popen([sys.executable, "-m", "tests.surface", str(tmp_path / "new"), "50", "0.2"])
     try:
@@ -209,11 +209,11 @@ def test_status_says_that_nobody_carries_a_sweep_that_was_killed(store: Path, tm
         while (study := find_study("surface", tmp_path / "new")) is None or not study.rows():
             assert time.monotonic() < until and killed.poll() is None
             time.sleep(0.1)
-        assert "nobody carries" not in invoke("status", "surface", "--store", str(tmp_path / "new"))
+        assert "no process is running" not in invoke("status", "surface", "--store", str(tmp_path / "new"))
     finally:
         killed.kill()
         killed.wait()
-    assert "nobody carries this sweep" in invoke("status", "surface", "--store", str(tmp_path / "new"))
+    assert "no process is running this sweep" in invoke("status", "surface", "--store", str(tmp_path / "new"))
 
 
 def test_trials_lists_every_trial_with_what_was_searched(store: Path) -> None:
@@ -240,19 +240,18 @@ def test_report_is_one_self_contained_html_file(store: Path, tmp_path: Path) -> 
     assert 'src="http' not in html and "<link" not in html
 
 
-def test_below_the_lines_stands_how_far_a_resumed_sweep_is_and_what_runs_now() -> None:
+def test_the_live_view_shows_progress_of_a_resumed_sweep_and_its_running_trials() -> None:
     """States of all trials, best so far, the baseline to beat, the current loss; nothing is cut at 60 columns."""
     console = Console(width=60, file=io.StringIO(), force_terminal=True)
-    pace = Pace(experiment())
-    below = Below(console, PlainLines(console, pace), pace)
+    live = LiveView(PlainLines(console, Pace(experiment())))
     states = {"finished": 3, "pruned": 1}
     trials = {"name": "trials", "total": 10, "done": 4, "states": states, "best": 0.9, "baselines": {"xgboost": 0.85}}
-    below.watch(Event("phase", trials))
-    below.watch(Event("trial_started", {"number": 4, "params": {"width": 8, "batch_size": 32}}))
-    below.watch(Event("epoch", {"number": 5, "epoch": 2, "metrics": {"loss": 0.5, "val_loss": 0.6}}))
+    live.watch(Event("phase", trials))
+    live.watch(Event("trial_started", {"number": 4, "params": {"width": 8, "batch_size": 32}}))
+    live.watch(Event("epoch", {"number": 5, "epoch": 2, "metrics": {"loss": 0.5, "val_loss": 0.6}}))
     failed = {"state": "failed", "value": None, "best": 0.9, "failure": "diverged", "cause": "loss is nan"}
-    below.watch(Event("trial_done", {"number": 3, "params": {"width": 9}, **failed}))
-    lines = below.__rich__().plain.splitlines()
+    live.watch(Event("trial_done", {"number": 3, "params": {"width": 9}, **failed}))
+    lines = live.__rich__().plain.splitlines()
     assert lines[0].startswith("trials 5 of 10, about ") and lines[0].endswith("left")
     assert lines[1:] == [
         "3 finished, 1 pruned, 1 failed",
@@ -273,6 +272,21 @@ def printed(*events: Event, **options: Any) -> list[str]:
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined,no-any-return]
 
 
+def test_check_says_how_many_groups_each_split_has(tmp_path: Path) -> None:
+    """75 patients with four rows each."""
+    rows = [f"{i % 75},{i * 7 % 11},{i % 2}" for i in range(300)]
+    (tmp_path / "visits.csv").write_text("\n".join(["patient,x,y", *rows]))
+    (tmp_path / "visits.toml").write_text(
+        'name = "visits"\nobjective.metric = "val_auc"\nmodel.search.width = { type = "int", low = 4, high = 8 }\n'
+        'data = { path = "visits.csv", target = "y", task = "binary", split = { kind = "group", group = "patient" } }\n'
+    )
+    with no_network(fake_run()):
+        done = CliRunner().invoke(app, ["check", str(tmp_path / "visits.toml"), "--store", str(tmp_path / "store")])
+    assert done.exit_code == 0, done.output
+    found = re.search(r"^  groups: 75 \(train (\d+), validation (\d+), test (\d+)\)$", done.output, re.MULTILINE)
+    assert found and sum(map(int, found.groups())) == 75, done.output
+
+
 def test_a_trials_line_has_what_was_searched_the_best_so_far_and_the_time_left() -> None:
     phase = {"name": "trials", "total": 4, "done": 0, "states": {}, "best": None, "baselines": {}}
     ended = {"number": 0, "state": "finished", "value": 0.8, "best": 0.8, "delta": -0.01, "epochs": 3, "seconds": 1.0}
@@ -290,7 +304,7 @@ def test_baselines_and_confirmation_say_how_much_is_left() -> None:
     assert "(1 of 4, about" in lines[1]
 
 
-def test_what_repeats_itself_is_counted() -> None:
+def test_repetitions_are_counted() -> None:
     """Thirty columns with one fault, and one message that comes five times."""
     findings = [
         Event(
@@ -301,8 +315,8 @@ def test_what_repeats_itself_is_counted() -> None:
     again = [Event("message", {"severity": "warning", "text": "the worker is slow"})] * 5
     lines = printed(*findings, *again)
     assert len(lines) == 6
-    assert lines[4] == "warning: 27 more of the kind shift: " + ", ".join(f"c{n}" for n in range(3, 13)) + ", ..."
-    assert lines[5] == "said 5 times: the worker is slow"
+    assert lines[4] == "warning: 27 more shift warnings: " + ", ".join(f"c{n}" for n in range(3, 13)) + ", ..."
+    assert lines[5] == "repeated 5 times: the worker is slow"
 
 
 def test_names_in_brackets_and_control_characters_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -362,10 +376,11 @@ def test_whatever_prints_or_keeps_json_goes_through_one_door() -> None:
     """`json.dumps` writes NaN; those that hash, or write what only Python reads, are listed."""
     allowed = {
         *("jsons.py", "bundle/files.py", "bundle/weights.py", "experiment/rules.py", "experiment/spec.py", "trial.py"),
-        *("preprocessing/normalization.py", "preprocessing/preprocessor.py", "sources/feature_store/versions.py"),
-        *("study/opening.py", "study/storage.py", "sweep/context.py", "tracking/journal.py", "training/checkpoint.py"),
-        *("training/networks.py", "data/diff.py", "sources/feature_store/rejects.py", "registry/measured.py"),
-        "bundle/evaluation.py",
+        "experiment/code.py",
+        *("preprocessing/preprocessor.py", "preprocessing/streaming.py", "feature_store/versions.py"),
+        *("study/resume.py", "study/storage.py", "sweep/context.py", "tracking/journal.py", "training/checkpoint.py"),
+        *("training/networks.py", "feature_store/diff.py", "feature_store/checking.py", "registry/candidate.py"),
+        *("bundle/evaluation.py", "bundle/bundle.py", "bundle/network.py"),
     }
     package = Path(__file__).parents[1] / "forge_sweep"
     texts = {path.relative_to(package).as_posix(): path.read_text(encoding="utf-8") for path in package.rglob("*.py")}

@@ -136,7 +136,7 @@ def test_numbers_and_text_in_one_declared_column_are_not_learned() -> None:
 def test_a_bundle_refuses_integers_for_codes_with_zeros_in_front(tmp_path: Path) -> None:
     from forge_sweep import baselines
     from forge_sweep.task import Task
-    from forge_sweep.tracking.pyfunc import _load_pyfunc
+    from forge_sweep.tracking import _load_pyfunc
 
     frame = pd.DataFrame({"zip": ZIPS * 10, "a": np.arange(40.0), "y": [0, 1] * 20})
     features = frame[["zip", "a"]]

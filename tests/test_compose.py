@@ -15,9 +15,9 @@ import yaml
 
 from forge_sweep import sources
 from forge_sweep.experiment import DataSpec
-from forge_sweep.sources.feature_store.address import Address
-from forge_sweep.sources.feature_store.ingest import ingest
-from forge_sweep.sources.feature_store.schema import init
+from forge_sweep.feature_store.connection import Address
+from forge_sweep.feature_store.ingest import ingest
+from forge_sweep.feature_store.schema import init
 from tests.one_server import DATABASES, LOGINS, ROOT, Postgres, composed, is_well, postgres
 
 TEXT = (ROOT / "compose.yaml").read_text(encoding="utf-8")

@@ -17,8 +17,8 @@ from forge_sweep.bundle import Bundle
 from forge_sweep.checks.findings import Finding
 from forge_sweep.cli import app
 from forge_sweep.errors import StoreDown
-from forge_sweep.registry import Champions, Promotion, Refused, contest, gates, measured, promote
-from forge_sweep.registry.measured import Measured, Versus
+from forge_sweep.registry import Champions, Promotion, Refused, gates, promote
+from forge_sweep.registry.candidate import GroupGain, Measured, Versus
 from forge_sweep.sources import test_looks as looks_at_test
 from forge_sweep.task import Gain, Interval
 from forge_sweep.tracking import Registry
@@ -76,7 +76,7 @@ def test_a_first_promotion_takes_its_figures_from_the_version_and_costs_no_look(
     """The sweep's one look scored the winner and the best other baseline; nothing is fitted, nothing read again."""
     winner, other = shop.bundle("hist_gradient_boosting"), shop.bundle("constant")
     version = shop.register(winner, against=[other])
-    monkeypatch.setattr(contest, "fit", no_fit)
+    monkeypatch.setattr(gates, "fit", no_fit)
     assert looks(shop) == 1, "the sweep's own"
     for dry_run in (True, True, False):
         found = tried(shop, version, dry_run=dry_run)
@@ -92,7 +92,7 @@ def test_the_comparison_with_a_champion_costs_one_look_and_is_kept(shop: Shop, m
     """A dry run, another one and the promotion: one line in the ledger, one evaluation per candidate."""
     first = shop.register(shop.bundle("random_forest"), against=[shop.bundle("constant")])
     second = shop.register(shop.bundle("hist_gradient_boosting"), against=[shop.bundle("constant")])
-    monkeypatch.setattr(contest, "fit", no_fit)
+    monkeypatch.setattr(gates, "fit", no_fit)
     promote(NAME, first, store=shop.store)
     assert looks(shop) == 2, "those of the two sweeps"
     found = tried(shop, second)
@@ -100,7 +100,7 @@ def test_the_comparison_with_a_champion_costs_one_look_and_is_kept(shop: Shop, m
     assert "evaluations on its test rows so far: 2;" in gate(found, "test-looks").seen, "one for each candidate"
     assert gate(found, "test-looks").severity == "info"
     with monkeypatch.context() as patch:
-        patch.setattr(contest, "measured", no_fit)
+        patch.setattr(gates, "measured", no_fit)
         again = tried(shop, second)
         other = tried(shop, second, experiment=shop.toml(max_ece_loss=0.9))
     assert looks(shop) == 3 and again.figures == {**found.figures, "looked": False}
@@ -138,7 +138,7 @@ def test_a_look_that_was_killed_before_its_figures_were_kept_counts_once(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(contest, "keep", dies)
+        patch.setattr(gates, "keep", dies)
         tried(shop, "2")
     assert looks(shop) == 3
     found = tried(shop, "2")
@@ -150,7 +150,7 @@ def test_a_version_of_before_is_fitted_and_looked_at_once(shop: Shop, monkeypatc
     version = shop.register(shop.bundle("hist_gradient_boosting"))
     found = tried(shop, version)
     assert found.figures["looked"] and looks(shop) == 1 and found.figures["baseline"]["kind"] == "constant"
-    monkeypatch.setattr(contest, "fit", no_fit)
+    monkeypatch.setattr(gates, "fit", no_fit)
     assert tried(shop, version, dry_run=False).change is not None and looks(shop) == 1
 
 
@@ -184,7 +184,7 @@ def test_other_answers_than_in_the_sweeps_look_are_said(shop: Shop) -> None:
         shop.register(bad, against=[shop.bundle("constant")])
     promote(NAME, "1", store=shop.store)
     finding = gate(tried(shop, "2"), "evaluation-differs")
-    assert finding.severity == "warning" and "off those of its sweep's look" in finding.seen
+    assert finding.severity == "warning" and "off those of its sweep's test evaluation" in finding.seen
 
 
 def test_an_evaluation_of_other_rows_is_refused(shop: Shop) -> None:
@@ -236,7 +236,7 @@ def test_only_a_worse_one_is_refused_and_within_noise_is_on_record(
 ) -> None:
     """The constant predictor has to be beaten by more than noise."""
     candidate: Any = SimpleNamespace(version=SimpleNamespace(uri="models:/x/1"), bundle=SimpleNamespace(kind="network"))
-    finding = contest.against_baseline(candidate, versus(low, high, kind))
+    finding = gates.against_baseline(candidate, versus(low, high, kind))
     assert finding.severity == severity and finding.seen.startswith(f"{words}: auc 0.8000 and ")
 
 
@@ -280,7 +280,7 @@ def test_figures_come_back_as_they_were() -> None:
         versus(-0.1, float("nan")),
         None,
         ({"ece": 0.1, "brier": 0.2}, None),
-        (measured.GroupGain("city", "Bern", 3, None), measured.GroupGain("city", "Genf", 90, versus(0.0, 0.1))),
+        (GroupGain("city", "Bern", 3, None), GroupGain("city", "Genf", 90, versus(0.0, 0.1))),
         1e-9,
         0.9,
     )

@@ -14,9 +14,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from forge_sweep.cli import app
-from forge_sweep.data.ingesting import words_of_options
-from forge_sweep.errors import DataError, ExperimentError, ForgeSweepError, GateRefused, InputError
-from forge_sweep.sources.feature_store.address import Address
+from forge_sweep.errors import DataError, ExperimentError, ForgeSweepError, GateRefused, InputError, Key
+from forge_sweep.feature_store.admin import in_options
+from forge_sweep.feature_store.connection import Address
 from forge_sweep.testing import TABLE_DIGEST, table
 
 COLUMNS = ["--target", "label", "--task", "binary", "--key", "id", "--categorical", "code"]
@@ -69,7 +69,7 @@ def test_an_ingested_file_is_listed_and_shown(v1: Path) -> None:
     text = say("show", "v1")
     assert TABLE_DIGEST in text and "random: 0.7 train, 0.15 valid, 0.15 test, stratified; seed 0" in text
     assert "Basel, Stadt, Genève, Zürich" in text and "learned on 84 training rows" in text
-    assert "looks at the test rows: 0" in text
+    assert "test evaluations: 0" in text
     values = read("show", "v1")
     assert values["row_counts"] == {"train": 84, "val": 18, "test": 18} and values["digest"] == TABLE_DIGEST
     assert values["normalization"]["feature_names"] == ["amount", "age"]  # type: ignore[index]
@@ -165,7 +165,7 @@ def test_an_export_refuses_what_the_file_could_not_say(rows: Path, tmp_path: Pat
     assert "has a column 'city' of its own" in refusal(
         "export", "v1", str(tmp_path / "x.parquet"), "--split-column", "city"
     )
-    assert "no known kind" in refusal("export", "v1", str(tmp_path / "x.xlsx"))
+    assert "not of a known kind" in refusal("export", "v1", str(tmp_path / "x.xlsx"))
     assert not list(tmp_path.glob("*x.*"))
 
 
@@ -227,7 +227,7 @@ def test_a_traceback_asked_for_shows_no_login(store: Address, tmp_path: Path) ->
     """`--debug` prints what went on, but neither name nor password."""
     url = "postgresql://someone:s3cr%40t@127.0.0.1:1/features"
     code = (
-        "import sys, forge_sweep.sources.feature_store.connection as c\n"
+        "import sys, forge_sweep.feature_store.connection as c\n"
         "c.PATIENCE_S = 0.1\n"
         "import forge_sweep.cli; sys.argv = ['forge-sweep', '--debug', 'data', 'list']; forge_sweep.cli.main()"
     )
@@ -239,10 +239,10 @@ def test_a_traceback_asked_for_shows_no_login(store: Address, tmp_path: Path) ->
 
 def test_log_lines_are_masked() -> None:
     """Whatever a library puts into them."""
-    from forge_sweep.cli import Masking
+    from forge_sweep.cli.surroundings import MaskingFormatter
 
     record = logging.LogRecord("x", 10, "x", 1, "open %s", ("postgresql://me:se@cret@db/x?password=hush&a=1",), None)
-    assert Masking().format(record) == "open postgresql://***@db/x?password=***&a=1"
+    assert MaskingFormatter().format(record) == "open postgresql://***@db/x?password=***&a=1"
 
 
 def test_drift_is_a_gate_where_it_is_asked_to_be(v1: Path, tmp_path: Path) -> None:
@@ -287,37 +287,41 @@ def test_a_version_is_named_where_a_temporary_file_is_read(v1: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("key", "form", "in_file", "as_option"),
     [
-        ("set positive under [data] to 'no' or 'yes'", "set --positive to 'no' or 'yes'"),
-        ("name a target that varies, or rescale it, under [data]", "name a target that varies, or rescale it"),
-        ('set task = "multiclass" or "regression" under [data]', 'set --task "multiclass" or "regression"'),
-        ("leave it out, or set stratify = false under [data.split]", "leave it out, or add --no-stratify"),
-        ("raise train under [data.split]", "raise the share of train: --shares"),
-        ("leave it out with drop = ['d e'] under [data]", "leave it out with --drop 'd e'"),
-        ("a time can split the rows (data.split.time)", "a time can split the rows (--split time=COLUMN)"),
-        ("choose another data.split.kind", "choose another --split"),
-        ("data.split.time = 't': no such column", "--split time='t': no such column"),
-        ("choose another column, or leave data.key out", "choose another column, or leave --key out"),
-        ("data: no column is left as a feature", "no column is left as a feature"),
-        ("positive = 3 is not a label of target 'y'", "--positive = 3 is not a label of target 'y'"),
-        ("data.path: /data.key/my data.split.csv cannot be read", "FILE: /data.key/my data.split.csv cannot be read"),
-        ("column 'data.key' is missing", "column 'data.key' is missing"),
-        ("what nobody has thought of", "what nobody has thought of"),
+        (Key("data.key"), "", "data.key", "--key"),
+        (Key("data.path"), "", "data.path", "FILE"),
+        (Key("data.positive"), "under", "positive under [data]", "--positive"),
+        (Key("data.task", '"binary"'), "", 'task = "binary" under [data]', '--task "binary"'),
+        (Key("data.drop", "['d e']"), "", "drop = ['d e'] under [data]", "--drop 'd e'"),
+        (Key("data.split.stratify", "false"), "", "stratify = false under [data.split]", "--no-stratify"),
+        (Key("data.split.stratify", "true"), "", "stratify = true under [data.split]", "no --no-stratify"),
+        (Key("data.split.train"), "under", "train under [data.split]", "--shares"),
+        (Key("data.split.time"), "", "data.split.time", "--split time=COLUMN"),
+        (Key("data.split.kind"), "", "data.split.kind", "--split"),
+        (Key("data.split.kind", '"time"'), "is", 'data.split.kind = "time"', "--split time=COLUMN"),
+        (Key("preprocessing.max_categories"), "", "preprocessing.max_categories", "--max-categories"),
     ],
 )
-def test_words_of_an_experiment_file_become_options(said: str, told: str) -> None:
-    """In message and fix alike; what is not known stays, and so do paths and names."""
-    with pytest.raises(DataError) as caught, words_of_options():
-        raise DataError(said, hint=said)
-    assert (caught.value.message, caught.value.hint) == (told, told)
+def test_a_key_in_an_error_is_said_as_its_option(key: Key, form: str, in_file: str, as_option: str) -> None:
+    """In message and fix alike; what else stands there stays, such as paths and names that look like keys."""
+    text, other = f"choose another {key:{form}}", "/data.key/my data.split.csv, column 'data.key'"
+    error = DataError(f"{text}: {other}", hint=text)
+    assert (error.message, error.hint) == (f"choose another {in_file}: {other}", f"choose another {in_file}")
+    with pytest.raises(DataError) as caught, in_options():
+        raise error
+    assert (caught.value.message, caught.value.hint) == (
+        f"choose another {as_option}: {other}",
+        f"choose another {as_option}",
+    )
 
 
 def test_a_temporary_file_is_called_by_its_version() -> None:
     """Without the word FILE before it: no file was named."""
-    with pytest.raises(DataError) as caught, words_of_options({"/tmp/a/rows.parquet": "version v1"}):
-        raise DataError("data.path: /tmp/a/rows.parquet holds no rows")
-    assert caught.value.message == "version v1 holds no rows"
+    path = Path("/tmp/a/rows.parquet")
+    with pytest.raises(DataError) as caught, in_options(path, "version v1"):
+        raise DataError(f"{Key('data.path')}: {path} holds no rows")
+    assert caught.value.message == "--from: version v1 holds no rows"
 
 
 def test_mistakes_of_a_declaration_name_no_key_of_a_file(rows: Path) -> None:

@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forge_sweep.data.diff import Diff, diff
 from forge_sweep.errors import DataError
 from forge_sweep.experiment import DataSpec
-from forge_sweep.sources.feature_store.address import Address
-from forge_sweep.sources.feature_store.connection import connect
-from forge_sweep.sources.feature_store.ingest import ingest
-from forge_sweep.sources.feature_store.versions import Version
+from forge_sweep.feature_store.connection import Address, connect
+from forge_sweep.feature_store.diff import Diff, diff
+from forge_sweep.feature_store.ingest import ingest
+from forge_sweep.feature_store.versions import Version
 
 ROWS = 200
 Put = Callable[..., Version]

@@ -18,15 +18,14 @@ from scipy.stats import binom
 
 from forge_sweep import sweep
 from forge_sweep.checks.drift import ALPHA
-from forge_sweep.data import models as scoring
-from forge_sweep.data.drift import DriftReport, drift, write_html
-from forge_sweep.data.drift_page import MOST_PICTURES
 from forge_sweep.experiment import DataSpec, Experiment
-from forge_sweep.sources.feature_store.address import Address
-from forge_sweep.sources.feature_store.connection import connect
-from forge_sweep.sources.feature_store.ingest import ingest
-from forge_sweep.sources.feature_store.versions import Version
-from forge_sweep.tracking import TrainedModel, models_trained_on, prepare_store
+from forge_sweep.feature_store import drift as scoring
+from forge_sweep.feature_store.connection import Address, connect
+from forge_sweep.feature_store.drift import DriftReport, drift
+from forge_sweep.feature_store.drift_page import MOST_PICTURES, write_html
+from forge_sweep.feature_store.ingest import ingest
+from forge_sweep.feature_store.versions import Version
+from forge_sweep.tracking import models_trained_on, prepare_store
 from tests.surface import experiment, fake_run, no_network
 
 Put = Callable[..., Version]
@@ -230,7 +229,8 @@ def test_a_model_that_cannot_be_scored_says_why(put: Put, tmp_path: Path, monkey
 def test_models_of_other_versions_are_none_of_this_one(put: Put, tmp_path: Path) -> None:
     version, other = put("a", loans(0)), put("b", loans(1))
     train_on(version, tmp_path, "hist_gradient_boosting")
-    assert models_trained_on(version.version, tmp_path) == (TrainedModel("loans", "1", ("challenger",)),)
+    (trained,) = models_trained_on(version.version, tmp_path)
+    assert (trained.uri, trained.aliases) == ("models:/loans/1", ("challenger",))
     assert models_trained_on(other.version, tmp_path) == ()
 
 
@@ -256,7 +256,7 @@ def test_no_test_row_is_read_and_no_backend_loaded(
     script = f"""
     import os, sys
     from pathlib import Path
-    from forge_sweep.data.drift import drift
+    from forge_sweep.feature_store.drift import drift
     os.environ["FORGE_SWEEP_DATABASE_URL"] = {login(store, "forge_tuner")!r}
     report = drift("a", "b", store=Path({str(tmp_path / "mlruns")!r}))
     assert report.models[0].b, report.models
@@ -277,7 +277,7 @@ def test_a_network_is_scored_in_a_fresh_process(put: Put, tmp_path: Path) -> Non
     sweep.run(declared, store=tmp_path / "mlruns")
     script = f"""
     from pathlib import Path
-    from forge_sweep.data.drift import drift
+    from forge_sweep.feature_store.drift import drift
     (model,) = drift("a", "b", store=Path({str(tmp_path / "mlruns")!r})).models
     assert model.kind == "network" and model.b, model
     """

@@ -14,6 +14,7 @@ import pytest
 from forge_sweep import sweep, training
 from forge_sweep.errors import InputError
 from forge_sweep.study import find_study
+from forge_sweep.training import backend
 from tests.test_sweep_workers import real
 
 PARAMS = {"width": 24, "depth": 2, "dropout": 0.3, "learning_rate": 0.01, "l2": 1e-4, "batch_size": 64}
@@ -81,13 +82,20 @@ def test_it_is_part_of_the_experiment() -> None:
     assert spec.contract() != spec.model_copy(update={"deterministic": True}).contract()
 
 
-def test_another_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jax_on_a_gpu_is_told_to_start_with_its_deterministic_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU it has no others."""
     import keras
 
     monkeypatch.setattr(keras.config, "backend", lambda: "jax")
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["cpu:0"])
+    monkeypatch.setattr(backend, "load_backend", lambda: None)
+    training.fix_operations(True)
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["gpu:0"])
     training.fix_operations(False)
-    with pytest.raises(InputError, match='deterministic = true is not there for backend = "jax"'):
+    with pytest.raises(InputError, match="export XLA_FLAGS=--xla_gpu_deterministic_ops=true"):
         training.fix_operations(True)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
+    training.fix_operations(True)
 
 
 if __name__ == "__main__":

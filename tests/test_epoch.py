@@ -12,6 +12,7 @@ import pytest
 
 from forge_sweep import models, training
 from forge_sweep.errors import TrialFailed
+from forge_sweep.preprocessing import one_matrix
 from forge_sweep.task import Task
 
 pytest.importorskip("tensorflow")
@@ -57,7 +58,16 @@ def problem(kind="binary", weights=(), **head):
 
 def build(task, seed=1, **params):
     training.seed_everything(seed)
-    return models.build("mlp", FEATURES, task, {**PARAMS, **params})
+    return models.build("mlp", one_matrix(FEATURES), task, {**PARAMS, **params})
+
+
+def row_order(rows, seed, epoch):
+    """The order in which a fit with this seed sees the rows in an epoch."""
+    import tensorflow as tf
+
+    from forge_sweep.training.epoch import shuffled
+
+    return shuffled(rows, tf.constant((seed, epoch), tf.int64))
 
 
 def train(model, data, epochs=range(3), seed=SEED):
@@ -77,8 +87,6 @@ def train(model, data, epochs=range(3), seed=SEED):
 
 def train_by_fit(model, data, epochs=range(3), seed=SEED):
     """The same through `model.fit`, in the same order."""
-    from forge_sweep.training.epoch import row_order
-
     for number in epochs:
         order = row_order(ROWS, seed, number).numpy()
         weights = data.sample_weight if data.sample_weight is None else data.sample_weight[order]
@@ -180,8 +188,6 @@ def test_class_and_sample_weights_are_multiplied():
 
 
 def test_the_order_of_rows_follows_from_seed_and_epoch_alone():
-    from forge_sweep.training.epoch import row_order
-
     orders = {(seed, epoch): tuple(row_order(ROWS, seed, epoch).numpy()) for seed in (0, 2**32 - 1) for epoch in (0, 1)}
     training.seed_everything(3)
     assert orders[0, 1] == tuple(row_order(ROWS, 0, 1).numpy())
@@ -243,8 +249,6 @@ def fit(model, task, data, callbacks=(), **changes):
 
 
 def test_a_loss_that_is_not_finite_stops_the_epoch_at_that_step():
-    from forge_sweep.training.epoch import row_order
-
     task, data = problem("binary", ("sample",))
     place = 70  # in the third of four batches
     data.sample_weight[int(row_order(ROWS, SEED, 0)[place])] = np.inf
@@ -301,7 +305,7 @@ def test_what_needs_model_fit_gets_it_and_the_result_says_so():
 def test_a_training_step_of_ones_own_is_left_to_model_fit():
     import keras
 
-    from forge_sweep.training.loop import obstacle
+    from forge_sweep.training.fit import obstacle
 
     class Own(keras.Model):
         def train_step(self, data):
@@ -363,7 +367,7 @@ def test_rows_lie_on_the_device_of_the_weights():
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
         from tests import test_epoch
-        from forge_sweep.training.epoch import CompiledEpoch, row_order
+        from forge_sweep.training.epoch import CompiledEpoch
         task, data = test_epoch.problem()
         with tf.device("CPU:1"):
             model = test_epoch.build(task)

@@ -6,14 +6,26 @@ import copy
 import json
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field
 
 from forge_sweep.errors import ExperimentError, InputError
-from forge_sweep.experiment import Dimension, flatten, json_schema, load, parse, restore
+from forge_sweep.experiment import (
+    HYPERPARAMETERS,
+    Dimension,
+    Experiment,
+    Later,
+    StudySpec,
+    flatten,
+    json_schema,
+    load,
+    parse,
+    restore,
+)
 
 BASE = """
 name = "fraud"
@@ -87,7 +99,7 @@ CONTRADICTIONS = [
     ({"data__stratfy": True}, "data.stratfy", "did you mean data.split.stratify?"),
     ({"objective__metric": "val_rmse"}, "objective.metric", "a metric of binary"),
     ({"objective__metric": "auc"}, "objective.metric", 'did you mean "val_auc"?'),
-    ({"objective__metric": "test_auc"}, "objective.metric", "looked at once"),
+    ({"objective__metric": "test_auc"}, "objective.metric", "evaluated once"),
     ({"objective__direction": "minimize"}, "objective.direction", '"maximize", the direction of val_auc'),
     ({"data__name": "iris"}, "data.name", 'data.source = "file"'),
     ({"data__source": "sample"}, "data.name", "a value"),
@@ -191,6 +203,72 @@ def test_the_contract_ignores_the_budget_and_nothing_else() -> None:
     assert parse(base(), root=Path("elsewhere")).contract() == contract
 
 
+class _LaterStudy(StudySpec):
+    """``[study]`` of a later version: two new keys; of one the default is not what was done before."""
+
+    averaging: int = Field(0)
+    pace: Annotated[str, Later("slow")] = Field("fast")
+
+
+class _LaterExperiment(Experiment):
+    study: _LaterStudy = Field(default_factory=_LaterStudy)
+    purpose: str = Field("search")
+
+
+def _later(**study: Any) -> Experiment:
+    values = parse(base(), root=Path()).resolved()
+    return _LaterExperiment.model_validate({**values, "study": {**values["study"], **study}})
+
+
+def test_a_key_added_to_the_schema_is_no_difference_to_what_was_recorded_before_it() -> None:
+    """An absent key has its default, or the value that stands for what was done before."""
+    recorded = json.loads(json.dumps(parse(base(), root=Path()).resolved()))
+    assert _later(pace="slow").differences(recorded) == {}
+    assert _later(averaging=2).differences(recorded) == {
+        "study.averaging": "study.averaging: 0 -> 2",
+        "study.pace": 'study.pace: "slow" -> "fast"',
+    }
+
+
+def test_a_key_at_the_value_for_what_was_done_before_is_not_in_the_contract() -> None:
+    """Marked `Later`, it leaves the digests of recorded experiments as they are."""
+
+    class Marked(Experiment):
+        purpose: Annotated[str, Later("search")] = Field("else")
+
+    experiment = parse(base(), root=Path())
+    values = experiment.resolved()
+    assert Marked.model_validate({**values, "purpose": "search"}).contract() == experiment.contract()
+    assert Marked.model_validate(values).contract() != experiment.contract()
+
+
+def test_order_spelling_and_written_out_defaults_are_no_differences() -> None:
+    """1 and 1.0 are one number, and a hyperparameter fixed at its default is as good as absent."""
+    search = {"dropout": {"type": "float", "low": 0, "high": 0.5}, "width": 32}
+    experiment = parse(with_values(model__search=search), root=Path())
+    recorded = json.loads(json.dumps(experiment.resolved()))
+    search = recorded["model"]["search"]
+    assert (search["dropout"]["low"], search["dropout"].pop("step"), search["dropout"].pop("when")) == (0, None, {})
+    search["dropout"]["low"] = 0.0
+    search["depth"] = HYPERPARAMETERS["depth"].default
+    recorded["preprocessing"]["fill"] = 0
+    del recorded["preprocessing"]["scaler"]
+    recorded["model"]["search"] = dict(reversed(search.items()))
+    assert experiment.differences(dict(reversed(recorded.items()))) == {}
+
+
+def test_a_real_change_is_named_and_a_budget_is_none() -> None:
+    """With the value before and after; true is not 1."""
+    changed = parse(with_values(study__epochs=99, study__n_trials=7, data__positive=True), root=Path())
+    recorded = parse(with_values(data__positive=1), root=Path()).resolved()
+    recorded["study"]["gone"] = 3
+    assert changed.differences(recorded) == {
+        "data.positive": "data.positive: 1 -> true",
+        "study.epochs": f"study.epochs: {recorded['study']['epochs']} -> 99",
+        "study.gone": "study.gone: 3 -> (none)",
+    }
+
+
 def test_conditional_hyperparameters_come_after_their_conditions() -> None:
     """So that a sampler knows the condition when it reaches them."""
     search = {
@@ -271,12 +349,12 @@ def test_a_byte_order_mark_of_utf_8_is_read_over(tmp_path: Path, mark: bytes) ->
         (BASE.encode("utf-32"), "is UTF-32, and TOML is UTF-8"),
         (BASE.encode("utf-16-le"), "is UTF-16 or UTF-32"),
         (BASE.encode() + "# größe".encode("latin-1"), "is not UTF-8: byte 0xf6 in line 13"),
-        (b"\x89PNG\x00\xff", "is no text"),
-        (b"a = 1\x00", "is no text: it holds NUL bytes"),
+        (b"\x89PNG\x00\xff", "is not text"),
+        (b"a = 1\x00", "is not text: it holds NUL bytes"),
         (b"a = " + b"[" * 20_000 + b"]" * 20_000, "is nested too deeply"),
         (b"a" + b".a" * 20_000 + b" = 1", "is nested too deeply"),
         (b"a = " + b"[" * 17 + b"]" * 17, "is nested too deeply"),
-        (b"a = " + b"9" * 5000, "holds a value that is none"),
+        (b"a = " + b"9" * 5000, "holds an invalid value"),
         (b"#" * 1_000_001, "more than 1 MB"),
         (b"a b", "is not TOML"),
     ],
@@ -289,7 +367,7 @@ def test_a_file_that_is_no_experiment_is_named_as_what_it_is(tmp_path: Path, con
 
 def test_a_folder_names_the_files_in_it(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(BASE)
-    with pytest.raises(InputError, match=r"is a folder[^$]*name the file: a.toml"):
+    with pytest.raises(InputError, match=r"is a directory[^$]*name the file: a.toml"):
         load(tmp_path)
     with pytest.raises(InputError, match="more than 1 MB"):
         load("/dev/zero")
@@ -343,7 +421,7 @@ def test_nul_is_refused_in_every_text() -> None:
     ("key", "meant"),
     [
         *(("lr", "learning_rate"), ("units", "width"), ("layers", "depth"), ("n_layers", "depth"), ("hidden", "width")),
-        *(("weight_decay", "l2"), ("dropout_rate", "dropout"), ("batch", "batch_size"), ("widht", "width")),
+        *(("wd", "weight_decay"), ("dropout_rate", "dropout"), ("batch", "batch_size"), ("widht", "width")),
     ],
 )
 def test_what_other_tools_call_a_hyperparameter_is_understood(key: str, meant: str) -> None:

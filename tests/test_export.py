@@ -1,4 +1,4 @@
-"""Behaviour of `forge_sweep.bundle.exports`: raw rows go in, the bundle's own scores come out."""
+"""Behaviour of `forge_sweep.exports`: raw rows go in, the bundle's own scores come out."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ import pytest
 from typer.testing import CliRunner
 
 from forge_sweep import models, training
-from forge_sweep.bundle import Bundle, exports, golden_rows
-from forge_sweep.bundle.exports import FORMATS, Format, export, runtimes
-from forge_sweep.bundle.exports.inputs import feed, inputs_of
+from forge_sweep.bundle import Bundle, read_golden
 from forge_sweep.cli import app
 from forge_sweep.errors import BundleError, InputError, MissingExtra
+from forge_sweep.exports import FORMATS, export, feed, inputs_of
 from forge_sweep.preprocessing import Preprocessor, Schema
 from forge_sweep.task import Task, TaskKind
 from tests.test_bundle import METADATA, TASKS, customers, sign, targets
 
-SUFFIX: dict[Format, str] = {"keras": ".keras", "saved_model": "", "onnx": ".onnx", "tflite": ".tflite"}
+SUFFIX = {"keras": ".keras", "saved_model": "", "onnx": ".onnx", "tflite": ".tflite"}
 
 
-def needs(kind: Format) -> Any:
+def needs(kind: str) -> Any:
     """Skip where a format's packages are not installed; with CI=true they have to be."""
-    absent = [name for name in runtimes.PACKAGES.get(kind, ()) if importlib.util.find_spec(name) is None]
+    absent = [name for name in FORMATS[kind].packages if importlib.util.find_spec(name) is None]
     skip = bool(absent) and not os.environ.get("CI")
     return pytest.param(kind, marks=pytest.mark.skipif(skip, reason=f"{', '.join(absent)}: pip install '.[export]'"))
 
@@ -61,7 +60,7 @@ def trained(task_kind: TaskKind, scaler: str = "standard", text: bool = True, fr
     )
     training.seed_everything(4)
     params = {"width": 8, "depth": 2, "batch_norm": True, "dropout": 0.1}
-    model = models.build("mlp", len(preprocessor.output_names), task, params)
+    model = models.build("mlp", preprocessor.spec, task, params)
     return Bundle(model, preprocessor, task, 0.4, METADATA)
 
 
@@ -91,17 +90,16 @@ def strangers(bundle: Bundle) -> pd.DataFrame:
     return frame
 
 
-def run(kind: Format, path: Path, bundle: Bundle, frame: pd.DataFrame) -> np.ndarray:
+def run(kind: str, path: Path, bundle: Bundle, frame: pd.DataFrame) -> np.ndarray:
     """Raw rows through an export."""
-    numbers = "float32" if kind == "tflite" else "float64"
-    fed = feed(inputs_of(bundle.preprocessor), bundle.preprocessor.schema, frame, numbers)
-    return runtimes.RUN[kind](path, fed)
+    fed = feed(inputs_of(bundle.preprocessor), bundle.preprocessor.schema, frame, FORMATS[kind].numbers)
+    return FORMATS[kind].run(path, fed)
 
 
 @pytest.mark.parametrize("kind", EVERY)
 @pytest.mark.parametrize("task_kind", TASKS)
 def test_raw_rows_give_the_scores_of_the_bundle(
-    kind: Format, task_kind: TaskKind, shelf: Callable[..., Path], tmp_path: Path
+    kind: str, task_kind: TaskKind, shelf: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Also rows with new categories and with gaps that train did not have."""
     text = kind != "tflite"
@@ -117,7 +115,7 @@ def test_raw_rows_give_the_scores_of_the_bundle(
 
 @pytest.mark.parametrize("kind", EVERY)
 @pytest.mark.parametrize("scaler", ["minmax", "robust", "none"])
-def test_every_affine_scaler_goes_inside(kind: Format, scaler: str, shelf: Callable[..., Path], tmp_path: Path) -> None:
+def test_every_affine_scaler_goes_inside(kind: str, scaler: str, shelf: Callable[..., Path], tmp_path: Path) -> None:
     bundle, path = trained("binary", scaler, False, True), tmp_path / f"model{SUFFIX[kind]}"
     export(shelf("binary", scaler, False, True), kind, path)
     frame = strangers(bundle)
@@ -126,15 +124,15 @@ def test_every_affine_scaler_goes_inside(kind: Format, scaler: str, shelf: Calla
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_a_quantile_scaler_is_refused_unless_the_preprocessing_stays_outside(
-    kind: Format, shelf: Callable[..., Path], tmp_path: Path
+    kind: str, shelf: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder, path = shelf("binary", "quantile", False), tmp_path / f"model{SUFFIX[kind]}"
     with pytest.raises(InputError, match=r"(?s)'quantile' cannot be put into.*--without-preprocessing"):
         export(folder, kind, path)
     assert not list(tmp_path.iterdir())
     found = export(folder, kind, path, preprocessing=False)
-    bundle, frame = Bundle.load(folder), golden_rows.read(folder)[0]
-    scores = runtimes.RUN[kind](path, {"features": bundle.preprocessor.transform(frame)})
+    bundle, frame = Bundle.load(folder), read_golden(folder)[0]
+    scores = FORMATS[kind].run(path, {"features": bundle.preprocessor.transform(frame)})
     np.testing.assert_allclose(scores, bundle.scores(frame), rtol=1e-4, atol=1e-5)
     assert found.inputs[0]["input"] == "features"
 
@@ -163,11 +161,12 @@ def test_names_are_made_fit_for_graphs_and_stay_apart() -> None:
 def test_an_export_that_gives_other_scores_is_not_written(
     shelf: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(bundle: Bundle, kind: Format, path: Path, *rest: Any) -> None:
-        (path).write_bytes(b"")
-
-    monkeypatch.setattr(exports, "_write", wrong)
-    monkeypatch.setitem(runtimes.RUN, "keras", lambda path, fed: np.full((20, 1), 2.0))
+    wrong = dataclasses.replace(
+        FORMATS["keras"],
+        write=lambda bundle, inputs, path: path.touch(),
+        run=lambda path, fed: np.full((20, 1), 2.0),
+    )
+    monkeypatch.setitem(FORMATS, "keras", wrong)
     with pytest.raises(BundleError, match="is not written: it gives other golden scores"):
         export(shelf("binary"), "keras", tmp_path / "model.keras")
     assert not list(tmp_path.iterdir())
@@ -177,15 +176,16 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(
     shelf: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shelf("binary")
-    with pytest.raises(InputError, match="format 'pickle' is unknown"):
-        export(folder, "pickle", tmp_path / "model")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="--format pickle: no such export format"):
+        export(folder, "pickle", tmp_path / "model")
     with pytest.raises(InputError, match=r"does not end with \.keras"):
         export(folder, "keras", tmp_path / "model.h5")
     with pytest.raises(InputError, match="text columns: city, shop"):
         export(folder, "tflite", tmp_path / "model.tflite")
-    with pytest.raises(InputError, match="there is no folder"):
+    with pytest.raises(InputError, match="there is no directory"):
         export(folder, "keras", tmp_path / "a" / "model.keras")
-    monkeypatch.setitem(runtimes.PACKAGES, "saved_model", ("not_a_package",))
+    broken = dataclasses.replace(FORMATS["saved_model"], packages=("not_a_package",))
+    monkeypatch.setitem(FORMATS, "saved_model", broken)
     with pytest.raises(MissingExtra, match=r"\.\[export\]"):
         export(folder, "saved_model", tmp_path / "model")
     (tmp_path / "model.keras").write_text("mine")

@@ -13,12 +13,11 @@ import pytest
 from forge_sweep import sources
 from forge_sweep.errors import DataError
 from forge_sweep.experiment import DataSpec
+from forge_sweep.feature_store import reading
+from forge_sweep.feature_store.codec import Block
+from forge_sweep.feature_store.connection import Address, connect
+from forge_sweep.feature_store.versions import Version, drop, versions
 from forge_sweep.sources import Dataset
-from forge_sweep.sources.feature_store import reading
-from forge_sweep.sources.feature_store.address import Address
-from forge_sweep.sources.feature_store.codec import Block
-from forge_sweep.sources.feature_store.connection import connect
-from forge_sweep.sources.feature_store.versions import Version, drop, versions
 from forge_sweep.testing import StoredSourceContract, look, table
 from tests.postgres import behind, get, put, put_frame, run_sql
 

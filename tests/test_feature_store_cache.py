@@ -15,12 +15,11 @@ import pytest
 from pyarrow import parquet
 
 from forge_sweep.errors import DataError
+from forge_sweep.feature_store import cache, reading
+from forge_sweep.feature_store.codec import Block
+from forge_sweep.feature_store.connection import Address, connect
+from forge_sweep.feature_store.versions import Version, drop
 from forge_sweep.sources import Dataset
-from forge_sweep.sources.feature_store import cache, reading
-from forge_sweep.sources.feature_store.address import Address
-from forge_sweep.sources.feature_store.codec import Block
-from forge_sweep.sources.feature_store.connection import connect
-from forge_sweep.sources.feature_store.versions import Version, drop
 from tests.postgres import behind, get, put_frame
 
 

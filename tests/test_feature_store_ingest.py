@@ -19,9 +19,9 @@ from pyarrow import parquet
 from forge_sweep import sources
 from forge_sweep.errors import DataError, InputError
 from forge_sweep.experiment import DataSpec
-from forge_sweep.sources import Dataset
-from forge_sweep.sources.feature_store import rejects, tables
-from forge_sweep.sources.feature_store.address import Address
+from forge_sweep.feature_store import checking, tables
+from forge_sweep.feature_store.connection import Address
+from forge_sweep.sources import Dataset, reading
 from tests.postgres import ask, get, put, put_frame
 
 ROWS = 60
@@ -111,7 +111,7 @@ def test_wrong_rows_far_from_the_start_are_found(
     store: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a column is was decided long before; lines count on through blocks and through malformed rows."""
-    monkeypatch.setattr(tables, "CSV_BLOCK", 4096)
+    monkeypatch.setattr(reading, "CSV_BLOCK", 4096)
     lines = right(5000)
     lines[10], lines[2999], lines[4000], lines[4999] = "1,a", "1,a,1,1", "abc,a,1", "1,a,x"
     message = refused(lines, tmp_path, store)
@@ -139,7 +139,7 @@ def test_a_hopeless_file_is_not_read_to_its_end(
     store: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a separator is wrong, say, the message comes soon."""
-    monkeypatch.setattr(rejects, "HOPELESS", 20)
+    monkeypatch.setattr(checking, "HOPELESS", 20)
     assert "at least 21 wrong rows" in refused([*right(10), *["1,a"] * 1000], tmp_path, store)
 
 
@@ -233,7 +233,7 @@ def test_a_file_without_rows_is_refused(content: str, store: Address, tmp_path: 
 def test_a_file_that_is_not_utf8_is_refused(
     place: str, store: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "CSV_BLOCK", 4096)
+    monkeypatch.setattr(reading, "CSV_BLOCK", 4096)
     text = {"header": "x,größe,y", "first": "1,é,1", "last": "1,é,1"}[place]
     lines = ["x,city,y", *right(1000)]
     lines[{"header": 0, "first": 1, "last": -1}[place]] = text
@@ -301,7 +301,7 @@ def test_a_file_is_read_as_training_from_it_reads_it(
     what: str, store: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In blocks, which show less than the whole; digests, types and splits are the same."""
-    monkeypatch.setattr(tables, "CSV_BLOCK", 1024)
+    monkeypatch.setattr(reading, "CSV_BLOCK", 1024)
     text = "\n".join(["x,city,y", *HARD[what]])
     (tmp_path / "table.csv").write_text(text, encoding="utf-8")
     same_as_file(tmp_path, store)
@@ -318,9 +318,9 @@ def test_text_where_the_first_block_shows_numbers_is_wrong(
     store: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the message says how codes are declared, which the next ingest then takes as text."""
-    monkeypatch.setattr(tables, "CSV_BLOCK", 1024)
+    monkeypatch.setattr(reading, "CSV_BLOCK", 1024)
     lines = [f"{i % 4 if i < 900 else 'A'},a,{i % 2}" for i in range(1000)]
-    assert "where texts are codes and no mistakes, --categorical COLUMN" in refused(lines, tmp_path, store)
+    assert "where texts are codes, --categorical COLUMN" in refused(lines, tmp_path, store)
     put_lines(lines, tmp_path, store, categorical=["x"])
     assert same_as_file(tmp_path, store, categorical=["x"]).train.features["x"].nunique() == 5
 

@@ -18,12 +18,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from forge_sweep.sources.feature_store import reading
-from forge_sweep.sources.feature_store.address import Address
-from forge_sweep.sources.feature_store.connection import connect
-from forge_sweep.sources.feature_store.schema import init
-from forge_sweep.sources.feature_store.spool import PREFIX
-from forge_sweep.sources.feature_store.versions import Version, drop, find
+from forge_sweep.feature_store import reading
+from forge_sweep.feature_store.connection import Address, connect
+from forge_sweep.feature_store.ingest import PREFIX
+from forge_sweep.feature_store.schema import init
+from forge_sweep.feature_store.versions import Version, drop, find
 from tests.postgres import ask, get, put
 
 SECTION = {"path": "table.parquet", "target": "y", "task": "binary", "key": "id", "version": "fraud_v1"}

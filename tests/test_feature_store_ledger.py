@@ -11,8 +11,8 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from forge_sweep.data.export import export
-from forge_sweep.sources.feature_store.address import Address
+from forge_sweep.feature_store.admin import export
+from forge_sweep.feature_store.connection import Address
 from forge_sweep.testing import look
 from tests.postgres import ask, get, put, put_frame
 

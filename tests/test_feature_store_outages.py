@@ -18,11 +18,10 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from forge_sweep.errors import DataError, ForgeSweepError, StoreDown
-from forge_sweep.sources.feature_store import cache, codec, connection, reading, versions
-from forge_sweep.sources.feature_store.address import Address
-from forge_sweep.sources.feature_store.connection import connect
-from forge_sweep.sources.feature_store.schema import init
-from forge_sweep.sources.feature_store.versions import Version, find
+from forge_sweep.feature_store import cache, codec, connection, reading, versions
+from forge_sweep.feature_store.connection import Address, connect
+from forge_sweep.feature_store.schema import init
+from forge_sweep.feature_store.versions import Version, find
 from tests.postgres import OwnServer, ask, at, get, put_frame, run_sql
 
 ROWS = 20_000
@@ -92,7 +91,7 @@ def test_a_load_that_is_broken_off_each_time_gives_no_rows(
 ) -> None:
     """It says so, and leaves nothing in the cache."""
     break_off(store.conninfo, 3, monkeypatch)
-    with pytest.raises(StoreDown, match=r"(?s)broke off 3 times: .*run the same command again"):
+    with pytest.raises(StoreDown, match=r"(?s)lost the connection 3 times: .*run the same command again"):
         get(version)
     assert list(cache.folder().iterdir()) == []
 
@@ -140,7 +139,7 @@ def test_an_ingest_that_is_broken_off_stores_nothing(phase: str, store: Address,
         if current == phase:
             kill_others(store.conninfo)
 
-    with pytest.raises(StoreDown, match=r"broke off while .* was ingested: .*; nothing was stored"):
+    with pytest.raises(StoreDown, match=r"was lost while .* was ingested: .*; nothing was stored"):
         ingest_numbers(store, tmp_path, progress)
     nothing_stored(store)
     ingest_numbers(store, tmp_path)
@@ -221,7 +220,7 @@ def test_a_drop_that_is_broken_off_removes_nothing(
         describe(*arguments)
 
     monkeypatch.setattr(versions, "_drop_description", broken_off)
-    with pytest.raises(StoreDown, match=r"(?s)broke off while .* was dropped: .*forge-sweep data list"):
+    with pytest.raises(StoreDown, match=r"(?s)was lost while .* was dropped: .*forge-sweep data list"):
         versions.drop(store, version.name)
     assert get(version).digest == version.digest
 
@@ -278,9 +277,9 @@ WRONG = {
     "an unescaped @": (lambda url: f"postgresql://me:a@{SECRET}@127.0.0.1:1/x", DataError, "%-escapes"),
     "an unescaped /": (lambda url: f"postgresql://me:12/{SECRET}@127.0.0.1:1/x", DataError, "%-escapes"),
     "an unescaped / in front": (lambda url: f"postgresql://me:/{SECRET}@127.0.0.1:1/x", DataError, "%-escapes"),
-    "another scheme": (lambda url: f"mysql://me:{SECRET}@127.0.0.1:1/x", DataError, "is no PostgreSQL URL"),
-    "no URL": (lambda url: SECRET, DataError, "is no PostgreSQL URL"),
-    "another setting": (lambda url: f"postgresql://me:{SECRET}@h/x?pasword=1", DataError, "is no PostgreSQL URL"),
+    "another scheme": (lambda url: f"mysql://me:{SECRET}@127.0.0.1:1/x", DataError, "is not a PostgreSQL URL"),
+    "no URL": (lambda url: SECRET, DataError, "is not a PostgreSQL URL"),
+    "another setting": (lambda url: f"postgresql://me:{SECRET}@h/x?pasword=1", DataError, "is not a PostgreSQL URL"),
 }
 
 

@@ -12,9 +12,9 @@ import pytest
 from psycopg import errors, sql
 
 from forge_sweep.errors import DataError
-from forge_sweep.sources.feature_store import versions
-from forge_sweep.sources.feature_store.address import Address
-from forge_sweep.sources.feature_store.versions import Version, drop
+from forge_sweep.feature_store import versions
+from forge_sweep.feature_store.connection import Address
+from forge_sweep.feature_store.versions import Version, drop
 from forge_sweep.testing import table
 from tests.postgres import ask, get, put, run_sql
 

@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 from forge_sweep import trial
 from forge_sweep.errors import DataError
+from forge_sweep.feature_store import codec, ingest
+from forge_sweep.feature_store.connection import Address
+from forge_sweep.feature_store.versions import Version
 from forge_sweep.preprocessing import (
     Coded,
     Normalization,
@@ -24,13 +27,9 @@ from forge_sweep.preprocessing import (
     name_of,
     preprocessor,
     same_settings,
-    selection,
     streaming,
 )
 from forge_sweep.sources import Dataset
-from forge_sweep.sources.feature_store import codec, spool
-from forge_sweep.sources.feature_store.address import Address
-from forge_sweep.sources.feature_store.versions import Version
 from tests.postgres import ask, get, put_frame
 
 DEFAULTS: dict[str, Any] = {"scaler": "standard", "impute": "median", "fill": 0.0, "max_categories": 50}
@@ -181,7 +180,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that few rows are many blocks, and medians have to be searched for."""
     for module in (preprocessor, streaming):
         monkeypatch.setattr(module, "FIT_ROWS", 7)
-    monkeypatch.setattr(selection, "COLLECTED", 3)
+    monkeypatch.setattr(streaming, "COLLECTED", 3)
 
 
 def streamed(frame: pd.DataFrame, sizes: list[int], scaling: dict[str, Any]) -> Normalization:
@@ -242,7 +241,7 @@ def test_many_blocks_are_ingested_as_all_rows_at_once(
     scaler: str, small_blocks: None, store: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(codec, "BLOCK_ROWS", 50)
-    monkeypatch.setattr(spool, "BLOCK_ROWS", 50)
+    monkeypatch.setattr(ingest, "BLOCK_ROWS", 50)
     scaling = {**DEFAULTS, "scaler": scaler}
     dataset = get(put_mixed(tmp_path, store, scaling))
     assert dataset.preprocessor is not None

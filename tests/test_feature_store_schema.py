@@ -14,10 +14,9 @@ import pandas as pd
 import pytest
 
 from forge_sweep.errors import DataError
-from forge_sweep.sources.feature_store.address import Address
-from forge_sweep.sources.feature_store.connection import REVISION_TABLE
-from forge_sweep.sources.feature_store.schema import init
-from forge_sweep.sources.feature_store.versions import Version, drop
+from forge_sweep.feature_store.connection import Address
+from forge_sweep.feature_store.schema import REVISION_TABLE, init
+from forge_sweep.feature_store.versions import Version, drop
 from tests.postgres import OwnServer, ask, at, behind, get, put_frame, run_sql
 
 TABLES = (

@@ -13,14 +13,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from forge_sweep import sources
 from forge_sweep.bundle import Bundle
 from forge_sweep.checks.findings import Finding
 from forge_sweep.experiment import DataSpec
+from forge_sweep.feature_store.connection import Address
+from forge_sweep.feature_store.ingest import ingest
 from forge_sweep.registry import Refused, gates, promote
 from forge_sweep.sources import Dataset
 from forge_sweep.sources import test_looks as looks_at_test
-from forge_sweep.sources.feature_store.address import Address
-from forge_sweep.sources.feature_store.ingest import ingest
 from forge_sweep.tracking import Registry
 from tests.shop import NAME, Shop, copied, loans, opened
 
@@ -315,13 +316,15 @@ def put(store: Address, tmp_path: Path) -> Callable[..., Any]:
 
 def test_a_version_with_a_drifted_descendant_is_superseded(store: Address, put: Callable[..., Any]) -> None:
     """A descendant that did not drift leaves it in place; another family does not count."""
+    feature_store = sources.source("postgres")
+    assert isinstance(feature_store, sources.Versioned)
     first = put("v1", loans())
     put("other", loans(seed=3).assign(a=lambda frame: frame["a"] + 9))
-    assert gates.newer_versions(store, first.version).seen == "no version was made from it"
+    assert gates.newer_versions(feature_store, first.version).seen == "no version was made from it"
     put("v2", loans(seed=1), parent="v1")
-    assert gates.newer_versions(store, first.version).severity == "info"
+    assert gates.newer_versions(feature_store, first.version).severity == "info"
     put("v3", loans(seed=2).assign(b=lambda frame: frame["b"] * 3), parent="v2")
-    finding = gates.newer_versions(store, first.version)
+    finding = gates.newer_versions(feature_store, first.version)
     assert finding.severity == "error" and finding.seen.endswith("made from it, drifted in b")
     assert "forge-sweep data drift v1 v3" in finding.fix
 

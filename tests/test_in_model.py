@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -20,10 +21,9 @@ import pytest
 
 from forge_sweep import models, sources, sweep, training
 from forge_sweep.bundle import Bundle
-from forge_sweep.bundle.exports import runtimes
-from forge_sweep.bundle.exports.inputs import feed, inputs_of
 from forge_sweep.errors import BundleError, ExperimentError, GateRefused
 from forge_sweep.experiment import load, parse
+from forge_sweep.exports import FORMATS, feed, inputs_of, write_raw
 from forge_sweep.preflight import preflight
 from forge_sweep.preprocessing import Preprocessor, Schema
 from forge_sweep.task import Task
@@ -41,7 +41,7 @@ RAW = ("raw.keras", "raw.keras.inputs.json")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved bundle with ``raw.keras``; copy before you change it."""
     folder = tmp_path_factory.mktemp("raw") / "bundle"
-    trained("binary").save(folder, awkward(), raw=True)
+    trained("binary").save(folder, awkward(), raw=write_raw)
     return folder
 
 
@@ -59,7 +59,7 @@ def test_a_bundle_holds_the_network_that_takes_raw_columns_and_says_which(whole:
     assert [each["column"] for each in inputs] == list(bundle.preprocessor.schema.names)
     rows = strangers(bundle)
     fed = feed(inputs_of(bundle.preprocessor), bundle.preprocessor.schema, rows, "float64")
-    np.testing.assert_allclose(runtimes.RUN["keras"](whole / RAW[0], fed), bundle.scores(rows), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(FORMATS["keras"].run(whole / RAW[0], fed), bundle.scores(rows), rtol=1e-4, atol=1e-5)
 
 
 def test_loading_runs_nothing_of_raw_keras(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,9 +72,10 @@ def test_loading_runs_nothing_of_raw_keras(whole: Path, monkeypatch: pytest.Monk
 
 
 def test_a_network_with_other_scores_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(runtimes.RUN, "keras", lambda path, fed: np.full((20, 1), 2.0))
+    wrong = dataclasses.replace(FORMATS["keras"], run=lambda path, fed: np.full((20, 1), 2.0))
+    monkeypatch.setitem(FORMATS, "keras", wrong)
     with pytest.raises(BundleError, match=r'model\.preprocessing = "in_model".*gives other golden scores'):
-        trained("binary").save(tmp_path / "bundle", awkward(), raw=True)
+        trained("binary").save(tmp_path / "bundle", awkward(), raw=write_raw)
     assert not list(tmp_path.iterdir())
 
 
@@ -95,7 +96,7 @@ def test_what_cannot_go_inside_is_not_saved_and_says_how_to_go_on(what: str, tmp
     }
     bundle, rows, words = made[what]()
     with pytest.raises(BundleError, match=f'(?s)model.preprocessing = "in_model": .*{words}'):
-        bundle.save(tmp_path / "bundle", rows, raw=True)
+        bundle.save(tmp_path / "bundle", rows, raw=write_raw)
     assert not list(tmp_path.iterdir())
 
 
@@ -104,7 +105,7 @@ def with_empty_text() -> tuple[Bundle, pd.DataFrame]:
     rows = pd.DataFrame({"city": ["", "Bern"] * 10, "x": np.arange(20.0)})
     task = Task.learn("binary", pd.DataFrame({"y": [0, 1] * 10}))
     fit = Preprocessor.fit(rows, Schema.learn(rows), scaler="none", impute="mean", fill=0.0, max_categories=5)
-    return Bundle(models.build("mlp", len(fit.output_names), task, {"width": 4}), fit, task, 0.5, METADATA), rows
+    return Bundle(models.build("mlp", fit.spec, task, {"width": 4}), fit, task, 0.5, METADATA), rows
 
 
 def test_columns_may_have_the_names_of_keras_own_parts(tmp_path: Path) -> None:
@@ -116,8 +117,8 @@ def test_columns_may_have_the_names_of_keras_own_parts(tmp_path: Path) -> None:
     fit = Preprocessor.fit(rows, Schema.learn(rows), scaler="standard", impute="mean", fill=0.0, max_categories=5)
     keras.utils.clear_session()  # Keras counts the names it gave
     training.seed_everything(1)
-    model = models.build("mlp", len(fit.output_names), task, {"width": 4})
-    Bundle(model, fit, task, 0.5, METADATA).save(tmp_path / "bundle", rows, raw=True)
+    model = models.build("mlp", fit.spec, task, {"width": 4})
+    Bundle(model, fit, task, 0.5, METADATA).save(tmp_path / "bundle", rows, raw=write_raw)
     inputs = json.loads((tmp_path / "bundle" / RAW[1]).read_text())["inputs"]
     assert [each["column"] for each in inputs] == names
     assert [each["input"] for each in inputs[2:5]] == ["c_mlp", "c_where", "c_cast_1"]
@@ -135,7 +136,7 @@ def test_a_changed_byte_is_refused_before_anything_is_parsed(
 
     folder = copy(whole, tmp_path)
     flip(folder, name)
-    monkeypatch.setattr("forge_sweep.bundle.bundle._read_about", parsed)
+    monkeypatch.setattr("forge_sweep.bundle.bundle.read_about", parsed)
     with pytest.raises(BundleError, match=f"changed: {name}"):
         Bundle.load(folder)
 
@@ -327,7 +328,7 @@ def test_a_winner_without_layers_is_registered_without_it_and_that_is_said(tmp_p
     assert found.model == "models:/surface/1"
     (told,) = (text for text in said if "raw.keras" in text)
     assert 'model.preprocessing = "in_model": the winner is a random_forest' in told and "baselines.kinds = []" in told
-    assert not any("look 2 at the test split" in text for text in said)
+    assert not any("test evaluation 2" in text for text in said)
     assert not list(tmp_path.rglob("raw.keras"))
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from forge_sweep.errors import ResumeRefused, SweepStopped
-from forge_sweep.sweep import joining
-from tests.joiner import Process, spec, started
+from forge_sweep.sweep import Joined, join
+from tests.joiner import Process, spec, started, together
 from tests.postgres import database, server
 from tests.surface import EPOCHS, experiment, fake_run, no_network
 from tests.test_sweep import check_nothing_is_lost, curve, run, runs, study_of
@@ -39,10 +39,8 @@ def trials_of(process: Process) -> list[int]:
 
 def test_a_worker_that_starts_first_shares_the_trials_and_leaves(shared: dict[str, str], tmp_path: Path) -> None:
     """No baseline, no confirmation, no model of its own; Optuna and MLflow agree in the end."""
-    with started("worker", tmp_path, 12, 0.3) as worker:
-        worker.wait_until(lambda: worker.said("waiting up to"))
-        with started("run", tmp_path, 12, 0.3) as carrier:
-            assert carrier.end() == 0, carrier.complaints
+    with together((tmp_path, 12, 0.3), (tmp_path, 12, 0.3)) as (carrier, worker):
+        assert carrier.end() == 0, carrier.complaints
         assert worker.end() == 0, worker.complaints
         assert sorted(trials_of(carrier) + trials_of(worker)) == list(range(12))
         assert trials_of(worker)
@@ -54,7 +52,7 @@ def test_a_worker_that_starts_first_shares_the_trials_and_leaves(shared: dict[st
 @pytest.mark.slow
 def test_trials_of_a_worker_that_was_killed_run_again_at_once(shared: dict[str, str], tmp_path: Path) -> None:
     """In the same place its death is seen without waiting; the carrying process waits for exactly n trials."""
-    with started("run", tmp_path, 8, 0.2) as carrier, started("worker", tmp_path, 8, 0.2) as worker:
+    with together((tmp_path, 8, 0.2), (tmp_path, 8, 0.2)) as (carrier, worker):
         worker.wait_until(lambda: worker.of("epoch"))
         cut_off = trials_of(worker)[-1]
         worker.kill()
@@ -69,7 +67,7 @@ def test_a_killed_run_is_taken_up_by_the_same_command_while_a_worker_goes_on(
     shared: dict[str, str], tmp_path: Path
 ) -> None:
     """The worker's live trial is neither begun again nor ended in MLflow."""
-    with started("run", tmp_path, 10, 0.15) as first, started("worker", tmp_path, 10, 0.15) as worker:
+    with together((tmp_path, 10, 0.15), (tmp_path, 10, 0.15)) as (first, worker):
         worker.wait_until(lambda: worker.of("epoch"))
         first.kill()
         first.process.wait()
@@ -86,7 +84,7 @@ def test_a_killed_run_is_taken_up_by_the_same_command_while_a_worker_goes_on(
 @pytest.mark.slow
 def test_sigterm_puts_the_trials_of_a_worker_back(shared: dict[str, str], tmp_path: Path) -> None:
     """As SLURM and Kubernetes send it, also twice; no attempt is counted."""
-    with started("run", tmp_path, 6, 0.2) as carrier, started("worker", tmp_path, 6, 0.2) as worker:
+    with together((tmp_path, 6, 0.2), (tmp_path, 6, 0.2)) as (carrier, worker):
         worker.wait_until(lambda: worker.of("epoch"))
         worker.kill(signal.SIGTERM)
         worker.kill(signal.SIGTERM)
@@ -110,7 +108,7 @@ def test_a_second_run_from_another_machine_is_refused_and_a_dead_one_is_taken_ov
         with started("run", tmp_path / "two", 6, 0.5, "two", **where) as second:
             assert second.end() == 1
             assert second.said(f"study surface is being run by process {first.process.pid} on host")
-            assert second.said("last heard")
+            assert second.said("last heartbeat")
         first.kill()
         with started("run", tmp_path / "two", 6, 0.0, "two", **where) as third:
             assert third.end() == 0, third.complaints
@@ -127,8 +125,8 @@ def test_a_process_that_was_paused_too_long_drops_its_trial_and_goes_on(
     where = {"FORGE_SWEEP_STORAGE": url, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
     for name, value in where.items():
         monkeypatch.setenv(name, value)
-    one, two = (("run", tmp_path / "one", 40, 0.3, "one"), ("worker", tmp_path / "two", 40, 0.3, "two"))
-    with started(*one, **where) as carrier, started(*two, **where) as worker:
+    one, two = (tmp_path / "one", 40, 0.3, "one"), (tmp_path / "two", 40, 0.3, "two")
+    with together(one, two, **where) as (carrier, worker):
         worker.wait_until(lambda: worker.of("epoch"))
         worker.kill(signal.SIGSTOP)
         lost = trials_of(worker)[-1]
@@ -148,9 +146,9 @@ def test_a_process_that_was_paused_too_long_drops_its_trial_and_goes_on(
         assert points == sorted(set(points)), child.info.run_name
 
 
-def joined(store: Path, n_trials: int) -> joining.Joined:
+def joined(store: Path, n_trials: int) -> Joined:
     with no_network(fake_run()):
-        return joining.join(spec(n_trials), store=store, wait_s=0.0)
+        return join(spec(n_trials), store=store, wait_s=0.0)
 
 
 def test_a_worker_without_a_sweep_says_what_it_waited_for(tmp_path: Path) -> None:
@@ -162,23 +160,23 @@ def test_a_worker_without_a_sweep_says_what_it_waited_for(tmp_path: Path) -> Non
 def test_a_worker_of_another_experiment_is_refused_with_the_differences(tmp_path: Path) -> None:
     run(spec(2), tmp_path)
     with pytest.raises(ResumeRefused, match=r"study\.patience: .* -> 3"), no_network(fake_run()):
-        joining.join(experiment(study__pruner="none", study__patience=3), store=tmp_path, wait_s=0.0)
+        join(experiment(study__pruner="none", study__patience=3), store=tmp_path, wait_s=0.0)
 
 
 def test_a_worker_that_comes_when_all_is_done_leaves_at_once(tmp_path: Path) -> None:
     run(spec(2), tmp_path)
     before = len(runs(tmp_path))
     left = joined(tmp_path, 2)
-    assert left == joining.Joined("surface", {}, "all 2 trials are done")
+    assert left == Joined("surface", {}, "all 2 trials are done")
     assert len(runs(tmp_path)) == before
-    with pytest.raises(SweepStopped, match="nobody searched study surface within 0 s"):
+    with pytest.raises(SweepStopped, match="no process searched study surface within 0 s"):
         joined(tmp_path, 5)
 
 
 @pytest.mark.slow
 def test_the_total_is_that_of_the_sweep_not_of_the_workers_file(tmp_path: Path) -> None:
     """A worker with a larger `n_trials` begins no more than the sweep is to have."""
-    with started("run", tmp_path, 6, 0.1) as carrier, started("worker", tmp_path, 50, 0.1) as worker:
+    with together((tmp_path, 6, 0.1), (tmp_path, 50, 0.1)) as (carrier, worker):
         assert carrier.end() == 0, carrier.complaints
         assert worker.end() == 0, worker.complaints
     check_nothing_is_lost(tmp_path, 6)
@@ -188,10 +186,8 @@ def test_the_total_is_that_of_the_sweep_not_of_the_workers_file(tmp_path: Path) 
 def test_a_budget_of_the_sweep_ends_the_trials_of_a_worker_too(shared: dict[str, str], tmp_path: Path) -> None:
     """Though its own file has none. Nothing ends after the sweep did: what is confirmed is the best of all."""
     budgets = json.dumps({"plateau_trials": 4, "plateau_delta": 0.05})
-    with (
-        started("run", tmp_path, 500, 0.2, SURFACE_BUDGETS=budgets) as carrier,
-        started("worker", tmp_path, 500, 0.2) as worker,
-    ):
+    both = tmp_path, 500, 0.2
+    with together(both, both, of_run={"SURFACE_BUDGETS": budgets}) as (carrier, worker):
         assert carrier.end() == 0, carrier.complaints
         assert worker.end() == 0, worker.complaints
         assert trials_of(worker)
@@ -206,7 +202,7 @@ def test_a_budget_of_the_sweep_ends_the_trials_of_a_worker_too(shared: dict[str,
 @pytest.mark.slow
 def test_a_worker_goes_on_without_the_process_that_carries_the_sweep(tmp_path: Path) -> None:
     """What is left then is taken up by the next run: confirmation and registration."""
-    with started("run", tmp_path, 8, 0.1) as carrier, started("worker", tmp_path, 8, 0.1) as worker:
+    with together((tmp_path, 8, 0.1), (tmp_path, 8, 0.1)) as (carrier, worker):
         worker.wait_until(lambda: worker.of("epoch"))
         carrier.kill()
         carrier.process.wait()

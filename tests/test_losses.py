@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 from forge_sweep.cli import app
 from forge_sweep.experiment import derived_seed
 from forge_sweep.study import find_shared
-from forge_sweep.sweep import Event, SweepResult
-from forge_sweep.sweep.reconcile import Reconciled, reconcile
+from forge_sweep.sweep import Event, Reconciled, SweepResult, reconcile
 from forge_sweep.tracking import Tracker, default_uri
 from tests.surface import EPOCHS, experiment
 from tests.test_sweep import client, curve, run, runs

@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 from forge_sweep.cli import app
 from forge_sweep.errors import InputError, TrackingDown
 from forge_sweep.study import find_shared
-from forge_sweep.sweep import Event
-from forge_sweep.sweep.reconcile import reconcile
+from forge_sweep.sweep import Event, reconcile
 from forge_sweep.tracking import Tracker
 from tests.surface import experiment
 from tests.test_losses import again, everything, parent_of, run, seen, store, swept  # noqa: F401  # the fixtures
@@ -92,6 +91,7 @@ def test_a_model_that_is_gone_is_not_announced(store: Path) -> None:  # noqa: F8
     client(store).delete_model_version("surface", "1")
     found = CliRunner().invoke(app, words)
     assert found.exit_code == 1 and "models:/surface/1 is gone from MLflow" in found.stderr
+    assert found.stdout == "", "the error stands in the place of the model"
     found = CliRunner().invoke(app, [*words, "--json"])
     assert found.exit_code == 1 and "gone from MLflow" in json.loads(found.stdout)["gone"]
     page = store / "report.html"
@@ -191,7 +191,7 @@ def test_a_sweep_that_is_killed_at_each_step_of_its_end_looks_once_and_registers
     result = run(experiment(study__n_trials=2), tmp_path, watch=watch)
     check_nothing_is_lost(tmp_path, 2)
     assert len((tmp_path / "test_looks.jsonl").read_text().splitlines()) == 1
-    assert not [text for text in said if "look 2" in text]
+    assert not [text for text in said if "test evaluation 2" in text]
     assert result.model == "models:/surface/1"
     assert len(client(tmp_path).search_model_versions("name = 'surface'")) == 1
     home = client(tmp_path).get_experiment_by_name("surface").experiment_id

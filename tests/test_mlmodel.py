@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from forge_sweep.bundle import Bundle
 from forge_sweep.cli import app
 from forge_sweep.errors import BundleError
 from forge_sweep.registry import Refused, promote, rollback
-from forge_sweep.tracking import ForeignModel, Registry, TrainedModel, downloaded, locate
+from forge_sweep.tracking import ForeignModel, ModelVersion, Registry, fetched, locate
 from forge_sweep.tracking.mlmodel import bundle_in
 from tests.shop import NAME, Shop, opened
 
@@ -123,10 +124,10 @@ CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "constraints": (written("constraints.txt", "numpy==1.0"), "constraints.txt does not belong there"),
     "link": (linked, "requirements.txt does not belong there"),
     "no MLmodel": (lambda model: (model / "MLmodel").unlink(), "there is no MLmodel"),
-    "no YAML": (written("MLmodel", "a: [1"), "MLmodel of a registered model is no YAML"),
+    "no YAML": (written("MLmodel", "a: [1"), "MLmodel of a registered model is not valid YAML"),
     "no table": (written("MLmodel", "- 1"), "has no flavor python_function"),
-    "tags of Python": (written("MLmodel", "!!python/object/apply:os.system ['true']"), "is no YAML"),
-    "brackets": (written("MLmodel", "[" * 20_000), "is no YAML"),
+    "tags of Python": (written("MLmodel", "!!python/object/apply:os.system ['true']"), "is not valid YAML"),
+    "brackets": (written("MLmodel", "[" * 20_000), "is not valid YAML"),
 }
 
 
@@ -157,8 +158,7 @@ def hostile(shop: Shop, tmp_path: Path) -> Path:
     flavor(registered.parent, loader_module="evil", code="code")
     yield mark  # type: ignore[misc]
     registered.write_bytes(before)
-    (registered.parent / "code" / "evil.py").unlink()
-    (registered.parent / "code").rmdir()
+    shutil.rmtree(registered.parent / "code")  # with the bytecode that MLflow's import may have left
 
 
 def test_a_damaged_version_is_named_by_its_address(shop: Shop) -> None:
@@ -172,7 +172,7 @@ def test_a_damaged_version_is_named_by_its_address(shop: Shop) -> None:
             pytest.raises(
                 BundleError, match=rf"^models:/{NAME}/{version} is not as it was saved; changed: task.json"
             ) as refusal,
-            downloaded(TrainedModel(NAME, version, ()), shop.store) as folder,
+            fetched(ModelVersion(NAME, version), shop.store) as folder,
         ):
             Bundle.load(folder)
     finally:

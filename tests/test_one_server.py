@@ -27,11 +27,10 @@ import pytest
 from forge_sweep import sources
 from forge_sweep.errors import InputError, MissingExtra, SweepStopped
 from forge_sweep.experiment import DataSpec
-from forge_sweep.sources.feature_store.address import Address
-from forge_sweep.sources.feature_store.connection import connect
-from forge_sweep.sources.feature_store.ingest import ingest
-from forge_sweep.sources.feature_store.schema import init
-from forge_sweep.sources.feature_store.versions import versions
+from forge_sweep.feature_store.connection import Address, connect
+from forge_sweep.feature_store.ingest import ingest
+from forge_sweep.feature_store.schema import init
+from forge_sweep.feature_store.versions import versions
 from forge_sweep.study import find_study
 from forge_sweep.study.storage import open_storage
 from tests.one_server import DATABASES, ROOT, OneServer, is_well, one_server, postgres, service

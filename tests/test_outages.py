@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import subprocess
 import threading
@@ -15,7 +16,7 @@ import pytest
 from forge_sweep.errors import SweepStopped
 from forge_sweep.study import database as databases
 from forge_sweep.study import open_study
-from tests.joiner import started
+from tests.joiner import started, together
 from tests.one_server import HOST, Postgres, postgres, service
 from tests.servers import free_port, running
 from tests.test_study import DATASET, experiment, train
@@ -114,10 +115,7 @@ def test_a_database_that_restarts_in_the_middle_of_a_sweep_of_two_processes_cost
 ) -> None:
     """Exactly n trials, none failed, none begun twice, on worker processes and in a joined process."""
     where = {"FORGE_SWEEP_STORAGE": url}
-    with (
-        started("run", tmp_path, 14, 0.15, "", 2, **where) as carrier,
-        started("worker", tmp_path, 14, 0.15, **where) as worker,
-    ):
+    with together((tmp_path, 14, 0.15, "", 2), (tmp_path, 14, 0.15), **where) as (carrier, worker):
         worker.wait_until(lambda: worker.of("epoch"))
         for down_s in (0.0, 3.0):
             ended = len(carrier.of("trial_done"))
@@ -144,31 +142,25 @@ def test_an_mlflow_server_that_is_away_for_a_while_agrees_in_the_end(
     def serve() -> Any:
         return running(command, f"{address}/health", log=tmp_path / "mlflow.log", **variables)
 
-    words = ("run", tmp_path / "one", 16, 0.2), ("worker", tmp_path / "two", 16, 0.2)
-    with serve():
-        carrier = started(*words[0], **where)
-        run = carrier.__enter__()
-        joined = started(*words[1], **where)
-        worker = joined.__enter__()
-        worker.wait_until(lambda: worker.of("epoch"))
-    try:
+    both = (tmp_path / "one", 16, 0.2), (tmp_path / "two", 16, 0.2)
+    with contextlib.ExitStack() as ending:
+        with serve():
+            run, worker = ending.enter_context(together(*both, **where))
+            worker.wait_until(lambda: worker.of("epoch"))
         before = len(run.of("trial_done"))
         run.wait_until(lambda: len(run.of("trial_done")) > before)
         with serve():
             assert worker.end() == 0, worker.complaints
             if run.end():  # the search ended before the server was back: the same command registers the model
                 assert run.said("run the same command again"), run.complaints
-                with started(*words[0], **where) as again:
+                with started("run", *both[0], **where) as again:
                     assert again.end() == 0, again.complaints
             check_agreement(tmp_path, 16, address, monkeypatch, url)
-    finally:
-        joined.__exit__(None, None, None)
-        carrier.__exit__(None, None, None)
 
 
 def check_agreement(store: Path, n_trials: int, address: str, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """As `check_nothing_is_lost`, on a server: `forge-sweep reconcile` finds nothing."""
-    from forge_sweep.sweep.reconcile import reconcile
+    from forge_sweep.sweep import reconcile
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     for folder in ("one", "two"):

@@ -15,7 +15,7 @@ from forge_sweep.errors import InputError
 from forge_sweep.preprocessing import Preprocessor, Schema
 from forge_sweep.serving.files import predict_file
 from forge_sweep.task import Task, TaskKind
-from forge_sweep.tracking.pyfunc import _load_pyfunc
+from forge_sweep.tracking import _load_pyfunc
 from tests.serving import need_the_extra
 
 FEATURES = pd.DataFrame({"a": np.arange(40.0), "b": np.cos(np.arange(40.0))})
@@ -79,7 +79,7 @@ def test_every_score_and_label_is_in_every_form_of_prediction(case: str, tmp_pat
 @pytest.mark.parametrize("case", ["rain", "alike", "classes", "one-hot", "warnings"])
 def test_answers_of_the_server_have_every_score_too(case: str, tmp_path: Path) -> None:
     need_the_extra()
-    from forge_sweep.serving.answers import renderer
+    from forge_sweep.serving.predict import renderer
 
     kind, targets = CASES[case]
     task = saved(tmp_path / "bundle", kind, targets).task

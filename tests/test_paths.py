@@ -66,8 +66,8 @@ def unwritable(tmp_path: Path) -> list[tuple[Path, str]]:
     return [
         (tmp_path / "folder.onnx", "exists"),
         (tmp_path / "dangling.onnx", "exists"),
-        (tmp_path / "none" / "m.onnx", "there is no folder"),
-        (tmp_path / "file" / "m.onnx", "cannot be written: Not a directory|there is no folder"),
+        (tmp_path / "none" / "m.onnx", "there is no directory"),
+        (tmp_path / "file" / "m.onnx", "cannot be written: Not a directory|there is no directory"),
         (Path("/proc/m.onnx"), "cannot be written"),
         (tmp_path / f"{'x' * 300}.onnx", "cannot be written: File name too long"),
         (tmp_path / "a\0b.onnx", "cannot be written"),
@@ -75,7 +75,7 @@ def unwritable(tmp_path: Path) -> list[tuple[Path, str]]:
 
 
 def test_an_export_says_why_its_output_cannot_be_written(tree: Path, tmp_path: Path) -> None:
-    from forge_sweep.bundle.exports import export
+    from forge_sweep.exports import export
 
     for path, said in unwritable(tmp_path):
         with pytest.raises(InputError, match=said):

@@ -20,6 +20,7 @@ from forge_sweep.experiment import DataSpec
 from forge_sweep.preprocessing import Preprocessor, RowsRefused, Schema
 from forge_sweep.serving import files, tables
 from forge_sweep.serving.files import predict_file
+from forge_sweep.sources import reading
 from forge_sweep.task import Task
 from tests.serving import COMMAND, customers, fitted
 
@@ -35,7 +36,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "CHUNK_ROWS", 100)
-    monkeypatch.setattr(files, "CHUNK_BYTES", 2_000)
+    monkeypatch.setattr(reading, "CSV_BLOCK", 2_000)
 
 
 def written(frame: pd.DataFrame, path: Path) -> Path:
@@ -124,6 +125,22 @@ def test_other_columns_are_refused_or_dropped(bundle: Path, tmp_path: Path) -> N
     assert predict_file(str(bundle), file, tmp_path / "out.csv", store=tmp_path, ignore_extra=True).rows == 5
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("sep=;\nage;orders\n1;2\n", r"first line, sep=;, is not a header(.|\n)*and set --separator ';'"),
+        ("age,age,orders\n1,1,2\n", "rows.csv has several columns named age"),
+        (",age,orders\n0,1,2\n", r"column 1 of .* has no name(.|\n)*leave it out with --ignore-extra"),
+        ('age,"a,orders\n1,2\n",city\n1,2,Bern\n', "quotation mark of the header is not closed"),
+        ('age,orders,member,city\n1,2,true,"Rom' + "\n1,2,true,Rom" * 4 + '"', "quotation mark is not closed"),
+    ],
+)
+def test_what_is_said_of_a_header_is_what_training_says(content: str, said: str, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(content)
+    with pytest.raises(DataError, match=said):
+        predict_file(str(bundle), tmp_path / "rows.csv", tmp_path / "out.csv", store=tmp_path)
+
+
 def test_a_labelled_file_in_the_model_s_own_separator_is_predicted_without_fuss(tmp_path: Path) -> None:
     """Target, key and dropped columns of the training file are left out with a word; other columns are refused."""
     model = fitted("xgboost")
@@ -188,8 +205,8 @@ def test_columns_that_cannot_be_kept_are_refused(keep: str, said: str, bundle: P
 
 def test_files_of_no_known_kind_and_damaged_ones_are_refused(bundle: Path, tmp_path: Path) -> None:
     for file, output, said in (
-        ("rows.txt", "out.csv", "rows.txt is of no known kind"),
-        ("rows.csv", "out.xlsx", "out.xlsx is of no known kind"),
+        ("rows.txt", "out.csv", "rows.txt has an unknown suffix"),
+        ("rows.csv", "out.xlsx", "out.xlsx has an unknown suffix"),
         ("rows.csv", "out.csv", "does not exist"),
     ):
         with pytest.raises(InputError, match=said):
@@ -206,7 +223,7 @@ def test_an_output_that_would_lose_rows_or_cannot_be_written_is_refused(bundle: 
     before = rows.read_bytes()
     for output, said in (
         (rows, "is the file of raw rows itself"),
-        (tmp_path / "folder.csv", "is a folder"),
+        (tmp_path / "folder.csv", "is a directory"),
         (rows / "below.csv", "cannot be written"),
     ):
         with pytest.raises(InputError, match=said):

@@ -23,7 +23,8 @@ from forge_sweep.checks.audit import audit
 from forge_sweep.checks.findings import Finding
 from forge_sweep.errors import DataError
 from forge_sweep.experiment import DataSpec, PreprocessingSpec
-from forge_sweep.sources import inspection
+from forge_sweep.feature_store.checking import RowFile
+from forge_sweep.sources import reading
 
 N = 40
 
@@ -230,7 +231,7 @@ SOMETHING_ELSE = [
     ("t.csv", TEXT.encode("utf-16"), "UTF-16 text"),
     ("t.csv", TEXT.encode("utf-16-le"), "UTF-16 or UTF-32 without a byte order mark"),
     ("t.csv", TEXT.encode("utf-32"), "UTF-32 text"),
-    ("t.csv", ("größe," + TEXT).encode("latin-1"), "header of t.csv is not UTF-8 text, from its 3. character on"),
+    ("t.csv", ("größe," + TEXT).encode("latin-1"), "header of t.csv is not UTF-8 text, from character 3 on"),
     ("t.csv", TEXT.encode() + "20,1\nJosé,1\n".encode("latin-1"), "column 'x' of .* is not UTF-8 text in row 41"),
     ("t.csv", gzip.compress(TEXT.encode()), "compressed with gzip(.|\n)*name it .csv.gz"),
     ("t.csv", bz2.compress(TEXT.encode()), "compressed with bzip2"),
@@ -241,11 +242,11 @@ SOMETHING_ELSE = [
     ("t.csv", b"PAR1 rest", "Parquet file(.|\n)*name it .parquet"),
     ("t.csv", b"<!DOCTYPE html><html>Sign in</html>", "HTML or XML page"),
     ("t.csv", b'{"x": 1, "y": 0}\n', "JSON"),
-    ("t.csv", b"sep=;\nx;y\n1;0\n", "first line, sep=;, is no header(.|\n)*separator = ';'"),
+    ("t.csv", b"sep=;\nx;y\n1;0\n", "first line, sep=;, is not a header(.|\n)*separator = ';'"),
     ("t.csv.gz", TEXT.encode(), "its content is not gzip"),
     ("t.csv.gz", gzip.compress(TEXT.encode())[:40], "cannot be unpacked|cannot be read"),
     ("t.csv.gz", gzip.compress(TEXT.encode("utf-16")), "UTF-16 text"),
-    ("t.parquet", TEXT.encode(), "no Parquet file"),
+    ("t.parquet", TEXT.encode(), "not a Parquet file"),
     ("t.csv", b"", "Empty CSV file"),
 ]
 
@@ -258,6 +259,38 @@ def test_a_file_that_is_something_else_is_named_without_its_bytes(
     with pytest.raises(DataError, match=said) as refused:
         load(tmp_path, name)
     assert all(letter.isprintable() for letter in str(refused.value).replace("\n", ""))
+
+
+def test_excel_s_first_line_asks_for_no_separator_that_is_already_set(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"sep=;\nx;y\n1;0\n")
+    with pytest.raises(DataError, match="first line, sep=;, is not a header") as refused:
+        load(tmp_path, "t.csv", separator=";")
+    assert refused.value.hint == "remove that line"
+
+
+HEADERS = {
+    "Excel's first line": (b"sep=;\nx;y\n1;0\n", ";", "first line, sep=;, is not a header"),
+    "Excel's first line, another separator": (b"sep=;\nx;y\n1;0\n", ",", "first line, sep=;, is not a header"),
+    "not UTF-8": ("größe,y\n1,0\n".encode("latin-1"), ",", "not UTF-8 text, from character 3 on"),
+    "one name twice": (b"x,x,y\n1,2,0\n", ",", "several columns named x"),
+    "no name": (b",x,y\n0,1,0\n", ",", "column 1 of .* has no name"),
+    "another separator": (b"x|y\n1|0\n", ",", "lacks columns that are declared"),
+    "an open quotation mark": (b'x,"a,y\n1,2,0\n2,3,1\n",y\n1,2,0\n', ",", "mark of the header is not closed"),
+    "empty lines": (b"\n\n", ",", "Empty CSV file"),
+    "no rows in a gzip file": (gzip.compress(b""), ",", "Empty CSV file"),
+}
+
+
+@pytest.mark.parametrize("what", HEADERS)
+def test_data_ingest_says_the_same_of_a_file_as_training(what: str, tmp_path: Path) -> None:
+    content, separator, said = HEADERS[what]
+    path = tmp_path / ("t.csv.gz" if content.startswith(b"\x1f") else "t.csv")
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=said) as training:
+        load(tmp_path, path.name, separator=separator)
+    with pytest.raises(DataError) as ingest:
+        RowFile(path, DataSpec(path=path.name, target=("y",), task="binary", separator=separator))
+    assert (ingest.value.message, ingest.value.hint) == (training.value.message, training.value.hint)
 
 
 @pytest.mark.parametrize("name", ["T.CSV", "T.CSV.GZ", "t.Csv.gZ"])
@@ -381,7 +414,7 @@ def test_a_regression_target_in_a_notation_is_shown(tmp_path: Path) -> None:
 
 def test_what_is_looked_at_is_the_beginning_only(tmp_path: Path) -> None:
     """A letter that is cut off at the end of what is looked at is no mistake."""
-    header = "x" * (inspection.HEAD - 1) + "ö"
+    header = "x" * (reading.HEAD - 1) + "ö"
     (tmp_path / "t.csv").write_text(f"{header},y\n" + "".join(f"{i},{i % 2}\n" for i in range(N)))
     assert list(load(tmp_path, "t.csv").train.features) == [header]
 

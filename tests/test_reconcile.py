@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from forge_sweep.cli import app
 from forge_sweep.errors import InputError
-from forge_sweep.study import open_study, owners
-from forge_sweep.sweep.reconcile import Reconciled, reconcile
+from forge_sweep.study import leases, open_study
+from forge_sweep.sweep import Reconciled, reconcile
 from forge_sweep.tracking import Tracker
 from tests.surface import EPOCHS, experiment
 from tests.test_sweep import check_nothing_is_lost, client, curve, run, runs, study_of
@@ -163,7 +163,7 @@ def dead_runner(store: Path, place: str = "") -> int:
     study = open_study(experiment(study__n_trials=6), dataset=dataset, store=store)
     asked = study.ask()
     assert asked is not None
-    me = study._owners.me
+    me = study._leases.me
     assert me is not None
     gone = {**me.values(), "role": "run", **({"place": place} if place else {"pid": 2**22 + 1})}
     study._study.set_user_attr(f"forge.owner.{me.id}", gone)
@@ -188,8 +188,8 @@ def test_what_a_dead_process_left_running_is_ended(store: Path) -> None:
 def test_a_process_elsewhere_is_watched_before_anything_of_it_is_touched(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(owners, "BEAT_S", 0.1)
-    monkeypatch.setattr(owners, "LEASE_S", 0.5)
+    monkeypatch.setattr(leases, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(leases, "LEASE_S", 0.5)
     number = dead_runner(store, place="another machine")
     said: list[str] = []
     compared_store = f"sqlite:///{store.absolute()}/mlflow.db"

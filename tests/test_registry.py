@@ -21,7 +21,8 @@ from forge_sweep.cli import app
 from forge_sweep.errors import GateRefused, InputError, TrackingDown
 from forge_sweep.registry import Champions, Refused, overviews, promote, promotion, rollback
 from forge_sweep.registry import champions as registry_champions
-from forge_sweep.tracking import Ledger, Registry, store
+from forge_sweep.tracking import Ledger, Registry, fetched
+from forge_sweep.tracking import client as clients
 from forge_sweep.tracking import ledger as ledgers
 from tests.servers import free_port, running
 from tests.shop import NAME, Shop, copied, opened
@@ -144,7 +145,7 @@ def test_models_at_names_the_champion_of_a_day_and_of_a_moment(shop: Shop) -> No
     assert [t.version for t in champions(shop).at(first.since.isoformat())] == ["1"]
     assert [t.version for t in champions(shop).at(second.since.isoformat())] == ["2"]
     assert [t.version for t in champions(shop).at("2999-01-01")] == ["2"]
-    with pytest.raises(InputError, match="is no date"):
+    with pytest.raises(InputError, match="is not a date"):
         champions(shop).at("0001-01-01T00:00+05:00")
     assert champions(shop).at("2020-01-01") == ()
     with pytest.raises(InputError, match=r"2026-05-01"):
@@ -344,7 +345,7 @@ def test_a_tag_that_is_set_twice_at_once_is_set(where: str, shop: Shop, request:
     uri = (
         f"sqlite:///{shop.store.absolute()}/mlflow.db" if where == "embedded" else request.getfixturevalue("server")[1]
     )
-    client = store.connect(uri, shop.store)
+    client = clients.connect(uri, shop.store)
     if where == "server":
         client.create_registered_model(NAME)
     together = threading.Barrier(4)
@@ -352,7 +353,7 @@ def test_a_tag_that_is_set_twice_at_once_is_set(where: str, shop: Shop, request:
     def set_all() -> None:
         for number in range(25):
             together.wait(timeout=60)
-            store.surely(functools.partial(client.set_registered_model_tag, NAME, f"tag-{number}", "x"))
+            clients.surely(functools.partial(client.set_registered_model_tag, NAME, f"tag-{number}", "x"))
 
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(set_all) for _ in range(4)]:
@@ -423,7 +424,7 @@ def test_a_rollback_to_a_bundle_that_was_damaged_is_refused(shop: Shop) -> None:
 def damage(shop: Shop, version: str) -> None:
     """Change one byte of a registered bundle, where MLflow keeps it."""
     run = Registry(shop.store).version(NAME, version)
-    with Registry(shop.store).bundle(run) as folder:
+    with fetched(run, shop.store) as folder:
         digest = (folder / "manifest.json").read_bytes()
     for path in shop.store.glob("artifacts/**/manifest.json"):
         if path.read_bytes() == digest:

@@ -17,16 +17,13 @@ import pytest
 from sklearn.datasets import load_breast_cancer
 
 from forge_sweep import baselines, reproduce, sweep
-from forge_sweep.bundle import Bundle, golden_rows
+from forge_sweep.bundle import Bundle, read_golden
 from forge_sweep.errors import BundleError, InputError
 from forge_sweep.experiment import Experiment, load, restore
-from forge_sweep.reproduce import commands, read_record
-from forge_sweep.reproduce.again import Again
-from forge_sweep.reproduce.plan import _halvings, plan, typed
-from forge_sweep.reproduce.verdict import first_difference, judge
+from forge_sweep.reproduce import Again, commands, first_difference, judge, plan, read_record, typed
 from forge_sweep.sweep import SweepResult
 from forge_sweep.tracking import Record, fetched, locate
-from forge_sweep.tracking import store as stores
+from forge_sweep.tracking import client as clients
 from tests.test_bundle import customers, fitted
 
 EXPERIMENT = """
@@ -144,13 +141,13 @@ def test_mlflow_predicts_the_golden_rows_of_the_registered_version(
     """What `mlflow models serve` does: the same checks, the same answers."""
     folder, result = swept
     with fetched(locate(result.model, folder / "mlruns"), folder / "mlruns") as bundle:
-        frame, scores = golden_rows.read(bundle)
+        frame, scores = read_golden(bundle)
     uri = f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     import mlflow
 
-    with stores.current(uri):
+    with clients.current(uri):
         found = mlflow.pyfunc.load_model(result.model).predict(frame)
         np.testing.assert_allclose(found["probability"], scores[:, 0], atol=1e-6)
         (golden,) = (folder / "mlruns" / "artifacts").glob("**/golden.json")
@@ -229,11 +226,22 @@ def test_params_come_back_with_their_types(record: Record) -> None:
 
 
 @pytest.mark.parametrize(
-    ("events", "halvings"),
-    [("", 0), ("out of memory: batch size 256 -> 64, learning rate 0.01 -> 0.005", 2), ("batch size 64 -> 65", 0)],
+    ("asked", "tags", "halvings"),
+    [
+        ("64", {"forge.halvings": "0", "forge.batch_size": "65"}, 0),
+        ("256", {"forge.halvings": "2", "forge.batch_size": "64"}, 2),
+        ("256", {"forge.batch_size": "64"}, 2),
+        ("256", {"forge.batch_size": "65"}, 2),
+        ("64", {"forge.batch_size": "65"}, 0),
+        ("64", {}, 0),
+    ],
 )
-def test_halved_batches_are_read_from_the_events(events: str, halvings: int) -> None:
-    assert _halvings(events) == halvings
+def test_halved_batches_are_recorded_and_of_older_runs_follow_from_the_batch_sizes(
+    record: Record, asked: str, tags: dict[str, str], halvings: int
+) -> None:
+    kept = {name: value for name, value in record.tags.items() if name not in ("forge.halvings", "forge.batch_size")}
+    changed = replace(record, params={**record.params, "batch_size": asked}, tags={**kept, **tags})
+    assert plan(changed, restored(record)).halvings == halvings
 
 
 def test_a_pruned_trial_stops_where_it_was_stopped(record: Record) -> None:
@@ -255,7 +263,7 @@ def again(record: Record, **changes: float) -> Again:
     assert best is not None
     history[best] = {**history[best], **{n: history[best][n] + change for n, change in changes.items()}}
     metrics = {name: value for name, value in history[best].items() if name.startswith("val_")}
-    return Again("f" * 64, metrics, tuple(history), best, 1.0)
+    return Again("f" * 64, metrics, tuple(history), 1.0)
 
 
 def test_the_verdict_says_how_far_off_and_where(record: Record) -> None:
@@ -312,7 +320,7 @@ def test_the_environment_is_restored_by_commands_that_are_only_printed(record: R
 def test_what_cannot_be_made_again_is_refused_by_name(swept: tuple[Path, SweepResult], tmp_path: Path) -> None:
     folder, result = swept
     store = folder / "mlruns"
-    with pytest.raises(InputError, match="no training of forge_sweep but 'sweep'"):
+    with pytest.raises(InputError, match="is not a forge-sweep training but 'sweep'"):
         read_record(result.run_id, store)
     with pytest.raises(InputError, match=r"there is no run"):
         read_record("0" * 32, store)

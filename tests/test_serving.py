@@ -27,12 +27,10 @@ from tests.serving import COMMAND, Api, customers, fitted, need_the_extra, recor
 
 need_the_extra()
 
-from forge_sweep.serving.answers import Answers  # noqa: E402
 from forge_sweep.serving.batching import Batcher, Busy  # noqa: E402
 from forge_sweep.serving.bodies import Rows  # noqa: E402
-from forge_sweep.serving.served import Answer, Served, load  # noqa: E402
+from forge_sweep.serving.predict import Answer, Served, Window, load  # noqa: E402
 from forge_sweep.serving.server import bound, listen  # noqa: E402
-from forge_sweep.serving.window import Window  # noqa: E402
 from forge_sweep.tracking import locate  # noqa: E402
 
 KEY = "a-very-secret-key"
@@ -142,9 +140,9 @@ def test_csv_has_the_types_of_the_schema_not_those_it_looks_like(api: Api) -> No
 def test_answers_of_every_task_say_what_the_bundle_says(kind: str, task_kind: TaskKind, tmp_path: Path) -> None:
     frame = customers(25)
     fitted(kind, task_kind).save(tmp_path / "m", customers())
-    served = load(locate(str(tmp_path / "m"), tmp_path), tmp_path, window=10, least=10)
+    served = load(locate(str(tmp_path / "m"), tmp_path), Settings(drift_window=10, drift_least=10))
     raw = served.transform.read_frame(frame)
-    found = Answers(served)(Rows(raw, lambda row, name: None), served.answer(raw))["predictions"]
+    found = served.render(Rows(raw, lambda row, name: None), served.answer(raw))["predictions"]
     expected = served.bundle.predict(frame).to_dict("records")
     for prediction, row in zip(found, expected, strict=True):
         task = served.bundle.task
@@ -214,7 +212,7 @@ def test_a_row_that_the_network_has_no_finite_score_for_is_refused(tmp_path: Pat
     for variable in made.model.trainable_variables:
         variable.assign(variable * 30)
     made.save(tmp_path / "m", customers())
-    served = load(locate(str(tmp_path / "m"), tmp_path), tmp_path, window=10, least=10)
+    served = load(locate(str(tmp_path / "m"), tmp_path), Settings(drift_window=10, drift_least=10))
     found = served.answer(served.transform.read_all([ROW, {**ROW, "age": 3e39}, {**ROW, "age": -3e39}]))
     assert {(misfit.row, misfit.code) for misfit in found.misfits} <= {(1, "no-score"), (2, "no-score")}
     assert found.misfits
@@ -504,7 +502,7 @@ def test_a_pass_that_fails_fails_for_its_requests_only(bundle: Path) -> None:
 
 
 def test_the_window_keeps_the_last_rows(bundle: Path) -> None:
-    served = load(locate(str(bundle), bundle), bundle, window=5, least=2)
+    served = load(locate(str(bundle), bundle), Settings(drift_window=5, drift_least=2))
     window = served.window
     for start_row, rows in ((0, 2), (2, 2), (4, 3), (7, 9), (16, 1)):
         window.add(np.arange(start_row, start_row + rows)[:, None] * np.ones(4))

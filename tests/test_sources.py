@@ -235,6 +235,21 @@ def test_many_groups_hold_the_shares() -> None:
     assert (abs(np.bincount(by_group(groups, SHARES, 0)) / 3000 - SHARES) < 0.01).all()
 
 
+def test_a_dataset_counts_the_groups_of_each_split_and_none_is_in_two() -> None:
+    frame = pd.DataFrame({"patient": np.arange(300) % 75, "x": np.arange(300.0), "y": np.arange(300) % 2})
+    spec = {"split": {"kind": "group", "group": "patient"}}
+    dataset = load_frame(frame, **spec)
+    train, valid = (set(frame["patient"][split.rows]) for split in (dataset.train, dataset.valid))
+    assert dataset.groups == {"train": len(train), "valid": len(valid), "test": 75 - len(train | valid)}
+    assert not train & valid and min(dataset.groups.values()) > 0
+    assert load_frame(frame.drop(columns="patient")).groups == {}
+    known = DataSpec(path="t.csv", target=("y",), task="binary", **spec)
+    with pytest.raises(
+        DataError, match=r"data.split.group: 75 groups of column 'patient' stand in two splits \(25, 26, "
+    ):
+        assemble(frame, known, name="t", source="t.csv", seed=0, roles=np.arange(300) // 100)
+
+
 @given(st.lists(st.integers(0, 20), min_size=3, max_size=100).filter(lambda times: len(set(times)) >= 3))
 @settings(deadline=None, max_examples=50)
 def test_times_are_in_order_and_ties_together(times: list[int]) -> None:

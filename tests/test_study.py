@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import json
 import math
 import os
@@ -16,12 +17,14 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
+import optuna
 import pytest
 
 from forge_sweep import experiment as experiments
@@ -169,6 +172,18 @@ def test_gp_without_torch_names_the_install_command_and_creates_nothing(tmp_path
     with pytest.raises(MissingExtra, match=r"study\.sampler = \"gp\"(?s:.*)pip install '\.\[gp\]'"):
         open_study(experiment(sampler="gp"), dataset=DATASET, store=tmp_path)
     assert not (tmp_path / "optuna.db").exists()
+
+
+def test_a_suggestion_does_not_tell_that_pytorch_found_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A CUDA build of PyTorch does so where there is no driver, in the middle of a Gaussian process's fit."""
+    ask = optuna.samplers.TPESampler.sample_relative
+
+    def ask_as_torch(*words: Any) -> Any:
+        warnings.warn("CUDA initialization: Unexpected error from cudaGetDeviceCount(). Did you ...", stacklevel=1)
+        return ask(*words)
+
+    monkeypatch.setattr(optuna.samplers.TPESampler, "sample_relative", ask_as_torch)
+    assert swept(tmp_path, experiment(n_trials=1)).n_done == 1
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes", "qmc"])
@@ -923,6 +938,58 @@ def test_a_trial_that_ran_out_of_memory_is_infeasible_for_the_sampler_and_failed
     assert kept.state.name == "PRUNED"
     assert kept.constraints == {"memory": 1.0}
     assert kept.user_attrs["forge.params"] == one.params
+
+
+# What Optuna is told
+
+DEPRECATED = {"x0", "sigma0", "restart_strategy", "inc_popsize", "constraints_func"} | {
+    "consider_prior",
+    "prior_weight",
+    "consider_magic_clip",
+    "consider_endpoints",
+    "gamma",
+    "weights",
+}
+"""Arguments that Optuna 5 warns of where they are given."""
+
+
+@pytest.mark.parametrize("name", ["TPESampler", "CmaEsSampler", "GPSampler", "RandomSampler"])
+def test_every_argument_of_a_sampler_is_stated(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optuna 5 changed the defaults of `multivariate` and `constant_liar`; a release must not change a suggestion."""
+    from forge_sweep.study import samplers
+
+    pytest.importorskip("torch") if name == "GPSampler" else None
+    kind = {"TPESampler": "tpe", "CmaEsSampler": "cmaes", "GPSampler": "gp", "RandomSampler": "random"}[name]
+    stated = spied(samplers.samplers, name, monkeypatch)
+    samplers.make(experiment(sampler=kind))
+    assert stated, "it was built"
+    if name == "TPESampler":
+        assert stated["multivariate"] is True and stated["constant_liar"] is False
+
+
+@pytest.mark.parametrize("pruner", ["median", "percentile", "hyperband", "successive_halving", "wilcoxon"])
+def test_every_argument_of_a_pruner_is_stated(pruner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from forge_sweep.study import pruners
+
+    name = f"{pruner.title().replace('_', '')}Pruner"
+    stated = spied(pruners.pruners, name, monkeypatch)
+    pruners.make(experiment(pruner=pruner).study)
+    assert stated, "it was built"
+
+
+def spied(module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The arguments that a class of Optuna is built with: none but deprecated ones may be left to its defaults."""
+    built, stated = getattr(module, name), dict[str, Any]()
+
+    def build(*words: Any, **options: Any) -> Any:
+        assert not words
+        expected = set(inspect.signature(built.__init__).parameters) - {"self"} - DEPRECATED
+        assert not expected - set(options) - {"warn_independent_sampling"}
+        stated.update(options)
+        return built(**options)
+
+    monkeypatch.setattr(module, name, build)
+    return stated
 
 
 # What other tools show

@@ -19,7 +19,7 @@ from forge_sweep.experiment import Experiment
 from forge_sweep.sources import test_looks as looks_at_test
 from forge_sweep.study import StudyView, find_study
 from forge_sweep.sweep import Event, Interrupted, SweepResult
-from tests.surface import EPOCHS, experiment, fake_run, height, no_network
+from tests.surface import EPOCHS, STORY, experiment, fake_run, height, no_network
 
 
 def run(spec: Experiment, store: Path, run_trial: Any = None, **options: Any) -> SweepResult:
@@ -118,7 +118,7 @@ def test_more_trials_extend_the_sweep_and_the_second_look_at_test_is_said(tmp_pa
     events: list[Event] = []
     second = run(experiment(study__n_trials=6), tmp_path, watch=events.append)
     assert sum(second.trials.values()) == 6
-    assert any("look 2 at the test split" in event.data["text"] for event in events if event.kind == "message")
+    assert any("test evaluation 2" in event.data["text"] for event in events if event.kind == "message")
     assert first.winner["label"] != second.winner["label"] and second.model.endswith("/2")
     third = run(experiment(study__n_trials=7), tmp_path)
     assert third.winner["label"] == second.winner["label"] and third.model == second.model
@@ -191,7 +191,9 @@ def test_kill_9_at_any_moment_leaves_exactly_the_trials_that_were_asked_for(tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", ["trials:fit_baseline", "confirm:train", "publish:score_on_test", "publish:register"])
+@pytest.mark.parametrize(
+    "point", ["trials:fit_baseline", "confirm:log_end", "publish:score_on_test", "publish:register"]
+)
 def test_a_death_after_any_phase_is_made_up_for_by_the_same_command(tmp_path: Path, point: str) -> None:
     """One look at test and one model version, wherever the process died."""
     died = subprocess.run(killed(tmp_path, 3, 0.0, point), cwd=ROOT, check=False, timeout=300)
@@ -246,15 +248,13 @@ def test_a_passing_failure_in_the_confirmation_is_tried_again(tmp_path: Path) ->
     check_nothing_is_lost(tmp_path, 3)
 
 
-def test_a_fork_is_tried_before_its_first_trial_and_goes_on_when_repeated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fork_is_tried_before_its_first_trial_and_goes_on_when_repeated(tmp_path: Path) -> None:
     """The pre-flight sees every new search space; `--fork` twice makes one fork."""
     run(experiment(study__n_trials=2), tmp_path)
     tried: list[int] = []
     changed = experiment(study__n_trials=2, study__patience=3)
-    with no_network(fake_run()):
-        monkeypatch.setattr(sweep, "try_models", lambda spec, dataset, watch: tried.append(spec.study.patience))
+    with no_network(fake_run()), pytest.MonkeyPatch.context() as patch:  # undone before `no_network` puts back its own
+        patch.setattr(STORY, "try_models", lambda spec, dataset, watch: tried.append(spec.study.patience))
         first = sweep.run(changed, store=tmp_path, fork=True)
         second = sweep.run(changed, store=tmp_path, fork=True)
     assert tried == [3]

@@ -17,9 +17,9 @@ from forge_sweep import trial, workers
 from forge_sweep.errors import BundleError, ExperimentError, MissingExtra
 from forge_sweep.experiment import Experiment, Params
 from forge_sweep.sources import load as load_rows
-from forge_sweep.sweep import Event, crew, shipping
-from forge_sweep.sweep.arrays import ClusterArrays
-from forge_sweep.sweep.orders import Order
+from forge_sweep.sweep import Event, jobs, pool
+from forge_sweep.sweep.jobs import Outcome, Progress, RemoteJob, TrainJob
+from forge_sweep.sweep.pool import ClusterArrays
 from forge_sweep.trial import Recipe, TrialResult
 from forge_sweep.workers import Limits, SerialWorkers, Worker, WorkerLost
 from tests.surface import experiment, fake_run
@@ -62,10 +62,10 @@ def test_without_ray_the_install_command_is_named_and_nothing_is_begun(
 
 def test_each_process_of_a_cluster_gets_the_threads_of_its_cpus() -> None:
     """The most workers that make sense are the trainings there are."""
-    planned = crew.plan(experiment(workers={"kind": "ray", "cpus": 4}, confirm={"top": 5, "seeds": 4}), gpus=0, cores=2)
+    planned = pool.plan(experiment(workers={"kind": "ray", "cpus": 4}, confirm={"top": 5, "seeds": 4}), gpus=0, cores=2)
     assert planned.shared["OMP_NUM_THREADS"] == "4" and planned.n == 20 and planned.memory_bytes is None
     limited = experiment(workers={"kind": "ray", "cpus": 4, "threads": 2, "memory_limit_mb": 100})
-    planned = crew.plan(limited, gpus=0, cores=2)
+    planned = pool.plan(limited, gpus=0, cores=2)
     assert planned.shared["OMP_NUM_THREADS"] == "2" and planned.memory_bytes == 100_000_000
 
 
@@ -87,29 +87,43 @@ class Memory:
         self.content = content
 
 
-def order(keep: Path | None, run: Any = None, checkpoint: Any = None) -> Order:
+def train_job(keep: Path | None, run: Any = None, checkpoint: Any = None) -> TrainJob:
     spec = experiment()
     dataset = load_rows(spec.data, root=spec.root, seed=spec.seed)
     params = {"width": 8, "dropout": 0.1}
-    return Order(
+    return TrainJob(
         run or fake_run(), spec, dataset, params, 1, checkpoint or Memory(), keep=keep, golden=dataset.train.features
     )
 
 
-def ship(shipped: Order) -> list[Any]:
-    found: list[Any] = []
+def ship(shipped: TrainJob) -> list[Outcome]:
+    """What comes back of a job that is sent to another machine; its checkpoint is kept here."""
+    found: list[Outcome] = []
 
-    def job(worker: Worker) -> None:
-        found.append(shipping.call(worker.call, shipped, lambda message: False, Limits()))
+    def relay(progress: Progress) -> Any:
+        if progress.checkpoint is None:
+            return False
+        try:
+            assert shipped.checkpoint is not None
+            shipped.checkpoint.save(progress.checkpoint)
+        except OSError as error:
+            return str(error)
+        return None
 
-    SerialWorkers().run(job)
+    def work(worker: Worker) -> None:
+        outcome, archive = worker.call(RemoteJob.of(shipped), relay, Limits())
+        if shipped.keep is not None:
+            jobs.unpack(archive, shipped.keep)
+        found.append(outcome)
+
+    SerialWorkers().run(work)
     return found
 
 
 def test_a_bundle_comes_back_whole_from_a_machine_that_has_no_such_folder(tmp_path: Path) -> None:
     from forge_sweep.bundle import Bundle
 
-    (outcome,) = ship(order(tmp_path / "deep" / "confirm-0001-s1"))
+    (outcome,) = ship(train_job(tmp_path / "deep" / "confirm-0001-s1"))
     bundle = Bundle.load(tmp_path / "deep" / "confirm-0001-s1", verify=True)
     assert outcome.threshold == bundle.threshold and outcome.state == "finished"
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["confirm-0001-s1"]
@@ -131,31 +145,31 @@ class Saving(fake_run):
         return replace(super().__call__(*words, **options), events=events)
 
 
-def test_progress_travels_with_the_order_and_comes_back_while_it_is_carried_out() -> None:
+def test_progress_travels_with_the_job_and_comes_back_while_it_is_carried_out() -> None:
     kept = Memory(b"first")
-    (outcome,) = ship(order(None, Saving(), kept))
+    (outcome,) = ship(train_job(None, Saving(), kept))
     assert outcome.events == ("went on from b'first'",)
     assert kept.content == b"second"
-    (outcome,) = ship(order(None, Saving(content=b"too much"), kept))
+    (outcome,) = ship(train_job(None, Saving(content=b"too much"), kept))
     assert outcome.events == ("went on from b'second'", "No space left on device")
     assert kept.content == b"second"
 
 
-def test_an_order_without_a_bundle_gives_its_figures_only(tmp_path: Path) -> None:
-    (outcome,) = ship(order(None))
+def test_a_job_without_a_bundle_gives_its_figures_only(tmp_path: Path) -> None:
+    (outcome,) = ship(train_job(None))
     assert outcome.epochs == 6
     assert not list(tmp_path.iterdir())
 
 
 def test_a_bundle_that_stands_there_is_replaced_and_a_foreign_folder_is_not(tmp_path: Path) -> None:
     folder = tmp_path / "kept"
-    ship(order(folder))
-    ship(order(folder))
+    ship(train_job(folder))
+    ship(train_job(folder))
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.tex").touch()
     with pytest.raises(BundleError, match="is not a bundle"):
-        shipping.unpack(shipping.pack(folder), foreign)
+        jobs.unpack(jobs.pack(folder), foreign)
     assert [path.name for path in foreign.iterdir()] == ["thesis.tex"]
 
 
@@ -165,14 +179,14 @@ def test_an_archive_writes_nothing_outside_its_folder(tmp_path: Path, name: str)
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("manifest.json", "{}")
         archive.writestr(name, "evil")
-    with pytest.raises(BundleError, match="which is no file of a bundle"):
-        shipping.unpack(file.getvalue(), tmp_path / "in" / "kept")
+    with pytest.raises(BundleError, match="which is not a file of a bundle"):
+        jobs.unpack(file.getvalue(), tmp_path / "in" / "kept")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_what_is_no_archive_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="no archive"):
-        shipping.unpack(b"", tmp_path / "kept")
+    with pytest.raises(BundleError, match="not an archive"):
+        jobs.unpack(b"", tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 
 

@@ -17,8 +17,8 @@ import pytest
 from forge_sweep import sweep, trial
 from forge_sweep.errors import SweepStopped, TrialFailed
 from forge_sweep.experiment import Experiment, Params
-from forge_sweep.sweep import Event, Interrupted, crew
-from forge_sweep.sweep.orders import Setup
+from forge_sweep.sweep import Event, Interrupted, pool
+from forge_sweep.training import FileCheckpoint, Setup
 from forge_sweep.trial import TrialResult
 from forge_sweep.trial import run as real_run
 from forge_sweep.workers import Limits, Plan, ProcessWorkers, Say, WorkerUnfit
@@ -163,14 +163,14 @@ def test_a_process_that_is_killed_for_its_memory_is_run_again_with_half_a_batch(
 
 def test_the_number_of_halvings_outlives_the_process(tmp_path: Path) -> None:
     """The process dies between two halves; the next one does not begin with the whole batch again."""
-    checkpoint = tmp_path / "checkpoints" / "trial-0000.npz"
-    assert crew.halved(checkpoint) == 0
-    checkpoint.parent.mkdir()
-    crew.halvings_file(checkpoint).write_text("2")
-    assert crew.halved(checkpoint) == 2
-    crew.forget_progress(checkpoint)
-    assert crew.halved(checkpoint) == 0
-    assert not list(checkpoint.parent.iterdir())
+    checkpoint = FileCheckpoint(tmp_path / "checkpoints" / "trial-0000.npz")
+    assert pool.halved(checkpoint) == 0
+    checkpoint.path.parent.mkdir()
+    pool.halvings_file(checkpoint).write_text("2")
+    assert pool.halved(checkpoint) == 2
+    pool.forget_progress(checkpoint)
+    assert pool.halved(checkpoint) == 0
+    assert not list(checkpoint.path.parent.iterdir())
 
 
 def test_below_the_smallest_batch_a_trial_fails_as_out_of_memory(tmp_path: Path) -> None:
@@ -240,13 +240,13 @@ class Blind:
 
 def on_places(monkeypatch: pytest.MonkeyPatch, *places: dict[str, str]) -> Experiment:
     """An experiment whose workers have these places; call it within the fakes."""
-    planned = crew.plan
+    planned = pool.plan
 
     def plan(*words: Any) -> Plan:
         found = planned(*words)
         return Plan(**{**vars(found), "environment": places, "setup": Blind("tensorflow", 1)})
 
-    monkeypatch.setattr(crew, "plan", plan)
+    monkeypatch.setattr(pool, "plan", plan)
     return processes(len(places))
 
 

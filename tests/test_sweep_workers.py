@@ -21,10 +21,11 @@ import pytest
 from forge_sweep import environment, sweep, training, trial
 from forge_sweep.errors import ExperimentError, InputError, SweepStopped, TrialFailed
 from forge_sweep.experiment import Experiment, Params, parse
+from forge_sweep.preprocessing import one_matrix
 from forge_sweep.sources import load as load_rows
 from forge_sweep.study import find_study
-from forge_sweep.sweep import Event, Interrupted, crew
-from forge_sweep.sweep.arrays import SavedArrays, SharedArrays, save
+from forge_sweep.sweep import Event, Interrupted, pool
+from forge_sweep.sweep.pool import SavedArrays, SharedArrays, save
 from forge_sweep.trial import Recipe, TrialResult
 from forge_sweep.workers import Limits, Plan, ProcessWorkers, Say
 from tests.surface import EPOCHS, experiment, fake_run
@@ -169,7 +170,7 @@ def test_a_hung_trial_is_killed_after_its_deadline_and_fails_as_time_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From outside, where the trial itself does not look at the clock any more."""
-    monkeypatch.setattr(crew, "GRACE_S", 0.2)
+    monkeypatch.setattr(pool, "GRACE_S", 0.2)
     spec = processes(2, study__n_trials=2, study__trial_timeout_s=0.3, baselines__kinds=["constant"])
     result = run(spec, tmp_path, Stuck())
     assert [row.failure for row in study_of(tmp_path).rows()] == ["time-out"] * 2
@@ -250,17 +251,17 @@ def test_n_and_the_rest_belong_to_processes() -> None:
 def test_the_number_of_workers_follows_from_gpus_or_else_from_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """At least one, and threads share the cores."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert crew.default_n(8, 100_000_000_000, 0) == 8
-    assert crew.default_n(8, 4_000_000_000, 0) == 2
-    assert crew.default_n(8, 1, 0) == 1
+    assert pool.default_n(8, 100_000_000_000, 0) == 8
+    assert pool.default_n(8, 4_000_000_000, 0) == 2
+    assert pool.default_n(8, 1, 0) == 1
     spec = experiment(workers={"kind": "processes", "per_gpu": 2})
-    on_gpus = crew.plan(spec, gpus=2, cores=16)
+    on_gpus = pool.plan(spec, gpus=2, cores=16)
     assert on_gpus.n == 4 and on_gpus.start == "spawn" and on_gpus.shared["OMP_NUM_THREADS"] == "4"
     assert [given["CUDA_VISIBLE_DEVICES"] for given in on_gpus.environment] == ["0", "0", "1", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert [given["CUDA_VISIBLE_DEVICES"] for given in crew.plan(spec, gpus=2, cores=16).environment] == ["1", "1"]
+    assert [given["CUDA_VISIBLE_DEVICES"] for given in pool.plan(spec, gpus=2, cores=16).environment] == ["1", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    on_cpu = crew.plan(experiment(workers={"kind": "processes", "n": 3}), gpus=2, cores=16)
+    on_cpu = pool.plan(experiment(workers={"kind": "processes", "n": 3}), gpus=2, cores=16)
     assert on_cpu.n == 3 and on_cpu.start == "forkserver" and on_cpu.shared["OMP_NUM_THREADS"] == "5"
 
 
@@ -269,9 +270,9 @@ def test_more_workers_than_memory_are_refused_with_their_share(monkeypatch: pyte
     monkeypatch.setattr(environment, "memory", lambda: environment.Memory(10_000_000_000, 8_000_000_000))
     many = experiment(workers={"kind": "processes", "n": 1000})
     with pytest.raises(InputError, match=r"workers\.n = 1000: 7\.2 GB of memory are free, 7 MB for each") as refused:
-        crew.plan(many, gpus=0, cores=64)
+        pool.plan(many, gpus=0, cores=64)
     assert "set workers.n = 4" in str(refused.value)
-    assert crew.plan(experiment(workers={"kind": "processes", "n": 2}), gpus=0, cores=2).n == 2
+    assert pool.plan(experiment(workers={"kind": "processes", "n": 2}), gpus=0, cores=2).n == 2
 
 
 def test_saved_arrays_are_those_that_were_prepared_and_memory_maps(tmp_path: Path) -> None:
@@ -401,7 +402,7 @@ class Wide(Measure):
 
     def __call__(self, say: Say) -> None:
         """See `Measure`."""
-        trial.Prepared.n_features = FEATURES  # type: ignore[assignment,method-assign]
+        trial.Prepared.spec = one_matrix(FEATURES)  # type: ignore[assignment,method-assign]
         with contextlib.suppress(TrialFailed):
             super().__call__(say)
 
@@ -415,7 +416,7 @@ def data_memory(n: int, task: Measure) -> int:
             found.append(message)
         together.wait(120)
 
-    plan = Plan(n=n, preload=crew.PRELOAD, setup=crew.Setup("tensorflow", 1))
+    plan = Plan(n=n, preload=pool.PRELOAD, setup=training.Setup("tensorflow", 1))
     with ProcessWorkers(plan) as workers:
         workers.run(lambda worker: worker.call(task, relay, Limits()))
     return sum(map(sum, found))
@@ -424,6 +425,6 @@ def data_memory(n: int, task: Measure) -> int:
 @pytest.mark.slow
 def test_a_worker_process_computes_with_its_share_of_the_threads() -> None:
     found: list[tuple[int, int]] = []
-    with ProcessWorkers(Plan(preload=crew.PRELOAD, setup=crew.Setup("tensorflow", 1))) as workers:
+    with ProcessWorkers(Plan(preload=pool.PRELOAD, setup=training.Setup("tensorflow", 1))) as workers:
         workers.run(lambda worker: found.append(worker.call(threads, lambda message: None, Limits())))
     assert found == [(1, 1)]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
+from forge_sweep.sweep import verdict as verdicts
+from forge_sweep.sweep.confirm import Confirmed, Contender
 from forge_sweep.task import Answers, Judgement, Seeds, Task, judge, part_that_counts, resampled
-from forge_sweep.task.outcome import expected_max, of_one, widened
+from forge_sweep.task.bootstrap import expected_max, of_one, widened
 
 RESAMPLES = 200
 SHARED = 0.8
@@ -180,3 +185,29 @@ def test_few_rows_widen_and_many_choices_raise_the_expected_best() -> None:
     assert widened(3) > widened(10) > widened(1000) > 1.0 and widened(10**6) == pytest.approx(1.0, abs=1e-5)
     assert expected_max(1) == 0.0 and expected_max(2) == pytest.approx(0.564, abs=0.03)
     assert expected_max(10) == pytest.approx(1.539, abs=0.02) and expected_max(100) == pytest.approx(2.508, abs=0.02)
+
+
+def test_with_one_seed_a_lead_is_possible_and_no_tie_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An AUC lead beyond -1 to 1 cannot be; and one seed gives no spread that a tie could rest on."""
+    drawn = np.random.default_rng(1).normal(0.9, 0.001, (1, 200))
+    scores = {
+        "0001": Seeds(np.array([0.9]), drawn, 0.5),
+        "xgboost": Seeds(np.array([0.85]), drawn - 0.05, 0.85),
+    }
+    network = Confirmed(Contender("0001", 0.5, {}), (0.9,), (1,), "maximize")
+    tree = Confirmed(Contender("xgboost", 0.85, {}, "xgboost"), (0.85,), (1,), "maximize")
+    objective = SimpleNamespace(metric="val_auc")
+    context: Any = SimpleNamespace(
+        experiment=SimpleNamespace(direction="maximize", objective=objective, model=SimpleNamespace(code=None)),
+        study=SimpleNamespace(rows=list),
+        dataset=SimpleNamespace(valid=SimpleNamespace(targets=pd.DataFrame({"y": np.arange(500) % 2}))),
+        checkpoints=Path(),
+    )
+    monkeypatch.setattr(verdicts, "_scored_again", lambda context, each: scores[each.contender.label])
+    monkeypatch.setattr(verdicts.Bundle, "load", lambda folder, **options: SimpleNamespace(task=BINARY))
+    monkeypatch.setattr(verdicts, "baseline_values", lambda context: {"xgboost": 0.85})
+    found = verdicts.reach(context, (network, tree))
+    assert found.judgement is not None and (found.judgement.lead.low, found.judgement.lead.high) == (-1.0, 1.0)
+    said = verdicts.in_words(context, found, None, "auc")
+    assert "with one seed, the best network (trial 1) 0.9000 is not shown to beat xgboost 0.8500" in said
+    assert "-1.0000 to 1.0000" in said and "One seed gives no spread" in said and "as good as" not in said

@@ -6,11 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forge_sweep.task import METRICS, Answers, Task, TaskKind, gain, intervals
-from forge_sweep.task.resampling import _counts, _families, _resampled
+from forge_sweep.task import METRICS, Answers, Gain, Task, TaskKind, gains, intervals
+from forge_sweep.task.bootstrap import _counts, _resampled
+from forge_sweep.task.metrics import parts
 from tests.test_task_scoring import learned
 
 KINDS: tuple[TaskKind, ...] = ("binary", "multiclass", "multilabel", "regression")
+
+
+def gain(task: Task, encoded: np.ndarray, one: Answers, other: Answers, metric: str, *, resamples: int) -> Gain:
+    return gains(task, encoded, one, other, (metric,), resamples=resamples)[metric]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -26,7 +31,7 @@ def test_a_resample_has_the_metrics_of_its_rows(kind: TaskKind, ties: bool) -> N
         drawn = np.repeat(np.arange(len(encoded)), counts.astype(int))
         expected = task.score(encoded[drawn], scores[drawn], threshold=0.4)
         found = {}
-        for values in _families(task, encoded, Answers(scores, 0.4), names):
+        for values in parts(kind, task.truth(encoded), scores, 0.4, names):
             found |= {name: float(value[0]) for name, value in values(counts[None]).items() if name in names}
         assert found == pytest.approx(expected, abs=1e-9), row
 
@@ -69,11 +74,11 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
 
 def test_resamples_are_the_same_for_one_seed_however_they_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """The figure in a card can be made again; memory is bounded whatever the rows."""
-    from forge_sweep.task import resampling
+    from forge_sweep.task import bootstrap
 
     task, encoded, scores = learned("binary", n=300)
     whole = gain(task, encoded, Answers(scores, 0.5), Answers(scores**2, 0.5), "auc", resamples=100)
-    monkeypatch.setattr(resampling, "AT_ONCE", 7 * 300)
+    monkeypatch.setattr(bootstrap, "AT_ONCE", 7 * 300)
     assert gain(task, encoded, Answers(scores, 0.5), Answers(scores**2, 0.5), "brier", resamples=100).gain.low != 0
     again = gain(task, encoded, Answers(scores, 0.5), Answers(scores**2, 0.5), "auc", resamples=100)
     assert again == whole

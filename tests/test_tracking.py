@@ -29,7 +29,7 @@ from forge_sweep import environment, tracking
 from forge_sweep.errors import InputError, TrackingDown
 from forge_sweep.tracking import Tracker
 from forge_sweep.tracking.journal import Journal, Record
-from forge_sweep.tracking.session import file_name
+from forge_sweep.tracking.writes import file_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -247,7 +247,7 @@ def test_many_and_long_values_fit(tracker: Tracker, caplog: pytest.LogCaptureFix
     data = runs_of(tracker)["a"].data
     assert (len(data.params), len(data.metrics), data.tags["t129"]) == (231, 1100, "v")
     assert data.params["long"] == "x" * 5997 + "..."
-    assert "long is cut to the 6000 characters" in caplog.text
+    assert "long is truncated to the 6000 characters" in caplog.text
 
 
 def test_the_dataset_is_an_input_and_its_whole_digest_a_tag(tracker: Tracker) -> None:
@@ -902,3 +902,29 @@ def test_a_bundle_is_registered_over_http(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     loaded: Any = mlflow.pyfunc.load_model("models:/fraud@challenger")
     pd.testing.assert_frame_equal(loaded.predict(frame), expected)
+
+
+@pytest.mark.parametrize("declared", [None, "sqlite:///declared.db", " sqlite:///declared.db "])
+@pytest.mark.parametrize("chosen", [None, "sqlite:///chosen.db"])
+def test_the_address_of_the_process_is_afterwards_what_it_was(
+    declared: str | None, chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the variable, `mlflow.set_tracking_uri`, both or neither say it."""
+    import mlflow
+
+    from forge_sweep.tracking.client import current
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    mlflow.set_tracking_uri(chosen)  # writes the variable as well
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if declared is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", declared)
+    before = mlflow.get_tracking_uri()
+    try:
+        with current("sqlite:///registering.db"):
+            assert mlflow.get_tracking_uri() == "sqlite:///registering.db"
+        assert (os.environ.get("MLFLOW_TRACKING_URI"), mlflow.get_tracking_uri()) == (declared, before)
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        assert mlflow.is_tracking_uri_set() == (chosen is not None)
+    finally:
+        mlflow.set_tracking_uri(None)

@@ -13,6 +13,7 @@ from sklearn import datasets
 
 from forge_sweep import models, training
 from forge_sweep.errors import DataError, InputError, TrialFailed
+from forge_sweep.preprocessing import one_matrix
 from forge_sweep.task import Task
 
 # Keras 3.15 turns its variables into arrays in a way that NumPy 2 deprecates, in ReduceLROnPlateau among others.
@@ -44,7 +45,7 @@ def cancer():
 def build(task, data, seed=1, compiled=False, **params):
     """A small network, seeded; not compiled into a graph unless asked, which takes longer than these fits."""
     training.seed_everything(seed)
-    model = models.build("mlp", data.x_train.shape[1], task, {**PARAMS, **params})
+    model = models.build("mlp", one_matrix(data.x_train.shape[1]), task, {**PARAMS, **params})
     model.run_eagerly = not compiled
     return model
 
@@ -140,7 +141,7 @@ def test_the_learning_rate_is_halved_before_early_stopping(cancer):
 def test_without_a_schedule_the_learning_rate_stays_as_it_is(cancer):
     task, data = cancer
     model = build(task, data, learning_rate=1e-5)
-    constant = spec(epochs=6, patience=4, monitor="val_recall", schedule="none")
+    constant = spec(epochs=6, patience=4, monitor="val_recall", schedule="constant")
     result = training.fit(model, task, data, constant, go_on)
     assert {row["lr"] for row in result.history} == {result.history[0]["lr"]}
     assert not any("learning rate" in event for event in result.events)
@@ -287,13 +288,13 @@ def test_class_weights_reach_the_training_loss_and_not_validation(cancer):
     ("rows", "asked", "trained"), [(129, 128, 130), (129, 64, 65), (7, 3, 4), (200, 50, 50), (7, 1, 4), (2, 1, 2)]
 )
 def test_no_batch_of_one_row_reaches_a_normalisation(cancer, rows, asked, trained):
-    from forge_sweep.training import loop
+    from forge_sweep.training.fit import trainable_batch_size
 
     task, data = cancer
     model = build(task, data)
     events = []
-    size = loop.trainable_batch_size(model, rows, asked, events)
-    assert size == loop.trainable_batch_size(model, rows, size, [])
+    size = trainable_batch_size(model, rows, asked, events)
+    assert size == trainable_batch_size(model, rows, size, [])
     assert size >= asked
     assert rows % size != 1
     assert bool(events) == (size != asked)

@@ -20,7 +20,8 @@ from forge_sweep.cli import app
 from forge_sweep.experiment import load, parse
 from forge_sweep.sources import test_looks as looks_at_test
 from forge_sweep.study import find_study
-from forge_sweep.tracking import Registry
+from forge_sweep.tracking import Registry, fetched
+from tests.surface import STORY
 
 # Keras 3.15 turns its variables into arrays in a way that NumPy 2 deprecates, in ReduceLROnPlateau among others.
 pytestmark = [
@@ -79,7 +80,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         'kinds = ["constant", "hist_gradient_boosting"]\n[confirm]\ntop = 2\nseeds = 3\n' + SEARCH
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep, "clear_checkpoints", lambda context: None)  # the test scores the confirmed bundles again
+        patch.setattr(STORY, "clear_checkpoints", lambda context: None)  # the test scores the confirmed bundles again
         arguments = ["run", str(folder / "told.toml"), "--store", str(folder / "mlruns")]
         done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -249,7 +250,7 @@ def test_the_figures_of_the_test_rows_follow_from_the_registered_bundle_and_the_
     ledger = folder / "mlruns" / "test_looks.jsonl"
     assert len(looks_at_test(ledger, dataset.digest)) == 1
     registry = Registry(folder / "mlruns")
-    with registry.bundle(registry.version("told", "1")) as bundle_folder:
+    with fetched(registry.version("told", "1"), registry.store) as bundle_folder:
         bundle, evaluation = Bundle.load(bundle_folder), Evaluation.load(bundle_folder)
         card = (bundle_folder / "card.md").read_text()
     assert evaluation is not None and evaluation.is_of(dataset.digest, dataset.split_digest)

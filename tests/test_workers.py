@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -245,7 +246,7 @@ def test_a_worker_keeps_its_process_and_close_leaves_none() -> None:
         assert [len(numbers) for numbers in found.values()] == [1, 1]
         assert len(set.union(*found.values())) == 2
     await_end([*set.union(*found.values())])
-    left = {process for process in psutil.Process().children(recursive=True) if process.is_running()} - before
+    left = {process for process in psutil.Process().children(recursive=True) if alive(process.pid)} - before
     assert all("resource_tracker" in " ".join(process.cmdline()) for process in left)  # of the interpreter, for good
 
 
@@ -310,6 +311,22 @@ def test_each_worker_has_its_own_variables_in_turn_and_all_have_the_shared_ones(
         crew.run(job)
     assert sorted(map(tuple, found)) == [("0", "1"), ("0", "1"), ("1", "1")]
     assert os.environ.get("OMP_NUM_THREADS") == before
+
+
+def test_variables_reach_the_processes_of_a_fork_server_that_somebody_else_started() -> None:
+    context = multiprocessing.get_context("forkserver")
+    first = context.Process(target=pid, args=(silent,))
+    first.start()
+    first.join()
+    server = processes.fork_server()
+    assert server is not None
+    with ProcessWorkers(Plan(shared={"OMP_NUM_THREADS": "1"})) as crew:
+        seen: list[list[str | None]] = []
+        task = functools.partial(environment_of, names=("OMP_NUM_THREADS",))
+        crew.run(lambda worker: seen.append(worker.call(task, silent, NO_LIMIT)))
+    assert list(map(list, seen)) == [["1"]]
+    assert processes.fork_server() == server, "it is not ours to end"
+    server.kill()
 
 
 def test_a_process_that_cannot_be_set_up_stops_the_sweep_with_its_own_error() -> None:
@@ -386,7 +403,7 @@ def test_no_process_outlives_a_parent_that_was_killed(tmp_path: Path, start: str
 
 
 def test_a_process_that_is_killed_while_it_starts_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = processes.Child._await_ready
+    original = processes.Child.await_ready
     killed: list[int] = []
 
     def kill_the_first(self: processes.Child) -> None:
@@ -395,6 +412,22 @@ def test_a_process_that_is_killed_while_it_starts_is_started_again(monkeypatch: 
             os.kill(self.pid, signal.SIGKILL)
         original(self)
 
-    monkeypatch.setattr(processes.Child, "_await_ready", kill_the_first)
+    monkeypatch.setattr(processes.Child, "await_ready", kill_the_first)
     first, second = call(Plan(), pid)
     assert killed and first == second != killed[0]
+
+
+def test_a_fork_server_that_dies_while_it_starts_a_process_is_started_again() -> None:
+    with ProcessWorkers(Plan()) as crew:
+
+        def job(worker: Worker) -> None:
+            worker.call(pid, silent, NO_LIMIT)
+            with pytest.raises(WorkerLost):
+                worker.call(sleep, lambda there: os.kill(there, signal.SIGKILL), NO_LIMIT)
+            server = processes.fork_server()
+            assert server is not None
+            server.suspend()
+            threading.Timer(0.5, server.kill).start()  # by then its answer is awaited
+            assert worker.call(pid, silent, NO_LIMIT) != os.getpid()
+
+        crew.run(job)

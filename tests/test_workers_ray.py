@@ -33,7 +33,7 @@ ray_cluster.require_ray()
 
 import ray  # noqa: E402
 
-from forge_sweep.workers.ray import RayWorkers, Stored, actor, place, pool  # noqa: E402
+from forge_sweep.workers.ray import RayWorkers, Stored, actor, places  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,6 +86,24 @@ def test_a_killed_process_is_lost_and_replaced() -> None:
     assert other != os.getpid()
 
 
+def test_what_ray_prints_of_a_killed_process_goes_to_the_log(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Standard output is what others read: JSON lines, a table."""
+    caplog.set_level("INFO", logger=places.__name__)
+
+    def kill(there: Any) -> None:
+        os.kill(there, signal.SIGKILL)
+        until = time.monotonic() + 60
+        while "died" not in caplog.text and time.monotonic() < until:
+            time.sleep(0.05)
+        print("ours")
+
+    call(on_ray(), sleep, relay=kill)
+    assert "died" in caplog.text
+    assert capsys.readouterr().out == "ours\n"
+
+
 def test_a_worker_whose_process_was_killed_stops_and_another_one_goes_on() -> None:
     """The job is called again, on a new worker: the trial that was lost may be anybody's next one."""
     ids: list[str] = []
@@ -112,7 +130,7 @@ def test_a_process_that_hangs_is_lost_and_one_that_works_in_silence_is_not() -> 
 
 def test_a_stopped_process_gives_no_sign_of_life_and_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """As one whose node is cut off: nobody there can say that it hangs."""
-    monkeypatch.setattr(place, "PULSE_S", 0.5)
+    monkeypatch.setattr(places, "PULSE_S", 0.5)
     (lost,) = call(on_ray(), sleep, relay=lambda there: os.kill(there, signal.SIGSTOP), limits=Limits(silent_s=1.0))
     assert isinstance(lost, WorkerLost) and "no sign of life" in str(lost)
 
@@ -183,7 +201,7 @@ def test_a_gpu_that_nobody_asks_for_is_said() -> None:
 def test_a_node_with_other_packages_is_refused_with_the_differences(monkeypatch: pytest.MonkeyPatch) -> None:
     here = actor.versions()
     assert here["keras"] and here["numpy"] and here["code of forge_sweep"]
-    monkeypatch.setattr(place, "versions", lambda: {**here, "keras": "0.1"})
+    monkeypatch.setattr(places, "versions", lambda: {**here, "keras": "0.1"})
     with on_ray() as crew, pytest.raises(SweepStopped, match=rf"keras {here['keras']} instead of 0\.1"):
         crew.run(lambda worker: None)
 
@@ -292,9 +310,12 @@ def cluster_sweep(**values: Any) -> Experiment:
 
 @dataclass(frozen=True)
 class Where(fake_run):
-    """Says where it ran and what its process has imported."""
+    """Says where it ran and what its process has imported; does not begin as long as there is a file."""
+
+    closed: Path | None = None
 
     def __call__(self, experiment: Experiment, splits: Any, *words: Any, **options: Any) -> TrialResult:
+        await_true(lambda: self.closed is None or not self.closed.exists())
         engines = [name for name in ("optuna", "mlflow", "sqlalchemy") if name in sys.modules]
         node = ray.get_runtime_context().get_node_id()
         seen = (f"node={node}", f"engines={engines}", f"rows={type(splits).__name__}", f"pid={os.getpid()}")
@@ -313,11 +334,13 @@ class Nodes:
     Args:
         cluster: of the test.
         taken: filled with every place that a worker gets.
+        closed: file that is there from when the node joins until a worker has its place on it.
     """
 
-    def __init__(self, cluster: Any, taken: list[place.Place]) -> None:
+    def __init__(self, cluster: Any, taken: list[places.Place], closed: Path) -> None:
         self.cluster = cluster
         self.taken = taken
+        self.closed = closed
         self.leaves = cluster.add_node(num_cpus=1, object_store_memory=ray_cluster.STORE_BYTES)
         self.joins: Any = None
         self.events: list[Event] = []
@@ -329,8 +352,12 @@ class Nodes:
             self.leaves = None
             self.cluster._shutdown_at_exit = False  # its hooks are for the main thread, and this is a worker's
             self.joins = self.cluster.add_node(num_cpus=1, object_store_memory=ray_cluster.STORE_BYTES)
-        elif event.kind == "epoch" and self.joins and event.data["number"] > 4:
-            await_true(lambda: self.has_place(self.joins))  # from here on it takes its part of the trials
+            self.closed.touch()  # the trials wait, not this thread: who watches holds up the whole sweep
+            threading.Thread(target=self.open, daemon=True).start()
+
+    def open(self) -> None:
+        await_true(lambda: self.has_place(self.joins))  # from here on it takes its part of the trials
+        self.closed.unlink()
 
     def has_place(self, node: Any) -> bool:
         return any(place.about and place.about.node == node.node_id for place in self.taken)
@@ -348,29 +375,30 @@ def await_true(condition: Any) -> None:
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[place.Place]:
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[places.Place]:
     """Every place that a worker gets."""
-    places: list[place.Place] = []
-    original = pool.Pool.get
+    found_places: list[places.Place] = []
+    original = places.Pool.get
 
-    def get(self: pool.Pool, *words: Any) -> place.Place | None:
+    def get(self: places.Pool, *words: Any) -> places.Place | None:
         found = original(self, *words)
-        places.extend([found] if found else [])
+        found_places.extend([found] if found else [])
         return found
 
-    monkeypatch.setattr(pool.Pool, "get", get)
-    return places
+    monkeypatch.setattr(places.Pool, "get", get)
+    return found_places
 
 
 @pytest.mark.slow
 def test_a_sweep_goes_on_while_a_node_is_lost_and_another_one_joins(
-    cluster: Any, taken: list[place.Place], tmp_path: Path
+    cluster: Any, taken: list[places.Place], tmp_path: Path
 ) -> None:
     """Exactly N trials, Optuna and MLflow agree, one point per epoch; what was cut off runs again elsewhere."""
-    nodes = Nodes(cluster, taken)
+    nodes = Nodes(cluster, taken, tmp_path / "closed")
     joined = None
+    fake = Where(0.1, closed=nodes.closed)
     try:
-        result = run(cluster_sweep(study__n_trials=16, study__pruner="none"), tmp_path, Where(0.1), watch=nodes.watch)
+        result = run(cluster_sweep(study__n_trials=16, study__pruner="none"), tmp_path, fake, watch=nodes.watch)
         joined = nodes.joins.node_id
     finally:
         for node in (nodes.leaves, nodes.joins):

@@ -161,7 +161,11 @@ def stdout_of(wanted: str, out: int) -> int:
 def leaves(command: Any, path: Sequence[str] = ()) -> list[tuple[tuple[str, ...], Any]]:
     """Every command below a group with the words that lead to it."""
     if hasattr(command, "commands"):
-        return [leaf for name, inner in command.commands.items() for leaf in leaves(inner, (*path, name))]
+        return [
+            leaf
+            for name in command.list_commands(None)
+            for leaf in leaves(command.get_command(None, name), (*path, name))
+        ]
     return [(tuple(path), command)]
 
 

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import functools
+import hashlib
+import importlib.metadata
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from forge_sweep import __version__, baselines, training
+from forge_sweep import __version__, baselines, environment, training
 from forge_sweep.baselines import Baseline
-from forge_sweep.bundle import archives, boosters, files, golden_rows, guard, network, scaler, trees, weights
-from forge_sweep.bundle.card import CARD_FILES, card_of
-from forge_sweep.bundle.evaluation import EVALUATION, Evaluation
-from forge_sweep.bundle.guard import Policy
-from forge_sweep.bundle.scaler import SCALER
+from forge_sweep.bundle import files, layout, network, security, trees
+from forge_sweep.bundle.card import card_of
+from forge_sweep.bundle.evaluation import Evaluation
+from forge_sweep.bundle.layout import MODEL_FILES, RAW, SCALER, choose_golden, read_about, read_golden, write_golden
 from forge_sweep.checks.profile import Profile
-from forge_sweep.errors import BundleError, ForgeSweepError
+from forge_sweep.errors import BundleError, ForgeSweepError, InputError
+from forge_sweep.experiment import Code
 from forge_sweep.preprocessing import Preprocessor, RowTransform, Schema
 from forge_sweep.task import Task
 
@@ -27,22 +32,17 @@ if TYPE_CHECKING:
     import keras
     import pandas as pd
 
-FORMAT = 1
-GOLDEN_TOLERANCE = 1e-5
-"""Largest accepted difference of a golden score when it is verified; in proportion to the largest score above 1."""
+GOLDEN_TOLERANCE = 1e-5  # largest accepted difference of a golden score, in proportion to the largest one above 1
+BACKEND_TOLERANCE = 1e-4  # the same on another backend than the network was trained on: other kernels, other roundings
+Policy = Literal["warn", "refuse"]  # other versions, where the golden rows give the same scores
+PACKAGES = (
+    *("numpy", "pandas", "scikit-learn", "skops", "keras", "tensorflow", "jax", "jaxlib", "torch"),
+    *("xgboost-cpu", "xgboost"),
+)
 
-MODEL_FILES = {
-    "network": "model.keras",
-    "constant": "constant.json",
-    "random_forest": "tree.skops",
-    "hist_gradient_boosting": "tree.skops",
-    "xgboost": "tree.json",
-}
-RAW = "raw.keras"
-RAW_FILES = {RAW, f"{RAW}.inputs.json"}
-"""The network with its preprocessing inside, and which of its inputs takes which column."""
+_CUDA = "CUDA"
 
-OTHER_FILES = {"bundle.json", "task.json", "schema.json", "preprocessor.json", "preprocessor.npz", golden_rows.GOLDEN}
+_log = logging.getLogger("forge_sweep")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +55,7 @@ class Bundle:
         task: what is predicted.
         threshold: probability from which a label holds (binary, multilabel); chosen on validation.
         metadata: where the model comes from: dataset, experiment, parameters, seed. Plain JSON values.
+        code: the source of a network of the user's own.
     """
 
     model: keras.Model | Baseline
@@ -62,6 +63,11 @@ class Bundle:
     task: Task
     threshold: float
     metadata: dict[str, Any]
+    code: Code | None = None
+
+    def __repr__(self) -> str:
+        columns = len(self.preprocessor.schema.columns)
+        return f"Bundle({self.kind}: {self.task.kind} of {', '.join(self.task.targets)} from {columns} columns)"
 
     @property
     def kind(self) -> str:
@@ -71,16 +77,13 @@ class Bundle:
     @property
     def weights_sha256(self) -> str:
         """Names what was learned, bit by bit: equal for the same weights, saved and loaded or not."""
-        return weights.digest(self.model)
+        return weights_digest(self.model)
 
     def scores(self, frame: pd.DataFrame) -> np.ndarray:
-        """Probabilities, or regression values in original units.
-
-        Args:
-            frame: raw rows, none included; the order of the columns does not matter.
+        """Probabilities, or regression values in original units, of raw rows with their columns in any order.
 
         Returns:
-            (n, task.units) float64.
+            (n, task.units) float64; n may be 0.
 
         Raises:
             SchemaError: missing, extra or mistyped columns, by name.
@@ -88,21 +91,18 @@ class Bundle:
         if not len(frame):
             self.preprocessor.schema.align(frame)
             return np.empty((0, self.task.units))
-        return self.scores_of(self.preprocessor.transform(frame))
+        return self.scores_of(self.preprocessor.batch(frame))
 
-    def scores_of(self, features: np.ndarray) -> np.ndarray:
-        """What `scores` gives, for rows that are preprocessed already: (n, outputs) float32, n > 0."""
+    def scores_of(self, features: training.Features) -> np.ndarray:
+        """What `scores` gives, of n > 0 rows as `Preprocessor.batch` gives them."""
         if isinstance(self.model, Baseline):
+            (features,) = training.leaves(features)
             # A baseline gives probabilities even where the networks of its experiment give logits.
             return dataclasses.replace(self.task, from_logits=False).to_scores(self.model.outputs(features))
         return self.task.to_scores(training.outputs(self.model, features))
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Predictions as a user reads them (see `Task.predictions`), with the index of ``frame``.
-
-        Raises:
-            SchemaError: missing, extra or mistyped columns, by name.
-        """
+        """Predictions as a user reads them, see `Task.predictions`, with the index of ``frame``; raises as `scores`."""
         return self.task.predictions(self.scores(frame), self.threshold).set_axis(frame.index, axis=0)
 
     def save(
@@ -111,23 +111,20 @@ class Bundle:
         golden: pd.DataFrame,
         *,
         card: bool = False,
-        raw: bool = False,
+        raw: Callable[[Bundle, Path], None] | None = None,
         evaluation: Evaluation | None = None,
     ) -> None:
-        """Write the bundle: what then stands at ``folder`` is whole, on disk, and has given its golden scores again.
+        """Write the bundle to a hidden sibling, load it from there, replay its golden rows, and rename it.
 
-        It is written to a hidden sibling, loaded from there, replayed, and renamed: a process that dies leaves no half
-        bundle. A bundle that stands at ``folder`` is replaced, as a file would be; anything else is refused.
+        A process that dies leaves no half bundle. A bundle at ``folder`` is replaced, anything else is refused.
 
         Args:
             folder: where to; its parents are made.
-            golden: raw features to take the golden rows from, all train rows as a rule; at most `GOLDEN_ROWS` are kept:
-                some with missing values, if there are any, and the first others. The distribution of all of them is
-                kept as well, to compare rows with that come later.
-            card: whether to write the model card as well, from what the metadata says.
-            raw: whether to write the network with its preprocessing inside as well: ``raw.keras``, which takes raw
-                columns in plain Keras, and ``raw.keras.inputs.json``.
-            evaluation: what the look at the test rows gave, kept beside the model as ``evaluation.npz``.
+            golden: raw features, all train rows as a rule. At most `GOLDEN_ROWS` are kept, some of them with missing
+                values if there are any, and the distribution of all of them, to compare later rows with.
+            card: whether to write the model card as well.
+            raw: writes the network with its preprocessing inside as well: `forge_sweep.exports.write_raw`.
+            evaluation: the test evaluation, kept beside the model as ``evaluation.npz``.
 
         Raises:
             BundleError: something else stands at ``folder``, a score is not finite, the metadata is not plain JSON, or
@@ -135,128 +132,127 @@ class Bundle:
         """
 
         def write(temporary: Path) -> None:
-            _write(self, temporary, golden, card, raw, evaluation)
-            # Trusted: what this process has built its model with is imported already.
+            about = {"format": layout.FORMAT, "kind": self.kind, "threshold": self.threshold, "metadata": self.metadata}
+            files.write_json(temporary / "bundle.json", {**about, "packages": versions()})
+            files.write_json(temporary / "task.json", self.task.to_dict())
+            files.write_json(temporary / "schema.json", self.preprocessor.schema.to_dict())
+            self.preprocessor.save(temporary)
+            security.write_scaler(self.preprocessor, temporary)
+            _write_model(self.model, temporary / MODEL_FILES[self.kind])
+            if self.code is not None and self.kind == "network":
+                layout.write_code(temporary, self.code)
+            rows, profile = choose_golden(golden), Profile.learn(golden, RowTransform(self.preprocessor))
+            write_golden(temporary, rows, self.scores(rows), profile)
+            if raw is not None:
+                raw(self, temporary)
+            if evaluation is not None:
+                evaluation.save(temporary)
+            if card:
+                for name, text in card_of(temporary).texts().items():
+                    (temporary / name).write_text(text, encoding="utf-8")
+            files.write_manifest(temporary)
+            # Trusted: this process has built its model with that code.
             Bundle.load(temporary, verify=True, trust=True)
 
         files.replace_whole(Path(folder), write)
 
     @classmethod
-    def load(cls, folder: Path | str, *, verify: bool = False, trust: bool = False, policy: Policy = "warn") -> Bundle:
-        """Read a bundle; no code in it is run, and nothing is parsed before every file was checked.
+    def load(
+        cls, folder: Path | str, *, verify: bool = False, trust: bool | str = False, policy: Policy = "warn"
+    ) -> Bundle:
+        """Read a bundle; no code in it is run without ``trust``, and nothing is parsed before every file was checked.
 
-        Under other versions of what computes it than it was saved with (Keras and its backend, NumPy, scikit-learn,
-        XGBoost, CUDA), the golden rows are replayed in any case.
+        Under other versions of what computes it (Keras and its backend, NumPy, scikit-learn, XGBoost, CUDA) than it was
+        saved with, the golden rows are always replayed.
 
         Args:
             folder: what `save` wrote, or a copy.
-            verify: also replay the golden rows and refuse scores other than when it was saved.
-            trust: import the module of the experiment's own builder, and take the custom Keras objects it defines.
+            verify: also replay the golden rows under the same versions.
+            trust: run the source of the user's own network that lies in the bundle, where its layers need it; or only
+                source with this digest, see `forge_sweep.experiment.Code`.
             policy: under other versions, with the same golden scores: ``warn`` in the log, or ``refuse``.
 
         Raises:
-            BundleError: a file is missing, unexpected, changed or not a regular file (by name), the format version is
-                unknown, a file cannot be read or holds what is not trusted, a golden score differs, or versions do and
-                the policy is to refuse.
+            BundleError: a file is missing, unexpected, changed or not a regular file (by name), cannot be read or holds
+                what is not trusted; the format is unknown, a golden score differs, or versions do and the policy
+                is to refuse.
         """
         folder = Path(folder)
-        about = _read_about(folder, files.check_manifest(folder))
+        about = read_about(folder, files.check_manifest(folder))
         with _readable(folder / "task.json", about):
             task = Task.from_dict(files.read_json(folder / "task.json"))
         with _readable(folder / "preprocessor.json", about):
-            preprocessor = _read_preprocessor(folder)
+            security.check_npz(folder / "preprocessor.npz")
+            preprocessor = Preprocessor.load(folder)
+            # Others go by the copies beside it, which therefore have to say the same.
+            if Schema.from_dict(files.read_json(folder / "schema.json")) != preprocessor.schema:
+                raise BundleError(f"{folder}: schema.json and preprocessor.json describe different columns")
+            if (folder / SCALER).exists():
+                security.check_scaler(folder, preprocessor)
         with _readable(folder / MODEL_FILES[about["kind"]], about):
-            model = _read_model(folder, about, task, len(preprocessor.output_names), trust)
+            code = layout.read_code(folder, about)
+            trusted = trust is True or (code is not None and trust == code.digest)
+            model = _read_model(folder, about, task, len(preprocessor.output_names), code, trusted)
         if (folder / RAW).exists():
             with _readable(folder / RAW, about):
-                network.check(folder / RAW, about["metadata"], trust=trust, raw=True)
-        Evaluation.load(folder)  # nothing predicts with it; a file that nobody could read is refused with the others
-        bundle = cls(model, preprocessor, task, float(about["threshold"]), about["metadata"])
-        other = guard.differences(about)
+                network.check(folder / RAW, code, trust=trusted, raw=True)
+        Evaluation.load(folder)  # nothing predicts with it, but an unreadable file is refused like the others
+        bundle = cls(model, preprocessor, task, float(about["threshold"]), about["metadata"], code)
+        other, tolerance = _compared(about["packages"], _computing(about)), GOLDEN_TOLERANCE
+        if about["kind"] == "network" and (running := training.running_backend()) != _backend(about):
+            other.append(f"backend {_backend(about)} (here {running})")
+            tolerance = BACKEND_TOLERANCE
         if verify or other:
-            _verify(folder, bundle, about["packages"])
-        guard.judge(folder, other, policy)
+            frame, scores = read_golden(folder)
+            difference = float(np.abs(bundle.scores(frame) - scores).max())
+            allowed = tolerance * max(1.0, float(np.abs(scores).max()))
+            if not difference <= allowed:
+                raise BundleError(
+                    f"{folder} gives other golden scores than when it was saved: {difference:.3g} off, "
+                    f"{allowed:.1g} allowed",
+                    hint=_hint(about["packages"]),
+                )
+        if policy not in ("warn", "refuse"):
+            raise InputError(f"policy = {policy!r} is unknown", hint="use warn or refuse")
+        if other:
+            text = f"{folder} was made with {', '.join(other)}; its golden rows give the same scores here"
+            if policy == "refuse":
+                hint = "install these versions, or load it with policy warn"
+                raise BundleError(f"{text}, and the policy is to refuse other versions", hint=hint)
+            _log.warning("%s", text)
         return bundle
 
 
 def ready_backend(folder: Path | str) -> None:
-    """Load Keras on the backend that a bundle was trained on, without that backend's noise; nothing for a tree.
+    """Load Keras, without its backend's noise, on that which a bundle's network was trained on.
+
+    Where Keras runs already, or ``KERAS_BACKEND`` names another backend, that one predicts: `Bundle.load` then compares
+    the golden scores, see `BACKEND_TOLERANCE`.
 
     Raises:
-        BundleError: as `Bundle.load`, of what can be told before Keras is needed.
-        InputError: that backend is not installed, or Keras runs on another one, or is to.
+        InputError: that backend is not installed.
     """
     folder = Path(folder)
-    about = _read_about(folder, files.check_manifest(folder))
+    about = read_about(folder, files.check_manifest(folder))
     if about["kind"] == "network":
-        with contextlib.suppress(KeyError, TypeError):  # made without an experiment: on any backend
-            training.select_backend(about["metadata"]["experiment"]["backend"])
-            training.load_backend()
+        training.select_backend(training.running_backend() or _backend(about))
+        training.load_backend()
 
 
 def replay_golden(folder: Path | str, bundle: Bundle | None = None) -> float:
-    """Predict the golden rows of a saved bundle again.
-
-    Args:
-        folder: the saved bundle.
-        bundle: predicts in its place, such as the same trial run again; default: the one in ``folder``.
-
-    Returns:
-        The largest absolute difference of a score: a probability, or in the target's units.
-
-    Raises:
-        BundleError: as `Bundle.load`.
-    """
+    """The largest difference of a golden score when a saved bundle predicts again, or ``bundle`` in its place."""
     folder = Path(folder)
     if bundle is None:
         bundle = Bundle.load(folder)
     else:
         files.check_manifest(folder)
-    frame, scores = golden_rows.read(folder)
+    frame, scores = read_golden(folder)
     return float(np.abs(bundle.scores(frame) - scores).max())
 
 
-def _verify(folder: Path, bundle: Bundle, packages: dict[str, str]) -> None:
-    """Refuse a bundle that gives other golden scores than when it was saved."""
-    difference, (_, scores) = replay_golden(folder, bundle), golden_rows.read(folder)
-    allowed = GOLDEN_TOLERANCE * max(1.0, float(np.abs(scores).max()))
-    if not difference <= allowed:
-        raise BundleError(
-            f"{folder} gives other golden scores than when it was saved: {difference:.3g} off, {allowed:.1g} allowed",
-            hint=guard.hint(packages),
-        )
-
-
-def _write(
-    bundle: Bundle, folder: Path, train: pd.DataFrame, card: bool, raw: bool, evaluation: Evaluation | None
-) -> None:
-    """Write every file of a bundle, the manifest last."""
-    rows = golden_rows.choose(train)
-    about = {"format": FORMAT, "kind": bundle.kind, "threshold": bundle.threshold, "metadata": bundle.metadata}
-    files.write_json(folder / "bundle.json", {**about, "packages": guard.versions()})
-    files.write_json(folder / "task.json", bundle.task.to_dict())
-    files.write_json(folder / "schema.json", bundle.preprocessor.schema.to_dict())
-    bundle.preprocessor.save(folder)
-    scaler.write(bundle.preprocessor, folder)
-    _write_model(bundle.model, folder / MODEL_FILES[bundle.kind])
-    profile = Profile.learn(train, RowTransform(bundle.preprocessor))
-    golden_rows.write(folder, rows, bundle.scores(rows), profile)
-    if raw:
-        from forge_sweep.bundle import exports  # they read bundles themselves
-
-        exports.write_raw(bundle, folder)
-    if evaluation is not None:
-        evaluation.save(folder)
-    if card:
-        for name, text in card_of(folder).texts().items():
-            (folder / name).write_text(text, encoding="utf-8")
-    files.write_manifest(folder)
-
-
 def _write_model(model: keras.Model | Baseline, path: Path) -> None:
-    """The model in the format of its own library."""
     if not isinstance(model, Baseline):
-        model.save(path)
+        network.save(model, path)
     elif model.kind == "constant":
         files.write_json(path, list(model.model))
     elif model.kind == "xgboost":
@@ -265,65 +261,118 @@ def _write_model(model: keras.Model | Baseline, path: Path) -> None:
         trees.save(model.model, path)
 
 
-def _read_about(folder: Path, listed: set[str]) -> dict[str, Any]:
-    """``bundle.json``, once its format is known and the folder has exactly the files of its kind."""
-    files.refuse(folder, {"missing": {"bundle.json"} - listed})
-    about = files.read_json(folder / "bundle.json")
-    if not isinstance(about, dict):
-        raise BundleError(f"{folder / 'bundle.json'} is not a table")
-    if about.get("format") != FORMAT:
-        writer = about.get("packages", {}).get("forge-sweep", "a later one")
-        raise BundleError(
-            f"{folder} has bundle format {about.get('format')!r}, and forge-sweep {__version__} reads format {FORMAT}",
-            hint=f"install the forge-sweep that wrote it: {writer}",
-        )
-    if absent := {"kind", "threshold", "metadata", "packages"} - about.keys():
-        raise BundleError(f"{folder / 'bundle.json'} lacks {', '.join(sorted(absent))}")
-    if about["kind"] not in MODEL_FILES:
-        raise BundleError(f"{folder / 'bundle.json'}: kind {about['kind']!r} is none of {', '.join(MODEL_FILES)}")
-    expected = OTHER_FILES | {MODEL_FILES[about["kind"]]}
-    if about["kind"] == "network" and listed & RAW_FILES:  # both or none, and of networks only
-        expected |= RAW_FILES
-    files.refuse(
-        folder, {"missing": expected - listed, "unexpected": listed - expected - {SCALER, EVALUATION, *CARD_FILES}}
-    )
-    return about
-
-
 @contextlib.contextmanager
 def _readable(path: Path, about: dict[str, Any]) -> Iterator[None]:
-    """Whatever a library cannot read becomes an error that names the file and the versions it was written with."""
+    """Errors of the libraries become ours, which name the file and the versions it was written with."""
     try:
         yield
     except ForgeSweepError:
         raise
     except Exception as error:
-        raise BundleError(f"{path} cannot be read: {error}", hint=guard.hint(about["packages"])) from error
-
-
-def _read_preprocessor(folder: Path) -> Preprocessor:
-    """The preprocessor, if the files beside it, which others go by, say the same."""
-    archives.check_npz(folder / "preprocessor.npz")
-    preprocessor = Preprocessor.load(folder)
-    if Schema.from_dict(files.read_json(folder / "schema.json")) != preprocessor.schema:
-        raise BundleError(f"{folder}: schema.json and preprocessor.json describe different columns")
-    if (folder / SCALER).exists():
-        scaler.check(folder, preprocessor)
-    return preprocessor
+        raise BundleError(f"{path} cannot be read: {error}", hint=_hint(about["packages"])) from error
 
 
 def _read_model(
-    folder: Path, about: dict[str, Any], task: Task, n_features: int, trust: bool
+    folder: Path, about: dict[str, Any], task: Task, n_features: int, code: Code | None, trust: bool
 ) -> keras.Model | Baseline:
-    """The network without its loss and optimizer, or the baseline with the parameters in the metadata."""
     kind, path = about["kind"], folder / MODEL_FILES[about["kind"]]
     if kind == "network":
-        return network.load(path, about["metadata"], trust=trust)
+        return network.load(path, code, trust=trust)
     if kind == "constant":
         model: Any = tuple(float(value) for value in files.read_json(path))
     elif kind == "xgboost":
-        boosters.check(path, n_features)
+        trees.check_booster(path, n_features)
         model = baselines.load_xgboost(path, task)
     else:
         model = trees.load(path, n_features)
     return Baseline(kind, model, about["metadata"].get("params", {}), task)
+
+
+# Versions: under others than it was made with, a bundle has to give its golden scores first
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide whether a model file can be read, and of the GPU driver's CUDA."""
+    found = {"forge-sweep": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found | {_CUDA: environment.cuda_version()}
+
+
+def _computing(about: Mapping[str, Any]) -> tuple[str, ...]:
+    """The packages that compute a bundle's predictions."""
+    backend = _backend(about)
+    engine = ("jax", "jaxlib") if backend == "jax" else (backend,)
+    by_kind = {"network": ("keras", *engine, _CUDA), "xgboost": ("xgboost", "xgboost-cpu"), "constant": ()}
+    return ("numpy", "scikit-learn", *by_kind.get(about["kind"], ("skops",)))
+
+
+def _backend(about: Mapping[str, Any]) -> str:
+    """The backend that a bundle's network was trained on; one made without an experiment is taken for TensorFlow's."""
+    experiment = about["metadata"].get("experiment")
+    return str(experiment.get("backend", "tensorflow") if isinstance(experiment, dict) else "tensorflow")
+
+
+def _hint(written: Mapping[str, str]) -> str:
+    other = _compared(written, tuple(written))
+    return f"install what it was written with: {', '.join(other)}" if other else "save it again from its run"
+
+
+def _compared(written: Mapping[str, str], names: tuple[str, ...]) -> list[str]:
+    """What has another version here, such as ``keras==3.14.0 (here 3.15.1)``."""
+    here = versions()
+    return [
+        f"{name}=={written[name]} (here {here.get(name, 'none')})"
+        for name in names
+        if name in written and written[name] != here.get(name)
+    ]
+
+
+# The digest of what was learned
+
+
+def weights_digest(model: keras.Model | Baseline) -> str:
+    """SHA-256 (hex) over all weights of a network, or all nodes of a baseline, with types and shapes."""
+    hashed = hashlib.sha256()
+    for values in _arrays(model):
+        hashed.update(f"{values.dtype.str}{values.shape}".encode())
+        hashed.update(np.ascontiguousarray(values).tobytes())
+    return hashed.hexdigest()
+
+
+def _arrays(model: keras.Model | Baseline) -> Iterator[np.ndarray]:
+    if not isinstance(model, Baseline):
+        yield from map(np.asarray, model.get_weights())
+    elif model.kind == "constant":
+        yield np.asarray(model.model, np.float64)
+    elif model.kind == "xgboost":
+        learner = json.loads(model.model.get_booster().save_raw("json"))["learner"]
+        kept = {name: learner[name] for name in ("gradient_booster", "learner_model_param", "objective")}
+        yield np.frombuffer(json.dumps(kept, sort_keys=True).encode(), np.uint8)
+    else:
+        yield from _nodes(model.model)
+
+
+def _nodes(model: Any) -> Iterator[np.ndarray]:
+    """Of a forest or booster of scikit-learn."""
+    if hasattr(model, "_predictors"):  # a histogram booster
+        yield np.asarray(model._baseline_prediction)
+        for iteration in model._predictors:
+            for predictor in iteration:
+                yield from _fields(predictor.nodes)
+    elif hasattr(model, "tree_"):
+        yield np.asarray(model.tree_.value)
+        yield from _fields(model.tree_.__getstate__()["nodes"])
+    else:  # a forest, or one estimator per output
+        for part in model.estimators_:
+            yield from _nodes(part)
+
+
+def _fields(nodes: np.ndarray) -> Iterator[np.ndarray]:
+    """Field by field: the bytes between two fields are not defined."""
+    for name in nodes.dtype.names or ():
+        yield nodes[name]

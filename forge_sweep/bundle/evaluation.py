@@ -1,70 +1,60 @@
-"""What the one look at the test rows gave, kept with the model: nobody has to fit or look again to compare it.
+"""The test evaluation, kept with the model, so that comparing it takes no further fit or evaluation.
 
-The file holds scores, never targets and never a feature: whoever has the bundle learns from it what the models said of
-rows that are named by fingerprints, and how far apart the models were, but not what was true.
+The file holds scores and fingerprints of the rows, never targets or features: it says how far apart the models were,
+not what was true.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forge_sweep.bundle.archives import check_npz
-from forge_sweep.bundle.figures import resamples_for
+from forge_sweep import jsons
+from forge_sweep.bundle.layout import EVALUATION
+from forge_sweep.bundle.security import check_npz
 from forge_sweep.errors import BundleError
-from forge_sweep.task import LEVEL, METRICS, SEED, Answers, Gain, Interval, gains, intervals
+from forge_sweep.task import LEVEL, METRICS, RESAMPLES, SEED, Answers, Gain, Interval, Task, gains, intervals
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from forge_sweep.bundle.bundle import Bundle
     from forge_sweep.sources import Dataset, Split
 
-EVALUATION = "evaluation.npz"
-
 FORMAT = 1
-
-LARGEST = 64_000_000
-"""Bytes of scores above which they are left out; the figures of the comparisons stay."""
+LARGEST = 64_000_000  # bytes of scores above which they are left out; the figures of the comparisons stay
 
 
 @dataclass(frozen=True, eq=False)
 class ScoredModel:
-    """What one model said of the test rows.
+    """One model on the test rows.
 
-    Attributes:
-        kind: ``network``, or the kind of a baseline.
-        label: ``0007`` for trial 7, or the kind of a baseline; its run is ``confirm-<label>-s<seed>``.
-        words: what people call it, such as ``trial 7``.
-        seed: number of the confirmation seed, 0 for a baseline that was fitted before the search.
-        threshold: probability from which a label holds.
-        scores: (n, units) as `Bundle.scores` gives them, in the order of the fingerprints; None where all of them
-            together would take more than `LARGEST` bytes.
-        metrics: every metric of the task with its interval over rows.
+    ``scores`` are (n, units) as `Bundle.scores` gives them, in the order of the fingerprints; None where those of all
+    models would take more than `LARGEST` bytes. ``metrics`` are those of the task, with their intervals over rows.
     """
 
-    kind: str
-    label: str
-    words: str
-    seed: int
+    kind: str  # network, or the kind of a baseline
+    label: str  # 0007 for trial 7, or the kind of a baseline; its run is confirm-<label>-s<seed>
+    words: str  # such as "trial 7"
+    seed: int  # number of the confirmation seed, 0 for a baseline that was fitted before the search
     threshold: float
     scores: np.ndarray | None
     metrics: Mapping[str, Interval] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values of all but the scores; what is not defined is None."""
-        names = ("kind", "label", "words", "seed", "threshold")
-        metrics = {name: [_json(each.value), _json(each.low), _json(each.high)] for name, each in self.metrics.items()}
-        return {**{name: getattr(self, name) for name in names}, "metrics": metrics}
+        values = {name: getattr(self, name) for name in ("kind", "label", "words", "seed", "threshold")}
+        return {**values, "metrics": _ends(self.metrics)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], scores: np.ndarray | None = None) -> ScoredModel:
+    def from_dict(cls, values: Mapping[str, Any], scores: np.ndarray | None) -> ScoredModel:
         """The model that `to_dict` described."""
-        metrics = {str(name): Interval(*(_number(value) for value in ends)) for name, ends in values["metrics"].items()}
+        metrics = {str(name): Interval(*map(_number, ends)) for name, ends in values["metrics"].items()}
         kind, label, words = (str(values[name]) for name in ("kind", "label", "words"))
         return cls(kind, label, words, int(values["seed"]), float(values["threshold"]), scores, metrics)
 
@@ -76,16 +66,7 @@ class ScoredModel:
 
 @dataclass(frozen=True)
 class Comparison:
-    """By how much one model is better than another on the test rows, over paired resamples of the rows.
-
-    Attributes:
-        one: label of the model in question, as a rule the registered one.
-        other: label of the model that it is compared with.
-        gain: the metric, both values, their difference (positive is better) and its interval.
-        resamples: how many.
-        level: of the interval.
-        seed: of the resamples.
-    """
+    """How much better one model (by its label) is than another on the test rows, over paired resamples of the rows."""
 
     one: str
     other: str
@@ -94,47 +75,26 @@ class Comparison:
     level: float = LEVEL
     seed: int = SEED
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values; what is not defined is None."""
-        values, gain = asdict(self), asdict(self.gain)
-        gain["gain"] = {name: _json(value) for name, value in gain["gain"].items()}
-        return {**values, "gain": {**gain, "one": _json(self.gain.one), "other": _json(self.gain.other)}}
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Comparison:
-        """The comparison that `to_dict` described."""
-        gain = values["gain"]
-        value, low, high = (_number(gain["gain"][name]) for name in ("value", "low", "high"))
-        return cls(
-            str(values["one"]),
-            str(values["other"]),
-            Gain(str(gain["metric"]), _number(gain["one"]), _number(gain["other"]), Interval(value, low, high)),
-            int(values["resamples"]),
-            float(values["level"]),
-            int(values["seed"]),
-        )
+        """The comparison in `Evaluation.to_dict`."""
+        one, other, gain = str(values["one"]), str(values["other"]), gain_from_dict(values["gain"])
+        return cls(one, other, gain, int(values["resamples"]), float(values["level"]), int(values["seed"]))
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """One look at the test rows, with every model that was scored in it.
+    """One test evaluation: the registered model, the best other baseline and, if a baseline is registered, a network.
 
-    Attributes:
-        dataset_digest: of the data.
-        split_digest: of its split.
-        fingerprints: (n,) uint64 of the test rows in their order, as ``Dataset.fingerprints["test"]``.
-        models: what was scored; the registered model first, then the best baseline other than it, and where a baseline
-            is registered the best network besides.
-        comparisons: the registered model against each other one, one for each metric; the objective's first.
-        looks: how many looks at these rows were on record after this one.
+    ``comparisons`` are of the registered model with each other one, one for each metric, the objective's first.
     """
 
     dataset_digest: str
     split_digest: str
-    fingerprints: np.ndarray
+    fingerprints: np.ndarray  # (n,) uint64 of the test rows in their order, as Dataset.fingerprints["test"]
     models: tuple[ScoredModel, ...]
     comparisons: tuple[Comparison, ...]
-    looks: int
+    looks: int  # evaluations on these rows that were on record after this one
 
     @property
     def registered(self) -> ScoredModel:
@@ -161,13 +121,13 @@ class Evaluation:
         return (self.dataset_digest, self.split_digest) == (dataset_digest, split_digest)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values of all but scores and fingerprints."""
+        """JSON values of all but scores and fingerprints; what is not defined is None."""
         return {
             "dataset_digest": self.dataset_digest,
             "split_digest": self.split_digest,
             "rows": len(self.fingerprints),
             "models": [model.to_dict() for model in self.models],
-            "comparisons": [comparison.to_dict() for comparison in self.comparisons],
+            "comparisons": [jsons.plain(asdict(comparison)) for comparison in self.comparisons],
             "looks": self.looks,
         }
 
@@ -175,25 +135,19 @@ class Evaluation:
     def from_dict(
         cls, values: Mapping[str, Any], fingerprints: np.ndarray, scores: Sequence[np.ndarray | None] = ()
     ) -> Evaluation:
-        """The evaluation that `to_dict` described.
-
-        Args:
-            values: what it gave.
-            fingerprints: of the rows.
-            scores: of each model; none by default.
-        """
-        kept = scores or [None] * len(values["models"])
+        """The evaluation that `to_dict` described, with the scores of each model, if they are known."""
+        models = zip(values["models"], scores or [None] * len(values["models"]), strict=True)
         return cls(
             str(values["dataset_digest"]),
             str(values["split_digest"]),
             fingerprints,
-            tuple(ScoredModel.from_dict(each, its) for each, its in zip(values["models"], kept, strict=True)),
+            tuple(ScoredModel.from_dict(*each) for each in models),
             tuple(map(Comparison.from_dict, values["comparisons"])),
             int(values["looks"]),
         )
 
     def save(self, folder: Path) -> None:
-        """Write the one file; before the manifest of the folder is."""
+        """Write ``evaluation.npz``, before the manifest of the folder."""
         size = sum(model.scores.nbytes for model in self.models if model.scores is not None)
         scores: dict[str, Any] = {
             f"scores_{i}": np.asarray(model.scores, dtype=np.float64)
@@ -207,11 +161,7 @@ class Evaluation:
 
     @classmethod
     def load(cls, folder: Path) -> Evaluation | None:
-        """What lies in a bundle; None in one that was saved without it.
-
-        Raises:
-            BundleError: the file is no evaluation of ours.
-        """
+        """What lies in a bundle; None in one that was saved without it."""
         path = folder / EVALUATION
         if not path.exists():
             return None
@@ -222,7 +172,7 @@ class Evaluation:
                 fingerprints = np.asarray(found["fingerprints"], dtype=np.uint64)
                 names = [f"scores_{i}" for i in range(len(about["models"]))]
                 scores = [np.asarray(found[name], dtype=np.float64) if name in found else None for name in names]
-            known = about["format"] == FORMAT
+                known = about["format"] == FORMAT
             evaluation = cls.from_dict(about, fingerprints, scores)
         except BundleError:
             raise
@@ -231,7 +181,7 @@ class Evaluation:
         shapes = [each.shape for each in scores if each is not None]
         fits = all(len(shape) == 2 and shape[0] == len(fingerprints) and shape == shapes[0] for shape in shapes)
         if not known or not scores or fingerprints.ndim != 1 or not fits:
-            raise BundleError(f"{path} is no evaluation of these rows", hint="do not use this folder")
+            raise BundleError(f"{path} is not an evaluation of these rows", hint="do not use this folder")
         return evaluation
 
 
@@ -244,25 +194,18 @@ def evaluate(
     resamples: int,
     looks: int,
 ) -> Evaluation:
-    """Score models on the test rows and compare the first with each other one.
+    """Score models on the test rows, ``split``, and compare the first, the registered one, with each of the others.
 
-    Args:
-        models: what each one is called, without scores, and its bundle; the registered one first.
-        split: the test rows.
-        dataset: what they belong to.
-        objective: the metric whose comparison has so many ``resamples``.
-        resamples: of that comparison, as a promotion takes them; the others have as many as their rows allow.
-        looks: how many looks at these rows are on record.
+    ``models`` say what each one is called, without scores. The comparison in the ``objective`` has as many
+    ``resamples`` as a promotion takes, the others as many as their rows allow. See `Evaluation` for ``looks``.
     """
     task = models[0][1].task
-    encoded, fewer = task.encode(split.targets), resamples_for(len(split.rows))
-    scored, said = [], []
-    for model, bundle in models:
-        answers = Answers(bundle.scores(split.features), bundle.threshold)
-        metrics = intervals(task, encoded, answers, resamples=fewer)
-        said.append(answers)
-        scored.append(replace(model, scores=answers.scores, threshold=answers.threshold, metrics=metrics))
-    comparisons = []
+    encoded, fewer = task.encode(split.targets), _resamples_for(len(split.rows))
+    said = [Answers(bundle.scores(split.features), bundle.threshold) for _, bundle in models]
+    scored, comparisons = [], []
+    for (model, _), its in zip(models, said, strict=True):
+        metrics = intervals(task, encoded, its, resamples=fewer)
+        scored.append(replace(model, scores=its.scores, threshold=its.threshold, metrics=metrics))
     names = [objective, *(name for name in METRICS[task.kind] if name != objective)]
     for other, its in zip(scored[1:], said[1:], strict=True):
         for some, count in (names[:1], resamples), (names[1:], fewer):
@@ -272,11 +215,136 @@ def evaluate(
     return Evaluation(dataset.digest, dataset.split_digest, prints, tuple(scored), tuple(comparisons), looks)
 
 
-def _json(value: float) -> float | None:
-    """A figure as strict JSON has it."""
-    return float(value) if isfinite(value) else None
+def gain_from_dict(values: Mapping[str, Any]) -> Gain:
+    """A gain from JSON values; null is what is not defined."""
+    interval = Interval(*(_number(values["gain"][name]) for name in ("value", "low", "high")))
+    return Gain(str(values["metric"]), _number(values["one"]), _number(values["other"]), interval)
+
+
+def _ends(metrics: Mapping[str, Interval]) -> dict[str, list[float | None]]:
+    """Value, low and high of each metric as JSON values."""
+    return {name: [jsons.plain(end) for end in (each.value, each.low, each.high)] for name, each in metrics.items()}
 
 
 def _number(value: float | None) -> float:
-    """A figure that JSON has as null where it is not defined."""
     return float("nan") if value is None else float(value)
+
+
+# Figures: aggregates, from which no row and no target can be read, so that those of the test rows may be kept
+
+BINS = 15  # of equal width in the expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599)
+DRAWS = 200  # of targets, to see how much of that error is chance
+SMALLEST = 30  # rows of a slice below which its figures would say more of chance than of it
+COLUMNS = 4  # that are sliced by where none is named: the categorical ones with the fewest categories
+CATEGORIES = 12  # the most frequent ones
+BUDGET = 10**8  # rows times resamples, above which fewer resamples are drawn: at most some seconds per metric
+
+
+def figures(bundle: Bundle, split: Split, groups: Sequence[str] = ()) -> dict[str, Any]:
+    """All figures of a bundle on raw rows, as JSON values; what cannot be computed is None.
+
+    Slices are by the categorical columns ``groups``, by default those with the fewest categories.
+    """
+    task, encoded = bundle.task, bundle.task.encode(split.targets)
+    answers = Answers(bundle.scores(split.features), bundle.threshold)
+    resamples = _resamples_for(len(encoded))
+    return {
+        "rows": len(encoded),
+        "metrics": _ends(intervals(task, encoded, answers, resamples=resamples)),
+        "bootstrap": {"resamples": resamples, "level": LEVEL, "seed": SEED},
+        "calibration": calibration(task, encoded, answers.scores),
+        "classes": list(_by_class(task, encoded, answers)),
+        "slices": list(_by_slice(bundle, split.features, encoded, answers, groups)),
+    }
+
+
+def _resamples_for(rows: int) -> int:
+    return max(100, min(RESAMPLES, BUDGET // max(rows, 1)))
+
+
+def calibration(task: Task, encoded: np.ndarray, scores: np.ndarray) -> dict[str, float] | None:
+    """Expected calibration error (``ece``) and ``brier`` score of probabilities; None for a regression.
+
+    A few rows per bin give an error even where every probability is right. ``ece_by_chance`` is that part: the mean
+    error of targets that are drawn from the probabilities themselves (Bröcker and Smith 2007, "Increasing the
+    Reliability of Reliability Diagrams").
+
+    Multiclass: the confidence in the class that was chosen, and the squared error summed over classes (Brier 1950).
+    Multilabel: averages over labels.
+    """
+    if task.kind == "regression" or not len(encoded):
+        return None
+    if task.kind == "multiclass":
+        codes = (encoded.argmax(axis=1) if task.one_hot else encoded).astype(np.int64)
+        right = (scores.argmax(axis=1) == codes).astype(np.float64)
+        truth = np.eye(scores.shape[1])[codes]
+        brier = float(((scores - truth) ** 2).sum(axis=1).mean())
+        pairs = [(right, scores.max(axis=1))]
+    else:
+        truth = encoded.astype(np.float64)
+        brier = float(((scores - truth) ** 2).mean())
+        pairs = [(truth[:, i], scores[:, i]) for i in range(truth.shape[1])]
+    by_chance = []
+    for _, probability in pairs:
+        rng = np.random.default_rng(SEED)
+        drawn = [(rng.random(len(probability)) < probability).astype(np.float64) for _ in range(DRAWS)]
+        by_chance.append(np.mean([_calibration_error(targets, probability) for targets in drawn]))
+    return {
+        "ece": float(np.mean([_calibration_error(*pair) for pair in pairs])),
+        "ece_by_chance": float(np.mean(by_chance)),
+        "brier": brier,
+    }
+
+
+def _calibration_error(truth: np.ndarray, probability: np.ndarray) -> float:
+    """Mean distance of observed share and mean probability over `BINS` bins, weighted by rows; both (n,)."""
+    bins = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
+    sums = [np.bincount(bins, weights=values, minlength=BINS) for values in (truth, probability)]
+    return float(abs(sums[0] - sums[1]).sum() / len(truth))
+
+
+def _by_class(task: Task, encoded: np.ndarray, answers: Answers) -> Iterator[dict[str, Any]]:
+    """Precision, recall and F1 of each class or label; the errors of each target of a regression with several."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    if task.kind == "regression":
+        errors = encoded * np.asarray(task.std) + np.asarray(task.mean) - answers.scores
+        for name, error in zip(task.targets, errors.T, strict=True) if len(task.targets) > 1 else ():
+            rmse, mae = float(np.sqrt((error**2).mean())), float(abs(error).mean())
+            yield {"name": name, "rows": len(error), "rmse": rmse, "mae": mae}
+        return
+    if task.kind == "multiclass":
+        codes = encoded.argmax(axis=1) if task.one_hot else encoded
+        truths, guesses = np.eye(task.units)[codes.astype(int)], np.eye(task.units)[answers.scores.argmax(axis=1)]
+    elif task.kind == "binary":
+        positive, said = encoded[:, 0] == 1, answers.scores[:, 0] >= answers.threshold
+        truths, guesses = np.stack([~positive, positive], axis=1), np.stack([~said, said], axis=1)
+    else:
+        truths, guesses = encoded, answers.scores >= answers.threshold
+    scored = precision_recall_fscore_support(truths > 0, guesses > 0, zero_division=np.nan)
+    for name, precision, recall, f1, rows in zip(task.classes, *scored, strict=True):
+        found = jsons.plain({"precision": precision, "recall": recall, "f1": f1})
+        yield {"name": str(name), "rows": int(rows), **found}
+
+
+def _by_slice(
+    bundle: Bundle, features: pd.DataFrame, encoded: np.ndarray, answers: Answers, groups: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    for column, category, rows in slices(bundle, features, groups):
+        if rows.sum() < SMALLEST:
+            continue
+        found = bundle.task.score(encoded[rows], answers.scores[rows], threshold=answers.threshold)
+        metrics = jsons.plain({name: found[name] for name in METRICS[bundle.task.kind]})
+        yield {"column": column, "category": category, "rows": int(rows.sum()), "metrics": metrics}
+
+
+def slices(bundle: Bundle, features: pd.DataFrame, groups: Sequence[str]) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Column, category and which rows (n,) have it."""
+    known = {column.name: column for column in bundle.preprocessor.schema.columns}
+    few = [column for column in known.values() if 2 <= len(column.categories) <= CATEGORIES]
+    fewest = [column.name for column in sorted(few, key=lambda column: len(column.categories))[:COLUMNS]]
+    for name in [group for group in groups if group in known] or fewest:
+        values = features[name].astype("string")
+        kinds = known[name].categories[:CATEGORIES] or tuple(map(str, values.dropna().unique()[:CATEGORIES]))
+        for kind in kinds:
+            yield name, kind, (values == kind).fillna(False).to_numpy(bool)

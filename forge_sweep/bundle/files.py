@@ -19,12 +19,9 @@ MANIFEST = "manifest.json"
 
 
 def replace_whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a hidden sibling, sync it to disk and rename it to ``folder``.
+    """Let ``write`` fill a hidden sibling, sync it to disk and rename it to ``folder``, where only a bundle may stand.
 
     A process that dies leaves at most siblings named ``.<name>.<random>.tmp`` (unfinished) or ``.old`` (replaced).
-
-    Raises:
-        BundleError: something that is not a bundle stands at ``folder``; saving never deletes anything else.
     """
     folder = folder.resolve()  # a link stays, and what it leads to is replaced
     if folder.exists() and not (folder / MANIFEST).is_file():
@@ -56,7 +53,7 @@ def sync(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Strict JSON: NaN and Infinity, which other readers refuse, are refused here."""
+    """Strict JSON: NaN and Infinity are refused."""
     try:
         text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -65,11 +62,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file.
-
-    Raises:
-        BundleError: it is not JSON, has a key twice in one object, or holds NaN or Infinity.
-    """
+    """The value of a JSON file; a BundleError for a key twice in one object, NaN and Infinity as well."""
 
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(found := dict(pairs)) < len(pairs):
@@ -87,18 +80,19 @@ def read_json(path: Path) -> Any:
 
 
 def write_manifest(folder: Path) -> None:
-    """List every file that is in the folder with its digest."""
+    """List every file in the folder with its digest."""
     digests = {path.name: sha256(path) for path in folder.iterdir()}
     (folder / MANIFEST).write_text(manifest_text(digests), encoding="utf-8")
 
 
 def check_manifest(folder: Path) -> set[str]:
-    """Names of the files in the folder but the manifest: all of them regular, listed and unchanged.
-
-    Raises:
-        BundleError: names every file that is missing, unexpected, changed or not a regular file.
-    """
-    refuse(folder, {"not a regular file": irregular(folder)})
+    """Names of the files in the folder but the manifest: all of them regular, listed and unchanged."""
+    try:  # reading a link, folder, pipe or device could leave the folder, or never end
+        with os.scandir(folder) as found:
+            irregular = [each.name for each in found if not stat.S_ISREG(each.stat(follow_symlinks=False).st_mode)]
+    except OSError as error:
+        raise BundleError(f"{folder} cannot be read: {error.strerror}", hint="give the folder of a bundle") from error
+    refuse(folder, {"not a regular file": irregular})
     present = {path.name for path in folder.iterdir()} - {MANIFEST}
     digests = read_manifest(folder)
     changed = [name for name in present & digests.keys() if sha256(folder / name) != digests[name]]
@@ -107,17 +101,8 @@ def check_manifest(folder: Path) -> set[str]:
     return present
 
 
-def irregular(folder: Path) -> list[str]:
-    """Names of links, folders, pipes and devices: reading one could leave the folder, or never end."""
-    try:
-        with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode)]
-    except OSError as error:
-        raise BundleError(f"{folder} cannot be read: {error.strerror}", hint="give the folder of a bundle") from error
-
-
 def read_manifest(folder: Path) -> dict[str, str]:
-    """The digest of every listed file, from the exact text that `write_manifest` gives: a changed blank is a change."""
+    """The digest of every listed file; the text has to be exactly what `write_manifest` writes."""
     path = folder / MANIFEST
     refuse(folder, {"missing": [] if path.exists() else [MANIFEST]})
     digests = read_json(path)
@@ -144,12 +129,7 @@ def sha256(path: Path) -> str:
 
 
 def refuse(folder: Path, problems: Mapping[str, Collection[str]]) -> None:
-    """Raise if there is any problem, with the names of the files that have it.
-
-    Args:
-        folder: the bundle.
-        problems: file names by what is wrong with them.
-    """
+    """Raise for problems: file names by what is wrong with them."""
     found = [f"{problem}: {', '.join(sorted(names))}" for problem, names in problems.items() if names]
     if found:
         raise BundleError(

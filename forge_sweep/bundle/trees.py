@@ -1,24 +1,28 @@
-"""Scikit-learn's forests and boosters by skops: our own list of types, and a look at the nodes."""
+"""Trees: scikit-learn's forests and boosters by skops, XGBoost's own JSON; types and nodes are checked.
+
+Both libraries follow indices that a file gives them unchecked, so that a crafted file reads foreign memory or never
+returns (https://github.com/scikit-learn/scikit-learn/pull/34558).
+"""
 
 from __future__ import annotations
 
-import itertools
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from forge_sweep.bundle import archives
+from forge_sweep.bundle import security
+from forge_sweep.bundle.files import read_json
 from forge_sweep.errors import BundleError
 
-LEAF = -1
-"""In a node table, the left child of a node that has none."""
+LEAF = -1  # in a node table, the left child of a node that has none
 
 _LOSSES = ("HalfBinomialLoss", "HalfMultinomialLoss", "HalfSquaredError")
 
+# What a fitted forest or histogram booster is made of. skops' own list has all of scikit-learn, and grows.
 TRUSTED_TYPES = frozenset(
     {
         *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str", "tuple")),
@@ -41,96 +45,129 @@ TRUSTED_TYPES = frozenset(
         *(f"sklearn._loss.link.{name}" for name in ("IdentityLink", "Interval", "LogitLink", "MultinomialLogit")),
     }
 )
-"""Every type that a tree file may name: what a fitted forest or histogram booster is made of, and nothing else.
-
-Closed on purpose, where skops' own list has every scikit-learn estimator in it and grows with its versions.
-"""
 
 
 def save(model: Any, path: Path) -> None:
-    """Write a fitted forest or booster."""
+    """Write a fitted forest or histogram booster."""
     import skops.io
 
     skops.io.dump(model, path, compression=zipfile.ZIP_DEFLATED)
 
 
 def load(path: Path, n_features: int) -> Any:
-    """Read what `save` wrote.
+    """Read what `save` wrote, a model of ``n_features`` columns.
 
-    Args:
-        path: the file.
-        n_features: columns of the arrays that the model will be given.
-
-    Raises:
-        BundleError: the file names a type outside `TRUSTED_TYPES`, or a node points where nothing is.
+    A type outside `TRUSTED_TYPES`, or a tree whose nodes point outside the tree, outside the features, or back, is
+    refused.
     """
     import skops.io
 
-    archives.check_zip(path, r"schema\.json|\d+\.npy")
-    archives.check_arrays(path, lambda name: name.endswith(".npy"))
-    foreign = declared_types(path) - TRUSTED_TYPES or set(skops.io.get_untrusted_types(file=path)) - TRUSTED_TYPES
+    security.check_zip(path, r"schema\.json|\d+\.npy")
+    security.check_arrays(path)
+    with zipfile.ZipFile(path) as archive:
+        schema = json.loads(archive.read("schema.json"))
+    # Those that skops itself trusts, too.
+    types = {
+        f"{each.get('__module__')}.{each['__class__']}" for each in security.objects(schema) if "__class__" in each
+    }
+    foreign = types - TRUSTED_TYPES or set(skops.io.get_untrusted_types(file=path)) - TRUSTED_TYPES
     if foreign:
         raise BundleError(
             f"{path} holds types that are not trusted: {', '.join(sorted(foreign))}",
             hint="only forests and histogram boosters are read; do not use this folder",
         )
     model = skops.io.load(path, trusted=sorted(TRUSTED_TYPES))
-    check_nodes(model, n_features, path)
+    for left, right, feature in _node_tables(model):
+        if not (len(left) and _points_ahead(left, right, feature, n_features)):
+            raise BundleError(f"{path} has a tree with nodes that point nowhere", hint="do not use this folder")
     return model
 
 
-def declared_types(path: Path) -> set[str]:
-    """Every type that a skops file names, those that skops itself trusts included."""
-    with zipfile.ZipFile(path) as archive:
-        waiting = [json.loads(archive.read("schema.json"))]
-    types = set()
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, dict) and "__class__" in node:
-            types.add(f"{node.get('__module__')}.{node['__class__']}")
-        waiting.extend(node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
-    return types
+def _points_ahead(left: np.ndarray, right: np.ndarray, feature: np.ndarray, n_features: int) -> bool:
+    """Whether every inner node has both its children further on, and a feature that is there."""
+    inner = np.flatnonzero(left != LEAF)
+    children = np.stack([left[inner], right[inner]])
+    ahead = (children > inner) & (children < len(left))
+    return bool(ahead.all() and ((feature[inner] >= 0) & (feature[inner] < n_features)).all())
 
 
-def check_nodes(model: Any, n_features: int, path: Path) -> None:
-    """Refuse a tree whose nodes point outside the tree, outside the features, or back.
-
-    Scikit-learn follows these indices unchecked, so that a crafted file reads foreign memory or never returns
-    (https://github.com/scikit-learn/scikit-learn/pull/34558).
-    """
-    for left, right, feature in node_tables(model):
-        inner = np.flatnonzero(left != LEAF)
-        children = np.stack([left[inner], right[inner]])
-        ahead = (children > inner) & (children < len(left))
-        known = (feature[inner] >= 0) & (feature[inner] < n_features)
-        if not (len(left) and ahead.all() and known.all()):
-            raise BundleError(f"{path} has a tree with nodes that point nowhere", hint="do not use this folder")
-
-
-def node_tables(model: Any) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Of every tree that ``model`` predicts with, one entry per node: left child or `LEAF`, right child, feature.
-
-    Goes by type, not by attribute: a crafted estimator could carry a decoy.
-    """
+def _node_tables(model: Any) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Left children (or `LEAF`), right children and features of every tree in a model, whatever attribute holds it."""
     from sklearn import ensemble, multioutput, tree
-    from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
 
-    forests = (ensemble.RandomForestClassifier, ensemble.RandomForestRegressor)
-    if isinstance(model, (*forests, multioutput.MultiOutputClassifier, multioutput.MultiOutputRegressor)):
-        for part in model.estimators_:
-            yield from node_tables(part)
-    elif isinstance(model, tree.DecisionTreeClassifier | tree.DecisionTreeRegressor):
-        yield from node_tables(model.tree_)
-    elif isinstance(model, tree._tree.Tree):
-        yield model.children_left, model.children_right, model.feature
-    elif isinstance(model, ensemble.HistGradientBoostingClassifier | ensemble.HistGradientBoostingRegressor):
-        for part in itertools.chain.from_iterable(model._predictors):
-            yield from node_tables(part)
-    elif isinstance(model, TreePredictor):
-        nodes = model.nodes
-        left = np.where(nodes["is_leaf"] != 0, LEAF, nodes["left"].astype(np.int64))
-        # A split by category would look into further tables; our features are numbers, so that there is none.
-        feature = np.where(nodes["is_categorical"] != 0, -1, nodes["feature_idx"])
-        yield left, nodes["right"].astype(np.int64), feature
-    else:
+    estimators = (
+        *(ensemble.RandomForestClassifier, ensemble.RandomForestRegressor),
+        *(ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor),
+        *(multioutput.MultiOutputClassifier, multioutput.MultiOutputRegressor),
+    )
+    if not isinstance(model, estimators):
         raise TypeError(f"a {type(model).__name__} stands where a tree was expected")
+    # The class of a tree has no public name.
+    of_forest = type(tree.DecisionTreeRegressor().fit([[0.0], [1.0]], [0.0, 1.0]).tree_)
+    waiting, seen = [model], set[int]()
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, of_forest):
+            yield each.children_left, each.children_right, each.feature
+        elif isinstance(each, np.ndarray):
+            if "is_leaf" in (each.dtype.names or ()):
+                left = np.where(each["is_leaf"] != 0, LEAF, each["left"].astype(np.int64))
+                # A split by category would look into further tables; our features are numbers, so there is none.
+                feature = np.where(each["is_categorical"] != 0, -1, each["feature_idx"])
+                yield left, each["right"].astype(np.int64), feature
+            elif each.dtype.hasobject:
+                waiting.extend(each.ravel().tolist())
+        elif isinstance(each, dict):
+            waiting.extend(each.values())
+        elif isinstance(each, list | tuple | set):
+            waiting.extend(each)
+        elif hasattr(each, "__dict__"):
+            waiting.extend(vars(each).values())
+
+
+# XGBoost
+
+_PER_NODE = ("left_children", "right_children", "split_indices", "split_conditions", "split_type", "base_weights")
+
+
+def check_booster(path: Path, n_features: int) -> None:
+    """Refuse anything but trees over ``n_features`` as ``save_model`` writes them, and nodes that point nowhere."""
+    try:
+        problem = _problem(read_json(path)["learner"], n_features)
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        problem = f"no booster: {type(error).__name__} {error}"
+    if problem:
+        raise BundleError(f"{path} holds {problem}", hint="do not use this folder")
+
+
+def _problem(learner: Mapping[str, Any], n_features: int) -> str:
+    booster, param = learner["gradient_booster"], learner["learner_model_param"]
+    if booster["name"] != "gbtree":
+        return f"a booster of kind {booster['name']!r}, not gbtree"
+    if int(param["num_feature"]) != n_features:
+        return f"trees over {param['num_feature']} features, not {n_features}"
+    model = booster["model"]
+    trees, rounds = model["trees"], np.asarray(model["iteration_indptr"], np.int64)
+    outputs = max(int(param["num_class"]), int(param["num_target"]), 1)
+    groups = np.asarray(model["tree_info"], np.int64)
+    if len(groups) != len(trees) or int(model["gbtree_model_param"]["num_trees"]) != len(trees):
+        return "another number of trees than it says"
+    if ((groups < 0) | (groups >= outputs)).any() or rounds[0] != 0 or rounds[-1] != len(trees):
+        return "trees for outputs that are not there"
+    if (np.diff(rounds) < 0).any():
+        return "rounds that go back"
+    return "" if all(_is_sound(tree, n_features) for tree in trees) else "a tree with nodes that point nowhere"
+
+
+def _is_sound(tree: Mapping[str, Any], n_features: int) -> bool:
+    columns = [np.asarray(tree[name], np.float64) for name in _PER_NODE]
+    left, right, feature = (np.asarray(tree[name], np.int64) for name in _PER_NODE[:3])
+    n = int(tree["tree_param"]["num_nodes"])
+    if n < 1 or any(column.shape != (n,) for column in columns) or any(tree["split_type"]):
+        return False
+    if int(tree["tree_param"]["size_leaf_vector"]) > 1 or int(tree["tree_param"]["num_feature"]) != n_features:
+        return False
+    return _points_ahead(left, right, feature, n_features)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from forge_sweep.checks import columns, leaks, splits
-from forge_sweep.checks.evidence import Evidence
+from forge_sweep.checks import arrays, columns, leaks, splits
+from forge_sweep.checks.evidence import Arrays, Evidence, Rule
 from forge_sweep.checks.findings import Finding
+from forge_sweep.preprocessing import is_tensor
 
 if TYPE_CHECKING:
     from forge_sweep.experiment import PreprocessingSpec
     from forge_sweep.sources.base import Dataset
     from forge_sweep.task import TaskKind
-
-Rule = Callable[[Evidence], Iterator[Finding]]
 
 RULES: tuple[Rule, ...] = (
     columns.target_missing,
@@ -32,7 +31,8 @@ RULES: tuple[Rule, ...] = (
     leaks.target_copy,
     leaks.target_leak,
     splits.duplicated_rows,
-    splits.class_coverage,
+    splits.class_absent_from_train,
+    splits.class_absent_from_valid,
     splits.class_imbalance,
     splits.few_rows_per_class,
     splits.class_shift,
@@ -42,6 +42,10 @@ RULES: tuple[Rule, ...] = (
     columns.duplicate_features,
     columns.id_like,
     columns.many_missing,
+    arrays.blank_arrays,
+    arrays.repeated_arrays,
+    arrays.array_range,
+    arrays.left_out,
 )
 
 MAX_FINDINGS_PER_RULE = 10
@@ -58,9 +62,8 @@ class Audit:
 
     Attributes:
         findings: errors first, then warnings, then infos; of one rule and severity at most 10, and one that names the
-            rest.
-        features: figures over the train rows, one row per feature (index ``feature``): ``dtype``, ``min``, ``max``,
-            ``mean``, ``std``, ``missing``, ``inf``, ``distinct``; see ``evidence.profile``.
+            rest. Their ``rows`` are positions in the source.
+        features: figures over the train rows; see ``evidence.profile``.
     """
 
     findings: tuple[Finding, ...]
@@ -72,31 +75,32 @@ def audit(dataset: Dataset, task_kind: TaskKind, preprocessing: PreprocessingSpe
 
     Pure: the same data gives the same findings. Test features and targets are never read; rows shared with test are
     found by the fingerprints that the source took. What a single feature tells is measured on at most 20,000 rows,
-    chosen by a fixed seed.
-
-    Args:
-        dataset: the split data.
-        task_kind: the task.
-        preprocessing: the preprocessing section, for the fix of an unscaled range.
-        scaled: False when any scaler a trial may use is "none".
-
-    Returns:
-        The findings (``rows`` are positions in the source) and the feature table.
+    chosen by a fixed seed. ``scaled`` is False when any scaler that a trial may use is "none".
     """
-    evidence = Evidence(dataset, task_kind, preprocessing.scaler, scaled)
+    evidence = Evidence(table_of(dataset), task_kind, preprocessing.scaler, scaled, Arrays.of(dataset))
     found = (finding for rule in RULES for finding in _bounded(rule(evidence)))
     return Audit(tuple(sorted(found, key=_severity)), evidence.features)
+
+
+def table_of(dataset: Dataset) -> Dataset:
+    """The dataset without its columns of arrays; its fingerprints stay those of whole rows."""
+    names = [name for name in dataset.train.features if is_tensor(dataset.train.features[name])]
+    if not names:
+        return dataset
+    splits = (replace(split, features=split.features.drop(columns=names)) for split in (dataset.train, dataset.valid))
+    train, valid = splits
+    return replace(dataset, train=train, valid=valid)
 
 
 def histograms_html(dataset: Dataset) -> str:
     """Distributions of features and targets over train, as one HTML page that needs no network.
 
-    Bounded to 10,000 rows (chosen by a fixed seed) and 100 columns (the targets and the first features); its title
-    says so. Infinite values are left out: they have no place on an axis, and the audit reports them.
+    Bounded to 10,000 rows (chosen by a fixed seed) and 100 columns; its title says so. Infinite values, which have no
+    place on an axis, are left out.
     """
     from skrub import TableReport
 
-    train = dataset.train
+    train = table_of(dataset).train
     frame = pd.concat([train.targets, train.features], axis=1).iloc[:, :HISTOGRAM_COLUMNS]
     picked = np.random.default_rng(0).permutation(len(frame))[:HISTOGRAM_ROWS]
     title = f"{dataset.version}: {len(picked)} of {len(frame)} train rows, {frame.shape[1]} columns"

@@ -1,13 +1,8 @@
 """How the columns of one dataset version differ from those of another: effect sizes first, p-values second.
 
-Large tables make every difference significant, small ones make large differences by chance; so a column counts as
-drifted only where both speak: the p-value, adjusted for all tests of the comparison, is below ``alpha``, and an effect
-is large enough to matter, over and above what chance alone gives with so many rows and bins.
-
-Source: false discovery rate, Benjamini and Hochberg (1995). Where nothing drifted at all, their procedure flags
-anything with a chance of at most ``alpha``; where something did, of all flags this share is wrong on average. That
-holds for rows that are independent; rows that both versions share make the tests milder. The measures and tests
-themselves are in `effects`.
+A column counts as drifted only where the p-value, adjusted for all tests of the comparison (false discovery rate,
+Benjamini and Hochberg 1995), is below ``alpha``, and an effect is large enough to matter beyond what chance gives with
+so many rows and bins. Rows are taken as independent: those that both versions share make the tests milder.
 """
 
 from __future__ import annotations
@@ -20,16 +15,7 @@ import numpy as np
 import pandas as pd
 from pandas.api import types
 
-from forge_sweep.checks.effects import (
-    MISSING_BIN,
-    categorical_drift,
-    independence,
-    mean_stability,
-    missing_table,
-    numeric_drift,
-    picture,
-    stability,
-)
+from forge_sweep.checks import effects
 from forge_sweep.checks.findings import Finding
 
 ALPHA = 0.05
@@ -42,47 +28,25 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class ColumnDrift:
-    """One column in both versions.
-
-    Attributes:
-        name: column name.
-        target: whether it is a target: label shift.
-        kind: numbers or categories.
-        psi: population stability index over ten quantile bins of the reference (a value of a tenth of its rows or more
-            is a bin of its own), or over categories, and missing values.
-        distance: Kolmogorov-Smirnov's D of numbers, total variation of categories; 0 to 1, of values that are there.
-        p: of that difference, unadjusted; nan where it cannot be tested.
-        missing: share of missing values, reference and current.
-        missing_p: of their difference, unadjusted; nan where nothing is missing, or everything.
-        chance: what PSI and distance are on average where nothing drifted, with so many rows and bins.
-        new: categories that only the current version has, the most frequent first, at most `KEPT`.
-        new_count: how many there are.
-        new_share: share of current rows that have one of them.
-        gone: categories that only the reference has, likewise.
-        gone_count: how many there are.
-        bins: what the shares are of; of many categories the most frequent.
-        shares: reference and current, each over ``bins``.
-        adjusted: the smaller one of both p-values, adjusted for all tests of the comparison; 1 where none was possible.
-        drifted: whether the column counts as drifted.
-    """
+    """One column in both versions, reference and current where there are two figures."""
 
     name: str
-    target: bool
+    target: bool  # then its drift is label shift
     kind: Literal["numbers", "categories"]
-    psi: float
-    distance: float
-    p: float
-    missing: tuple[float, float]
-    missing_p: float
-    chance: tuple[float, float]
-    new: tuple[str, ...]
-    new_count: int
-    new_share: float
-    gone: tuple[str, ...]
+    psi: float  # population stability index over the bins of `effects`, or over categories, and missing values
+    distance: float  # Kolmogorov-Smirnov's D, or total variation of categories; 0 to 1, of values that are there
+    p: float  # of that difference, unadjusted; nan where it cannot be tested
+    missing: tuple[float, float]  # shares of missing values
+    missing_p: float  # of their difference, unadjusted; nan where nothing is missing, or everything
+    chance: tuple[float, float]  # what PSI and distance are on average where nothing drifted
+    new: tuple[str, ...]  # categories that only the current version has, the most frequent first, at most `KEPT`
+    new_count: int  # how many there are
+    new_share: float  # share of current rows that have one of them
+    gone: tuple[str, ...]  # categories that only the reference has, likewise
     gone_count: int
-    bins: tuple[str, ...] = field(repr=False)
-    shares: tuple[tuple[float, ...], tuple[float, ...]] = field(repr=False)
-    adjusted: float = 1.0
+    bins: tuple[str, ...] = field(repr=False)  # of many categories the most frequent
+    shares: tuple[tuple[float, ...], tuple[float, ...]] = field(repr=False)  # each over ``bins``
+    adjusted: float = 1.0  # the smaller one of both p-values, adjusted for all tests; 1 where none was possible
     drifted: bool = False
 
     @property
@@ -95,12 +59,6 @@ class ColumnDrift:
     def shift(self) -> float:
         """By how much the share of missing values changed."""
         return self.missing[1] - self.missing[0]
-
-    @property
-    def matters(self) -> bool:
-        """Whether an effect is large enough, whatever the p-values say."""
-        psi, distance = self.effect
-        return psi >= PSI or distance >= DISTANCE or abs(self.shift) >= MISSING or self.new_share >= NEW_SHARE
 
     def order(self, alpha: float) -> tuple[Any, ...]:
         """Sort key: drifted ones, then others beyond chance, then all else; of each the largest effect first."""
@@ -121,9 +79,9 @@ class ColumnDrift:
         if self.shift:
             seen += f", missing {self.missing[0]:.1%} -> {self.missing[1]:.1%}"
         if self.new:
-            seen += f", {self.new_count} new categories in {self.new_share:.1%} of rows ({listed(self.new)})"
+            seen += f", {self.new_count} new categories in {self.new_share:.1%} of rows ({', '.join(self.new[:SHOWN])})"
         if self.gone:
-            seen += f", {self.gone_count} gone categories ({listed(self.gone)})"
+            seen += f", {self.gone_count} gone categories ({', '.join(self.gone[:SHOWN])})"
         return Finding(
             severity="warning",
             code="label-shift" if self.target else "drift",
@@ -136,24 +94,14 @@ class ColumnDrift:
 
 @dataclass(frozen=True)
 class Drift:
-    """Two versions compared.
+    """Two versions compared, reference and current."""
 
-    Attributes:
-        columns: columns of both: drifted ones, then those whose difference is too small to matter but no chance, then
-            all others; of each the largest effect first.
-        added: columns that only the current version has.
-        gone: columns that only the reference has.
-        retyped: columns of numbers in one version and of texts in the other.
-        rows: rows compared, reference and current.
-        alpha: the chance of any flag where nothing drifted, at most.
-    """
-
-    columns: tuple[ColumnDrift, ...]
-    added: tuple[str, ...]
-    gone: tuple[str, ...]
-    retyped: tuple[str, ...]
+    columns: tuple[ColumnDrift, ...]  # of both, in the order of `ColumnDrift.order`
+    added: tuple[str, ...]  # columns that only the current version has
+    gone: tuple[str, ...]  # columns that only the reference has
+    retyped: tuple[str, ...]  # columns of numbers in one version and of texts in the other
     rows: tuple[int, int]
-    alpha: float
+    alpha: float  # the chance of any flag where nothing drifted, at most
 
     @property
     def drifted(self) -> tuple[ColumnDrift, ...]:
@@ -190,14 +138,17 @@ def compare(
         alpha: see `Drift`.
     """
     both = [str(name) for name in reference.columns if name in current]
-    retyped = tuple(name for name in both if len(kinds(reference[name], current[name])) > 1)
-    columns = [
-        column_drift(reference[name], current[name], target=name in targets, discrete=name in discrete)
-        for name in both
-        if name not in retyped
-    ]
+    retyped = tuple(name for name in both if len(_kinds(reference[name], current[name])) > 1)
+    columns = []
+    for name in (name for name in both if name not in retyped):
+        before, after = reference[name], current[name]
+        numbers = False not in _kinds(before, after) and name not in discrete
+        found = (effects.numeric_drift if numbers else effects.categorical_drift)(before.dropna(), after.dropna())
+        gaps = int(before.isna().sum()), int(after.isna().sum())
+        rows = len(reference), len(current)
+        columns.append(column_drift(name, found, rows, gaps, numbers=numbers, target=name in targets))
     return Drift(
-        columns=tuple(sorted(adjusted(columns, alpha), key=lambda column: column.order(alpha))),
+        columns=verdicts(columns, alpha),
         added=tuple(str(name) for name in current.columns if name not in reference),
         gone=tuple(str(name) for name in reference.columns if name not in current),
         retyped=retyped,
@@ -206,7 +157,7 @@ def compare(
     )
 
 
-def kinds(*columns: pd.Series) -> set[bool]:
+def _kinds(*columns: pd.Series) -> set[bool]:
     """Whether columns hold numbers; booleans are categories, and a column without any value is what the others are."""
     return {
         types.is_numeric_dtype(values.dtype) and not types.is_bool_dtype(values.dtype)
@@ -216,26 +167,28 @@ def kinds(*columns: pd.Series) -> set[bool]:
 
 
 def column_drift(
-    reference: pd.Series, current: pd.Series, *, target: bool = False, discrete: bool = False
+    name: str,
+    found: effects.Measured,
+    rows: tuple[int, int],
+    gaps: tuple[int, int],
+    *,
+    numbers: bool,
+    target: bool = False,
 ) -> ColumnDrift:
-    """One column of both versions; not yet adjusted for other tests."""
-    numbers = False not in kinds(reference, current) and not discrete
-    rows = len(reference), len(current)
-    present = reference.dropna(), current.dropna()
-    missing = [(whole - len(part)) / max(whole, 1) for part, whole in zip(present, rows, strict=True)]
-    found = (numeric_drift if numbers else categorical_drift)(*present)
+    """One column, given what was found of the values that are there, and the number of rows and of missing values."""
+    missing = gaps[0] / max(rows[0], 1), gaps[1] / max(rows[1], 1)
     shares = np.array([np.append(found.shares[i] * (1 - missing[i]), missing[i]) for i in (0, 1)])
-    bins, pictured = picture((*found.bins, MISSING_BIN), shares)
+    bins, pictured = effects.picture((*found.bins, effects.MISSING_BIN), shares)
     return ColumnDrift(
-        name=str(reference.name),
+        name=name,
         target=target,
         kind="numbers" if numbers else "categories",
-        psi=stability(shares[0], shares[1], *rows),
+        psi=effects.stability(shares[0], shares[1], *rows),
         distance=found.distance,
         p=found.p,
-        missing=(missing[0], missing[1]),
-        missing_p=independence(missing_table(reference, current)),
-        chance=(mean_stability(shares, *rows), found.chance),
+        missing=missing,
+        missing_p=effects.independence(np.array([[n - gap, gap] for n, gap in zip(rows, gaps, strict=True)])),
+        chance=(effects.mean_stability(shares, *rows), found.chance),
         new=found.new,
         new_count=found.new_count,
         new_share=found.new_share,
@@ -246,8 +199,8 @@ def column_drift(
     )
 
 
-def adjusted(columns: Sequence[ColumnDrift], alpha: float) -> list[ColumnDrift]:
-    """The columns with their verdicts, p-values adjusted for every test that was made."""
+def verdicts(columns: Sequence[ColumnDrift], alpha: float) -> tuple[ColumnDrift, ...]:
+    """The columns with their verdicts in the order of `Drift`, p-values adjusted for every test that was made."""
     from scipy.stats import false_discovery_control
 
     raw = np.array([[column.p, column.missing_p] for column in columns]).reshape(-1, 2)
@@ -255,11 +208,6 @@ def adjusted(columns: Sequence[ColumnDrift], alpha: float) -> list[ColumnDrift]:
     corrected = np.ones_like(raw)
     if tested.any():
         corrected[tested] = false_discovery_control(raw[tested])
-    return [
-        column.judged(p, missing_p, alpha) for column, (p, missing_p) in zip(columns, corrected.tolist(), strict=True)
-    ]
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names."""
-    return ", ".join(names[:SHOWN])
+    adjusted = zip(columns, corrected.tolist(), strict=True)
+    found = [column.judged(p, missing_p, alpha) for column, (p, missing_p) in adjusted]
+    return tuple(sorted(found, key=lambda column: column.order(alpha)))

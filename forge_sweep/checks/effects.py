@@ -20,12 +20,8 @@ LEAST_EXPECTED = 5.0
 LEAST_SHARE = 1e-4
 """An empty bin counts as half a row, and as this share at least: else its part in the PSI would grow with the rows."""
 
-KEPT = 20
-"""So many new and gone categories are listed, and so many bins pictured."""
-
-KOLMOGOROV_MEAN = 0.8687
-"""Mean of Kolmogorov's distribution: sqrt(pi / 2) ln 2."""
-
+KEPT = 20  # so many new and gone categories are listed, and so many bins pictured
+KOLMOGOROV_MEAN = 0.8687  # mean of Kolmogorov's distribution: sqrt(pi / 2) ln 2
 MISSING_BIN = "(missing)"
 REST_BIN = "(rare)"
 OTHER_BIN = "(others)"
@@ -33,26 +29,13 @@ OTHER_BIN = "(others)"
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The values of one column that are there, in both tables.
-
-    Attributes:
-        bins: k of them.
-        shares: (2, k), reference and current.
-        distance: Kolmogorov-Smirnov's D, or total variation; 0 where one side is empty.
-        chance: its mean where nothing drifted.
-        p: of the difference; nan where it cannot be tested.
-        new: categories that only the current table has, the most frequent first, at most `KEPT`.
-        new_count: how many there are.
-        new_share: share of current values that are one of them.
-        gone: categories that only the reference has, likewise.
-        gone_count: how many there are.
-    """
+    """The values of one column that are there, in both tables; see `drift.ColumnDrift` for the rest."""
 
     bins: Sequence[str] = field(repr=False)
-    shares: np.ndarray = field(repr=False)
-    distance: float = 0.0
-    chance: float = 0.0
-    p: float = float("nan")
+    shares: np.ndarray = field(repr=False)  # (2, bins), reference and current
+    distance: float = 0.0  # 0 where one side is empty
+    chance: float = 0.0  # the mean of the distance where nothing drifted
+    p: float = float("nan")  # of the difference; nan where it cannot be tested
     new: tuple[str, ...] = ()
     new_count: int = 0
     new_share: float = 0.0
@@ -66,16 +49,18 @@ def numeric_drift(reference: pd.Series, current: pd.Series) -> Measured:
     Few distinct values take the chi-squared test instead: with ties the other one errs on the safe side, and sees less.
     """
     a, b = (np.sort(values.to_numpy(np.float64)) for values in (reference, current))
-    values, counts = np.unique(a, return_counts=True)
-    edges = bin_edges(a, values[counts * BINS >= len(a)])
+    edges = bin_edges(a)
     ends = [np.concatenate([[0], np.searchsorted(part, edges, side="right"), [len(part)]]) for part in (a, b)]
     bins = bin_names(a, b, ends)
     shares = np.array([np.diff(end) / max(len(part), 1) for end, part in zip(ends, (a, b), strict=True)])
     if not (len(a) and len(b)):
         return Measured(bins, shares)
     distance, p = kolmogorov_smirnov(a, b)
-    if len(values) <= BINS and len(np.union1d(values, b)) <= 2 * BINS:
-        by_value = independence(value_table(a, b))
+    distinct = np.unique(a)
+    if len(distinct) <= BINS and len(np.union1d(distinct, b)) <= 2 * BINS:
+        values, codes = np.unique(np.concatenate([a, b]), return_inverse=True)
+        counts = [np.bincount(part, minlength=len(values)) for part in np.split(codes, [len(a)])]
+        by_value = independence(pooled(np.array(counts))[0])
         p = p if np.isnan(by_value) else by_value  # it is where every value is rare
     return Measured(bins, shares, distance, KOLMOGOROV_MEAN * (1 / len(a) + 1 / len(b)) ** 0.5, p)
 
@@ -91,13 +76,13 @@ def kolmogorov_smirnov(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     return float(test.statistic), float(test.pvalue)
 
 
-def bin_edges(values: np.ndarray, frequent: np.ndarray) -> np.ndarray:
-    """Upper edges of the bins: quantiles, with each frequent value alone in a bin, so that its neighbours show.
+def bin_edges(values: np.ndarray) -> np.ndarray:
+    """Upper edges of the bins of sorted numbers (n,): quantiles, with each frequent value alone in a bin.
 
-    Args:
-        values: (n,) float64, sorted.
-        frequent: values with a share of ``1 / BINS`` at least.
+    One with a share of ``1 / BINS`` or more is frequent; its neighbours would not show.
     """
+    found, counts = np.unique(values, return_counts=True)
+    frequent = found[counts * BINS >= len(values)]
     rest = values[~np.isin(values, frequent)] if len(frequent) else values
     quantiles = np.linspace(0, 1, max(BINS - len(frequent), 1) + 1)[1:-1]
     inner = np.quantile(rest, quantiles, method="inverted_cdf") if len(rest) else rest
@@ -117,13 +102,6 @@ def bin_names(a: np.ndarray, b: np.ndarray, ends: list[np.ndarray]) -> list[str]
     return names
 
 
-def value_table(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How often each number occurs, (2, values), rare ones together."""
-    values, codes = np.unique(np.concatenate([a, b]), return_inverse=True)
-    counts = [np.bincount(part, minlength=len(values)) for part in np.split(codes, [len(a)])]
-    return pooled(np.array(counts))[0]
-
-
 def categorical_drift(reference: pd.Series, current: pd.Series) -> Measured:
     """Total variation and chi-squared over categories; rare ones count together."""
     labels, counts = category_counts(reference, current)
@@ -132,13 +110,13 @@ def categorical_drift(reference: pd.Series, current: pd.Series) -> Measured:
     bins, shares = [*labels[common], *[REST_BIN] * (table.shape[1] - len(common))], table / rows[:, None]
     if not (len(reference) and len(current)):
         return Measured(bins, shares)
-    variance = shares.mean(axis=0) * (1 - shares.mean(axis=0)) * (1 / rows).sum()
+    distance, chance = total_variation(shares, rows)
     new, gone = (ranked(counts[1 - i] == 0, counts[i]) for i in (1, 0))
     return Measured(
         bins,
         shares,
-        distance=float(abs(shares[0] - shares[1]).sum() / 2),
-        chance=float(np.sqrt(2 / np.pi * variance).sum() / 2),
+        distance,
+        chance,
         p=independence(table),
         new=tuple(labels[new[:KEPT]]),
         new_count=len(new),
@@ -146,6 +124,12 @@ def categorical_drift(reference: pd.Series, current: pd.Series) -> Measured:
         gone=tuple(labels[gone[:KEPT]]),
         gone_count=len(gone),
     )
+
+
+def total_variation(shares: np.ndarray, rows: np.ndarray) -> tuple[float, float]:
+    """Distance of the shares (2, k) of so many values, and its mean where nothing drifted."""
+    variance = shares.mean(axis=0) * (1 - shares.mean(axis=0)) * (1 / rows).sum()
+    return float(np.abs(shares[0] - shares[1]).sum() / 2), float(np.sqrt(2 / np.pi * variance).sum() / 2)
 
 
 def category_counts(reference: pd.Series, current: pd.Series) -> tuple[np.ndarray, np.ndarray]:
@@ -194,12 +178,6 @@ def picture(names: Sequence[str], shares: np.ndarray) -> tuple[tuple[str, ...], 
     return (*names[:KEPT], OTHER_BIN, *names[last:]), np.hstack([shares[:, :KEPT], others, shares[:, last:]])
 
 
-def missing_table(reference: pd.Series, current: pd.Series) -> np.ndarray:
-    """Present and missing values of both versions, (2, 2)."""
-    missing = [int(values.isna().sum()) for values in (reference, current)]
-    return np.array([[len(reference) - missing[0], missing[0]], [len(current) - missing[1], missing[1]]])
-
-
 def independence(table: np.ndarray) -> float:
     """p-value of a table of counts (2, k); nan where a row, or all columns but one, are empty.
 
@@ -207,20 +185,16 @@ def independence(table: np.ndarray) -> float:
     are left, Fisher's test needs none.
     """
     from scipy.stats import chi2_contingency, fisher_exact
+    from scipy.stats.contingency import expected_freq
 
     table = table[:, table.sum(axis=0) > 0]
     if table.shape[1] < 2 or (table.sum(axis=1) == 0).any():
         return float("nan")
     table = table[:, np.argsort(table.sum(axis=0), kind="stable")]
-    while (few := least_expected(table) < LEAST_EXPECTED) and table.shape[1] > 2:
+    while (few := expected_freq(table).min() < LEAST_EXPECTED) and table.shape[1] > 2:
         table = np.hstack([table[:, :2].sum(axis=1, keepdims=True), table[:, 2:]])
         table = table[:, np.argsort(table.sum(axis=0), kind="stable")]
     return float((fisher_exact if few and table.shape[1] == 2 else chi2_contingency)(table).pvalue)
-
-
-def least_expected(table: np.ndarray) -> float:
-    """The smallest count that independence of rows and columns would give."""
-    return float(table.sum(axis=1).min() * table.sum(axis=0).min() / table.sum())
 
 
 def stability(a: np.ndarray, b: np.ndarray, n: int, m: int) -> float:

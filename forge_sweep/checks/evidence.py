@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,35 +13,56 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from forge_sweep.checks import notations
 from forge_sweep.checks.findings import Finding, Severity
+from forge_sweep.preprocessing import is_tensor
 
 if TYPE_CHECKING:
-    from forge_sweep.sources.base import Dataset, Split
+    from forge_sweep.sources.base import Dataset, Role, Split
     from forge_sweep.task import TaskKind
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """Columns of arrays in the visible splits: by name and role (n, ...), and per role their fingerprints."""
+
+    values: Mapping[str, Mapping[Role, np.ndarray]]
+    prints: Mapping[str, Mapping[Role, np.ndarray]]
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Arrays:
+        """The columns of a dataset that hold arrays."""
+        train = dataset.train.features
+        visible: tuple[tuple[Role, Split], ...] = (("train", dataset.train), ("valid", dataset.valid))
+        names = [str(name) for name in train if is_tensor(train[name])]
+        values = {name: {role: np.stack(list(split.features[name])) for role, split in visible} for name in names}
+        return cls(values, dataset.array_prints)
+
 
 NEAR_UNIQUE = 0.95
 MIN_ROWS_FOR_ID = 50
 NEARLY_ALL = 0.80
-NOTED_ROWS = 10_000
-"""Rows whose notation is looked at."""
+NOTED_ROWS = 10_000  # rows whose notation is checked
 SHOWN_ROWS = 10
 SHOWN_VALUES = 5
+
+Rule = Callable[["Evidence"], Iterator[Finding]]
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """The data under audit. Test features and targets are no part of it.
+    """The data under audit: train, valid and the row fingerprints. Test features and targets are no part of it.
 
     Attributes:
-        dataset: the data; only train, valid and the row fingerprints are read.
         kind: the task.
-        scaler: the scaler of the preprocessing section.
+        scaler: of the preprocessing section.
         scaled: whether every trial scales its numeric features.
+        arrays: the columns that hold arrays, which ``dataset`` lacks.
     """
 
     dataset: Dataset
     kind: TaskKind
     scaler: str
     scaled: bool
+    arrays: Arrays | None = None
 
     @property
     def visible(self) -> tuple[tuple[str, Split], tuple[str, Split]]:
@@ -50,7 +71,7 @@ class Evidence:
 
     @cached_property
     def features(self) -> pd.DataFrame:
-        """The feature table of ``profile``."""
+        """The table of ``profile``."""
         return profile(self.dataset.train.features)
 
     @cached_property
@@ -93,37 +114,51 @@ class Evidence:
             return
         if self.kind == "multiclass" and train.shape[1] > 1:
             labels = tuple(str(name) for name in train)
-            yield ", ".join(labels), _argmax(train), _argmax(valid), labels
+            coded = (part.dropna().to_numpy(dtype=float).argmax(axis=1) for part in (train, valid))
+            yield ", ".join(labels), *coded, labels
             return
         for name in train:
-            yield str(name), *_joint_codes(train[name].dropna(), valid[name].dropna())
+            known = [targets[name].dropna().astype(object) for targets in (train, valid)]
+            codes, found = pd.factorize(pd.concat(known, ignore_index=True))
+            yield str(name), codes[: len(known[0])], codes[len(known[0]) :], tuple(found)
 
 
-def finding(
-    severity: Severity,
-    code: str,
-    subject: str,
-    *,
-    seen: str,
-    expected: str,
-    fix: str,
-    rows: np.ndarray | None = None,
-) -> Finding:
-    """A finding that shows the first of the source positions ``rows``."""
-    first = () if rows is None else tuple(int(row) for row in np.sort(rows)[:SHOWN_ROWS])
-    return Finding(severity, code, subject, seen, expected, fix, first)
+class Seen(NamedTuple):
+    """What a rule saw, for a `Finding`; ``rows`` are all positions concerned, the rest differs from case to case."""
+
+    subject: object
+    seen: str
+    fix: str
+    rows: np.ndarray | None = None
+    severity: Severity | None = None
+    expected: str = ""
+
+
+def rule(
+    severity: Severity, code: str, *, expected: str = ""
+) -> Callable[[Callable[[Evidence], Iterator[Seen]]], Rule]:
+    """Make an audit rule of a function that yields what it saw; of the rows the first ones are shown."""
+
+    def make(look: Callable[[Evidence], Iterator[Seen]]) -> Rule:
+        @wraps(look)
+        def found(evidence: Evidence) -> Iterator[Finding]:
+            for subject, seen, fix, rows, its_severity, its_expected in look(evidence):
+                shown = () if rows is None else tuple(np.sort(rows)[:SHOWN_ROWS].tolist())
+                yield Finding(its_severity or severity, code, str(subject), seen, its_expected or expected, fix, shown)
+
+        return found
+
+    return make
 
 
 def profile(features: pd.DataFrame) -> pd.DataFrame:
-    """Figures of each feature; ``audit`` passes the train rows.
+    """Figures of each feature, one row each, the index.
 
-    Returns:
-        One row per feature (the index) with ``dtype``, ``min``, ``max``, ``mean``, ``std`` (population; all four over
-        finite values, nan for text), ``missing``, ``inf`` and ``distinct`` (counts; missing is not a value).
+    They are ``dtype``, ``min``, ``max``, ``mean``, ``std`` (population; all four over finite values, nan for text),
+    ``missing``, ``inf`` and ``distinct`` (counts; missing is not a value).
     """
-    table = pd.DataFrame(
-        [_figures(features[name]) for name in features], index=pd.Index(features.columns, name="feature")
-    )
+    index = pd.Index(features.columns, name="feature")
+    table = pd.DataFrame([_figures(features[name]) for name in features], index=index)
     columns = ["dtype", "min", "max", "mean", "std", "missing", "inf", "distinct"]
     return table.reindex(columns=columns).astype({"missing": "int64", "inf": "int64", "distinct": "int64"})
 
@@ -146,7 +181,6 @@ def some(values: Iterable[Any]) -> str:
 
 
 def _figures(column: pd.Series) -> dict[str, object]:
-    """One row of the feature table."""
     figures: dict[str, object] = {"dtype": str(column.dtype), "missing": int(column.isna().sum()), "inf": 0}
     figures |= {"distinct": int(column.nunique()), "min": np.nan, "max": np.nan, "mean": np.nan, "std": np.nan}
     if not is_numeric_dtype(column):
@@ -158,14 +192,3 @@ def _figures(column: pd.Series) -> dict[str, object]:
         with np.errstate(over="ignore", invalid="ignore"):
             figures |= {"min": finite.min(), "max": finite.max(), "mean": finite.mean(), "std": finite.std()}
     return figures
-
-
-def _argmax(indicators: pd.DataFrame) -> np.ndarray:
-    """Class codes of complete one-hot rows."""
-    return np.asarray(indicators.dropna().to_numpy(dtype=float).argmax(axis=1), dtype=np.int64)
-
-
-def _joint_codes(train: pd.Series, valid: pd.Series) -> tuple[np.ndarray, np.ndarray, tuple[Any, ...]]:
-    """(train codes, valid codes, labels) of one label column."""
-    codes, labels = pd.factorize(pd.concat([train.astype(object), valid.astype(object)], ignore_index=True))
-    return codes[: len(train)], codes[len(train) :], tuple(labels)

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from forge_sweep import html
+
 Severity = Literal["error", "warning", "info"]
 
 
@@ -17,9 +19,7 @@ class Finding:
         severity: ``error`` stops what was asked for, ``warning`` goes on and is shown, ``info`` is recorded.
         code: stable short name of the rule, such as ``unscaled-range``.
         subject: the column, TOML key or file concerned.
-        seen: what was seen, with its figure.
-        expected: what was expected.
-        fix: how to fix it.
+        seen: with its figure.
         rows: positions of the first rows concerned (0-based, at most 10), where rows are concerned.
     """
 
@@ -35,6 +35,19 @@ class Finding:
         rows = f" (rows {', '.join(map(str, self.rows))})" if self.rows else ""
         seen = f"{self.severity}: {self.subject}: {self.seen}{rows}"
         return f"{seen}; expected {self.expected}; fix: {self.fix} [{self.code}]"
+
+
+class Findings(tuple[Finding, ...]):
+    """Findings in the order in which they were made, shown as a table in a notebook."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        if not self:
+            return "<p>no findings</p>"
+        titles = ("", "rule", "where", "seen", "expected", "fix")
+        rows = ((each.severity, each.code, each.subject, each.seen, each.expected, each.fix) for each in self)
+        return html.table(titles, rows)
 
 
 def errors(findings: Iterable[Finding]) -> tuple[Finding, ...]:

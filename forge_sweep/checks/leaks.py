@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from forge_sweep.checks.evidence import Evidence, drop_fix, finding, values_of
-from forge_sweep.checks.findings import Finding
+from forge_sweep.checks.evidence import Evidence, Seen, drop_fix, rule, values_of
 
 MIN_ROWS = 10
 SAMPLE_ROWS = 20_000
@@ -21,20 +20,16 @@ MIN_ROWS_FOR_LEAK = 30
 MAX_LEAVES = 16
 
 
-def target_copy(evidence: Evidence) -> Iterator[Finding]:
+@rule("error", "target-leak-copy", expected="features that are known before the target is")
+def target_copy(evidence: Evidence) -> Iterator[Seen]:
     """Features that are the target under another name: equal, or one value for each value of the target."""
     for feature, (target, rows) in copies(evidence).items():
-        yield finding(
-            "error",
-            "target-leak-copy",
-            feature,
-            seen=f"one to one with target {target!r} in {rows} of {evidence.dataset.sizes['train']} train rows",
-            expected="features that are known before the target is",
-            fix=drop_fix(feature),
-        )
+        seen = f"one to one with target {target!r} in {rows} of {evidence.dataset.sizes['train']} train rows"
+        yield Seen(feature, seen, drop_fix(feature))
 
 
-def target_leak(evidence: Evidence) -> Iterator[Finding]:
+@rule("warning", "target-leak")
+def target_leak(evidence: Evidence) -> Iterator[Seen]:
     """Features that alone predict the target on validation.
 
     Classification: AUC of a tree of 16 leaves over the one feature (for text: of the class shares per value), learned
@@ -45,21 +40,17 @@ def target_leak(evidence: Evidence) -> Iterator[Finding]:
     known = copies(evidence)
     suspect, leak = (SUSPECT_R, LEAK_R) if evidence.kind == "regression" else (SUSPECT_AUC, LEAK_AUC)
     figure = "|correlation|" if evidence.kind == "regression" else "AUC"
+    expected = f"{figure} below {suspect} for a single feature"
     for sample in _samples(evidence):
         for name in sample.x_valid.columns.difference(list(known), sort=False):
             on_train, on_valid = sample.strength(name)
             if on_valid < suspect:
                 continue
             sure = min(on_train, on_valid) >= leak and len(sample.y_valid) >= MIN_ROWS_FOR_LEAK
-            yield finding(
-                "error" if sure else "warning",
-                "target-leak",
-                str(name),
-                seen=f"alone predicts target {sample.target!r} with {figure} {on_valid:.6g} over "
-                f"{len(sample.y_valid)} validation rows ({on_train:.6g} on train)",
-                expected=f"{figure} below {suspect} for a single feature",
-                fix=f"{drop_fix(name)} if it is not known before the target is",
-            )
+            seen = f"alone predicts target {sample.target!r} with {figure} {on_valid:.6g} over {len(sample.y_valid)} "
+            seen += f"validation rows ({on_train:.6g} on train)"
+            fix = f"{drop_fix(name)} if it is not known before the target is"
+            yield Seen(name, seen, fix, severity="error" if sure else "warning", expected=expected)
 
 
 def copies(evidence: Evidence) -> dict[str, tuple[str, int]]:
@@ -81,11 +72,7 @@ def copies(evidence: Evidence) -> dict[str, tuple[str, int]]:
 class _Sample:
     """Rows to measure single features on, for one target.
 
-    Attributes:
-        target: its name.
-        x_train: features of the sampled train rows; ``x_valid`` of the valid rows.
-        y_train: class codes or regression values of these rows; ``y_valid`` likewise.
-        classes: number of classes, 0 for regression.
+    The targets are class codes, or regression values where ``classes`` is 0.
     """
 
     target: str
@@ -99,13 +86,18 @@ class _Sample:
         """How well one feature predicts the target on (train, valid): AUC or absolute correlation."""
         train, valid = self.x_train[name], self.x_valid[name]
         if not self.classes:
-            x_train, x_valid = _as_numbers(train, valid, self.y_train)
-            return _correlation(x_train, self.y_train), _correlation(x_valid, self.y_valid)
+            if not is_numeric_dtype(train):  # text is as good as the mean of the target per value
+                means = pd.Series(self.y_train).groupby(train.astype(object).to_numpy()).mean()
+                train, valid = train.map(means), valid.map(means)
+            return _correlation(values_of(train), self.y_train), _correlation(values_of(valid), self.y_valid)
         if is_numeric_dtype(train) and not np.isfinite(values_of(train)).any():
             return 0.0, 0.0
         on_train, on_valid = _cells(train, valid, self.y_train, self.classes)
-        shape = (int(max(on_train.max(), on_valid.max())) + 1, self.classes)
-        learned, seen = _table(on_train, self.y_train, shape), _table(on_valid, self.y_valid, shape)
+        cells = int(max(on_train.max(), on_valid.max())) + 1
+        learned, seen = (  # rows per cell and class
+            np.bincount(at * self.classes + codes, minlength=cells * self.classes).reshape(cells, self.classes)
+            for at, codes in ((on_train, self.y_train), (on_valid, self.y_valid))
+        )
         prior = learned.sum(axis=0) / learned.sum()
         shares = (learned + prior) / (learned.sum(axis=1, keepdims=True) + 1)
         return max((_mean_auc(shares, learned), _mean_auc(shares, seen)), self.ranking(train, valid), key=min)
@@ -128,21 +120,17 @@ def _samples(evidence: Evidence) -> Iterator[_Sample]:
     on_train, on_valid = _pick(len(train.rows), limit), _pick(len(valid.rows), limit)
     if min(len(on_train), len(on_valid)) < MIN_ROWS:
         return
-    x_train, x_valid = train.features.iloc[on_train], valid.features.iloc[on_valid]
-    for name, before, after, classes in _truths(evidence):
-        yield _Sample(name, x_train, x_valid, before[on_train], after[on_valid], classes)
-
-
-def _truths(evidence: Evidence) -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
-    """(target, train values, valid values, number of classes) of each target that can be measured."""
-    train, valid = evidence.dataset.train.targets, evidence.dataset.valid.targets
-    for name, before, after, labels in evidence.classes():
-        if len(labels) > 1:
-            yield name, before, after, len(labels)
+    targets = [
+        (name, before, after, len(labels)) for name, before, after, labels in evidence.classes() if len(labels) > 1
+    ]
     if evidence.kind == "regression":
-        for column in train:
-            if is_numeric_dtype(train[column]) and is_numeric_dtype(valid[column]):
-                yield str(column), values_of(train[column]), values_of(valid[column]), 0
+        for name in train.targets:
+            columns = train.targets[name], valid.targets[name]
+            if all(map(is_numeric_dtype, columns)):
+                targets.append((str(name), values_of(columns[0]), values_of(columns[1]), 0))
+    x_train, x_valid = train.features.iloc[on_train], valid.features.iloc[on_valid]
+    for name, before, after, classes in targets:
+        yield _Sample(name, x_train, x_valid, before[on_train], after[on_valid], classes)
 
 
 def _pick(rows: int, limit: int) -> np.ndarray:
@@ -167,7 +155,11 @@ def _one_to_one(feature: pd.Series, target: pd.Series) -> bool:
     falls strictly with the target counts.
     """
     if 2 * target.nunique() <= len(target):
-        return all(_same_pattern(feature.iloc[:rows], target.iloc[:rows]) for rows in (1_000, len(target)))
+        patterns = (
+            [pd.factorize(x.iloc[:rows], use_na_sentinel=False)[0] for x in (feature, target)]
+            for rows in (1_000, len(target))
+        )
+        return all(np.array_equal(one, other) for one, other in patterns)
     if not is_numeric_dtype(feature) or not is_numeric_dtype(target):
         return False
     order = np.argsort(values_of(target), kind="stable")
@@ -175,13 +167,6 @@ def _one_to_one(feature: pd.Series, target: pd.Series) -> bool:
     before, after = values[:-1], values[1:]
     same_ties = np.array_equal(before == after, truth[:-1] == truth[1:])
     return same_ties and bool((before <= after).all() or (before >= after).all())
-
-
-def _same_pattern(feature: pd.Series, target: pd.Series) -> bool:
-    """Whether values recur in the same rows in both."""
-    return np.array_equal(
-        pd.factorize(feature, use_na_sentinel=False)[0], pd.factorize(target, use_na_sentinel=False)[0]
-    )
 
 
 def _cells(train: pd.Series, valid: pd.Series, y_train: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -206,11 +191,6 @@ def _ranks(train: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return before, after
 
 
-def _table(cells: np.ndarray, codes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Rows per cell and class."""
-    return np.bincount(cells * shape[1] + codes, minlength=shape[0] * shape[1]).reshape(shape)
-
-
 def _mean_auc(shares: np.ndarray, counts: np.ndarray) -> float:
     """AUC of one class against the rest, averaged over the classes present, where all rows of a cell share a score."""
     total = counts.sum(axis=0)
@@ -227,14 +207,6 @@ def _auc(score: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> float
     positive, negative = np.bincount(tie, positive), np.bincount(tie, negative)
     below = np.cumsum(negative) - negative / 2
     return float((positive * below).sum() / (positive.sum() * negative.sum()))
-
-
-def _as_numbers(train: pd.Series, valid: pd.Series, y_train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numeric features as they are; text as the train mean of the target per value."""
-    if is_numeric_dtype(train):
-        return values_of(train), values_of(valid)
-    means = pd.Series(y_train).groupby(train.astype(object).to_numpy()).mean()
-    return train.map(means).to_numpy(dtype=float), valid.map(means).to_numpy(dtype=float)
 
 
 def _correlation(feature: np.ndarray, target: np.ndarray) -> float:

@@ -1,13 +1,13 @@
 """Numbers that are written as people write them, and that a program therefore reads as text.
 
-A value is taken apart from outside to inside: brackets, sign, currency, percent, unit, and in the end digits with
-separators. What had to be taken off says how it was written.
+A value is taken apart from outside to inside; what had to be taken off says how it was written.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ WHOLE = r"[0-9]+"
 FIXES = {
     "brackets": "brackets for negative numbers: write -5 for (5)",
     "sign behind": "a sign behind the number: write -5 for 5-",
-    "other minus": "a minus that is none to a program: write - (hyphen)",
+    "other minus": "a minus sign that programs cannot read: write - (hyphen)",
     "currency": "a currency: write the amount alone, and name the currency in the column's name",
     "percent": "percent signs: write 0.78 or 78 for 78%",
     "decimal comma": "decimal commas: write 2.4 for 2,4",
@@ -39,12 +39,7 @@ FIXES = {
 
 @dataclass(frozen=True)
 class Written:
-    """How the numbers of a column are written.
-
-    Attributes:
-        share: of the values that are numbers, however they are written.
-        ways: an example by way of writing, as `FIXES` calls it.
-    """
+    """The share of values that are numbers, and an example of each way of writing them, as `FIXES` calls it."""
 
     share: float
     ways: dict[str, str]
@@ -52,28 +47,19 @@ class Written:
 
 def written(values: Iterable[str]) -> Written:
     """How the numbers among some texts are written; plain numbers count as numbers, written in no special way."""
-    examples: dict[str, str] = {}
-    count = numbers = 0
-    units: dict[str, int] = {}
-    commas: list[tuple[str, bool]] = []
-    for value in values:
-        count += 1
-        found = ways_of(value)
-        if found is None:
-            continue
-        numbers += 1
-        for way, detail in found.items():
+    examples, units = dict[str, str](), Counter[str]()
+    found = [(value, ways_of(value)) for value in values]
+    for value, ways in found:
+        for way, detail in (ways or {}).items():
             examples.setdefault(way, value)
             if way == "unit":
-                units[detail] = units.get(detail, 0) + 1
-            if way in ("decimal comma", "thousands comma"):
-                commas.append((value, way == "decimal comma"))
+                units[detail] += 1
     if "decimal comma" in examples and "thousands comma" in examples and "thousands point" not in examples:
         # 1,5 beside 1,500: one of them shows which of the two a comma is.
         del examples["thousands comma"]
-    if len(units) > 1 and max(units.values()) < sum(units.values()):
+    if len(units) > 1:
         return Written(0.0, {})  # 1st, 2nd, 3a: names, not quantities
-    return Written(numbers / count if count else 0.0, examples)
+    return Written(sum(ways is not None for _, ways in found) / max(len(found), 1), examples)
 
 
 def ways_of(value: str) -> dict[str, str] | None:

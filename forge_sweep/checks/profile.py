@@ -1,58 +1,35 @@
 """How the training rows were distributed, in a few kilobytes, so that rows that come later can be compared with them.
 
-A comparison of versions (`drift`) has both tables; a served model has its bundle only. So the bundle keeps counts: of
-numbers over the bins of `effects.bin_edges`, of categories, of missing values. The measures and the verdict are those
-of `drift`; Kolmogorov-Smirnov's test, which takes the values themselves, is replaced by chi-squared over the bins.
+A served model has its bundle only, and so the bundle keeps counts. The measures and the verdict are those of `drift`;
+Kolmogorov-Smirnov's test, which takes the values themselves, is replaced by chi-squared over the bins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from forge_sweep.checks.drift import ALPHA, ColumnDrift, Drift, adjusted
-from forge_sweep.checks.effects import (
-    BINS,
-    KOLMOGOROV_MEAN,
-    MISSING_BIN,
-    OTHER_BIN,
-    bin_edges,
-    independence,
-    mean_stability,
-    picture,
-    stability,
-)
+from forge_sweep.checks.drift import ALPHA, ColumnDrift, Drift, column_drift, verdicts
+from forge_sweep.checks.effects import KOLMOGOROV_MEAN, OTHER_BIN, Measured, bin_edges, independence, total_variation
 from forge_sweep.preprocessing import UNKNOWN, RowTransform, Schema
 
-ROWS = 100_000
-"""Rows that a profile is learned from at most, evenly spaced."""
-
-CATEGORIES = 50
-"""Categories that are counted one by one, the most frequent ones; the others together."""
-
+ROWS = 100_000  # rows that a profile is learned from at most, evenly spaced
+CATEGORIES = 50  # categories that are counted one by one, the most frequent ones; the others together
 UNKNOWN_BIN = "(unknown)"
 
 
 @dataclass(frozen=True)
 class ColumnProfile:
-    """One column of the training rows.
-
-    Attributes:
-        name: column name.
-        edges: upper edges of the bins of numbers; empty for categories.
-        bins: names of the categories; empty for numbers.
-        counts: values in each bin; for categories without a count of unknown ones, which is 0.
-        missing: missing values.
-    """
+    """One column of the training rows."""
 
     name: str
-    edges: tuple[float, ...]
-    bins: tuple[str, ...]
-    counts: tuple[int, ...]
+    edges: tuple[float, ...]  # upper ones of the bins of numbers; empty for categories
+    bins: tuple[str, ...]  # names of the categories; empty for numbers
+    counts: tuple[int, ...]  # values in each bin; for categories without a count of unknown ones, which is 0
     missing: int
 
     @property
@@ -73,36 +50,27 @@ class ColumnProfile:
         present = raw[~np.isnan(raw)]
         numbers = not self.bins
         table = np.array([self.counts if numbers else (*self.counts, 0), self.count(present)])
-        rows = self.rows, len(raw)
-        gaps = self.missing, len(raw) - len(present)
-        missing = gaps[0] / max(rows[0], 1), gaps[1] / max(rows[1], 1)
         values = np.maximum(table.sum(axis=1), 1)
-        shares = np.hstack([table, np.array(gaps)[:, None]]) / np.maximum(rows, 1)[:, None]
-        empty = not table.sum(axis=1).all()
-        distance, chance = (0.0, 0.0) if empty else distances(table / values[:, None], values, numbers=numbers)
+        shares = table / values[:, None]
+        distance, chance = 0.0, 0.0
+        if table.sum(axis=1).all():
+            distance, chance = _at_edges(shares, values) if numbers else total_variation(shares, values)
         unknown = 0 if numbers else int(table[1, -1])
-        bins, pictured = picture((*self._names(), MISSING_BIN), shares)
-        return ColumnDrift(
-            name=self.name,
-            target=False,
-            kind="numbers" if numbers else "categories",
-            psi=stability(shares[0], shares[1], *rows),
-            distance=distance,
+        found = Measured(
+            self._names(),
+            shares,
+            distance,
+            chance,
             p=independence(table),
-            missing=missing,
-            missing_p=independence(np.array([[n - gap, gap] for n, gap in zip(rows, gaps, strict=True)])),
-            chance=(mean_stability(shares, *rows), chance),
             new=(UNKNOWN_BIN,) if unknown else (),
             new_count=int(unknown > 0),
             new_share=unknown / float(values[1]),
-            gone=(),
-            gone_count=0,
-            bins=bins,
-            shares=(tuple(pictured[0].tolist()), tuple(pictured[1].tolist())),
+        )
+        return column_drift(
+            self.name, found, (self.rows, len(raw)), (self.missing, len(raw) - len(present)), numbers=numbers
         )
 
     def _names(self) -> list[str]:
-        """What the bins are called."""
         if self.bins:
             return [*self.bins, UNKNOWN_BIN]
         ends = [f"{edge:.6g}" for edge in self.edges]
@@ -111,22 +79,13 @@ class ColumnProfile:
 
 @dataclass(frozen=True)
 class Profile:
-    """The training rows of a model.
-
-    Attributes:
-        columns: in the order of the schema.
-    """
+    """The training rows of a model; ``columns`` are those of the schema that are no arrays, in its order."""
 
     columns: tuple[ColumnProfile, ...]
 
     @classmethod
     def learn(cls, rows: pd.DataFrame, transform: RowTransform) -> Profile:
-        """Learn the profile of training rows.
-
-        Args:
-            rows: raw training rows; of more than `ROWS`, so many are taken, evenly spaced.
-            transform: of the preprocessor that was learned on them.
-        """
+        """The profile of raw training rows, given what the preprocessor learned on them."""
         if len(rows) > ROWS:
             rows = rows.iloc[np.linspace(0, len(rows) - 1, ROWS).astype(np.intp)]
         raw = transform.read_frame(rows)
@@ -138,15 +97,9 @@ class Profile:
         return self.columns[0].rows if self.columns else 0
 
     def compare(self, raw: np.ndarray, *, alpha: float = ALPHA) -> Drift:
-        """How rows differ from the training rows.
-
-        Args:
-            raw: (n, columns) raw numbers, see `forge_sweep.preprocessing.rows`.
-            alpha: see `Drift`.
-        """
-        columns = [column.drift(raw[:, i]) for i, column in enumerate(self.columns)]
-        found = tuple(sorted(adjusted(columns, alpha), key=lambda column: column.order(alpha)))
-        return Drift(columns=found, added=(), gone=(), retyped=(), rows=(self.rows, len(raw)), alpha=alpha)
+        """How rows of raw numbers (n, columns), see `forge_sweep.preprocessing.rows`, differ from the training rows."""
+        columns = verdicts([column.drift(raw[:, i]) for i, column in enumerate(self.columns)], alpha)
+        return Drift(columns, added=(), gone=(), retyped=(), rows=(self.rows, len(raw)), alpha=alpha)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values that `from_dict` reads."""
@@ -164,7 +117,7 @@ def learn_column(schema: Schema, position: int, raw: np.ndarray) -> ColumnProfil
     column, present = schema.columns[position], raw[~np.isnan(raw)]
     edges, bins = (), tuple[str, ...]()
     if column.kind == "numeric":
-        edges = tuple(edges_of(np.sort(present[np.isfinite(present)])).tolist())
+        edges = tuple(bin_edges(np.sort(present[np.isfinite(present)])).tolist())
     elif column.kind == "boolean":
         bins = ("false", "true")
     else:
@@ -172,22 +125,10 @@ def learn_column(schema: Schema, position: int, raw: np.ndarray) -> ColumnProfil
         bins = (*column.categories[:CATEGORIES], *others) or (OTHER_BIN,)
     profile = ColumnProfile(column.name, edges, bins, (), len(raw) - len(present))
     counts = profile.count(present).tolist()
-    return ColumnProfile(column.name, edges, bins, tuple(counts[: len(bins)] if bins else counts), profile.missing)
+    return replace(profile, counts=tuple(counts[: len(bins)] if bins else counts))
 
 
-def edges_of(values: np.ndarray) -> np.ndarray:
-    """The edges of bins of sorted numbers (n,), as `effects.numeric_drift` sets them."""
-    found, counts = np.unique(values, return_counts=True)
-    return bin_edges(values, found[counts * BINS >= len(values)])
-
-
-def distances(shares: np.ndarray, rows: np.ndarray, *, numbers: bool) -> tuple[float, float]:
-    """Distance of the shares (2, bins) of so many values, and what chance alone gives of it, see `effects`.
-
-    Of numbers, Kolmogorov-Smirnov's D at the edges of the bins, and its mean over all values, which is no smaller.
-    """
-    if numbers:
-        largest = float(np.abs(np.cumsum(shares[0] - shares[1])).max())
-        return largest, float(KOLMOGOROV_MEAN * (1 / rows).sum() ** 0.5)
-    variance = shares.mean(axis=0) * (1 - shares.mean(axis=0)) * (1 / rows).sum()
-    return float(abs(shares[0] - shares[1]).sum() / 2), float(np.sqrt(2 / np.pi * variance).sum() / 2)
+def _at_edges(shares: np.ndarray, rows: np.ndarray) -> tuple[float, float]:
+    """Kolmogorov-Smirnov's D at the edges of the bins, and its mean over all values, which is no smaller, by chance."""
+    largest = float(np.abs(np.cumsum(shares[0] - shares[1])).max())
+    return largest, float(KOLMOGOROV_MEAN * (1 / rows).sum() ** 0.5)

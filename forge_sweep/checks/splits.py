@@ -6,11 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from forge_sweep.checks.evidence import Evidence, finding, some, values_of
-from forge_sweep.checks.findings import Finding, Severity
+from forge_sweep.checks.evidence import Evidence, Seen, rule, some, values_of
 
 if TYPE_CHECKING:
     from forge_sweep.sources.base import Role
@@ -24,15 +22,16 @@ MIN_MEAN_SHIFT = 0.25
 SIGNIFICANCE = 0.001
 
 
-def duplicated_rows(evidence: Evidence) -> Iterator[Finding]:
+@rule("warning", "duplicated-rows", expected="no row in two splits")
+def duplicated_rows(evidence: Evidence) -> Iterator[Seen]:
     """Rows whose features stand in two splits, by fingerprint: what was learned by heart is scored as skill.
 
-    More than 20 % of valid or test is an error, unless the features can form few different rows at all (fewer than 10
-    per row of data), where twins say nothing about the split. Shown are rows of valid, or for test their twins in the
-    other split.
+    More than 20 % of valid or test is an error, unless the features can form fewer than 10 different rows per row of
+    data, where twins say nothing. Shown are rows of valid, or for test their twins in the other split.
     """
     marks, visible = evidence.dataset.fingerprints, dict(evidence.visible)
     pairs: tuple[tuple[Role, Role], ...] = (("train", "valid"), ("train", "test"), ("valid", "test"))
+    fix = 'remove duplicates from the file, or kind = "group" with group = "<column>" under [data.split]'
     for fitted, scored in pairs:
         twins = np.isin(marks[scored], marks[fitted])
         if not twins.any():
@@ -40,18 +39,13 @@ def duplicated_rows(evidence: Evidence) -> Iterator[Finding]:
         split = visible.get(scored, visible[fitted])
         shown = twins if scored in visible else np.isin(marks[fitted], marks[scored])
         grave = twins.mean() > MANY_DUPLICATES and _rows_can_differ(evidence)
-        yield finding(
-            "error" if grave else "warning",
-            "duplicated-rows",
-            f"{fitted}/{scored}",
-            seen=f"{twins.sum()} of {len(twins)} {scored} rows ({twins.mean():.1%}) equal a {fitted} row in features",
-            expected="no row in two splits",
-            fix='remove duplicates from the file, or kind = "group" with group = "<column>" under [data.split]',
-            rows=split.rows[shown],
-        )
+        share = f"{twins.sum()} of {len(twins)} {scored} rows ({twins.mean():.1%})"
+        seen = f"{share} equal a {fitted} row in features"
+        yield Seen(f"{fitted}/{scored}", seen, fix, split.rows[shown], severity="error" if grave else "warning")
 
 
-def unseen_categories(evidence: Evidence) -> Iterator[Finding]:
+@rule("warning", "unseen-categories", expected="categories that train has seen")
+def unseen_categories(evidence: Evidence) -> Iterator[Seen]:
     """Text values in valid that train does not have; of nearly unique text, and of numbers, that is said once."""
     train, valid = evidence.dataset.train, evidence.dataset.valid
     said = {*evidence.near_unique, *evidence.noted}
@@ -59,19 +53,17 @@ def unseen_categories(evidence: Evidence) -> Iterator[Finding]:
         column = valid.features[name]
         unseen = (column.notna() & ~column.isin(train.features[name].dropna().unique())).to_numpy(dtype=bool)
         if unseen.any():
-            yield finding(
-                "warning",
-                "unseen-categories",
-                str(name),
-                seen=f"{some(column[unseen].unique())} in {unseen.sum()} of {len(unseen)} valid rows, never in train",
-                expected="categories that train has seen",
-                fix=f'merge rare values of "{name}" in the file, or raise train under [data.split]',
-                rows=valid.rows[unseen],
-            )
+            values = some(column[unseen].unique())
+            seen = f"{values} in {unseen.sum()} of {len(unseen)} valid rows, never in train"
+            fix = f'merge rare values of "{name}" in the file, or raise train under [data.split]'
+            yield Seen(name, seen, fix, valid.rows[unseen])
 
 
-def class_imbalance(evidence: Evidence) -> Iterator[Finding]:
+@rule("info", "class-imbalance")
+def class_imbalance(evidence: Evidence) -> Iterator[Seen]:
     """A rare class in train, relative to equal shares: with N classes its share times N/2, for two its share."""
+    metric = "val_balanced_accuracy" if evidence.kind == "multiclass" else "val_pr_auc"
+    weight = 'class_weight = "balanced" under [model] and ' if evidence.kind in ("binary", "multiclass") else ""
     for name, train, _, labels in evidence.classes():
         counts = np.bincount(train, minlength=len(labels))
         present = np.flatnonzero(counts)
@@ -81,67 +73,73 @@ def class_imbalance(evidence: Evidence) -> Iterator[Finding]:
         share = counts[rarest] / counts.sum()
         relative = share * len(present) / 2
         if relative < IMBALANCE:
-            severity: Severity = "warning" if relative < STRONG_IMBALANCE else "info"
-            yield finding(
-                severity,
-                "class-imbalance",
+            yield Seen(
                 name,
-                seen=f"class {labels[rarest]!r} has {counts[rarest]} of {counts.sum()} train rows ({share:.2%})",
+                f"class {labels[rarest]!r} has {counts[rarest]} of {counts.sum()} train rows ({share:.2%})",
+                f'{weight}metric = "{metric}" under [objective]',
+                severity="warning" if relative < STRONG_IMBALANCE else "info",
                 expected=f"at least {2 * IMBALANCE / len(present):.3g} of the rows in each of {len(present)} classes",
-                fix=_imbalance_fix(evidence),
             )
 
 
-def class_coverage(evidence: Evidence) -> Iterator[Finding]:
-    """Classes that one split lacks."""
+@rule("error", "class-absent-from-train", expected="every class in train and valid")
+def class_absent_from_train(evidence: Evidence) -> Iterator[Seen]:
+    """Classes that train lacks: nothing can learn them."""
     for name, train, valid, labels in evidence.classes():
-        in_train, in_valid = (np.bincount(codes, minlength=len(labels)) > 0 for codes in (train, valid))
-        yield from _absent("error", "train", name, labels, in_valid & ~in_train)
-        yield from _absent("warning", "valid", name, labels, in_train & ~in_valid)
+        yield from _absent("train", name, np.setdiff1d(valid, train), labels)
 
 
-def few_rows_per_class(evidence: Evidence) -> Iterator[Finding]:
+@rule("warning", "class-absent-from-valid", expected="every class in train and valid")
+def class_absent_from_valid(evidence: Evidence) -> Iterator[Seen]:
+    """Classes that valid lacks: nothing can be chosen by them."""
+    for name, train, valid, labels in evidence.classes():
+        yield from _absent("valid", name, np.setdiff1d(train, valid), labels)
+
+
+def _absent(split: Role, target: str, absent: np.ndarray, labels: Sequence[Any]) -> Iterator[Seen]:
+    if len(absent):
+        seen = f"no {split} row has class {some([labels[code] for code in absent.tolist()])}"
+        fix = f"stratify = true or a larger {split} under [data.split], or merge rare classes"
+        yield Seen(target, seen, fix)
+
+
+@rule("warning", "few-rows-per-class", expected=f"at least {MIN_CLASS_ROWS} train rows of each class")
+def few_rows_per_class(evidence: Evidence) -> Iterator[Seen]:
     """Classes with fewer than 10 train rows."""
     for name, train, _, labels in evidence.classes():
         counts = np.bincount(train, minlength=len(labels))
         few = np.flatnonzero((counts > 0) & (counts < MIN_CLASS_ROWS))
         if len(few):
-            yield finding(
-                "warning",
-                "few-rows-per-class",
-                name,
-                seen=f"{len(few)} of {len(labels)} classes have as few as {counts[few].min()} train rows: "
-                f"{some([labels[code] for code in few])}",
-                expected=f"at least {MIN_CLASS_ROWS} train rows of each class",
-                fix="merge or remove rare classes, or raise train under [data.split]",
-            )
+            found = f"{len(few)} of {len(labels)} classes have as few as {counts[few].min()} train rows"
+            fix = "merge or remove rare classes, or raise train under [data.split]"
+            yield Seen(name, f"{found}: {some([labels[code] for code in few])}", fix)
 
 
-def class_shift(evidence: Evidence) -> Iterator[Finding]:
+@rule("warning", "class-shift", expected=f"class shares within {MIN_CLASS_SHIFT:.0%} of each other")
+def class_shift(evidence: Evidence) -> Iterator[Seen]:
     """Class shares that differ between train and valid.
 
     The total variation distance exceeds 0.05 and a chi-square test of homogeneity says it is not chance (p < 0.001).
     """
+    from scipy.stats import chi2_contingency
+
+    fix = "stratify = true under [data.split], or expect scores on new data to differ as much"
     for name, train, valid, labels in evidence.classes():
         if not len(train) or not len(valid) or len(labels) < 2:
             continue
         counts = np.stack([np.bincount(codes, minlength=len(labels)) for codes in (train, valid)])
         shares = counts / counts.sum(axis=1, keepdims=True)
         distance = float(np.abs(shares[0] - shares[1]).sum() / 2)
-        if distance > MIN_CLASS_SHIFT and (p := _chi_square(counts)) < SIGNIFICANCE:
+        p = float(chi2_contingency(counts[:, counts.any(axis=0)], correction=False).pvalue)
+        if distance > MIN_CLASS_SHIFT and p < SIGNIFICANCE:
             most = int(np.abs(shares[0] - shares[1]).argmax())
-            yield finding(
-                "warning",
-                "class-shift",
-                name,
-                seen=f"class {labels[most]!r} has {shares[0, most]:.1%} of train and {shares[1, most]:.1%} of valid "
-                f"(total variation {distance:.3f}, p = {p:.1e})",
-                expected=f"class shares within {MIN_CLASS_SHIFT:.0%} of each other",
-                fix="stratify = true under [data.split], or expect scores on new data to differ as much",
-            )
+            both = f"{shares[0, most]:.1%} of train and {shares[1, most]:.1%} of valid"
+            seen = f"class {labels[most]!r} has {both} (total variation {distance:.3f}, p = {p:.1e})"
+            yield Seen(name, seen, fix)
 
 
-def mean_shift(evidence: Evidence) -> Iterator[Finding]:
+@rule("warning", "mean-shift", expected=f"means within {MIN_MEAN_SHIFT} standard deviations")
+def mean_shift(evidence: Evidence) -> Iterator[Seen]:
     """Numeric features (and a regression target) whose mean differs between train and valid.
 
     By more than 0.25 standard deviations and by Welch's test at 0.001 over all features together (Bonferroni). A
@@ -152,56 +150,20 @@ def mean_shift(evidence: Evidence) -> Iterator[Finding]:
     if evidence.kind == "regression":
         columns += [(str(name), train.targets[name], valid.targets[name]) for name in train.targets]
     columns = [column for column in columns if is_numeric_dtype(column[1]) and is_numeric_dtype(column[2])]
-    for name, before, after in columns:
-        shift, p = _standardised_difference(_finite(before), _finite(after))
+    for name, *both in columns:
+        before, after = (values[np.isfinite(values)] for values in map(values_of, both))
+        shift, p = _standardised_difference(before, after)
         if abs(shift) > MIN_MEAN_SHIFT and p < SIGNIFICANCE / len(columns):
-            yield finding(
-                "warning",
-                "mean-shift",
-                name,
-                seen=f"mean {_finite(before).mean():.4g} in train and {_finite(after).mean():.4g} in valid "
-                f"({shift:+.2f} standard deviations)",
-                expected=f"means within {MIN_MEAN_SHIFT} standard deviations",
-                fix='kind = "random" under [data.split] if the order of rows means nothing; else expect drift, or drop '
-                f'"{name}" under [data]',
-            )
-
-
-def _absent(
-    severity: Severity, split: Role, target: str, labels: Sequence[Any], absent: np.ndarray
-) -> Iterator[Finding]:
-    """The finding about classes that a split lacks, where there are any."""
-    if absent.any():
-        yield finding(
-            severity,
-            f"class-absent-from-{split}",
-            target,
-            seen=f"no {split} row has class {some([labels[code] for code in np.flatnonzero(absent).tolist()])}",
-            expected="every class in train and valid",
-            fix=f"stratify = true or a larger {split} under [data.split], or merge rare classes",
-        )
+            means = f"mean {before.mean():.4g} in train and {after.mean():.4g} in valid"
+            fix = 'kind = "random" under [data.split] if the order of rows means nothing; else expect drift, or drop '
+            yield Seen(name, f"{means} ({shift:+.2f} standard deviations)", f'{fix}"{name}" under [data]')
 
 
 def _rows_can_differ(evidence: Evidence) -> bool:
-    """Whether the features can form many more different rows than there are."""
+    if evidence.arrays is not None and evidence.arrays.values:
+        return True
     possible = np.log(np.maximum(evidence.features["distinct"].to_numpy(dtype=float), 1)).sum()
     return bool(possible > np.log(DISTINCT_PER_ROW * max(sum(evidence.dataset.sizes.values()), 1)))
-
-
-def _imbalance_fix(evidence: Evidence) -> str:
-    """What helps against imbalance, as far as the task offers it."""
-    weight = 'class_weight = "balanced" under [model]'
-    return {
-        "binary": f'{weight} and metric = "val_pr_auc" under [objective]',
-        "multiclass": f'{weight} and metric = "val_balanced_accuracy" under [objective]',
-    }.get(evidence.kind, 'metric = "val_pr_auc" under [objective]')
-
-
-def _chi_square(counts: np.ndarray) -> float:
-    """p-value of homogeneity of the two rows of counts."""
-    from scipy.stats import chi2_contingency
-
-    return float(chi2_contingency(counts[:, counts.sum(axis=0) > 0], correction=False).pvalue)
 
 
 def _standardised_difference(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
@@ -219,9 +181,3 @@ def _standardised_difference(before: np.ndarray, after: np.ndarray) -> tuple[flo
         return (0.0, 1.0) if difference == 0 else (float(np.copysign(np.inf, difference)), 0.0)
     error = np.sqrt(before.var(ddof=1) / len(before) + after.var(ddof=1) / len(after))
     return float(difference / spread), float(2 * norm.sf(abs(difference) / error))
-
-
-def _finite(column: pd.Series) -> np.ndarray:
-    """Finite values of a numeric column."""
-    values = values_of(column)
-    return np.asarray(values[np.isfinite(values)])

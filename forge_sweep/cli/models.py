@@ -1,40 +1,25 @@
-"""`forge-sweep promote`, `rollback`, `card` and `models`: registered models and who is champion."""
+"""Commands on registered models: champions, cards, reproduction, export."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from forge_sweep.cli.printing import MLRUNS, AsJson, Store, complain, echo, emit, print_table
-from forge_sweep.cli.printing import say as tell_user
-from forge_sweep.cli.surroundings import refuse_unwritable
+from forge_sweep.cli.options import MLRUNS, AsJson, Model, ModelUri, Reason, Run, Store, Trust, Version
+from forge_sweep.cli.printing import complain, echo, emit, print_table, say
+from forge_sweep.cli.surroundings import REFUSED, refuse_unwritable
 from forge_sweep.errors import InputError
 
 if TYPE_CHECKING:
     from forge_sweep.checks.findings import Finding
     from forge_sweep.registry import Champions, Change
 
-REFUSED = 3
-
 app = typer.Typer(
-    help="Registered models: versions, aliases, and who was champion when.", no_args_is_help=True, rich_markup_mode=None
+    help="Registered models: versions, aliases and champion history.", no_args_is_help=True, rich_markup_mode=None
 )
-
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the registered model.", show_default=False)]
-Version = Annotated[
-    str,
-    typer.Argument(metavar="VERSION", help="Number of the version, or an alias: @challenger.", show_default=False),
-]
-Reason = Annotated[str, typer.Option("--reason", help="Why, for the record.", show_default=False)]
-
-
-def add_to(main: typer.Typer) -> None:
-    """Put the commands of this file into the command line."""
-    for command in (promote, rollback, card):
-        main.command()(command)
-    main.add_typer(app, name="models")
 
 
 def promote(
@@ -42,36 +27,30 @@ def promote(
     version: Version,
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run", help="Judge and change nothing; what takes a look at the test rows is kept for the promotion."
-        ),
+        typer.Option("--dry-run", help="Evaluate the gates, change nothing; test evaluations are kept and reused."),
     ] = False,
     force: Annotated[
         str | None,
         typer.Option(
-            metavar="REASON", help="Promote whatever the gates say; the reason is recorded.", show_default=False
+            metavar="REASON", help="Promote in spite of refusing gates; the reason is recorded.", show_default=False
         ),
     ] = None,
     reason: Reason = "",
     experiment: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Take [promotion] and the place of the data from this file.", show_default=False
+            metavar="FILE", help="Take [promotion] and the data directory from this file.", show_default=False
         ),
     ] = None,
+    trust: Trust = False,
     store: Store = MLRUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version the champion if every gate lets it; exit code 3, and nothing changed, where one refuses."""
+    """Make a version the champion if every gate passes; otherwise change nothing and exit with code 3."""
     from forge_sweep import registry
 
     if force is not None and not force.strip():
         raise InputError("--force needs a reason, which is recorded", hint='--force "agreed with the fraud team"')
-
-    def tell(found: Finding) -> None:
-        if not as_json:
-            print_gate(found)
-
     try:
         done = registry.promote(
             model,
@@ -81,8 +60,9 @@ def promote(
             force=force or "",
             reason=reason,
             experiment=experiment,
-            tell=tell,
-            say=say,
+            trust=trust,
+            tell=(lambda found: None) if as_json else _print_gate,
+            say=_note,
         )
     except registry.Refused as refusal:
         if as_json:
@@ -93,43 +73,41 @@ def promote(
     if as_json:
         emit(done.to_dict())
     elif done.change is None:
-        tell_user(f"version {done.version} of {model} would be promoted; nothing was changed")
+        say(f"version {done.version} of {model} would be promoted; nothing was changed")
     else:
-        print_change(model, done.change)
+        _print_change(model, done.change)
 
 
-def rollback(model: Model, reason: Reason = "", store: Store = MLRUNS, as_json: AsJson = False) -> None:
+def rollback(
+    model: Model, reason: Reason = "", trust: Trust = False, store: Store = MLRUNS, as_json: AsJson = False
+) -> None:
     """Make the previous champion the champion again."""
     from forge_sweep import registry
 
-    change = registry.rollback(model, store=store, reason=reason, say=say)
+    change = registry.rollback(model, store=store, reason=reason, trust=trust, say=_note)
     if as_json:
         emit(change.to_dict())
     else:
-        print_change(model, change)
+        _print_change(model, change)
 
 
 def card(
     model: Model,
     version: Version,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="HTML (or .md) file to write.", show_default=False),
+        Path | None, typer.Option("--output", "-o", help="HTML (or .md) file to write.", show_default=False)
     ] = None,
     store: Store = MLRUNS,
     as_json: AsJson = False,
 ) -> None:
-    """The model card, made anew with what the registry knows; Markdown on the screen, HTML in a file."""
-    from dataclasses import asdict
-
+    """Show the model card with current registry data: Markdown on the terminal, or an HTML file."""
     from forge_sweep.registry import make_card
 
     refuse_unwritable(output)
     wanted, made = make_card(model, version, store=store)
     if output is not None:
-        text = made.markdown() if output.suffix == ".md" else made.html()
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
+        output.write_text(made.markdown() if output.suffix == ".md" else made.html(), encoding="utf-8")
     if as_json:
         sections = [asdict(section) for section in made.sections]
         emit({"model": model, "version": wanted.version, "sections": sections, "file": output})
@@ -137,11 +115,80 @@ def card(
         echo(made.markdown() if output is None else f"wrote {output}")
 
 
-@app.command("list")
-def listed(store: Store = MLRUNS, as_json: AsJson = False) -> None:
-    """Every registered model with its aliases."""
-    from dataclasses import asdict
+def reproduce(
+    run: Run,
+    env: Annotated[
+        bool, typer.Option("--env", help="Only print the commands that restore the run's environment.")
+    ] = False,
+    root: Annotated[
+        Path | None, typer.Option(help="Directory that the experiment's paths start from; default: the recorded one.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Train with another seed, to see its effect; nothing is recorded.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference of a metric or prediction: absolute up to 1, relative above.")
+    ] = 1e-3,
+    trust: Trust = False,
+    store: Store = MLRUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Retrain a recorded run and compare the result: exact, within tolerance or different (exit code 1)."""
+    from forge_sweep import reproduce as reproducing
 
+    if env:
+        lines = reproducing.commands(reproducing.read_record(run, store))
+        emit(list(lines)) if as_json else echo("\n".join(lines))
+        return
+    found = reproducing.reproduce(run, store=store, root=root, seed=seed, tolerance=tolerance, trust=trust)
+    if as_json:
+        emit(found.to_dict())
+    else:
+        for difference in found.differences or ("nothing: data, code, packages and machine are the same",):
+            say(f"differs   {difference}")
+        say(f"trained   {found.name} ({found.run_id}) in {found.seconds:.1f} s")
+        say(f"verdict   {found.verdict.word}: {found.verdict.text}")
+    if found.verdict.word == "different":
+        raise typer.Exit(1)
+
+
+def export(
+    model: ModelUri,
+    kind: Annotated[str, typer.Option("--format", help="keras, saved_model, onnx or tflite.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File or directory to write.", show_default=False)],
+    without_preprocessing: Annotated[
+        bool, typer.Option("--without-preprocessing", help="Take preprocessed features instead of raw columns.")
+    ] = False,
+    trust: Trust = False,
+    store: Store = MLRUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Export a network with its preprocessing, after checking its scores on the bundle's golden rows."""
+    refuse_unwritable(output, folder=True)
+    from forge_sweep import training
+    from forge_sweep.tracking import fetched, locate
+
+    training.select_backend("tensorflow")
+    training.load_backend()
+    from forge_sweep import exports
+
+    with fetched(locate(model, store), store) as folder:
+        found = exports.export(folder, kind, output, preprocessing=not without_preprocessing, trust=trust)
+    if as_json:
+        emit({**asdict(found), "path": str(found.path)})
+        return
+    say(f"wrote {found.path}: golden scores {found.difference:.2g} off, {found.allowed:.2g} allowed")
+    for each in found.inputs:
+        column = f" takes column {each['column']!r}" if each["column"] else ""
+        say(f"  input {each['input']}{column}, {each['type']}, missing: {each['missing'] or 'empty text'}")
+
+
+COMMANDS = (promote, rollback, card, reproduce, export)
+
+
+@app.command("list")
+def _list(store: Store = MLRUNS, as_json: AsJson = False) -> None:
+    """List the registered models and their aliases."""
     from forge_sweep.registry import overviews
 
     found = list(overviews(store))
@@ -153,29 +200,29 @@ def listed(store: Store = MLRUNS, as_json: AsJson = False) -> None:
     print_table(("model", "versions", *aliases), list(rows))
     for each in found:
         for text in each.warnings:
-            say(text)
+            _note(text)
 
 
-@app.command()
-def history(model: Model, store: Store = MLRUNS, as_json: AsJson = False) -> None:
-    """Every change of champion: who, when, why, by which figures."""
-    champions = of(model, store)
+@app.command("history")
+def _history(model: Model, store: Store = MLRUNS, as_json: AsJson = False) -> None:
+    """List every change of champion: who, when, why, and the figures."""
+    champions = _champions(model, store)
     changes = champions.history()
     if as_json:
         emit([{**change.to_dict(), "record": champions.record(change)} for change in changes])
         return
     rows = []
     for change in changes:
-        state = change.done[:19] or ("revoked" if change.revoked else "under way")
+        state = change.done[:19] or ("revoked" if change.revoked else "in progress")
         words = f"{change.action} {change.before or '-'} -> {change.to or '-'}"
         overruled = ", ".join(change.forced) or None
-        rows.append((str(change.number), state, words, change.who, change.reason, overruled, gain_in_words(change)))
+        rows.append((str(change.number), state, words, change.who, change.reason, overruled, _gain(change)))
     print_table(("", "when (UTC)", "change", "who", "why", "overruled", "gain over champion"), rows)
-    warn(champions)
+    _note(*champions.disagreements())
 
 
-@app.command()
-def at(
+@app.command("at")
+def _at(
     model: Model,
     moment: Annotated[
         str,
@@ -184,29 +231,27 @@ def at(
     store: Store = MLRUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Who was champion at a moment, or in the course of a day."""
-    champions = of(model, store)
+    """Show which version was champion at a given time, or on a given day."""
+    champions = _champions(model, store)
     terms = champions.at(moment)
-    warn(champions)
+    _note(*champions.disagreements())
     if as_json:
         emit([term.to_dict() for term in terms])
         return
     for term in terms:
         until = "now" if term.until is None else f"{term.until:%Y-%m-%d %H:%M:%S}"
-        tell_user(f"version {term.version or 'none'}: {term.since:%Y-%m-%d %H:%M:%S} to {until} UTC")
+        say(f"version {term.version or 'none'}: {term.since:%Y-%m-%d %H:%M:%S} to {until} UTC")
     if not terms:
-        tell_user(f"{model} had no champion on record then")
+        say(f"no champion of {model} is on record for that time")
 
 
-@app.command()
-def show(model: Model, version: Version, store: Store = MLRUNS, as_json: AsJson = False) -> None:
-    """What is recorded of a version."""
-    from dataclasses import asdict
-
+@app.command("show")
+def _show(model: Model, version: Version, store: Store = MLRUNS, as_json: AsJson = False) -> None:
+    """Show everything recorded for a version."""
     from forge_sweep.tracking import Registry
 
     found = Registry(store).version(model, version)
-    changes = [each for each in of(model, store).history() if found.version in (each.to, each.before)]
+    changes = [each for each in _champions(model, store).history() if found.version in (each.to, each.before)]
     if as_json:
         emit({**asdict(found), "changes": [change.to_dict() for change in changes]})
         return
@@ -218,54 +263,42 @@ def show(model: Model, version: Version, store: Store = MLRUNS, as_json: AsJson 
         **{name: value for name, value in sorted(found.tags.items()) if not name.startswith("forge.promotion.")},
     }
     for name, value in lines.items():
-        tell_user(f"{name:<24}{value}")
+        say(f"{name:<24}{value}")
     for change in changes:
-        tell_user(
-            f"change {change.number:<17}{change.action} {change.before or '-'} -> {change.to or '-'}, {change.when}"
-        )
+        title = f"change {change.number}"
+        say(f"{title:<24}{change.action} {change.before or '-'} -> {change.to or '-'}, {change.when}")
 
 
-def of(model: str, store: Path) -> Champions:
-    """The champions of a model."""
+def _champions(model: str, store: Path) -> Champions:
     from forge_sweep.registry import Champions
     from forge_sweep.tracking import Registry
 
     return Champions(Registry(store), model)
 
 
-def warn(champions: Champions) -> None:
-    """Say what does not agree with the ledger."""
-    for text in champions.disagreements():
-        say(text)
+def _note(*texts: str) -> None:
+    for text in texts:
+        say(f"note: {text}", err=True)
 
 
-def say(text: str) -> None:
-    """Something that was noticed, on standard error."""
-    tell_user(f"note: {text}", err=True)
-
-
-def print_gate(found: Finding) -> None:
-    """A gate on one line; with the fix where it is not passed."""
+def _print_gate(found: Finding) -> None:
     mark = {"info": "ok", "warning": "warning", "error": "REFUSED"}[found.severity]
-    tell_user(f"{mark:<8} {found.code:<15} {found.subject}: {found.seen}")
+    say(f"{mark:<8} {found.code:<15} {found.subject}: {found.seen}")
     if found.severity != "info":
-        tell_user(f"{'':<24} expected {found.expected}; fix: {found.fix}")
+        say(f"{'':<24} expected {found.expected}; fix: {found.fix}")
 
 
-def print_change(model: str, change: Change) -> None:
-    """A change of champion."""
+def _print_change(model: str, change: Change) -> None:
     if change.revoked:
-        tell_user(f"change {change.number} was revoked: {change.revoked}")
+        say(f"change {change.number} was revoked: {change.revoked}")
         return
-    tell_user(
-        f"{model}: version {change.to} is the champion (before: {change.before or 'none'}); change {change.number}"
-    )
+    say(f"{model}: version {change.to} is the champion (before: {change.before or 'none'}); change {change.number}")
     if change.forced:
-        tell_user(f"overruled: {', '.join(change.forced)}; reason on record: {change.reason}")
+        say(f"overruled: {', '.join(change.forced)}; reason on record: {change.reason}")
 
 
-def gain_in_words(change: Change) -> str:
-    """``auc +0.0123 (0.0040 to 0.0210)``; of a promotion without a champion, what it was beside the best baseline."""
+def _gain(change: Change) -> str:
+    """``auc +0.0123 (0.0040 to 0.0210)``; without a champion before, the outcome against the best baseline."""
     found, baseline = change.figures.get("champion"), change.figures.get("baseline")
     if found and found["gain"] is not None:
         return f"{change.figures['metric']} {found['gain']:+.4f} ({found['low']:.4f} to {found['high']:.4f})"

@@ -1,7 +1,7 @@
-"""What every command prints with, and the options that many of them share.
+"""How commands print: text, errors, JSON and tables.
 
-Names of columns, classes and models are the user's: nothing here takes them for markup, lets them steer the terminal,
-or breaks on a character that the terminal cannot show.
+Names of columns, classes and models come from users: they are never parsed as markup, control characters are escaped,
+and characters that the output's encoding lacks are replaced.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ import codecs
 import math
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
@@ -25,14 +23,10 @@ from forge_sweep import jsons
 if TYPE_CHECKING:
     from forge_sweep.study import StateCost
 
-Store = Annotated[Path, typer.Option("--store", help="Folder of the embedded MLflow and Optuna stores.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-MLRUNS = Path("mlruns")
-
 REPLACED = "forge_sweep.ascii"
-"""Name of what happens to a character that the output's encoding lacks."""
+"""Codec error handler that replaces characters which the output's encoding lacks."""
 
-IN_ASCII = {
+_IN_ASCII = {
     "\u00b1": "+/-",
     "\u00b5": "u",
     "\u00d7": "x",
@@ -44,45 +38,42 @@ IN_ASCII = {
     "\u2264": "<=",
     "\u2265": ">=",
 }
-"""Our own signs, and how they are spelt there."""
 
-STEERING = (*range(0x20), *range(0x7F, 0xA0), 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
-"""Characters that steer a terminal, or turn the direction of writing."""
+_CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+"""Control characters, and those that change the direction of writing."""
 
-CONTROL = {code: chr(code).encode("ascii", "backslashreplace").decode() for code in STEERING if code > 0x7F} | {
-    code: f"\\x{code:02x}" for code in STEERING if code <= 0x7F and chr(code) not in "\n\t"
+_ESCAPED = {code: chr(code).encode("ascii", "backslashreplace").decode() for code in _CONTROLS if code > 0x7F} | {
+    code: f"\\x{code:02x}" for code in _CONTROLS if code <= 0x7F and chr(code) not in "\n\t"
 }
-"""How they are shown."""
 
 
-def in_ascii(error: UnicodeError) -> tuple[str, int]:
-    """Spell out what an encoding lacks; what has no other spelling is escaped."""
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     found = error.object[error.start : error.end]
-    escaped = (IN_ASCII.get(each) or each.encode("ascii", "backslashreplace").decode() for each in found)
+    escaped = (_IN_ASCII.get(each) or each.encode("ascii", "backslashreplace").decode() for each in found)
     return "".join(escaped), error.end
 
 
 def shown(text: object) -> str:
-    """A user's text as a terminal may have it: on as many lines as it has, and with no control characters."""
-    return str(text).translate(CONTROL)
+    """Text with its control characters escaped; line breaks stay."""
+    return str(text).translate(_ESCAPED)
 
 
-def console(*, err: bool = False) -> Console:
-    """A console that prints text as it is."""
-    return Console(stderr=err, markup=False, emoji=False, highlight=False)
+def console(*, err: bool = False, terminal: bool | None = None) -> Console:
+    """A console without markup, emoji or highlighting; ``terminal`` overrides whether it is one."""
+    return Console(stderr=err, force_terminal=terminal, force_jupyter=False, markup=False, emoji=False, highlight=False)
 
 
 def echo(text: object = "", *, err: bool = False) -> None:
-    """Print text as it is, whatever the width."""
+    """Print text without wrapping."""
     stream = sys.stderr if err else sys.stdout
     stream.write(f"{shown(text)}\n")
     stream.flush()
 
 
 def say(text: object, *, err: bool = False, style: str = "", to: Console | None = None) -> None:
-    """Print text for a person: on a terminal it is wrapped between words, elsewhere a line stays a line."""
+    """Print text; on a terminal, long lines are wrapped between words."""
     out = to or console(err=err)
     lines = shown(text)
     if out.is_terminal:
@@ -91,7 +82,7 @@ def say(text: object, *, err: bool = False, style: str = "", to: Console | None 
 
 
 def wrapped(text: str, width: int) -> str:
-    """Lines of at most ``width``, broken between words; what goes on is indented, and a long word stays whole."""
+    """Wrap lines at ``width`` between words; continuation lines are indented, long words stay whole."""
     lines = []
     for line in text.split("\n"):
         margin = len(line) - len(line.lstrip())
@@ -108,7 +99,7 @@ def wrapped(text: str, width: int) -> str:
 
 
 def complain(text: str) -> None:
-    """An error for people, on standard error."""
+    """Print an error on standard error."""
     out = console(err=True)
     lines = shown(f"error: {text}")
     body = Text(wrapped(lines, out.width) if out.is_terminal else lines)
@@ -123,43 +114,40 @@ def emit(value: Any, indent: int | None = 2) -> None:
 
 
 def cell(value: Any) -> str:
-    """A value in a table, on one line."""
+    """A value as one line of text; "-" for None and NaN."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     return f"{value:.5g}" if isinstance(value, float) else shown(value).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table in which nothing is cut: columns that a terminal has no room for go on below, beside the first one.
-
-    Args:
-        titles: names of the columns.
-        rows: a value for each of them.
-    """
+    """Print a table without cutting cells: columns that do not fit follow below, next to the first column again."""
     out = console()
     cells = [[cell(title) for title in titles], *([cell(value) for value in row] for row in rows)]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     if not out.is_terminal:
         out = Console(markup=False, emoji=False, highlight=False, width=sum(widths) + 2 * len(widths) + 1)
-    for block in blocks(widths, out.width):
+    for block in _blocks(widths, out.width):
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for column in block:
-            table.add_column(Text(cells[0][column]), no_wrap=widths[column] <= room(widths, out.width), overflow="fold")
+            table.add_column(
+                Text(cells[0][column]), no_wrap=widths[column] <= _room(widths, out.width), overflow="fold"
+            )
         for row in cells[1:]:
             table.add_row(*(Text(row[column]) for column in block))
         out.print(table, crop=False)
 
 
-def room(widths: Sequence[int], width: int) -> int:
-    """The widest column that fits beside the first one."""
+def _room(widths: Sequence[int], width: int) -> int:
+    """Width of the widest column that fits next to the first one."""
     return max(width - min(widths[0], width // 3) - 4, 10)
 
 
-def blocks(widths: Sequence[int], width: int) -> list[list[int]]:
-    """The columns of each part of a table; every part begins with the first one."""
+def _blocks(widths: Sequence[int], width: int) -> list[list[int]]:
+    """The columns of each part of a table; each part starts with the first column."""
     parts, used = [[0]], widths[0] + 2
     for column in range(1, len(widths)):
-        needed = min(widths[column], room(widths, width)) + 2
+        needed = min(widths[column], _room(widths, width)) + 2
         if used + needed > width + 2 and len(parts[-1]) > 1:
             parts.append([0])
             used = widths[0] + 2
@@ -169,30 +157,21 @@ def blocks(widths: Sequence[int], width: int) -> list[list[int]]:
 
 
 def print_costs(costs: list[StateCost]) -> None:
-    """What the trials of each state cost, and all of them together."""
+    """Print the cost of the trials of each state, and of all of them."""
     if not any(row.cost.seconds for row in costs):
         return
     titles = ("cost of", "count", "seconds", "CPU s", "GPU s", "share")
-    figures = ((row.state, row.count, row.cost, f"{row.share:.0%}") for row in costs)
-    print_table(
-        titles,
-        [
-            (state, str(count), *(f"{seconds:.1f}" for seconds in (cost.seconds, cost.cpu_s, cost.gpu_s)), share)
-            for state, count, cost, share in figures
-        ],
-    )
+    rows = []
+    for row in costs:
+        seconds = (f"{value:.1f}" for value in (row.cost.seconds, row.cost.cpu_s, row.cost.gpu_s))
+        rows.append((row.state, str(row.count), *seconds, f"{row.share:.0%}"))
+    print_table(titles, rows)
 
 
 def print_features(rows: list[dict[str, Any]]) -> None:
-    """The audit's figures of every feature, over the training rows."""
+    """Print the audit's statistics of every feature on the training rows."""
     if rows:
-        print_table([str(name) for name in rows[0]], [list(row.values()) for row in rows])
+        print_table(list(rows[0]), [list(row.values()) for row in rows])
 
 
-def print_lines(lines: Mapping[str, Any], width: int) -> None:
-    """A name and a value on each line; a long value goes on below, beside its name."""
-    for name, value in lines.items():
-        say(f"{name:<{width}}{value}")
-
-
-codecs.register_error(REPLACED, in_ascii)
+codecs.register_error(REPLACED, _in_ascii)

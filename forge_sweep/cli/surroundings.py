@@ -1,4 +1,4 @@
-"""What the command line makes of its surroundings: streams, variables, paths, and errors that nobody foresaw."""
+"""The process around a command: streams, variables, warnings, output paths, and errors as users see them."""
 
 from __future__ import annotations
 
@@ -15,33 +15,50 @@ from typing import TextIO
 from forge_sweep.cli.printing import REPLACED, complain, emit, say
 from forge_sweep.errors import ForgeSweepError, InputError, masked
 
-EMPTY_IS_UNSET = ("FORGE_SWEEP_", "KERAS_", "MLFLOW_", "MKL_", "OMP_", "OPENBLAS_", "RAY_", "TF_", "XLA_")
-"""Beginnings of variables whose empty value says nothing; with CUDA_VISIBLE_DEVICES it says that there is no GPU."""
+REFUSED = 3
+"""Exit code of a refusing gate."""
 
-EMPTY_TOO = (
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM."""
+
+_EMPTY_IS_UNSET = ("FORGE_SWEEP_", "KERAS_", "MLFLOW_", "MKL_", "OMP_", "OPENBLAS_", "RAY_", "TF_", "XLA_")
+"""Prefixes of variables that count as unset when empty. An empty CUDA_VISIBLE_DEVICES means: no GPU."""
+
+_EMPTY_IS_UNSET_TOO = (
     *("COLUMNS", "LINES", "TERM", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"),
     *("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"),
 )
 
-REFUSED_EMPTY = "FORGE_SWEEP_API_KEY"
+_REFUSED_EMPTY = "FORGE_SWEEP_API_KEY"
 """An empty key would look like protection: `serve` refuses it."""
 
+_warned: set[str] = set()
 
-def settle() -> None:
-    """Make streams that take every character, and drop variables that are empty."""
+
+class MaskingFormatter(logging.Formatter):
+    """Log lines without credentials."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The masked line."""
+        return masked(super().format(record))
+
+
+def set_up() -> None:
+    """Make the standard streams accept every character, unset empty variables, and show warnings as one line."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever started this process
-            setattr(sys, name, nowhere())
+        if stream is None:  # closed by the parent process
+            setattr(sys, name, null_stream())
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=REPLACED)
     for name, value in list(os.environ.items()):
-        if not value and (name.startswith(EMPTY_IS_UNSET) or name in EMPTY_TOO) and name != REFUSED_EMPTY:
+        unset = name.startswith(_EMPTY_IS_UNSET) or name in _EMPTY_IS_UNSET_TOO
+        if not value and unset and name != _REFUSED_EMPTY:
             del os.environ[name]
-    warnings.showwarning = show_warning
+    warnings.showwarning = _show_warning
 
 
-def show_warning(
+def _show_warning(
     message: Warning | str,
     category: type[Warning],
     filename: str,
@@ -49,75 +66,58 @@ def show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """A library's warning for people: what it says, once, without the line of code that said it."""
     text = masked(" ".join(str(message).split()))
-    if text not in _said:
-        _said.add(text)
-        place = f" ({category.__name__}, {filename}:{lineno})" if debugging() else ""
+    if text not in _warned:
+        _warned.add(text)
+        place = f" ({category.__name__}, {filename}:{lineno})" if _debugging() else ""
         say(f"warning: {text}{place}", err=True)
 
 
-_said: set[str] = set()
-
-
-def debugging() -> bool:
-    """Whether ``--debug`` was given."""
+def _debugging() -> bool:
     return logging.getLogger("forge_sweep").isEnabledFor(logging.DEBUG)
 
 
-def report(error: Exception) -> int:
-    """Say what went wrong, on standard error and where machines read, and return the exit code."""
-    known = understood(error)
+def report_error(error: Exception) -> int:
+    """Print an error on standard error, and with ``--json`` as an event; return the exit code."""
+    known = error if isinstance(error, ForgeSweepError) else _explained(error)
     if "--json" in sys.argv:
         emit({"event": "error", "exit_code": known.exit_code, "text": known.message, "fix": known.hint}, indent=None)
-    if debugging():
-        # without the logins that messages of libraries may repeat
+    if _debugging():  # messages of libraries may repeat credentials
         sys.stderr.write(masked("".join(traceback.format_exception(error))))
     complain(masked(str(known)))
     return known.exit_code
 
 
-def understood(error: Exception) -> ForgeSweepError:
-    """An error in our own words."""
-    if isinstance(error, ForgeSweepError):
-        return error
-    if disk_is_full(error):
+def _explained(error: Exception) -> ForgeSweepError:
+    """An exception of Python or a library as an error of ours."""
+    if _disk_is_full(error):
         return ForgeSweepError(
-            "the disk is full; what was written is kept", hint="make room and run the same command again"
+            "the disk is full; everything written so far is kept", hint="free some space and run the same command again"
         )
     if isinstance(error, MemoryError):
         return ForgeSweepError(
             f"not enough memory: {error or 'an allocation failed'}", hint="use fewer rows, or a larger machine"
         )
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
-        return InputError(
-            f"{error.object[:200]!r} holds bytes that are not valid text",
-            hint="give names in UTF-8, or rename the file",
-        )
-    if isinstance(error, FileNotFoundError) and folder_is_gone():
-        return ForgeSweepError("the working folder was deleted", hint="change to a folder that is there")
+        return InputError(f"{error.object[:200]!r} is not valid text", hint="use UTF-8 names, or rename the file")
+    if isinstance(error, FileNotFoundError):
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            return ForgeSweepError("the working directory was deleted", hint="change to an existing directory")
     if isinstance(error, OSError) and error.filename is not None:
         return ForgeSweepError(
-            f"{error.filename}: {error.strerror}", hint="look at the path and its permissions, or give another one"
+            f"{error.filename}: {error.strerror}", hint="check the path and its permissions, or use another path"
         )
     words = " ".join(str(error).split())[:500]
     return ForgeSweepError(
         f"unexpected {type(error).__name__}{f': {words}' if words else ''}",
-        hint="this is no fault of yours: run `forge-sweep --debug ...` again and report what it prints",
+        hint="this is a bug: run `forge-sweep --debug ...` again and report the output",
     )
 
 
-def folder_is_gone() -> bool:
-    """Whether the working folder was deleted under this process."""
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        return True
-    return False
-
-
-def disk_is_full(error: BaseException | None) -> bool:
-    """Whether an exception, or one that it came from, says so; SQLite hides it under two others."""
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Also if the error is wrapped: SQLite's comes inside two others."""
     while error is not None:
         if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "disk is full" in str(error):
             return True
@@ -125,56 +125,40 @@ def disk_is_full(error: BaseException | None) -> bool:
     return False
 
 
-def leave_quietly() -> None:
-    """Nobody reads any more: let nothing that is left in a buffer complain at the end of the process."""
+def flush_quietly() -> None:
+    """Flush the standard streams; redirect one whose reader is gone, so that Python does not complain at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError):
-            mute(stream)
+            try:
+                os.dup2(null_stream().fileno(), stream.fileno())
+            except (OSError, ValueError):
+                return
 
 
-def nowhere() -> TextIO:
-    """A stream that leads nowhere, for the rest of the process."""
+def null_stream() -> TextIO:
+    """A stream that discards what is written."""
     return Path(os.devnull).open("w", encoding="utf-8")
 
 
-def mute(stream: TextIO) -> None:
-    """Send what a stream still has to nowhere."""
-    try:
-        os.dup2(nowhere().fileno(), stream.fileno())
-    except (OSError, ValueError):
-        return
-
-
 def refuse_unwritable(output: Path | None, *, option: str = "--output", folder: bool = False) -> None:
-    """Raise InputError, before anything is computed, where a file could not be written.
-
-    Args:
-        output: the path that was asked for.
-        option: the option that gave it, for the message.
-        folder: whether a folder may stand there.
-    """
+    """Raise InputError, before anything is computed, if an output cannot be written; ``folder`` allows a directory."""
     if output is None:
         return
     try:
         if output.is_dir() and not folder:
-            raise InputError(f"{option} {output} is a folder", hint="name a file in it")
+            raise InputError(f"{option} {output} is a directory", hint="name a file in it")
         home = output.parent
         while not home.exists() and home != home.parent:
             home = home.parent
         if not home.is_dir():
-            raise InputError(f"{option} {output}: {home} is a file, not a folder", hint="give another path")
-        name_fits(output)
-        there = output.exists()
+            raise InputError(f"{option} {output}: {home} is a file, not a directory", hint="use another path")
+        if max((len(os.fsencode(part)) for part in output.parts), default=0) > 255:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(output))
+        target = output if output.exists() else home
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{option} {str(output)!r} cannot be written: {reason}", hint="give another path") from None
-    if not os.access(output if there else home, os.W_OK):
-        raise InputError(f"{option} {output}: no permission to write there", hint="give another path")
-
-
-def name_fits(path: Path) -> None:
-    """Raise OSError where no file system takes the name."""
-    if max((len(os.fsencode(part)) for part in path.parts), default=0) > 255:
-        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))
+        raise InputError(f"{option} {str(output)!r} cannot be written: {reason}", hint="use another path") from None
+    if not os.access(target, os.W_OK):
+        raise InputError(f"{option} {output}: no permission to write there", hint="use another path")

@@ -1,4 +1,4 @@
-"""Three ways to watch a sweep: lines and what runs now on a terminal, plain lines elsewhere, JSON for machines."""
+"""What a sweep prints: a live view on a terminal, plain lines elsewhere, or JSON; and its result at the end."""
 
 from __future__ import annotations
 
@@ -13,83 +13,68 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from forge_sweep.cli.printing import cell, emit, say, shown, wrapped
-from forge_sweep.cli.surroundings import nowhere
+from forge_sweep.cli.printing import cell, echo, emit, print_table, say, shown, wrapped
+from forge_sweep.cli.surroundings import null_stream
+from forge_sweep.task.words import figure, side_by_side
 
 if TYPE_CHECKING:
     from forge_sweep.experiment import Experiment
-    from forge_sweep.sweep import Event, Watch
+    from forge_sweep.study import TrialRow
+    from forge_sweep.sweep import Event, SweepResult, Watch
 
-ENDED = ("finished", "pruned", "failed")
-COLOURS = {"error": "bold red", "warning": "yellow", "info": "dim"}
+_ENDED = ("finished", "pruned", "failed")
+_COLOURS = {"error": "bold red", "warning": "yellow", "info": "dim"}
 
-ALIKE = 3
-"""Findings of one kind that are printed; the others are counted."""
+_ALIKE = 3
+"""Findings of one kind that are printed; the rest are counted."""
 
-SHOWN_NOW = 4
-"""Trials that run at once and are shown."""
+_SHOWN_NOW = 4
+"""Running trials in the live view."""
 
 
 @contextmanager
 def watching(experiment: Experiment, *, as_json: bool, console: Console) -> Iterator[Watch]:
-    """The watcher that fits where the output goes; the sweep goes on where nobody reads it any more."""
+    """The watcher that fits the output: JSON lines, a live view, or plain lines."""
     if as_json:
-        yield unbroken(json_lines)
+        yield _unbroken(json_lines)
         return
-    pace = Pace(experiment)
-    lines = PlainLines(console, pace)
+    lines = PlainLines(console, Pace(experiment))
     try:
         if console.is_terminal and not console.is_dumb_terminal:
-            below = Below(console, lines, pace)
-            with Live(below, console=console, refresh_per_second=4, transient=True):
-                yield unbroken(below.watch)
+            live = LiveView(lines)
+            with Live(live, console=console, refresh_per_second=4, transient=True):
+                yield _unbroken(live.watch)
         else:
-            yield unbroken(lines.watch)
+            yield _unbroken(lines.watch)
     finally:
         lines.close()
 
 
-def unbroken(watch: Watch) -> Watch:
-    """A watcher whose output may end (`| head`, a lost terminal) without ending the sweep."""
-    heard = True
+def _unbroken(watch: Watch) -> Watch:
+    """A watcher that goes silent, without ending the sweep, once its output is closed (`| head`, a lost terminal)."""
+    open_ = True
 
     def listen(event: Event) -> None:
-        nonlocal heard
-        if not heard:
+        nonlocal open_
+        if not open_:
             return
         try:
             watch(event)
         except OSError as error:
-            heard = False
-            sys.stdout = nowhere()
-            say(f"warning: the output is gone ({error.strerror}); the sweep goes on without it", err=True)
+            open_ = False
+            sys.stdout = null_stream()
+            say(f"warning: output closed ({error.strerror}); the sweep continues without it", err=True)
 
     return listen
 
 
 def json_lines(event: Event) -> None:
-    """One JSON object a line, on standard output."""
+    """Print an event as one line of JSON."""
     emit({"event": event.kind, **event.data}, indent=None)
 
 
-def figure(value: Any) -> str:
-    """A score as people read it."""
-    return "-" if value is None else f"{value:.4f}"
-
-
-def duration(seconds: float) -> str:
-    """``40 s``, ``3.5 min`` or ``2.1 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
 class Pace:
-    """How much of a phase is behind, and how long the rest will take at the pace so far.
-
-    Args:
-        experiment: says what is searched and how many trainings the confirmation takes.
-    """
+    """Counts the steps of a phase and estimates how long the rest will take."""
 
     def __init__(self, experiment: Experiment) -> None:
         from forge_sweep.experiment import Dimension
@@ -117,7 +102,7 @@ class Pace:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds of this phase that are left, and while trials run those of the confirmation; None: nobody knows."""
+        """Estimated seconds left in this phase, during trials including the confirmation; None: unknown yet."""
         here, left = self.done - self.before, self.total - self.done
         if here < 1 or left < 0:
             return None
@@ -128,32 +113,33 @@ class Pace:
 
     @property
     def words(self) -> str:
-        """``3 of 12, about 40 s left``, or "" where the number of steps is not known."""
+        """``3 of 12, about 40 s left``, or "" if the number of steps is unknown."""
         if not self.total:
             return ""
-        left = self.left_s
-        about = "" if left is None or self.done >= self.total else f", about {duration(left)} left"
-        return f"{self.done} of {self.total}{about}"
+        done, left = f"{self.done} of {self.total}", self.left_s
+        if left is None or self.done >= self.total:
+            return done
+        if left < 100:
+            return f"{done}, about {left:.0f} s left"
+        return f"{done}, about " + (f"{left / 60:.1f} min left" if left < 6000 else f"{left / 3600:.1f} h left")
 
 
-PHASES = {
+_PHASES = {
     "audit": "audit of {dataset}",
     "preflight": "pre-flight: smallest and largest model",
     "baselines": "baselines",
     "trials": "trials: {done} of {total} done",
     "confirm": "confirmation over several seeds",
-    "publish": "one look at the test split, registration",
+    "publish": "test evaluation and registration",
 }
 
 
-def params_in_words(params: Mapping[str, Any], names: Sequence[str]) -> str:
-    """The hyperparameters that are searched."""
+def _params_words(params: Mapping[str, Any], names: Sequence[str]) -> str:
     return ", ".join(f"{name} {cell(params[name])}" for name in names if name in params)
 
 
-def trial_line(data: Mapping[str, Any], pace: Pace) -> str:
-    """How one trial ended."""
-    params = params_in_words(data.get("params", {}), pace.searched)
+def _trial_line(data: Mapping[str, Any], pace: Pace) -> str:
+    params = _params_words(data.get("params", {}), pace.searched)
     if data["state"] == "failed":
         tried = f"  ({params})" if params else ""
         return f"  trial {data['number']:<4} failed ({data['failure']}): {data['cause']}{tried}"
@@ -165,12 +151,7 @@ def trial_line(data: Mapping[str, Any], pace: Pace) -> str:
 
 
 class PlainLines:
-    """One line per event that matters; what repeats itself is counted.
-
-    Args:
-        console: where they go.
-        pace: how far the sweep is; told of every event here.
-    """
+    """Prints one line per event that matters; repetitions are counted. Keeps the pace."""
 
     def __init__(self, console: Console, pace: Pace) -> None:
         self.console = console
@@ -179,116 +160,149 @@ class PlainLines:
         self.alike: dict[str, list[str]] = {}
 
     def watch(self, event: Event) -> None:
-        """Print the event."""
+        """Print an event."""
         self.pace.take(event)
         data = event.data
         match event.kind:
             case "phase":
                 self.close()
-                self.print(PHASES[data["name"]].format_map(data))
+                self._print(_PHASES[data["name"]].format_map(data))
+                if groups := data.get("groups"):
+                    each = "train {train}, validation {valid}, test {test}".format_map(groups)
+                    self._print(f"  groups: {sum(groups.values())} ({each})")
             case "finding" if data["severity"] == "warning":
-                # errors are said once, by the refusal that follows
+                # errors are printed by the refusal that follows
                 subjects = self.alike.setdefault(data["code"], [])
                 subjects.append(data["subject"])
-                if len(subjects) <= ALIKE:
-                    self.label("warning", data["text"])
+                if len(subjects) <= _ALIKE:
+                    self._label("warning", data["text"])
             case "message":
                 self.said[data["text"]] += 1
                 if self.said[data["text"]] == 1:
-                    self.label(data["severity"], data["text"])
+                    self._label(data["severity"], data["text"])
             case "baseline":
                 words = f"{data['seconds']:.1f} s" + f"; {self.pace.words}" * bool(self.pace.words)
-                self.print(f"  {data['name']:<24} {figure(data['value'])}  ({words})")
+                self._print(f"  {data['name']:<24} {figure(data['value'])}  ({words})")
             case "trial_done" if data["state"] == "failed":
-                self.label("warning", trial_line(data, self.pace), named=False)
+                self._label("warning", _trial_line(data, self.pace), named=False)
             case "trial_done":
-                self.print(trial_line(data, self.pace))
+                self._print(_trial_line(data, self.pace))
             case "confirm":
                 words = f"  ({self.pace.words})" if self.pace.words else ""
-                self.print(f"  {data['words']:<24} seed {data['seed']}  {figure(data['value'])}{words}")
+                self._print(f"  {data['words']:<24} seed {data['seed']}  {figure(data['value'])}{words}")
 
     def close(self) -> None:
-        """Say how often what repeated itself came."""
+        """Print the counts of repeated findings and messages."""
         for code, subjects in self.alike.items():
-            if len(subjects) > ALIKE:
-                more = len(subjects) - ALIKE
-                names = ", ".join(subjects[ALIKE : ALIKE + 10]) + ", ..." * (more > 10)
-                self.label("warning", f"{more} more of the kind {code}: {names}")
+            if len(subjects) > _ALIKE:
+                more = len(subjects) - _ALIKE
+                names = ", ".join(subjects[_ALIKE : _ALIKE + 10]) + ", ..." * (more > 10)
+                self._label("warning", f"{more} more {code} warnings: {names}")
         self.alike.clear()
         for text, count in self.said.items():
             if count > 1:
-                self.label("info", f"said {count} times: {text[:120]}")
+                self._label("info", f"repeated {count} times: {text[:120]}")
         self.said.clear()
 
-    def label(self, severity: str, text: str, *, named: bool = True) -> None:
-        """Text in the colour of its severity, which stands before it."""
+    def _label(self, severity: str, text: str, *, named: bool = True) -> None:
         label = "" if not named or text.startswith(severity) or severity == "info" else f"{severity}: "
-        self.print(f"{label}{text}", style=COLOURS[severity])
+        self._print(f"{label}{text}", style=_COLOURS[severity])
 
-    def print(self, text: str, style: str = "") -> None:
-        """A line."""
+    def _print(self, text: str, style: str = "") -> None:
         say(text, style=style, to=self.console)
 
 
-class Below:
-    """What runs now, below the lines of what is over.
+class LiveView:
+    """The running trials and the progress, redrawn below the lines of finished steps."""
 
-    Args:
-        console: where it is drawn.
-        lines: what is over.
-        pace: how far the sweep is.
-    """
-
-    def __init__(self, console: Console, lines: PlainLines, pace: Pace) -> None:
-        self.console = console
+    def __init__(self, lines: PlainLines) -> None:
         self.lines = lines
-        self.pace = pace
+        self.pace = lines.pace
         self.states: Counter[str] = Counter()
         self.best: float | None = None
         self.baselines: dict[str, float] = {}
         self.now: dict[Any, str] = {}
 
     def watch(self, event: Event) -> None:
-        """Take in an event."""
+        """Update the view with an event, and print it if it is final."""
         data = event.data
-        if event.kind == "phase":
-            self.now.clear()
-        if event.kind == "phase" and data["name"] == "trials":
-            self.baselines, self.best = data["baselines"], data["best"]
-            self.states = Counter(data["states"])
-        elif event.kind == "baseline_started":
-            self.now = {data["name"]: data["name"]}
-        elif event.kind == "confirm_started":
-            self.now[data["name"]] = f"{data['words']}, seed {data['seed']}"
-        elif event.kind == "confirm":
-            self.now.pop(data["name"], None)
-        elif event.kind == "trial_started":
-            params = params_in_words(data["params"], self.pace.searched)
-            self.now[data["number"]] = f"trial {data['number']}: {params}"
-        elif event.kind == "epoch":
-            losses = ", ".join(f"{name} {figure(data['metrics'].get(name))}" for name in ("loss", "val_loss"))
-            where = f"epoch {data['epoch']} of {self.pace.epochs}"
-            self.now[data["number"]] = f"trial {data['number']}, {where}: {losses}"
-        elif event.kind == "trial_done":
-            self.now.pop(data["number"], None)
-            self.states[data["state"]] += 1
-            self.best = data["best"]
+        match event.kind:
+            case "phase":
+                self.now.clear()
+                if data["name"] == "trials":
+                    self.baselines, self.best, self.states = data["baselines"], data["best"], Counter(data["states"])
+            case "baseline_started":
+                self.now = {data["name"]: data["name"]}
+            case "confirm_started":
+                self.now[data["name"]] = f"{data['words']}, seed {data['seed']}"
+            case "confirm":
+                self.now.pop(data["name"], None)
+            case "trial_started":
+                params = _params_words(data["params"], self.pace.searched)
+                self.now[data["number"]] = f"trial {data['number']}: {params}"
+            case "epoch":
+                losses = ", ".join(f"{name} {figure(data['metrics'].get(name))}" for name in ("loss", "val_loss"))
+                where = f"epoch {data['epoch']} of {self.pace.epochs}"
+                self.now[data["number"]] = f"trial {data['number']}, {where}: {losses}"
+            case "trial_done":
+                self.now.pop(data["number"], None)
+                self.states[data["state"]] += 1
+                self.best = data["best"]
         self.lines.watch(event)
 
     def __rich__(self) -> Text:
-        """The lines."""
         lines = []
         if self.pace.phase == "trials":
-            counts = ", ".join(f"{self.states[state]} {state}" for state in ENDED)
-            baseline = next(iter(self.baselines.items()), None)
-            best = f"best {figure(self.best)}" + (
-                f", best baseline {baseline[0]} {figure(baseline[1])}" if baseline else ""
-            )
-            lines += [f"trials {self.pace.words}", counts, best]
+            counts = ", ".join(f"{self.states[state]} {state}" for state in _ENDED)
+            best = [f"best {figure(self.best)}"]
+            best += [f"best baseline {name} {figure(value)}" for name, value in list(self.baselines.items())[:1]]
+            lines += [f"trials {self.pace.words}", counts, ", ".join(best)]
         elif self.pace.words:
             lines.append(f"{self.pace.phase} {self.pace.words}")
         now = list(self.now.values())
-        lines += [f"now {text}" for text in now[:SHOWN_NOW]]
-        if len(now) > SHOWN_NOW:
-            lines.append(f"and {len(now) - SHOWN_NOW} more")
-        return Text(wrapped(shown("\n".join(lines)), self.console.width) if lines else "", style="bold")
+        lines += [f"now {text}" for text in now[:_SHOWN_NOW]]
+        if len(now) > _SHOWN_NOW:
+            lines.append(f"and {len(now) - _SHOWN_NOW} more")
+        return Text(wrapped(shown("\n".join(lines)), self.lines.console.width) if lines else "", style="bold")
+
+
+def print_result(name: str, result: SweepResult) -> None:
+    """Print the winner, the verdict, all candidates, and the test evaluation."""
+    from forge_sweep.study import phases_words
+
+    echo()
+    print_table(*result.candidates())
+    if result.evaluation is not None:
+        echo()
+        print_table(*side_by_side(result.evaluation))
+    echo()
+    counts = ", ".join(f"{count} {state}" for state, count in result.trials.items())
+    ended = "" if result.ended_by == "study.n_trials" else f"; ended by {result.ended_by}"
+    say(f"winner    {winner_words(result.winner, result.objective)}")
+    say(f"verdict   {result.verdict}")
+    if result.evaluation is None:
+        say("test      " + ", ".join(f"{name} {figure(value)}" for name, value in result.test.items()))
+    say(f"search    best in the search: {searched(result.best, result.objective)}")
+    say(f"trials    {counts}{ended}")
+    if result.phases:
+        say(f"took      {phases_words(result.phases)}")
+    say(f"run       {result.run_id}")
+    say(f"model     {result.model}")
+    echo(f"open      forge-sweep ui {name}, then {result.link}")  # a wrapped link could not be clicked
+
+
+def winner_words(winner: Mapping[str, Any], objective: str) -> str:
+    """The registered model with its mean score and its parameters."""
+    seeds = len(winner["values"])
+    chosen = {} if winner["baseline"] else winner["params"]  # a baseline's are its library's defaults
+    params = ", ".join(f"{name} {cell(value)}" for name, value in chosen.items())
+    mean = f"{objective} {figure(winner['mean'])} over {seeds} seed{'s' * (seeds > 1)}"
+    return f"{winner['words']}, {mean}{f'; {params}' if params else ''}"
+
+
+def searched(best: Mapping[str, Any] | TrialRow | None, objective: str) -> str:
+    """The trial with the best single score, such as ``trial 9, val_auc 0.9994``."""
+    if not best:
+        return "no trial finished"
+    number, value = (best["number"], best["value"]) if isinstance(best, Mapping) else (best.number, best.value)
+    return f"trial {number}, {objective} {figure(value)}"

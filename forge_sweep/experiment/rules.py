@@ -5,55 +5,45 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from forge_sweep.errors import Mistake
-from forge_sweep.experiment.space import HYPERPARAMETERS, Dimension, Hyperparameter, Scalar
-from forge_sweep.experiment.spec import (
-    DataSpec,
-    ModelSpec,
-    ObjectiveSpec,
-    PreprocessingSpec,
-    StudySpec,
-    WorkersSpec,
-)
+from forge_sweep.errors import Key, Mistake
+from forge_sweep.experiment.code import Code
+from forge_sweep.experiment.space import Dimension, Hyperparameter, Scalar
+from forge_sweep.experiment.spec import DataSpec, ModelSpec, ObjectiveSpec, PreprocessingSpec, StudySpec, WorkersSpec
 from forge_sweep.task import METRICS, check_pairing, direction, pairings
 
-
-@dataclass(frozen=True)
-class Sections:
-    """The sections that could be read; None where one could not."""
-
-    data: DataSpec | None
-    preprocessing: PreprocessingSpec | None
-    model: ModelSpec | None
-    objective: ObjectiveSpec | None
-    study: StudySpec | None
-    workers: WorkersSpec | None
-    backend: str = "tensorflow"
-
-
-Rule = Callable[[Sections], Iterator[Mistake]]
-
-
-def as_toml(value: Any) -> str:
-    """A value as it would stand in the file; a long one is cut."""
-    text = (
-        f"{{ {', '.join(value)} }}" if isinstance(value, dict) else json.dumps(value, default=str, ensure_ascii=False)
-    )
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-
+Mistakes = Iterator[Mistake]
 
 SHOWN = 200
 """Characters of a value in a message."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def as_toml(value: Any) -> str:
+    """A value as it would stand in the file; a long one is cut."""
+    if isinstance(value, dict):
+        text = f"{{ {', '.join(value)} }}"
+    else:
+        text = json.dumps(value, default=str, ensure_ascii=False)
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def wrong(path: str, value: Any, expected: str, hint: str = "") -> Mistake:
+    """A mistake that shows the value."""
+    return Mistake(path, as_toml(value), expected, hint)
+
+
+def missing(path: str, expected: str, hint: str = "") -> Mistake:
+    """A mistake without a value to show."""
+    return Mistake(path, "", expected, hint)
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """``did you mean "width"?`` or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f'did you mean "{close[0]}"?' if close else ""
 
 
@@ -62,7 +52,13 @@ SYNONYMS: dict[str, str] = {
     **dict.fromkeys(("units", "neurons", "hidden_units", "n_units", "num_units", "hidden", "hidden_size"), "width"),
     **dict.fromkeys(("hidden_dim", "nodes", "size"), "width"),
     **dict.fromkeys(("layers", "n_layers", "num_layers", "hidden_layers", "blocks", "n_hidden"), "depth"),
-    **dict.fromkeys(("weight_decay", "wd", "l2_reg", "l2_penalty", "regularization", "regularizer", "kernel_l2"), "l2"),
+    **dict.fromkeys(("l2_reg", "l2_penalty", "regularization", "regularizer", "kernel_l2"), "l2"),
+    **dict.fromkeys(("wd", "decay", "weightdecay", "decoupled_weight_decay"), "weight_decay"),
+    **dict.fromkeys(("clipnorm", "global_clipnorm", "grad_clip", "gradient_clip", "max_grad_norm"), "clip_norm"),
+    **dict.fromkeys(("lr_schedule", "lr_scheduler", "scheduler", "learning_rate_schedule"), "schedule"),
+    **dict.fromkeys(("warm_up", "warmup_ratio", "warmup_steps", "warmup_share"), "warmup"),
+    **dict.fromkeys(("ema_momentum", "ema_decay", "use_ema", "polyak"), "ema"),
+    **dict.fromkeys(("smoothing", "smooth", "labelsmoothing"), "label_smoothing"),
     **dict.fromkeys(("drop_out", "dropout_rate", "drop_rate"), "dropout"),
     **dict.fromkeys(("batch", "batchsize", "bs", "minibatch"), "batch_size"),
     **dict.fromkeys(("opt", "optim"), "optimizer"),
@@ -82,7 +78,6 @@ SYNONYMS: dict[str, str] = {
 }
 """What other tools call our keys and hyperparameters."""
 
-
 PLACE: dict[str, str] = {"file": "path", "sample": "name", "postgres": "version"}
 """The key that says where the rows are, by source."""
 
@@ -90,134 +85,128 @@ INGESTED = ("key", "drop", "categorical", "separator", "split")
 """What was decided when a version was ingested."""
 
 
-def source_fits(sections: Sections) -> Iterator[Mistake]:
+def source_fits(data: DataSpec) -> Mistakes:
     """A file has a path, a sample has a name, a version in the store has its name, and none has another's."""
-    data = sections.data
-    if data is None:
+    if data.source not in PLACE:  # a plugin says itself what it needs
         return
     if getattr(data, PLACE[data.source]) is None:
-        yield Mistake(f"data.{PLACE[data.source]}", "", f'a value, since data.source = "{data.source}"')
+        yield missing(f"data.{PLACE[data.source]}", f'a value, since data.source = "{data.source}"')
     for source, other in (("file", "path"), ("sample", "name")):
-        if source != data.source and getattr(data, other) is not None:
-            yield Mistake(
-                f"data.{other}",
-                as_toml(getattr(data, other)),
-                f'nothing beside data.source = "{data.source}"',
-                f"remove it, or set data.source = {as_toml(source)}",
-            )
+        value = getattr(data, other)
+        if source != data.source and value is not None:
+            hint = f"remove it, or set data.source = {as_toml(source)}"
+            yield wrong(f"data.{other}", value, f'nothing beside data.source = "{data.source}"', hint)
     if data.source == "postgres":
-        yield from (
-            Mistake(f"data.{key}", "", 'nothing beside data.source = "postgres"', "it was decided at `data ingest`")
-            for key in INGESTED
-            if key in data.model_fields_set
-        )
+        for key in INGESTED:
+            if key in data.model_fields_set:
+                expected = 'nothing beside data.source = "postgres"'
+                yield missing(f"data.{key}", expected, "it was decided at `data ingest`")
 
 
-def split_fits(sections: Sections) -> Iterator[Mistake]:
+def split_fits(data: DataSpec) -> Mistakes:
     """Shares sum to 1, the named column stands beside its kind, and one path per split means kind `files`."""
-    if sections.data is None:
-        return
-    split, paths = sections.data.split, sections.data.path
+    split, paths = data.split, data.path
     total = split.train + split.valid + split.test
     if split.kind in ("random", "group", "time") and not math.isclose(total, 1.0, abs_tol=1e-6):
         yield Mistake("data.split", f"train + valid + test = {total:g}", "shares that sum to 1")
     for kind in ("column", "group", "time"):
-        named = getattr(split, kind)
+        path, named, setting = f"data.split.{kind}", getattr(split, kind), Key("data.split.kind", as_toml(kind))
         if split.kind == kind and named is None:
-            yield Mistake(f"data.split.{kind}", "", f'a column name, since data.split.kind = "{kind}"')
+            yield missing(path, f"a column name, since {setting:is}")
         if split.kind != kind and named is not None:
-            yield Mistake(
-                f"data.split.{kind}", as_toml(named), "nothing", f'set data.split.kind = "{kind}" or remove it'
-            )
+            yield wrong(path, named, "nothing", f"set {setting:is} or remove it")
     if isinstance(paths, dict) and set(paths) != {"train", "valid", "test"}:
-        yield Mistake("data.path", as_toml(paths), "train, valid and test, each with a path")
-    if isinstance(paths, dict) != (split.kind == "files"):
-        expected = (
-            '"files", since data.path has one path per split'
-            if isinstance(paths, dict)
-            else "one path per split in data.path"
-        )
-        yield Mistake("data.split.kind", as_toml(split.kind), expected)
+        yield wrong("data.path", paths, "train, valid and test, each with a path")
+    if isinstance(paths, dict) and split.kind != "files":
+        yield wrong("data.split.kind", split.kind, '"files", since data.path has one path per split')
+    if not isinstance(paths, dict) and split.kind == "files":
+        yield wrong("data.split.kind", split.kind, "one path per split in data.path")
 
 
-def columns_have_one_role(sections: Sections) -> Iterator[Mistake]:
+def columns_have_one_role(data: DataSpec) -> Mistakes:
     """A target is not dropped, a key is not the target, and so on."""
-    data = sections.data
-    if data is None:
-        return
     roles: dict[str, str] = {}
-    named = [
-        ("data.key", data.key),
-        *((f"data.split.{k}", getattr(data.split, k)) for k in ("column", "group", "time")),
-    ]
-    for path, columns in [
-        ("data.target", data.target),
-        *((p, (c,) if c else ()) for p, c in named),
-        ("data.drop", data.drop),
-    ]:
+    single = {"data.key": data.key, **{f"data.split.{k}": getattr(data.split, k) for k in ("column", "group", "time")}}
+    named = {path: (column,) for path, column in single.items() if column}
+    for path, columns in {"data.target": data.target, **named, "data.drop": data.drop}.items():
         for column in columns:
             if column in roles:
-                yield Mistake(path, as_toml(column), f"a column that is not {roles[column]} already")
+                yield wrong(path, column, f"a column that is not {Key(roles[column])} already")
             roles.setdefault(column, path)
     for column in data.categorical:
         if column in roles:
-            yield Mistake("data.categorical", as_toml(column), f"a feature, not {roles[column]}")
+            yield wrong("data.categorical", column, f"a feature, not {Key(roles[column])}")
 
 
-def target_fits_task(sections: Sections) -> Iterator[Mistake]:
+INPUT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+
+def inputs_have_names(data: DataSpec) -> Mistakes:
+    """Keras takes the name of an input, and its columns are features."""
+    split = data.split
+    single = {"data.key": data.key, **{f"data.split.{k}": getattr(split, k) for k in ("column", "group", "time")}}
+    roles = dict.fromkeys(data.target, "data.target") | dict.fromkeys(data.drop, "data.drop")
+    roles |= {column: path for path, column in single.items() if column}
+    for name, group in data.inputs.items():
+        if not INPUT_NAME.fullmatch(name):
+            yield missing(f"data.inputs.{name}", "a name of letters, digits and _, beginning with a letter")
+        for key, columns in {"columns": group.columns, "column": (group.column,)}.items():
+            for column in columns:
+                if column in roles:
+                    yield wrong(f"data.inputs.{name}.{key}", column, f"a feature, not {Key(roles[column])}")
+
+
+def inputs_fit_their_kind(data: DataSpec) -> Mistakes:
+    """A table has columns, arrays have one, and only an image has a shape."""
+    for name, group in data.inputs.items():
+        path, table = f"data.inputs.{name}", group.kind == "table"
+        for key in ("columns", "column", "shape", "encode"):
+            given = key in group.model_fields_set and getattr(group, key) is not None
+            needed = key == ("columns" if table else "column")
+            if needed and not getattr(group, key):
+                yield missing(f"{path}.{key}", f'a value, since {path}.kind = "{group.kind}"')
+            elif given and not needed and not (table and key == "encode") and (group.kind, key) != ("image", "shape"):
+                hint = {"shape": 'set kind = "image"', "column": 'set kind = "tensor" or "image"'}.get(key, "remove it")
+                yield wrong(f"{path}.{key}", getattr(group, key), f'nothing beside kind = "{group.kind}"', hint)
+        if group.shape is not None and (len(group.shape) != 3 or group.shape[2] not in (1, 3, 4)):
+            yield wrong(f"{path}.shape", group.shape, "height, width and 1, 3 or 4 channels")
+
+
+def target_fits_task(data: DataSpec) -> Mistakes:
     """One column for binary and regression, several for multilabel; a positive label only for binary."""
-    data = sections.data
-    if data is None:
-        return
     if data.task in ("binary", "regression") and len(data.target) > 1:
         hint = 'task = "multilabel", or "multiclass" for one-hot columns' if data.task == "binary" else ""
-        yield Mistake("data.target", as_toml(data.target), f"one column for {data.task}", hint)
+        yield wrong("data.target", data.target, f"one column for {data.task}", hint)
     if data.task == "multilabel" and len(data.target) < 2:
-        yield Mistake("data.target", as_toml(data.target), "two or more columns of 0 and 1 for multilabel")
+        yield wrong("data.target", data.target, "two or more columns of 0 and 1 for multilabel")
     if data.positive is not None and data.task != "binary":
-        yield Mistake(
-            "data.positive", as_toml(data.positive), f"nothing for {data.task}: only binary has a positive label"
-        )
+        expected = f"nothing for {data.task}: only binary has a positive label"
+        yield wrong("data.positive", data.positive, expected)
 
 
-def objective_fits_task(sections: Sections) -> Iterator[Mistake]:
-    """The metric exists for the task, on the validation split, in its own direction."""
-    data, objective = sections.data, sections.objective
-    if objective is None:
-        return
-    metric = objective.metric
+def objective_is_of_validation(objective: ObjectiveSpec) -> Mistakes:
+    """The metric is one of the validation split."""
+    path, metric = "objective.metric", objective.metric
     if metric.startswith("test_"):
-        yield Mistake(
-            "objective.metric", as_toml(metric), "a validation metric", "the test split is looked at once, at the end"
-        )
-        return
+        yield wrong(path, metric, "a validation metric", "the test split is evaluated once, at the end")
+    elif not metric.startswith("val_"):
+        yield wrong(path, metric, "a metric of the validation split", f'did you mean "val_{metric}"?')
+
+
+def objective_fits_task(objective: ObjectiveSpec, data: DataSpec) -> Mistakes:
+    """The metric exists for the task, in its own direction."""
+    metric, valid = objective.metric, [f"val_{name}" for name in (*METRICS[data.task], "loss")]
     if not metric.startswith("val_"):
-        yield Mistake(
-            "objective.metric", as_toml(metric), "a metric of the validation split", f'did you mean "val_{metric}"?'
-        )
         return
-    if data is None:
-        return
-    valid = [f"val_{name}" for name in (*METRICS[data.task], "loss")]
-    if metric not in dict.fromkeys(valid):
-        yield Mistake(
-            "objective.metric",
-            as_toml(metric),
-            f"a metric of {data.task}: {', '.join(dict.fromkeys(valid))}",
-            nearest(metric, valid),
-        )
+    if metric not in valid:
+        yield wrong("objective.metric", metric, f"a metric of {data.task}: {', '.join(valid)}", nearest(metric, valid))
     elif objective.direction not in (None, direction(data.task, metric)):
         expected = f'"{direction(data.task, metric)}", the direction of {metric}'
-        yield Mistake(
-            "objective.direction", as_toml(objective.direction), expected, "leave it out: it follows from the metric"
-        )
+        yield wrong("objective.direction", objective.direction, expected, "leave it out: it follows from the metric")
 
 
-def head_fits_task(sections: Sections) -> Iterator[Mistake]:
+def head_fits_task(data: DataSpec, model: ModelSpec) -> Mistakes:
     """Output activation and loss are a pair that fits the task."""
-    data, model = sections.data, sections.model
-    if data is None or model is None:
-        return
     default = pairings(data.task, data.one_hot)[0]
     activation = model.activation or ("linear" if model.from_logits else default.activation)
     problem = check_pairing(data.task, data.one_hot, activation, model.loss or default.loss, model.from_logits)
@@ -226,119 +215,119 @@ def head_fits_task(sections: Sections) -> Iterator[Mistake]:
         seen = ", ".join(f"{key} = {as_toml(value)}" for key, value in given.items())
         yield Mistake("model", seen, f"an output layer and a loss that fit {data.task}", problem)
     if model.class_weight and data.task not in ("binary", "multiclass"):
-        yield Mistake(
-            "model.class_weight",
-            as_toml(model.class_weight),
-            f"nothing for {data.task}",
-            "class weights need one class per row",
-        )
+        hint = "class weights need one class per row"
+        yield wrong("model.class_weight", model.class_weight, f"nothing for {data.task}", hint)
 
 
-def search_values_are_known(sections: Sections) -> Iterator[Mistake]:
+def search_values_are_known(model: ModelSpec, hyperparameters: Mapping[str, Hyperparameter]) -> Mistakes:
     """Every value under [model.search] lies in the range of its hyperparameter."""
-    for name, value in (sections.model.search if sections.model else {}).items():
+    for name, value in model.search.items():
         path = f"model.search.{name}"
-        known = HYPERPARAMETERS.get(name)
+        known = hyperparameters.get(name)
         if known is None:
             continue  # said where fields are checked
-        if isinstance(value, Dimension):
-            yield from dimension_mistakes(path, value, known)
-        elif not known.accepts(value):
-            yield Mistake(path, as_toml(value), known.expected)
+        if not isinstance(value, Dimension):
+            if not known.accepts(value):
+                yield wrong(path, value, known.expected)
+        elif value.type == "categorical":
+            yield from _choices_are_known(path, value, known)
+        else:
+            yield from _range_is_known(path, value, known)
 
 
-def dimension_mistakes(path: str, dimension: Dimension, known: Hyperparameter) -> Iterator[Mistake]:
-    """What is wrong with one search range."""
-    if dimension.type == "categorical":
-        yield from categorical_mistakes(path, dimension, known)
-        return
+def builder_gets_what_it_needs(model: ModelSpec, code: Code) -> Mistakes:
+    """Every hyperparameter of an own builder has a value in every trial, and its source is the one that is pinned."""
+    for name in code.parameters:
+        path, value = f"model.search.{name}", model.search.get(name)
+        if name not in code.required or name == "batch_size":
+            continue
+        if value is None:
+            yield missing(path, f"a value: {code.builder} has no default for it")
+        elif isinstance(value, Dimension) and value.when:
+            yield missing(f"{path}.when", "no condition", f"or give {name} a default in {code.builder}")
+    if model.code is not None and model.code != code.digest:
+        read = ", ".join(sorted(code.paths.values()))
+        hint = "put the source back, or remove this key"
+        yield wrong("model.code", model.code, f'"{code.digest}", the digest of {read}', hint)
+
+
+def _range_is_known(path: str, dimension: Dimension, known: Hyperparameter) -> Mistakes:
     if known.type in ("choice", "bool"):
-        yield Mistake(f"{path}.type", as_toml(dimension.type), '"categorical"', f"{path} takes {known.expected}")
+        yield wrong(f"{path}.type", dimension.type, '"categorical"', f"{path} takes {known.expected}")
         return
     if known.type == "int" and dimension.type == "float":
-        yield Mistake(f"{path}.type", '"float"', '"int"', f"{path} takes {known.expected}")
+        yield wrong(f"{path}.type", "float", '"int"', f"{path} takes {known.expected}")
     if dimension.choices:
-        yield Mistake(
-            f"{path}.choices",
-            as_toml(dimension.choices),
-            f'nothing beside type = "{dimension.type}"',
-            'type = "categorical"',
-        )
-    bounds = {"low": dimension.low, "high": dimension.high}
-    for key, value in bounds.items():
+        expected = f'nothing beside type = "{dimension.type}"'
+        yield wrong(f"{path}.choices", dimension.choices, expected, 'type = "categorical"')
+    for key, value in (("low", dimension.low), ("high", dimension.high)):
         if value is None:
-            yield Mistake(f"{path}.{key}", "", "a number")
+            yield missing(f"{path}.{key}", "a number")
         elif dimension.type == "int" and not isinstance(value, int):
-            yield Mistake(f"{path}.{key}", as_toml(value), "a whole number")
+            yield wrong(f"{path}.{key}", value, "a whole number")
         elif not known.accepts(value):
-            yield Mistake(f"{path}.{key}", as_toml(value), known.expected)
+            yield wrong(f"{path}.{key}", value, known.expected)
     if dimension.low is not None and dimension.high is not None:
-        yield from range_mistakes(path, dimension, dimension.low, dimension.high)
-
-
-def range_mistakes(path: str, dimension: Dimension, low: float, high: float) -> Iterator[Mistake]:
-    """What is wrong between the two ends of a range."""
-    if low >= high:
-        yield Mistake(
-            path, f"low = {low:g}, high = {high:g}", "low below high", "a fixed value is written without a table"
-        )
-    if dimension.log and low <= 0:
-        yield Mistake(f"{path}.low", as_toml(low), "a number above 0, since log = true")
-    if dimension.step is not None and (dimension.step <= 0 or dimension.step > high - low):
-        yield Mistake(
-            f"{path}.step", as_toml(dimension.step), f"a number above 0 and at most high - low = {high - low:g}"
-        )
-    if dimension.step is not None and dimension.type == "int" and not isinstance(dimension.step, int):
-        yield Mistake(f"{path}.step", as_toml(dimension.step), "a whole number")
-    if dimension.step is not None and dimension.log:
-        yield Mistake(f"{path}.step", as_toml(dimension.step), "nothing beside log = true")
-    if dimension.step and dimension.step > 0 and (high - low) / dimension.step > MOST_VALUES:
-        expected = f"at least {(high - low) / MOST_VALUES:.3g}: a range has at most {MOST_VALUES:,} steps"
-        yield Mistake(f"{path}.step", as_toml(dimension.step), expected, "leave step out: any value is tried then")
+        yield from _ends_and_step_fit(path, dimension, dimension.low, dimension.high)
 
 
 MOST_VALUES = 1_000_000
 
 
-def categorical_mistakes(path: str, dimension: Dimension, known: Hyperparameter) -> Iterator[Mistake]:
-    """What is wrong with a list of choices."""
-    for key in ("low", "high", "step"):
-        if getattr(dimension, key) is not None:
-            yield Mistake(f"{path}.{key}", as_toml(getattr(dimension, key)), 'nothing beside type = "categorical"')
+def _ends_and_step_fit(path: str, dimension: Dimension, low: float, high: float) -> Mistakes:
+    if low >= high:
+        hint = "a fixed value is written without a table"
+        yield Mistake(path, f"low = {low:g}, high = {high:g}", "low below high", hint)
+    if dimension.log and low <= 0:
+        yield wrong(f"{path}.low", low, "a number above 0, since log = true")
+    step = dimension.step
+    if step is None:
+        return
+    path = f"{path}.step"
+    if step <= 0 or step > high - low:
+        yield wrong(path, step, f"a number above 0 and at most high - low = {high - low:g}")
+    if dimension.type == "int" and not isinstance(step, int):
+        yield wrong(path, step, "a whole number")
     if dimension.log:
-        yield Mistake(f"{path}.log", "true", 'nothing beside type = "categorical"')
+        yield wrong(path, step, "nothing beside log = true")
+    if step > 0 and (high - low) / step > MOST_VALUES:
+        expected = f"at least {(high - low) / MOST_VALUES:.3g}: a range has at most {MOST_VALUES:,} steps"
+        yield wrong(path, step, expected, "leave step out: any value is tried then")
+
+
+def _choices_are_known(path: str, dimension: Dimension, known: Hyperparameter) -> Mistakes:
+    for key in ("low", "high", "step", "log"):
+        value = getattr(dimension, key)
+        if value is not None and value is not False:
+            yield wrong(f"{path}.{key}", value, 'nothing beside type = "categorical"')
     if not dimension.choices:
-        yield Mistake(f"{path}.choices", "", "a list of values")
+        yield missing(f"{path}.choices", "a list of values")
     if len(set(map(repr, dimension.choices))) < len(dimension.choices):
-        yield Mistake(f"{path}.choices", as_toml(dimension.choices), "each value once")
+        yield wrong(f"{path}.choices", dimension.choices, "each value once")
     for choice in dimension.choices:
         if not known.accepts(choice):
-            yield Mistake(f"{path}.choices", as_toml(choice), known.expected, nearest(str(choice), known.choices))
+            yield wrong(f"{path}.choices", choice, known.expected, nearest(str(choice), map(str, known.choices)))
 
 
-def conditions_can_hold(sections: Sections) -> Iterator[Mistake]:
+def conditions_can_hold(model: ModelSpec) -> Mistakes:
     """`when` names another, unconditional hyperparameter and values that it can take."""
-    search = sections.model.search if sections.model else {}
+    search = model.search
     for name, value in search.items():
         for other, wanted in (value.when if isinstance(value, Dimension) else {}).items():
             path, target = f"model.search.{name}.when.{other}", search.get(other)
             if target is None or other == name:
-                yield Mistake(
-                    path,
-                    "",
-                    f"another hyperparameter under [model.search]: {', '.join(n for n in search if n != name)}",
-                    nearest(other, search),
-                )
+                others = ", ".join(n for n in search if n != name)
+                expected = f"another hyperparameter under [model.search]: {others}"
+                yield missing(path, expected, nearest(other, search))
             elif isinstance(target, Dimension) and target.when:
-                yield Mistake(path, "", "a hyperparameter that has no condition of its own")
+                yield missing(path, "a hyperparameter that has no condition of its own")
             else:
-                yield from (
-                    Mistake(path, as_toml(w), f"a value that {other} can take") for w in wanted if not can_be(target, w)
-                )
+                for each in wanted:
+                    if not _can_be(target, each):
+                        yield wrong(path, each, f"a value that {other} can take")
 
 
-def can_be(value: Dimension | Scalar, wanted: Scalar) -> bool:
-    """Whether a fixed or searched hyperparameter can have the value ``wanted``."""
+def _can_be(value: Dimension | Scalar, wanted: Scalar) -> bool:
     if not isinstance(value, Dimension):
         return value == wanted
     if value.type == "categorical":
@@ -347,98 +336,97 @@ def can_be(value: Dimension | Scalar, wanted: Scalar) -> bool:
     return not isinstance(wanted, str) and low is not None and high is not None and low <= wanted <= high
 
 
-def momentum_has_a_user(sections: Sections) -> Iterator[Mistake]:
+def momentum_has_a_user(model: ModelSpec) -> Mistakes:
     """Momentum under an optimizer that ignores it would be searched in vain."""
-    search = sections.model.search if sections.model else {}
-    momentum, optimizer = search.get("momentum"), search.get("optimizer", "adam")
+    momentum, optimizer = model.search.get("momentum"), model.search.get("optimizer", "adam")
     if momentum is None or (isinstance(momentum, Dimension) and "optimizer" in momentum.when):
         return
     possible = optimizer.choices if isinstance(optimizer, Dimension) else (optimizer,)
     ignoring = [str(name) for name in possible if name not in ("sgd", "rmsprop")]
     if ignoring and (isinstance(momentum, Dimension) or len(ignoring) == len(possible)):
-        hint = 'add when = { optimizer = "sgd" }'
-        yield Mistake(
-            "model.search.momentum",
-            "",
-            f"an optimizer that has momentum (sgd, rmsprop); {', '.join(ignoring)} ignores it",
-            hint,
-        )
+        expected = f"an optimizer that has momentum (sgd, rmsprop); {', '.join(ignoring)} ignores it"
+        yield missing("model.search.momentum", expected, 'add when = { optimizer = "sgd" }')
 
 
-def sampler_fits_space(sections: Sections) -> Iterator[Mistake]:
+def sampler_fits_space(model: ModelSpec, study: StudySpec) -> Mistakes:
     """A grid needs an end, and something must be searched."""
-    model, study = sections.model, sections.study
-    if model is None or study is None:
-        return
     searched = {name: value for name, value in model.search.items() if isinstance(value, Dimension)}
     if not searched and study.n_trials > 1:
-        yield Mistake("model.search", "", "at least one searched hyperparameter", "or set study.n_trials = 1")
+        yield missing("model.search", "at least one searched hyperparameter", "or set study.n_trials = 1")
     if study.sampler != "grid":
         return
     for name, value in searched.items():
+        path = f"model.search.{name}"
         if value.when:
-            yield Mistake(
-                f"model.search.{name}.when",
-                "",
-                'nothing under sampler = "grid": every point of a grid has every coordinate',
-            )
+            yield missing(f"{path}.when", 'nothing under sampler = "grid": every point of a grid has every coordinate')
         if value.type == "float" and value.step is None:
-            yield Mistake(
-                f"model.search.{name}.step",
-                "",
-                'a step, since study.sampler = "grid"',
-                'or type = "categorical" with choices',
-            )
-    if all(dimension_is_whole(value) for value in searched.values()):
-        size = math.prod(value.size or 0 for value in searched.values())
-        if searched and study.n_trials > size:
-            yield Mistake("study.n_trials", str(study.n_trials), f"at most {size}, the number of points in the grid")
+            hint = 'or type = "categorical" with choices'
+            yield missing(f"{path}.step", 'a step, since study.sampler = "grid"', hint)
+    if searched and all(map(_has_a_grid, searched.values())):
+        size = math.prod(len(value.grid() or ()) for value in searched.values())
+        if study.n_trials > size:
+            yield wrong("study.n_trials", study.n_trials, f"at most {size}, the number of points in the grid")
 
 
-def dimension_is_whole(value: Dimension) -> bool:
-    """Whether a range has all that its grid needs."""
+def _has_a_grid(value: Dimension) -> bool:
     if value.type == "categorical":
         return bool(value.choices)
     ends = value.low is not None and value.high is not None and value.low < value.high
     return ends and (value.type == "int" or value.step is not None) and (value.step is None or value.step > 0)
 
 
-def scaler_is_named_once(sections: Sections) -> Iterator[Mistake]:
+def scaler_is_named_once(model: ModelSpec, preprocessing: PreprocessingSpec) -> Mistakes:
     """A scaler in [model.search] overrides [preprocessing]; two different fixed ones contradict each other."""
-    search = sections.model.search if sections.model else {}
-    stated = (
-        sections.preprocessing.scaler
-        if sections.preprocessing and "scaler" in sections.preprocessing.model_fields_set
-        else None
-    )
-    if stated is not None and "scaler" in search:
-        yield Mistake(
-            "model.search.scaler",
-            as_toml(search["scaler"]) if not isinstance(search["scaler"], Dimension) else "",
-            f"one place for the scaler; preprocessing.scaler = {as_toml(stated)} too",
-            "remove one of them",
-        )
+    if "scaler" in preprocessing.model_fields_set and "scaler" in model.search:
+        searched = model.search["scaler"]
+        seen = "" if isinstance(searched, Dimension) else as_toml(searched)
+        expected = f"one place for the scaler; preprocessing.scaler = {as_toml(preprocessing.scaler)} too"
+        yield Mistake("model.search.scaler", seen, expected, "remove one of them")
 
 
-def preprocessing_fits_in_model(sections: Sections) -> Iterator[Mistake]:
-    """What a Keras file cannot hold is refused where it would have to: quantiles, and files of other backends."""
-    model, preprocessing = sections.model, sections.preprocessing
-    if model is None or model.preprocessing != "in_model":
+OF_STUDY = {"plateau": "reduce_on_plateau", "none": "constant"}
+"""What ``study.schedule`` is called under [model.search], where there are more."""
+
+
+def schedule_is_named_once(model: ModelSpec, study: StudySpec) -> Mistakes:
+    """A schedule in [model.search] overrides the study's; one that is another there too contradicts it."""
+    searched = model.search.get("schedule")
+    if searched is None or "schedule" not in study.model_fields_set or searched == OF_STUDY[study.schedule]:
+        return
+    seen = "" if isinstance(searched, Dimension) else as_toml(searched)
+    expected = f"one place for the schedule; study.schedule = {as_toml(study.schedule)} too"
+    yield Mistake("model.search.schedule", seen, expected, "remove study.schedule")
+
+
+def labels_can_be_smoothed(data: DataSpec, model: ModelSpec) -> Mistakes:
+    """The head's loss of the package's own network is one for which Keras smooths labels."""
+    share = model.search.get("label_smoothing")
+    loss = model.loss or pairings(data.task, data.one_hot)[0].loss
+    if model.builder != "mlp" or not share or loss in ("binary_crossentropy", "categorical_crossentropy"):
+        return
+    hint = "remove it"
+    if loss == "sparse_categorical_crossentropy":
+        hint = "remove it, or give the classes as one-hot columns: their loss is categorical_crossentropy"
+    seen = "" if isinstance(share, Dimension) else as_toml(share)
+    expected = f"nothing for {data.task} with loss = {as_toml(loss)}, for which Keras has no label smoothing"
+    yield Mistake("model.search.label_smoothing", seen, expected, hint)
+
+
+def preprocessing_fits_in_model(model: ModelSpec, preprocessing: PreprocessingSpec, backend: str) -> Mistakes:
+    """A Keras file cannot hold quantiles, and only TensorFlow writes one with preprocessing inside."""
+    if model.preprocessing != "in_model":
         return
     since, instead = 'since model.preprocessing = "in_model"', 'or set model.preprocessing = "bundle"'
     searched = model.search.get("scaler")
-    stated = {
-        "preprocessing.scaler": preprocessing.scaler if preprocessing else None,
-        "model.search.scaler": None if isinstance(searched, Dimension) else searched,
-        "model.search.scaler.choices": searched.choices if isinstance(searched, Dimension) else None,
-    }
-    for path, value in stated.items():
+    path = "model.search.scaler.choices" if isinstance(searched, Dimension) else "model.search.scaler"
+    scalers = searched.choices if isinstance(searched, Dimension) else searched
+    for where, value in {"preprocessing.scaler": preprocessing.scaler, path: scalers}.items():
         if value == "quantile" or (isinstance(value, tuple) and "quantile" in value):
             hint = f"the quantile scaler is no formula that a Keras file could hold: take another one, {instead}"
-            yield Mistake(path, as_toml(value), f"standard, minmax, robust or none, {since}", hint)
-    if sections.backend in ("jax", "torch"):
+            yield wrong(where, value, f"standard, minmax, robust or none, {since}", hint)
+    if backend in ("jax", "torch"):
         hint = f"TensorFlow writes and verifies raw.keras; take it, {instead} and use `forge-sweep export` later"
-        yield Mistake("backend", as_toml(sections.backend), f'"tensorflow", {since}', hint)
+        yield wrong("backend", backend, f'"tensorflow", {since}', hint)
 
 
 OF_KIND: dict[str, tuple[str, ...]] = {
@@ -449,52 +437,52 @@ OF_KIND: dict[str, tuple[str, ...]] = {
 """What each kind of workers has."""
 
 
-def workers_fit_kind(sections: Sections) -> Iterator[Mistake]:
+def workers_fit_kind(workers: WorkersSpec) -> Mistakes:
     """What only another kind of workers has is not set."""
-    workers = sections.workers
-    if workers is None:
-        return
     for key, field in type(workers).model_fields.items():
         value = getattr(workers, key)
         if key == "kind" or key in OF_KIND[workers.kind] or value == field.default or (key, value) == ("n", 1):
             continue
-        hint = f"set workers.gpus = {1 / value:.3g}" if (workers.kind, key) == ("ray", "per_gpu") else kind_with(key)
-        yield Mistake(f"workers.{key}", as_toml(value), f'nothing beside workers.kind = "{workers.kind}"', hint)
+        hint = f"set workers.kind = {as_toml(next(kind for kind, keys in OF_KIND.items() if key in keys))}"
+        if (workers.kind, key) == ("ray", "per_gpu"):
+            hint = f"set workers.gpus = {1 / value:.3g}"
+        yield wrong(f"workers.{key}", value, f'nothing beside workers.kind = "{workers.kind}"', hint)
 
 
-def kind_with(key: str) -> str:
-    """What to set for a key of ``[workers]``."""
-    return f"set workers.kind = {as_toml(next(kind for kind, keys in OF_KIND.items() if key in keys))}"
-
-
-def gpus_can_be_shared(sections: Sections) -> Iterator[Mistake]:
+def gpus_can_be_shared(workers: WorkersSpec) -> Mistakes:
     """Ray gives whole GPUs, or a part of one."""
-    gpus = None if sections.workers is None else sections.workers.gpus
+    gpus = workers.gpus
     if gpus is not None and gpus > 1 and gpus != int(gpus):
-        yield Mistake("workers.gpus", as_toml(gpus), "a part of one GPU, or whole ones", f"set it to {math.ceil(gpus)}")
+        yield wrong("workers.gpus", gpus, "a part of one GPU, or whole ones", f"set it to {math.ceil(gpus)}")
 
 
-def plateau_is_whole(sections: Sections) -> Iterator[Mistake]:
+def plateau_is_whole(study: StudySpec) -> Mistakes:
     """A least gain means nothing without the number of trials that may pass without one."""
-    study = sections.study
-    if study is not None and study.plateau_delta and study.plateau_trials is None:
-        yield Mistake("study.plateau_trials", "", "a number of trials, since study.plateau_delta is set")
+    if study.plateau_delta and study.plateau_trials is None:
+        yield missing("study.plateau_trials", "a number of trials, since study.plateau_delta is set")
 
 
-RULES: tuple[Rule, ...] = (
-    source_fits,
-    split_fits,
-    columns_have_one_role,
-    target_fits_task,
-    objective_fits_task,
-    head_fits_task,
-    search_values_are_known,
-    conditions_can_hold,
-    momentum_has_a_user,
-    sampler_fits_space,
-    scaler_is_named_once,
-    preprocessing_fits_in_model,
-    workers_fit_kind,
-    gpus_can_be_shared,
-    plateau_is_whole,
+RULES: tuple[tuple[Callable[..., Mistakes], tuple[str, ...]], ...] = (
+    (source_fits, ("data",)),
+    (split_fits, ("data",)),
+    (columns_have_one_role, ("data",)),
+    (inputs_have_names, ("data",)),
+    (inputs_fit_their_kind, ("data",)),
+    (target_fits_task, ("data",)),
+    (objective_is_of_validation, ("objective",)),
+    (objective_fits_task, ("objective", "data")),
+    (head_fits_task, ("data", "model")),
+    (search_values_are_known, ("model", "hyperparameters")),
+    (builder_gets_what_it_needs, ("model", "code")),
+    (conditions_can_hold, ("model",)),
+    (momentum_has_a_user, ("model",)),
+    (sampler_fits_space, ("model", "study")),
+    (scaler_is_named_once, ("model", "preprocessing")),
+    (schedule_is_named_once, ("model", "study")),
+    (labels_can_be_smoothed, ("data", "model")),
+    (preprocessing_fits_in_model, ("model", "preprocessing", "backend")),
+    (workers_fit_kind, ("workers",)),
+    (gpus_can_be_shared, ("workers",)),
+    (plateau_is_whole, ("study",)),
 )
+"""Each rule with the sections that it takes; it is left out where one of them could not be read."""

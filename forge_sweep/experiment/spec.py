@@ -4,16 +4,54 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, SkipValidation, Tag
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticKnownError
 
-from forge_sweep.experiment.space import HYPERPARAMETERS, Dimension, OneScalar, Scalar, SearchValue, as_tuple, by_shape
+from forge_sweep import plugins
+from forge_sweep.errors import InputError
+from forge_sweep.experiment.code import Code, is_own
+from forge_sweep.experiment.space import (
+    HYPERPARAMETERS,
+    Dimension,
+    Hyperparameter,
+    OneScalar,
+    Scalar,
+    SearchValue,
+    as_tuple,
+    by_shape,
+)
 from forge_sweep.task import Direction, TaskKind
 
+
+def _declared(group: plugins.Group) -> Callable[[str], str]:
+    """Refuses a name that neither the package nor a plugin declares, as a `Literal` does."""
+
+    def check(name: str) -> str:
+        if group is plugins.BUILDERS and is_own(name):
+            return name
+        if not plugins.is_known(group, name):
+            *others, last = map(repr, plugins.names(group))
+            expected = f"{', '.join(others)} or {last}" if others else last
+            raise PydanticKnownError("literal_error", {"expected": expected})
+        return name
+
+    return check
+
+
+def _builder_names(schema: dict[str, Any]) -> None:
+    del schema["type"]
+    own = {"type": "string", "pattern": ":", "description": "`module:function`"}
+    schema["anyOf"] = [{"enum": [*plugins.names(plugins.BUILDERS)]}, own]
+
+
+SourceName = Annotated[str, AfterValidator(_declared(plugins.SOURCES))]
+BuilderName = Annotated[str, AfterValidator(_declared(plugins.BUILDERS))]
 Backend = Literal["tensorflow", "jax", "torch"]
 Scaler = Literal["standard", "minmax", "robust", "quantile", "none"]
 BaselineKind = Literal["constant", "random_forest", "hist_gradient_boosting", "xgboost"]
@@ -32,6 +70,12 @@ MANY = 1_000_000
 
 TEN_YEARS_S = 315_360_000
 """Longer waits are more than clocks and sockets take."""
+
+Count = Annotated[int, Field(ge=1, le=MANY)]
+Few = Annotated[int, Field(ge=1, le=1024)]
+Seconds = Annotated[float, Field(gt=0, le=TEN_YEARS_S)]
+Side = Annotated[int, Field(ge=1, le=16_384)]
+DeviceSeconds = Annotated[float, Field(gt=0, le=TEN_YEARS_S * 1000)]
 
 BUDGET_FIELDS = (
     "description",
@@ -52,12 +96,15 @@ BUDGET_FIELDS = (
 winner is kept, not what a trial is."""
 
 
-LATER_KEYS: Mapping[str, Any] = MappingProxyType({"study.schedule": "plateau"})
-"""Keys that came after studies had been begun without them, with the value that stands for what was done then.
+@dataclass(frozen=True)
+class Later:
+    """Marks a field that is younger than recorded experiments: ``Annotated[Schedule, Later("plateau")]``.
 
-A file that leaves them at it is the same experiment as before: `Experiment.contract` and a study's identity do not know
-them.
-"""
+    ``before`` is what versions without the field did: a record without the key has it, and `Experiment.contract` leaves
+    the field out where it has this value.
+    """
+
+    before: Any
 
 
 class Section(BaseModel):
@@ -81,11 +128,38 @@ class SplitSpec(Section):
     time: str | None = Field(None, description="Column to sort by: the oldest rows train (kind `time`).")
 
 
+class InputGroup(Section):
+    """``[data.inputs]``: columns that are one input of the model."""
+
+    columns: Names = Field(
+        (), description="Names of features, or patterns with `*`; each feature stands in exactly one group."
+    )
+    encode: Literal["values", "codes"] = Field(
+        "values",
+        description="`values`: float32, as [preprocessing] says, categories as 0 and 1. `codes`: categories as int32 "
+        "for an embedding: 0 is unknown or beyond `preprocessing.max_categories`, 1 missing, then the most frequent "
+        "first.",
+    )
+    kind: Literal["table", "tensor", "image"] = Field(
+        "table",
+        description="`table`: `columns` of numbers, booleans and text. `tensor`: one `column` of arrays, as a NumPy "
+        "archive or lists in Parquet have it. `image`: one `column` of uint8 arrays or of paths of PNG and JPEG files, "
+        "which start at the folder of the table; the model gets 0..1.",
+    )
+    column: str | None = Field(None, description="The column of a `tensor` or `image`.")
+    shape: Annotated[tuple[Side, ...], BeforeValidator(as_tuple)] | None = Field(
+        None,
+        description="Height, width and channels (1, 3 or 4) of an `image`; each file has to have this size.",
+    )
+
+
 class DataSpec(Section):
     """``[data]``: where the rows come from and what is predicted."""
 
-    source: Literal["file", "sample", "postgres"] = Field(
-        "file", description="A file, a sample set of scikit-learn, or a version in the feature store (PostgreSQL)."
+    source: SourceName = Field(
+        "file",
+        description="A file, a sample set of scikit-learn, a version in the feature store (PostgreSQL), or a plugin.",
+        json_schema_extra=lambda schema: schema.update(enum=[*plugins.names(plugins.SOURCES)]),
     )
     path: (
         Annotated[
@@ -94,14 +168,15 @@ class DataSpec(Section):
         ]
         | None
     ) = Field(
-        None, description="CSV or Parquet, relative to the experiment file; or one path each for train, valid and test."
+        None,
+        description="CSV, Parquet or NumPy archive (`.npz`), relative to the experiment file; or one path each for "
+        "train, valid and test.",
     )
     name: str | None = Field(None, description="Name of the sample set: breast_cancer, digits, diabetes, iris, wine.")
     target: Names = Field(description="Target column, or a list (multilabel, one-hot).", min_length=1)
     task: TaskKind = Field(description="What is predicted.")
     version: str | None = Field(
-        None,
-        description="Your name for this content; its digest is recorded in any case. For `postgres`: which.",
+        None, description="Your name for this content; its digest is recorded in any case. For `postgres`: which."
     )
     key: str | None = Field(None, description="Unique column that fixes the order of rows; not a feature.")
     drop: Names = Field((), description="Columns to leave out.")
@@ -118,6 +193,9 @@ class DataSpec(Section):
         (), description="Features that may predict the target perfectly, since they are known before it is."
     )
     split: SplitSpec = Field(default_factory=SplitSpec)
+    inputs: Annotated[dict[str, InputGroup], Later({})] = Field(
+        default_factory=dict, description="Groups of columns, each an input of the model by its name."
+    )
 
     @property
     def one_hot(self) -> bool:
@@ -139,7 +217,17 @@ class PreprocessingSpec(Section):
 class ModelSpec(Section):
     """``[model]``: the network and its search space."""
 
-    builder: Literal["mlp"] = Field("mlp", description="Which network is built.")
+    builder: BuilderName = Field(
+        "mlp",
+        description="Which network is built: `mlp`, a plugin, or with `module:function` your own "
+        "([docs/models.md](models.md)).",
+        json_schema_extra=_builder_names,
+    )
+    code: Annotated[str | None, Later(None)] = Field(
+        None,
+        description="SHA-256 of your own builder's source, as `forge-sweep check` shows it. Follows from its "
+        "files; stating another one is refused.",
+    )
     class_weight: Literal["balanced"] | None = Field(
         None, description="Weigh classes by the inverse of their frequency."
     )
@@ -168,42 +256,29 @@ class StudySpec(Section):
 
     sampler: Sampler = Field("tpe", description="Which sampler suggests the parameters.")
     pruner: Pruner = Field("median", description="Which pruner stops hopeless trials.")
-    n_trials: int = Field(40, ge=1, le=MANY, description="Trials in total, over interruptions.")
-    epochs: int = Field(60, ge=1, le=MANY, description="Most epochs of one trial.")
-    patience: int = Field(
-        8, ge=1, le=MANY, description="Epochs without improvement of the objective before a trial stops."
-    )
-    schedule: Schedule = Field(
+    n_trials: Count = Field(40, description="Trials in total, over interruptions.")
+    epochs: Count = Field(60, description="Most epochs of one trial.")
+    patience: Count = Field(8, description="Epochs without improvement of the objective before a trial stops.")
+    schedule: Annotated[Schedule, Later("plateau")] = Field(
         "plateau",
         description="What becomes of the learning rate: `plateau` halves it, down to 1e-6, after half of `patience` "
         "epochs (rounded up) without improvement of the objective; `none` leaves it as it is.",
     )
-    timeout_s: float | None = Field(
-        None, gt=0, le=TEN_YEARS_S, description="Seconds of searching, summed over interruptions."
+    timeout_s: Seconds | None = Field(None, description="Seconds of searching, summed over interruptions.")
+    cpu_budget_s: DeviceSeconds | None = Field(
+        None, description="CPU seconds of all trials, over workers and interruptions."
     )
-    cpu_budget_s: float | None = Field(
-        None, gt=0, le=TEN_YEARS_S * 1000, description="CPU seconds of all trials, over workers and interruptions."
-    )
-    gpu_budget_s: float | None = Field(
+    gpu_budget_s: DeviceSeconds | None = Field(
         None,
-        gt=0,
-        le=TEN_YEARS_S * 1000,
         description="GPU seconds likewise: the seconds of a trial times the GPUs, or the part of one, that it holds.",
     )
-    plateau_trials: int | None = Field(
-        None,
-        ge=1,
-        le=MANY,
-        description="Finished and pruned trials after the last gain, in the order in which they ended.",
+    plateau_trials: Count | None = Field(
+        None, description="Finished and pruned trials after the last gain, in the order in which they ended."
     )
     plateau_delta: float = Field(
-        0.0,
-        ge=0,
-        description="A finished trial is a gain where it is better than the last gain by more than this.",
+        0.0, ge=0, description="A finished trial is a gain where it is better than the last gain by more than this."
     )
-    trial_timeout_s: float | None = Field(
-        None, gt=0, le=TEN_YEARS_S, description="Seconds after which a trial fails as `time-out`."
-    )
+    trial_timeout_s: Seconds | None = Field(None, description="Seconds after which a trial fails as `time-out`.")
     startup_trials: int = Field(5, ge=0, le=MANY, description="Trials before median and percentile pruning begins.")
     warmup_epochs: int = Field(5, ge=0, le=MANY, description="Epochs of a trial before it may be pruned.")
     percentile: float = Field(25.0, gt=0, lt=100, description="The share kept by the percentile pruner, in percent.")
@@ -239,18 +314,13 @@ class WorkersSpec(Section):
         description="One trial at a time in this process, each worker's trials in a process of its own, or on a Ray "
         "cluster.",
     )
-    n: int | None = Field(
+    n: Few | None = Field(
         None,
-        ge=1,
-        le=1024,
         description="Number of workers; follows from cores, memory and GPUs, for `ray` from the cluster while it grows "
         "and shrinks. 1 for `serial`.",
     )
-    threads: int | None = Field(
-        None,
-        ge=1,
-        le=1024,
-        description="Threads of one worker process; its share of the cores by default, for `ray` its `cpus`.",
+    threads: Few | None = Field(
+        None, description="Threads of one worker process; its share of the cores by default, for `ray` its `cpus`."
     )
     per_gpu: int = Field(1, ge=1, le=64, description="Worker processes on one GPU (kind `processes`).")
     memory_limit_mb: int | None = Field(
@@ -266,17 +336,12 @@ class WorkersSpec(Section):
         description="The Ray cluster: `host:port`, `auto` for the one of this machine, `local` for one of its own; "
         "RAY_ADDRESS by default, or else `local` (kind `ray`).",
     )
-    cpus: int | None = Field(
-        None, ge=1, le=1024, description="CPUs of one trial; `threads` or 1 by default (kind `ray`)."
-    )
+    cpus: Few | None = Field(None, description="CPUs of one trial; `threads` or 1 by default (kind `ray`).")
     gpus: float | None = Field(
         None, gt=0, le=1024, description="GPUs of one trial, a part such as 0.25 allowed; none by default (kind `ray`)."
     )
-    wait_s: float = Field(
-        300.0,
-        gt=0,
-        le=TEN_YEARS_S,
-        description="Seconds without a place for a single trial after which the sweep stops (kind `ray`).",
+    wait_s: Seconds = Field(
+        300.0, description="Seconds without a place for a single trial after which the sweep stops (kind `ray`)."
     )
 
     @property
@@ -316,11 +381,9 @@ class PromotionSpec(Section):
 
 
 class Experiment(Section):
-    """One experiment, complete and consistent. Made by `load`, which is the place that checks it.
+    """One experiment, complete and consistent, as `load` checked it.
 
-    Attributes:
-        root: folder of the experiment file; relative paths start there. Not part of the experiment's identity.
-        overrides: the ``key=value`` words of the command line, already applied.
+    Relative paths start at ``root``, the file's folder; ``overrides`` are already applied.
     """
 
     name: str = Field(pattern=NAME_PATTERN, max_length=LONGEST_NAME, description="Optuna study and MLflow experiment.")
@@ -343,10 +406,35 @@ class Experiment(Section):
     promotion: PromotionSpec = Field(default_factory=PromotionSpec)
     root: Path = Field(Path(), exclude=True)
     overrides: tuple[str, ...] = Field((), exclude=True)
+    code: SkipValidation[Code | None] = Field(None, exclude=True)
+
+    @property
+    def hyperparameters(self) -> Mapping[str, Hyperparameter]:
+        """What [model.search] may hold.
+
+        Without the source of an own builder, as in a record that is only read, what its parameters are is not known.
+        """
+        if self.code is not None:
+            return self.code.hyperparameters
+        return {} if is_own(self.model.builder) else HYPERPARAMETERS
+
+    @property
+    def builder(self) -> str | Code:
+        """What `forge_sweep.models` builds with: a name, or the source of an own builder.
+
+        Raises:
+            InputError: the experiment was restored from a record, and its builder's source is not there.
+        """
+        if self.code is None and is_own(self.model.builder):
+            raise InputError(
+                f"the source of {self.model.builder} is not here",
+                hint="put its file beside the experiment file, as it was",
+            )
+        return self.code or self.model.builder
 
     @property
     def direction(self) -> Direction:
-        """Whether the objective is maximised or minimised."""
+        """Of the objective."""
         assert self.objective.direction is not None  # resolved by load
         return self.objective.direction
 
@@ -363,13 +451,10 @@ class Experiment(Section):
     @property
     def space(self) -> dict[str, Dimension | Scalar]:
         """The search space with its defaults, in one fixed order; conditional ones come after their conditions."""
-        space: dict[str, Dimension | Scalar] = {}
-        for name, known in HYPERPARAMETERS.items():
-            value = self.model.search.get(name, known.default)
-            if value is not None:
-                space[name] = value
-        conditional = [name for name, value in space.items() if isinstance(value, Dimension) and value.when]
-        return {name: space[name] for name in [*(n for n in space if n not in conditional), *conditional]}
+        values = {name: self.model.search.get(name, known.default) for name, known in self.hyperparameters.items()}
+        values |= self.model.search
+        space = [(name, value) for name, value in values.items() if value is not None]
+        return dict(sorted(space, key=lambda item: isinstance(item[1], Dimension) and bool(item[1].when)))
 
     @property
     def scalers(self) -> tuple[str, ...]:
@@ -380,7 +465,24 @@ class Experiment(Section):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is right and surely not meant: ends of ranges, and values of conditions, that no trial will have."""
-        return tuple(_never_tried(self.model.search))
+        found = []
+        for name, value in self.model.search.items():
+            if not isinstance(value, Dimension):
+                continue
+            if value.type != "categorical" and value.last != value.high:
+                found.append(
+                    f"model.search.{name}: high = {value.high:g} is never tried; from low = {value.low:g} in steps of "
+                    f"{value.step:g} the last value is {value.last:g}. fix: set high = {value.last:g}, or another step"
+                )
+            for other, wanted in value.when.items():
+                target = self.model.search.get(other)
+                found += [
+                    f"model.search.{name}.when: {other} is never {each}: its step leads past it. "
+                    f"fix: name a value that {other} has"
+                    for each in wanted
+                    if isinstance(target, Dimension) and not target.holds(each)
+                ]
+        return tuple(found)
 
     def resolved(self) -> dict[str, Any]:
         """The whole experiment with its defaults, as JSON values."""
@@ -388,28 +490,76 @@ class Experiment(Section):
 
     def contract(self) -> str:
         """SHA-256 (hex) of everything that decides what a trial is, that is all but `BUDGET_FIELDS`."""
-        flat = flatten(self.resolved())
-        fields = {path: value for path, value in flat.items() if not is_budget(path) and not as_before(path, value)}
+        later = _before(type(self))
+        flat = flatten(self.resolved()).items()
+        fields = {path: v for path, v in flat if not is_budget(path) and not (path in later and later[path] == v)}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
+    def differences(self, recorded: Mapping[str, Any]) -> dict[str, str]:
+        """What decides a trial and differs from a recorded experiment, as ``study.epochs: 20 -> 30`` by TOML path.
 
-def _never_tried(search: Mapping[str, Dimension | Scalar]) -> Iterator[str]:
-    for name, value in search.items():
-        if not isinstance(value, Dimension):
-            continue
-        if value.type != "categorical" and value.last != value.high:
-            yield (
-                f"model.search.{name}: high = {value.high:g} is never tried; from low = {value.low:g} in steps of "
-                f"{value.step:g} the last value is {value.last:g}. fix: set high = {value.last:g}, or another step"
-            )
-        for other, wanted in value.when.items():
-            target = search.get(other)
-            for each in wanted:
-                if isinstance(target, Dimension) and not target.holds(each):
-                    yield (
-                        f"model.search.{name}.when: {other} is never {each}: its step leads past it. "
-                        f"fix: name a value that {other} has"
-                    )
+        The order of keys, the spelling of a number and a default that is written out are no difference. A key that the
+        record lacks has its default, see also `Later`; one that this version does not know counts as it stands.
+        """
+        old, new = (_meaning(values, type(self), self.hyperparameters) for values in (recorded, self.resolved()))
+        paths = [path for path in [*new, *sorted(set(old) - set(new))] if not is_budget(path)]
+        return {p: f"{p}: {_shown(old, p)} -> {_shown(new, p)}" for p in paths if _plain(old, p) != _plain(new, p)}
+
+
+def _before(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """What each field marked `Later` was before, by TOML path."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if section := section_of(field):
+            found |= _before(section, f"{prefix}{name}.")
+        found |= {f"{prefix}{name}": mark.before for mark in field.metadata if isinstance(mark, Later)}
+    return found
+
+
+def section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The section that a field holds, if it holds one."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _meaning(
+    values: Mapping[str, Any], model: type[BaseModel], hyperparameters: Mapping[str, Hyperparameter]
+) -> dict[str, Any]:
+    """A recorded experiment by TOML path, complete; hyperparameters fixed at their default left out."""
+    complete = _complete(values, model)
+    search = complete["model"]["search"]
+    complete["model"]["search"] = {
+        name: _complete(value, Dimension) if isinstance(value, Mapping) else value
+        for name, value in search.items()
+        if name not in hyperparameters or value != hyperparameters[name].default
+    }
+    return flatten(json.loads(json.dumps(complete)))
+
+
+def _complete(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    complete = dict(values)
+    for name, field in model.model_fields.items():
+        section, later = section_of(field), [mark.before for mark in field.metadata if isinstance(mark, Later)]
+        if section is not None:
+            complete[name] = _complete(values.get(name, {}), section)
+        elif name not in values and not field.exclude and not field.is_required():
+            complete[name] = later[0] if later else field.get_default(call_default_factory=True)
+    return complete
+
+
+def _plain(fields: Mapping[str, Any], path: str) -> str:
+    """A value for comparison: 1 and 1.0 are equal, 1 and true are not."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(each) for each in value]
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    return json.dumps(plain(fields[path])) if path in fields else ""
+
+
+def _shown(fields: Mapping[str, Any], path: str) -> str:
+    return json.dumps(fields[path]) if path in fields else "(none)"
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -421,11 +571,15 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def as_before(path: str, value: Any) -> bool:
-    """Whether a value is what was done before there was its key; see `LATER_KEYS`."""
-    return path in LATER_KEYS and LATER_KEYS[path] == value
-
-
 def is_budget(path: str) -> bool:
     """Whether a TOML path belongs to `BUDGET_FIELDS`."""
     return any(path == field or path.startswith(f"{field}.") for field in BUDGET_FIELDS)
+
+
+def derived_seed(root: int, *purpose: str | int) -> int:
+    """A 32-bit seed from the experiment's seed and what it is for, such as ``("trial", 7)``.
+
+    Hashed (BLAKE2b), so that neighbouring trials and experiments share nothing; equal on every machine.
+    """
+    text = ":".join(map(str, (root, *purpose)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")

@@ -6,21 +6,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from forge_sweep import plugins
 from forge_sweep.errors import InputError
-from forge_sweep.models import mlp
+from forge_sweep.experiment import Code
+from forge_sweep.models import mlp, own
+from forge_sweep.models.general import adjust
+from forge_sweep.models.importing import arrays_of, where
+from forge_sweep.models.own import Head, Heads
+from forge_sweep.preprocessing.inputs import FEATURES
 
 if TYPE_CHECKING:
     import keras
 
     from forge_sweep.experiment import Params
+    from forge_sweep.preprocessing import Spec
     from forge_sweep.task import Task
 
-__all__ = ["BUILDERS", "Builder", "build", "size"]
+__all__ = ["BUILDERS", "Builder", "Head", "Heads", "arrays_of", "build", "size", "where"]
 
 
 @dataclass(frozen=True)
 class Builder:
-    """One kind of network.
+    """One kind of network: `mlp`, or the value of an entry point of the group ``forge_sweep.builders``.
 
     Attributes:
         build: (n_features, task, params) to a compiled model; ``compile`` is its last step.
@@ -32,39 +39,58 @@ class Builder:
 
 
 BUILDERS = {"mlp": Builder(mlp.build, mlp.size)}
+"""The package's own."""
 
 
-def build(builder: str, n_features: int, task: Task, params: Params) -> keras.Model:
+def build(builder: str | Code, spec: Spec, task: Task, params: Params) -> keras.Model:
     """Build and compile a network.
 
     Initial weights follow the backend's random state: call ``training.seed_everything`` first for the same ones again.
 
     Args:
-        builder: ``model.builder`` of the experiment, a key of `BUILDERS`.
-        n_features: columns of the preprocessed features.
+        builder: `Experiment.builder`: a key of `BUILDERS`, the name of a plugin, or the source of an own function.
+        spec: the inputs of the model.
         task: what is predicted; gives the head and the loss.
         params: hyperparameters; those not named have the defaults of ``experiment.HYPERPARAMETERS``.
 
     Returns:
-        A compiled model that maps (rows, n_features) float32 to (rows, task.units) float32.
+        A compiled model that maps rows to (rows, task.units) float32. It takes an array where ``spec`` has one input,
+        else a dict of arrays by name.
 
     Raises:
-        InputError: no such builder.
+        InputError: no such builder, the distribution that declares it is broken, or it cannot take these inputs; see
+            also `general.adjust`.
+        TrialFailed: an own function raised, or gave no model that fits; says where.
     """
-    return _known(builder).build(n_features, task, params)
+    if isinstance(builder, Code):
+        return adjust(own.build(builder, spec, task, params), params)
+    return adjust(_known(builder).build(_width(builder, spec), task, params), params)
 
 
-def size(builder: str, n_features: int, task: Task, params: Params) -> tuple[int, int]:
+def size(builder: str | Code, spec: Spec, task: Task, params: Params) -> tuple[int, int]:
     """How large a network would be, from arithmetic alone: the largest one may not fit into memory.
+
+    A network of the user's own has to be built for that.
 
     Returns:
         (parameters, values per row that its layers give); arguments and errors as in `build`.
     """
-    return _known(builder).size(n_features, task, params)
+    if isinstance(builder, Code):
+        return own.size(builder, spec, task, params)
+    return _known(builder).size(_width(builder, spec), task, params)
 
 
-def _known(builder: str) -> Builder:
-    """The builder of that name, or InputError."""
-    if builder not in BUILDERS:
-        raise InputError(f'model.builder = "{builder}" is unknown', hint=f"use one of {', '.join(BUILDERS)}")
-    return BUILDERS[builder]
+def _known(name: str) -> Builder:
+    found: Builder = BUILDERS.get(name) or plugins.load(plugins.BUILDERS, name, ["build", "size"])
+    return found
+
+
+def _width(name: str, spec: Spec) -> int:
+    """Columns of the one matrix that a `Builder` takes."""
+    if list(spec) == [FEATURES] and len(spec[FEATURES].shape) == 1 and spec[FEATURES].vocabulary is None:
+        return spec[FEATURES].shape[0]
+    found = ", ".join(f"{name} {each.shape}{' of codes' * bool(each.vocabulary)}" for name, each in spec.items())
+    raise InputError(
+        f'model.builder = "{name}" takes one matrix of features; the inputs of this experiment are {found}',
+        hint="take [data.inputs] out, or name a builder that takes these inputs",
+    )

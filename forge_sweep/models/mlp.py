@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from forge_sweep.experiment import HYPERPARAMETERS
+from forge_sweep.models.compiling import compile_model
 
 if TYPE_CHECKING:
     import keras
@@ -45,8 +46,7 @@ def build(n_features: int, task: Task, params: Params) -> keras.Model:
         hidden = _block(hidden, number, width, params)
     output = keras.layers.Dense(task.units, activation=task.activation, name="output")(hidden)
     model = keras.Model(features, output, name="mlp")
-    # jit_compile stays "auto": Keras turns XLA off where there are CPUs only, since TensorFlow is slower there with it.
-    model.compile(optimizer=_optimizer(params), loss=_loss(task))
+    compile_model(model, task, params)
     return model
 
 
@@ -98,31 +98,3 @@ def _block(hidden: Any, number: int, width: int, params: Params) -> Any:
         hidden = layers.BatchNormalization(name=f"norm_{number}")(hidden)
     hidden = layers.Activation(params["activation"], name=f"activation_{number}")(hidden)
     return layers.Dropout(dropout, name=f"dropout_{number}")(hidden) if dropout else hidden
-
-
-def _optimizer(params: Params) -> Any:
-    """The optimizer; ``momentum`` reaches the two that have one."""
-    from keras import optimizers
-
-    known = {
-        "adam": optimizers.Adam,
-        "adamw": optimizers.AdamW,
-        "nadam": optimizers.Nadam,
-        "rmsprop": optimizers.RMSprop,
-        "sgd": optimizers.SGD,
-    }
-    name = str(params["optimizer"])
-    momentum = {"momentum": params["momentum"]} if name in ("sgd", "rmsprop") and "momentum" in params else {}
-    return known[name](learning_rate=params["learning_rate"], **momentum)
-
-
-def _loss(task: Task) -> Any:
-    """The task's loss as Keras takes it; only the cross-entropies know ``from_logits``."""
-    from keras import losses
-
-    known = {
-        "binary_crossentropy": losses.BinaryCrossentropy,
-        "categorical_crossentropy": losses.CategoricalCrossentropy,
-        "sparse_categorical_crossentropy": losses.SparseCategoricalCrossentropy,
-    }
-    return known[task.loss](from_logits=task.from_logits) if task.loss in known else task.loss

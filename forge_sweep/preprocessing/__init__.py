@@ -15,18 +15,47 @@ output exists, and else all zeros; so is a missing category.
 
 from __future__ import annotations
 
-from forge_sweep.preprocessing.normalization import STORED, Normalization, from_store, name_of, same_settings
+from forge_sweep.preprocessing.inputs import (
+    FEATURES,
+    NO_TENSORS,
+    Batch,
+    Codes,
+    Group,
+    InputSpec,
+    Spec,
+    Tensor,
+    Values,
+    by_default,
+    declared,
+    one_matrix,
+    resolved,
+)
 from forge_sweep.preprocessing.preprocessor import Preprocessor
-from forge_sweep.preprocessing.rows import UNKNOWN, Misfit, RowsRefused, RowTransform
-from forge_sweep.preprocessing.schema import CODE, Column, Kind, Schema
-from forge_sweep.preprocessing.streaming import Coded, fit_stream
+from forge_sweep.preprocessing.rows import Misfit, RowsRefused, RowTransform
+from forge_sweep.preprocessing.schema import CODE, UNKNOWN, Column, Kind, Schema
+from forge_sweep.preprocessing.streaming import (
+    STORED,
+    Coded,
+    Normalization,
+    fit_stream,
+    from_store,
+    name_of,
+    same_settings,
+)
+from forge_sweep.preprocessing.tensors import cells, images, is_tensor
 
 __all__ = [
     "CODE",
+    "FEATURES",
+    "NO_TENSORS",
     "STORED",
     "UNKNOWN",
+    "Batch",
     "Coded",
+    "Codes",
     "Column",
+    "Group",
+    "InputSpec",
     "Kind",
     "Misfit",
     "Normalization",
@@ -34,8 +63,18 @@ __all__ = [
     "RowTransform",
     "RowsRefused",
     "Schema",
+    "Spec",
+    "Tensor",
+    "Values",
+    "by_default",
+    "cells",
+    "declared",
     "fit_stream",
     "from_store",
+    "images",
+    "is_tensor",
     "name_of",
+    "one_matrix",
+    "resolved",
     "same_settings",
 ]

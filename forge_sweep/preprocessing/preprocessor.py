@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +15,15 @@ import numpy as np
 import pandas as pd
 
 from forge_sweep.errors import BundleError, DataError, SchemaError
-from forge_sweep.preprocessing.schema import Column, Kind, Schema, is_missing
+from forge_sweep.preprocessing.inputs import Batch, Feed, Group, Spec, by_default, resolved
+from forge_sweep.preprocessing.schema import Schema
+from forge_sweep.preprocessing.tensors import Unreadable, from_text
 
 FORMAT = 1
 """Version of preprocessor.json and preprocessor.npz."""
+
+FORMAT_WITH_INPUTS = 2
+"""The same with the key ``inputs``: groups of columns, which versions before would overlook."""
 
 FIT_ROWS = 65_536
 """Rows that standard and minmax scalers, and means, are learned over at a time: so a stream gives the same bits."""
@@ -47,6 +53,7 @@ class Preprocessor:
         fills: (numeric + boolean,) float64, what a missing value becomes, numeric columns first. A numeric column
             without any value in train becomes 0 (or ``fill``).
         learned: the fitted attributes of scikit-learn's scaler, see `FITTED`; empty without scaler or numeric columns.
+        groups: the inputs of the model with their columns; none where it takes the whole matrix.
     """
 
     schema: Schema
@@ -56,6 +63,7 @@ class Preprocessor:
     max_categories: int
     fills: np.ndarray
     learned: Mapping[str, np.ndarray]
+    groups: tuple[Group, ...] = ()
 
     @classmethod
     def fit(
@@ -68,36 +76,98 @@ class Preprocessor:
         fill: float,
         max_categories: int,
     ) -> Preprocessor:
-        """Learn from the training rows, and from nothing else.
-
-        Args:
-            train_features: (n, features) training rows.
-            schema: learned on the same rows.
-            scaler: see the class.
-            impute: see the class.
-            fill: see the class.
-            max_categories: see the class.
+        """Learn from the training rows (n, features), and from nothing else; the other arguments are as in the class.
 
         Raises:
             DataError: a numeric column is infinite somewhere.
         """
         values = schema.values(train_features)
-        numeric = _stack(values, schema, "numeric")
-        _refuse_infinite(numeric, schema)
+        names = {kind: [c.name for c in schema.columns if c.kind == kind] for kind in ("numeric", "boolean")}
+        numeric = np.empty((len(train_features), len(names["numeric"])))
+        for position, name in enumerate(names["numeric"]):
+            numeric[:, position] = values[name]
+        infinite = np.isinf(numeric).sum(axis=0)
+        if infinite.any():
+            seen = [f"{name} ({count} rows)" for name, count in zip(names["numeric"], infinite, strict=True) if count]
+            raise DataError(
+                f"features hold infinite values: {', '.join(seen)}; expected finite or missing numbers",
+                hint="write a missing value or the true number instead",
+            )
         centers = [_center(column, impute, fill) for column in numeric.T]
-        modes = [_mode(column) for column in _stack(values, schema, "boolean").T]
+        # The more frequent of 0 and 1; 0 in a tie and in a column without values.
+        modes = [float(2 * np.nansum(values[name]) > np.isfinite(values[name]).sum()) for name in names["boolean"]]
         filled = imputed(numeric, np.array(centers))
         learned = _learn_scaler(scaler, filled) if scaler != "none" and filled.shape[1] else {}
         return cls(schema, scaler, impute, fill, max_categories, np.array([*centers, *modes], np.float64), learned)
 
+    def grouped(self, groups: Sequence[Group]) -> Preprocessor:
+        """The same for a model of these inputs, whose columns may be given as patterns; none for the default.
+
+        Raises:
+            DataError: see `resolved` and `by_default`.
+        """
+        groups = groups or by_default(self.schema)
+        return dataclasses.replace(self, groups=resolved(groups, self.schema) if groups else ())
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `fit` was given but for the rows."""
+        return {name: getattr(self, name) for name in ("scaler", "impute", "fill", "max_categories")}
+
     @cached_property
+    def matrix(self) -> Matrix:
+        """What makes the matrix of raw numbers."""
+        return Matrix(self)
+
+    @property
     def output_names(self) -> tuple[str, ...]:
         """Name of every column of the matrix, in order."""
-        columns = self.schema.columns
-        plain = [column.name for kind in ("numeric", "boolean") for column in columns if column.kind == kind]
-        indicators = [f"{column.name}=(missing)" for column in self._indicated]
-        one_hot = [f"{block.name}={output}" for block in self._blocks for output in block.outputs]
-        return (*plain, *indicators, *one_hot)
+        return self.matrix.names
+
+    @property
+    def coded(self) -> frozenset[str]:
+        """The columns that are given as codes."""
+        return frozenset(name for group in self.groups if group.encode == "codes" for name in group.columns)
+
+    @property
+    def spec(self) -> Spec:
+        """The inputs of a model of these features."""
+        return self.feed.spec
+
+    @cached_property
+    def feed(self) -> Feed:
+        """What makes the inputs of raw numbers; the one-hot columns of what is given as codes are never made."""
+        matrix = Matrix(self, self.coded) if self.coded else self.matrix
+        return Feed(self.schema, self.groups, self.max_categories, matrix)
+
+    def batch(self, features: pd.DataFrame) -> np.ndarray | Batch:
+        """Raw rows as a model of `spec` takes them: arrays by name, or one where the only input is ``features``.
+
+        Raises:
+            SchemaError: see `transform`.
+        """
+        raw, tensors = self._raw(self.with_images(features))
+        batch = self.feed(raw, tensors)
+        if not all(np.isfinite(values).all() for values in (batch.values() if isinstance(batch, dict) else [batch])):
+            self._refuse_infinite(features, self.matrix(raw))
+        return batch
+
+    @cached_property
+    def images(self) -> dict[str, tuple[int, ...]]:
+        """The columns of images with their shapes."""
+        names = {group.columns[0] for group in self.groups if group.kind == "image"}
+        return {column.name: column.shape for column in self.schema.tensors if column.name in names}
+
+    def with_images(self, features: pd.DataFrame) -> pd.DataFrame:
+        """The rows with arrays in place of images that come as base64.
+
+        Raises:
+            SchemaError: a text is no such image.
+        """
+        for name, shape in self.images.items():
+            if name in features and any(isinstance(cell, str) for cell in features[name]):
+                features = features.assign(**{name: _from_texts(features[name], shape)})
+        return features
 
     def transform(self, features: pd.DataFrame) -> np.ndarray:
         """Raw rows as the matrix of the model. A row gives the same numbers alone as among others.
@@ -112,46 +182,51 @@ class Preprocessor:
             SchemaError: see `Schema.align`; also a number that is infinite, or beyond float32 once it is scaled: a
                 network would answer it with NaN, a tree with a guess.
         """
-        values = self.schema.values(features)
-        matrix = np.zeros((len(features), len(self.output_names)), np.float32)
-        with np.errstate(over="ignore"):  # a number beyond float32 is infinite, as it would be in the model
-            numbers = self._numbers(values)
-            matrix[:, : numbers.shape[1]] = numbers
-        self._refuse_not_finite(matrix[:, : numbers.shape[1]], features)
-        first = numbers.shape[1]
-        for position, column in enumerate(self._indicated, first):
-            matrix[:, position] = is_missing(values[column.name])
-        first += len(self._indicated)
-        for block in self._blocks:
-            rows, outputs = block.ones(values[block.name])
-            matrix[rows, first + outputs] = 1.0
-            first += len(block.outputs)
+        matrix = self.matrix(self._raw(features)[0])
+        self._refuse_infinite(features, matrix)
         return matrix
 
-    def _refuse_not_finite(self, numbers: np.ndarray, features: pd.DataFrame) -> None:
-        bad = ~np.isfinite(numbers)
-        if not bad.any():
-            return
-        rows, columns = np.nonzero(bad)
-        name = self.output_names[columns[0]]
-        first = ", ".join(map(str, features.index[np.unique(rows[columns == columns[0]])][:10]))
-        seen = features[name].iloc[rows[0]]
-        raise SchemaError(
-            f"column {name!r} holds {seen} (rows {first}); expected numbers that float32 can hold",
-            hint="correct these rows, or give a missing value",
-        )
+    def _raw(self, features: pd.DataFrame) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Raw numbers (n, tabular columns), and the arrays of the others by name."""
+        values = self.schema.values(features)
+        raw = np.empty((len(features), len(self.schema.tabular)))
+        for i, column in enumerate(self.schema.tabular):
+            raw[:, i] = column.raw(values[column.name])
+        return raw, {column.name: values[column.name] for column in self.schema.tensors}
+
+    def _refuse_infinite(self, features: pd.DataFrame, matrix: np.ndarray) -> None:
+        bad = ~np.isfinite(matrix[:, : len(self.matrix.numbers)])
+        if bad.any():
+            rows, columns = np.nonzero(bad)
+            name = self.output_names[columns[0]]
+            first = ", ".join(map(str, features.index[np.unique(rows[columns == columns[0]])][:10]))
+            raise SchemaError(
+                f"column {name!r} holds {features[name].iloc[rows[0]]} (rows {first}); "
+                "expected numbers that float32 can hold",
+                hint="correct these rows, or give a missing value",
+            )
 
     def sklearn_scaler(self) -> Any | None:
         """A fitted scikit-learn scaler of the imputed numeric columns in schema order; None where nothing is scaled."""
-        return _restore_scaler(self.scaler, self.learned) if self.learned else None
+        if not self.learned:
+            return None
+        scaler = new_scaler(self.scaler, n_quantiles=len(self.learned.get("references_", ())))
+        for name, values in self.learned.items():
+            setattr(scaler, name, values if values.ndim else values.item())
+        scaler.n_features_in_ = self.learned[FITTED[self.scaler][0]].shape[-1]
+        if self.scaler == "quantile":
+            scaler.n_quantiles_ = len(self.learned["references_"])
+        return scaler
 
     def save(self, folder: Path) -> None:
         """Write ``preprocessor.json`` and ``preprocessor.npz`` into an existing folder: plain data, no pickle."""
-        settings = {name: getattr(self, name) for name in ("scaler", "impute", "fill", "max_categories")}
-        text = json.dumps({"format": FORMAT, **settings, "schema": self.schema.to_dict()}, indent=1, ensure_ascii=False)
+        stored = {"format": FORMAT, **self.settings, "schema": self.schema.to_dict()}
+        if self.groups:
+            stored |= {"format": FORMAT_WITH_INPUTS, "inputs": [dataclasses.asdict(group) for group in self.groups]}
+        text = json.dumps(stored, indent=1, ensure_ascii=False)
         (folder / "preprocessor.json").write_text(text, encoding="utf-8")
         scaler = {f"scaler.{name}": values for name, values in self.learned.items()}
-        np.savez(folder / "preprocessor.npz", allow_pickle=False, fills=self.fills, **scaler)
+        np.savez(folder / "preprocessor.npz", fills=self.fills, **scaler)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, folder: Path) -> Preprocessor:
@@ -161,88 +236,116 @@ class Preprocessor:
             BundleError: another version of forge_sweep wrote it, in a format that this one does not know.
         """
         settings = json.loads((folder / "preprocessor.json").read_text(encoding="utf-8"))
-        if (seen := settings.pop("format")) != FORMAT:
+        if (seen := settings.pop("format")) not in (FORMAT, FORMAT_WITH_INPUTS):
             raise BundleError(
-                f"{folder / 'preprocessor.json'}: format {seen}; expected {FORMAT}",
+                f"{folder / 'preprocessor.json'}: format {seen}; expected {FORMAT} or {FORMAT_WITH_INPUTS}",
                 hint="load it with the forge_sweep version that wrote it",
             )
+        inputs = settings.pop("inputs", ())
+        lists = ("columns", "shape")
+        groups = tuple(Group(**each | {name: tuple(each[name]) for name in lists if name in each}) for each in inputs)
         with np.load(folder / "preprocessor.npz", allow_pickle=False) as arrays:
             learned = {name.removeprefix("scaler."): arrays[name] for name in arrays.files if name != "fills"}
-            return cls(
-                schema=Schema.from_dict(settings.pop("schema")), fills=arrays["fills"], learned=learned, **settings
-            )
-
-    @cached_property
-    def _indicated(self) -> tuple[Column, ...]:
-        """The columns with a missing indicator."""
-        return tuple(c for kind in ("numeric", "boolean") for c in self.schema.columns if c.kind == kind and c.missing)
-
-    @cached_property
-    def _blocks(self) -> tuple[OneHot, ...]:
-        """The one-hot encoders of the categorical columns."""
-        return tuple(OneHot(c, self.max_categories) for c in self.schema.columns if c.kind == "categorical")
-
-    @cached_property
-    def _scale(self) -> Callable[[np.ndarray], np.ndarray] | None:
-        scaler = self.sklearn_scaler()
-        return None if scaler is None else scaler.transform
-
-    def _numbers(self, values: dict[str, np.ndarray]) -> np.ndarray:
-        """Numeric columns imputed and scaled, then boolean columns imputed; float64."""
-        numeric, boolean = _stack(values, self.schema, "numeric"), _stack(values, self.schema, "boolean")
-        filled = np.concatenate([numeric, boolean], axis=1)
-        filled = np.where(np.isnan(filled), self.fills, filled)
-        if self._scale is not None and len(filled):  # scikit-learn refuses no rows
-            filled[:, : numeric.shape[1]] = unchecked(self._scale, filled[:, : numeric.shape[1]])
-        return filled
+            schema = Schema.from_dict(settings.pop("schema"))
+            return cls(schema=schema, fills=arrays["fills"], learned=learned, groups=groups, **settings)
 
 
-class OneHot:
-    """One categorical column and its outputs.
+class Matrix:
+    """From raw numbers (n, columns) to the matrix of the model (n, outputs), by what a preprocessor learned.
 
     Attributes:
-        name: the column.
-        outputs: what the outputs are called: the kept categories, then (other) and (missing) where train had them.
+        names: of the outputs.
+        sources: (outputs,) position in the schema of the column that each comes from.
+        numbers: positions in the schema of the numeric columns, then of the boolean ones.
     """
 
-    def __init__(self, column: Column, max_categories: int) -> None:
-        kept = column.categories[:max_categories]
-        other = len(column.categories) > len(kept)
-        self.name = column.name
-        self.outputs = (*kept, *(["(other)"] if other else []), *(["(missing)"] if column.missing else []))
-        self._index = pd.Index(kept, dtype=object)
-        self._unseen = len(kept) if other else -1
-        self._missing = len(self.outputs) - 1 if column.missing else -1
-
-    def ones(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and outputs, (k,) each, that are one; a row without is all zeros.
-
-        Args:
-            values: (n,) objects, str or missing.
-        """
-        codes = self._index.get_indexer(pd.Index(values, dtype=object))
-        codes[codes < 0] = self._unseen
-        codes[pd.isna(values)] = self._missing
-        rows = np.flatnonzero(codes >= 0)
-        return rows, codes[rows]
-
-
-def _stack(values: dict[str, np.ndarray], schema: Schema, kind: Kind) -> np.ndarray:
-    """The columns of one kind as float64 (n, columns)."""
-    columns = [values[column.name] for column in schema.columns if column.kind == kind]
-    n = len(next(iter(values.values()), ()))
-    return np.column_stack(columns) if columns else np.empty((n, 0))
-
-
-def _refuse_infinite(numeric: np.ndarray, schema: Schema) -> None:
-    infinite = np.isinf(numeric)
-    if infinite.any():
-        names = [column.name for column in schema.columns if column.kind == "numeric"]
-        seen = [f"{names[i]} ({infinite[:, i].sum()} rows)" for i in np.flatnonzero(infinite.any(axis=0))]
-        raise DataError(
-            f"features hold infinite values: {', '.join(seen)}; expected finite or missing numbers",
-            hint="write a missing value or the true number instead",
+    def __init__(self, preprocessor: Preprocessor, without: Collection[str] = ()) -> None:
+        """``without``: names of categorical columns that are left out."""
+        columns = preprocessor.schema.columns
+        numeric, boolean, categorical = (
+            np.array([i for i, c in enumerate(columns) if c.kind == kind and c.name not in without], np.intp)
+            for kind in ("numeric", "boolean", "categorical")
         )
+        self.numbers = np.concatenate([numeric, boolean])
+        self._numeric = len(numeric)
+        self._preprocessor = preprocessor
+        self._indicated = np.array([i for i in self.numbers if columns[i].missing], np.intp)
+        names = [columns[i].name for i in self.numbers]
+        names += [f"{columns[i].name}=(missing)" for i in self._indicated]
+        sources = [*self.numbers, *self._indicated]
+
+        # The output of each category of each column, in one table: unknown, the categories, missing; -1 for none.
+        outputs, starts = list[int](), list[int]()
+        for i in categorical:
+            name, categories, first = columns[i].name, columns[i].categories, len(names)
+            names += [f"{name}={category}" for category in categories[: preprocessor.max_categories]]
+            kept, other, missing = len(names) - first, -1, -1
+            if len(categories) > kept:
+                other = len(names)
+                names.append(f"{name}=(other)")
+            if columns[i].missing:
+                missing = len(names)
+                names.append(f"{name}=(missing)")
+            sources += [i] * (len(names) - first)
+            starts.append(len(outputs) + 1)
+            outputs += [other, *range(first, first + kept), *[other] * (len(categories) - kept), missing]
+        self._categorical = categorical
+        self._outputs, self._starts = np.array(outputs, np.intp), np.array(starts, np.intp)
+        self._missing = np.array([len(columns[i].categories) for i in categorical], np.float64)
+        self.names, self.sources = tuple(names), np.array(sources, np.intp)
+
+    def __call__(self, raw: np.ndarray) -> np.ndarray:
+        """(n, columns) float64 to (n, outputs) float32; numbers beyond float32 are infinite."""
+        matrix = np.zeros((len(raw), len(self.names)), np.float32)
+        numbers = raw[:, self.numbers]
+        numbers = np.where(np.isnan(numbers), self._preprocessor.fills, numbers)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self._preprocessor.learned and len(raw):  # scikit-learn refuses no rows
+                numbers[:, : self._numeric] = self._scaled(numbers[:, : self._numeric])
+            matrix[:, : len(self.numbers)] = numbers
+        first = len(self.numbers)
+        if len(self._indicated):
+            matrix[:, first : first + len(self._indicated)] = np.isnan(raw[:, self._indicated])
+        if len(self._categorical):
+            codes = raw[:, self._categorical]
+            codes = np.where(np.isnan(codes), self._missing, codes).astype(np.intp)
+            outputs = self._outputs[codes + self._starts]
+            rows, blocks = np.nonzero(outputs >= 0)
+            matrix[rows, outputs[rows, blocks]] = 1.0
+        return matrix
+
+    @cached_property
+    def _quantiles(self) -> Any:
+        return self._preprocessor.sklearn_scaler()
+
+    def _scaled(self, numbers: np.ndarray) -> np.ndarray:
+        """What scikit-learn's scaler makes of them, in its own order of operations."""
+        scaler, learned = self._preprocessor.scaler, self._preprocessor.learned
+        if scaler == "quantile":
+            import sklearn
+
+            # Its checks cost more than a row, and refuse infinite values.
+            with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
+                return np.asarray(self._quantiles.transform(numbers))
+        if scaler == "minmax":
+            scaled: np.ndarray = numbers * learned["scale_"] + learned["min_"]
+        else:
+            scaled = (numbers - learned["mean_" if scaler == "standard" else "center_"]) / learned["scale_"]
+        return scaled
+
+
+def _from_texts(series: pd.Series, shape: tuple[int, ...]) -> np.ndarray:
+    found = series.to_numpy(object).copy()
+    for row, cell in enumerate(found):
+        if isinstance(cell, str):
+            try:
+                found[row] = from_text(cell, shape)
+            except Unreadable as error:
+                raise SchemaError(
+                    f"column {series.name!r}: the image of row {row} cannot be taken: {error}",
+                    hint=f"give a PNG or JPEG of {shape[0]} x {shape[1]} pixels as base64, or an array of {shape}",
+                ) from None
+    return found
 
 
 def _center(column: np.ndarray, impute: str, fill: float) -> float:
@@ -275,12 +378,6 @@ def fit_blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
     return (np.ascontiguousarray(rows[first : first + FIT_ROWS]) for first in range(0, len(rows), FIT_ROWS))
 
 
-def _mode(column: np.ndarray) -> float:
-    """The more frequent of 0 and 1 in a column (n,); 0 in a tie and in a column without values."""
-    present = column[~np.isnan(column)]
-    return float(2 * present.sum() > present.size)
-
-
 def new_scaler(kind: str, n_quantiles: int = 1) -> Any:
     """An unfitted scaler of scikit-learn."""
     from sklearn import preprocessing
@@ -305,22 +402,3 @@ def _learn_scaler(kind: str, filled: np.ndarray) -> dict[str, np.ndarray]:
     else:
         scaler.fit(filled)
     return {name: np.asarray(getattr(scaler, name)) for name in FITTED[kind]}
-
-
-def _restore_scaler(kind: str, learned: Mapping[str, np.ndarray]) -> Any:
-    """A scaler as if it had been fitted, from the attributes that fitting sets."""
-    scaler = new_scaler(kind, n_quantiles=len(learned.get("references_", ())))
-    for name, values in learned.items():
-        setattr(scaler, name, values if values.ndim else values.item())
-    scaler.n_features_in_ = learned[FITTED[kind][0]].shape[-1]
-    if kind == "quantile":
-        scaler.n_quantiles_ = len(learned["references_"])
-    return scaler
-
-
-def unchecked(transform: Callable[[np.ndarray], np.ndarray], numbers: np.ndarray) -> np.ndarray:
-    """Scale without scikit-learn's checks: they cost more than a row, and refuse infinite values."""
-    import sklearn
-
-    with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
-        return transform(numbers)

@@ -17,16 +17,20 @@ from pandas.api import types
 
 from forge_sweep.errors import SchemaError
 from forge_sweep.experiment.rules import nearest
+from forge_sweep.preprocessing.tensors import cells, is_tensor, stacked
 
-Kind = Literal["numeric", "boolean", "categorical"]
+Kind = Literal["numeric", "boolean", "categorical", "tensor"]
 
 CODE = "code"
 """`Column.dtype` of a column of numeric codes that was declared categorical."""
 
+UNKNOWN = -1.0
+"""The raw number of a category that train does not have."""
+
 WHOLE = re.compile(r"0|-?[1-9][0-9]*")
 """A whole number in the one spelling that an integer has: neither 007 nor +5, 1e3 or 1.0."""
 
-WHOLE_FLOAT = re.compile(r"(0|-?[1-9][0-9]*)\.0+")
+WHOLE_FLOAT = re.compile(r"^(0|-?[1-9][0-9]*)\.0+\Z")
 """What becomes of a whole number in a file where others of its column are missing."""
 
 SHOWN = 5
@@ -42,7 +46,7 @@ OBSERVED: dict[Kind, tuple[str, ...]] = {
 }
 """The kind of a column, by what `pandas.api.types.infer_dtype` sees in it."""
 
-WORDS: dict[Kind, str] = {"numeric": "numbers", "boolean": "booleans", "categorical": "text"}
+WORDS: dict[Kind, str] = {"numeric": "numbers", "boolean": "booleans", "categorical": "text", "tensor": "arrays"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Column:
         categories: categories of train, the most frequent first, ties by name; only if categorical.
         low: smallest finite value of train; only if numeric, None where there is none.
         high: largest finite value of train; likewise.
+        shape: of the array in each cell; only of a tensor, whose ``dtype`` is that of its values.
     """
 
     name: str
@@ -66,6 +71,7 @@ class Column:
     categories: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
+    shape: tuple[int, ...] = ()
 
     @cached_property
     def takes_integers(self) -> bool:
@@ -77,13 +83,29 @@ class Column:
 
     def read(self, series: pd.Series) -> tuple[np.ndarray, np.ndarray]:
         """Values (n,) as `Schema.values` gives them, and which of them are mistyped."""
-        values, wrong = READERS[self.kind](series, self.takes_integers)
+        if self.kind == "tensor":
+            return stacked(series, self.shape, self.dtype)
+        values, wrong = _read(series, self.kind, self.takes_integers)
         if self.takes_integers:  # as training read such a file
-            values = np.array([WHOLE_FLOAT.sub(r"\1", v) if _is_whole_float(v) else v for v in values], object)
+            values = np.array([WHOLE_FLOAT.sub(r"\1", v) if isinstance(v, str) else v for v in values], object)
         return values, wrong
+
+    @cached_property
+    def _positions(self) -> pd.Index:
+        return pd.Index(self.categories, dtype=object)
+
+    def raw(self, values: np.ndarray) -> np.ndarray:
+        """What `read` gave as raw numbers: a category as its position, `UNKNOWN` for others, NaN for missing."""
+        if self.kind != "categorical":
+            return values
+        codes = self._positions.get_indexer(pd.Index(values, dtype=object)).astype(np.float64)  # -1 is UNKNOWN
+        codes[is_missing(values)] = np.nan
+        return codes
 
     def expected(self, seen: Any) -> str:
         """What the column takes in place of a mistyped value."""
+        if self.kind == "tensor":
+            return f"arrays of shape {self.shape}, {self.dtype}"
         if not self._lacks_spelling(seen) or not self.categories:
             return WORDS[self.kind]
         example = next((text for text in self.categories if not WHOLE.fullmatch(text)), self.categories[0])
@@ -100,63 +122,75 @@ class Column:
 
 @dataclass(frozen=True)
 class Schema:
-    """The features a model was trained on: names, order, types, categories and where values were missing.
+    """The features a model was trained on, in the order of train: types, categories and where values were missing.
 
-    Attributes:
-        columns: one `Column` per feature, in the order of train.
+    Tensors come after all others.
     """
 
     columns: tuple[Column, ...]
 
     @classmethod
     def learn(cls, train_features: pd.DataFrame, categorical: Iterable[str] = ()) -> Schema:
-        """Learn the schema of the training rows.
-
-        Args:
-            train_features: (n, features) columns of numbers, booleans or text.
-            categorical: columns of numeric codes that are categories.
+        """The schema of training rows, whose columns are numbers, booleans or text, or codes if ``categorical``.
 
         Raises:
             SchemaError: a column holds something else.
         """
         declared = frozenset(categorical)
-        return cls(tuple(_learn_column(train_features[name], name in declared) for name in train_features.columns))
+        columns = [_learn_column(train_features[name], name in declared) for name in train_features.columns]
+        return cls(tuple(sorted(columns, key=lambda column: column.kind == "tensor")))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Column names in the order of train."""
         return tuple(column.name for column in self.columns)
 
+    @cached_property
+    def tabular(self) -> tuple[Column, ...]:
+        """The columns that are no tensors: the first ones."""
+        return tuple(column for column in self.columns if column.kind != "tensor")
+
+    @cached_property
+    def tensors(self) -> tuple[Column, ...]:
+        """The columns of arrays."""
+        return self.columns[len(self.tabular) :]
+
     def align(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The frame in the order and with the types of the schema: float64, bool or nullable boolean, and text.
 
         Columns may come in any order. Integers do for numbers, 0 and 1 for booleans, whole numbers for declared codes
         if those of train were plain whole numbers (`Column.takes_integers`); missing values (None, NaN, NA) do
-        everywhere. Text never does for numbers, nor a boolean.
-
-        Args:
-            frame: (n, features) raw rows; its index is kept.
+        everywhere. Text never does for numbers, nor a boolean. The index is kept.
 
         Raises:
             SchemaError: columns are missing, extra or mistyped; all of them are listed.
         """
         values = self.values(frame)
-        aligned = {c.name: as_boolean(values[c.name]) if c.kind == "boolean" else values[c.name] for c in self.columns}
+        aligned: dict[str, Any] = {column.name: values[column.name] for column in self.columns}
+        for column in self.columns:
+            if column.kind == "tensor":
+                aligned[column.name] = cells(values[column.name])
+            elif column.kind == "boolean":
+                truth, missing = values[column.name] == 1, np.isnan(values[column.name])
+                aligned[column.name] = pd.arrays.BooleanArray(truth, missing) if missing.any() else truth
         return pd.DataFrame(aligned, index=frame.index)
 
     def values(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
         """What `align` gives, as plain arrays, for speed: a row of 30 numbers takes about half a millisecond.
 
-        Args:
-            frame: (n, features) raw rows.
-
         Returns:
-            Per column (n,): float64 with NaN for numbers and booleans; objects, str or missing, for categories.
+            Per column (n,): float64 with NaN for numbers and booleans; objects, str or missing, for categories; of a
+            tensor (n, ...).
 
         Raises:
             SchemaError: as `align`.
         """
-        lines = _name_differences(self.columns, list(frame.columns))
+        absent, unknown, repeated = self.name_differences(list(frame.columns))
+        lines = [f"- {column.name}: missing; expected {WORDS[column.kind]}" for column in absent]
+        for name in unknown:
+            close = nearest(str(name), [column.name for column in absent])
+            lines.append(f"+ {name}: unknown{f'; {close}' if close else ''}")
+        lines += [f"~ {name}: given {count} times" for name, count in repeated.items()]
         values = {}
         for column in self.columns:
             if (series := frame.get(column.name)) is None or series.ndim > 1:
@@ -171,46 +205,41 @@ class Schema:
             raise SchemaError(message, hint="give each of its columns once, by name and with its type; in any order")
         return values
 
+    def name_differences(self, given: list[Any]) -> tuple[list[Column], list[Any], dict[Any, int]]:
+        """The columns that are missing, the names that the schema lacks, and how often repeated columns come."""
+        if given == list(self.names):
+            return [], [], {}
+        times, known = Counter(given), set(self.names)
+        absent = [column for column in self.columns if column.name not in times]
+        unknown = [name for name in times if name not in known]
+        return absent, unknown, {name: count for name, count in times.items() if count > 1 and name in known}
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values that `from_dict` reads."""
-        return {"columns": [asdict(column) for column in self.columns]}
+        plain = [asdict(column) for column in self.columns]
+        return {"columns": [{k: v for k, v in column.items() if k != "shape" or v} for column in plain]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Schema:
         """The schema that `to_dict` wrote."""
-        columns = values["columns"]
-        return cls(tuple(Column(**{**column, "categories": tuple(column["categories"])}) for column in columns))
+        lists = ("categories", "shape")
+        columns = [c | {name: tuple(c[name]) for name in lists if name in c} for c in values["columns"]]
+        return cls(tuple(Column(**column) for column in columns))
 
 
-def as_boolean(values: np.ndarray) -> pd.api.extensions.ExtensionArray | np.ndarray:
-    """0, 1 and NaN (n,) as bool, or as nullable boolean where some are missing."""
-    missing = np.isnan(values)
-    truth = values == 1
-    return pd.arrays.BooleanArray(truth, missing) if missing.any() else truth
-
-
-# Each reader takes a column and whether it holds declared codes; it gives its values and which rows (n,) are mistyped.
-
-
-def read_numbers(series: pd.Series, codes: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers as float64; booleans and text are wrong."""
-    return _read_floats(series, "iuf", _is_number)
-
-
-def read_booleans(series: pd.Series, codes: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Booleans, and numbers that are 0 or 1, as float64."""
-    values, wrong = _read_floats(series, "biuf", lambda value: isinstance(value, (*NUMBERS, np.bool_)))
-    return values, wrong | ~(np.isnan(values) | (values == 0) | (values == 1))
-
-
-def read_categories(series: pd.Series, codes: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Text as objects. Of declared codes, whole numbers count as their digits."""
+def _read(series: pd.Series, kind: Kind, codes: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The values of a column, which may hold declared ``codes``, and which of them (n,) are mistyped."""
+    if kind == "numeric":
+        return _read_floats(series, "iuf", _is_number)
+    if kind == "boolean":
+        values, wrong = _read_floats(series, "biuf", lambda value: isinstance(value, (*NUMBERS, np.bool_)))
+        return values, wrong | ~(np.isnan(values) | (values == 0) | (values == 1))
     if isinstance(series.dtype, pd.StringDtype):
         return series.to_numpy(object, na_value=np.nan), np.zeros(len(series), bool)
     values = series.to_numpy(object)
     present = ~is_missing(values)
     values = np.where(present, values, np.nan)  # one kind of missing, in a copy
-    if codes:
+    if codes:  # whole numbers count as their digits
         dtype = getattr(series.dtype, "numpy_dtype", series.dtype)
         exact = _exact(dtype) if isinstance(dtype, np.dtype) and dtype.kind == "f" else None
         values = np.fromiter((_code(value, exact) for value in values), object, len(values))
@@ -232,20 +261,8 @@ def _read_floats(series: pd.Series, kinds: str, accepts: Callable[[Any], bool]) 
     return values, present & ~right
 
 
-READERS: dict[Kind, Callable[[pd.Series, bool], tuple[np.ndarray, np.ndarray]]] = {
-    "numeric": read_numbers,
-    "boolean": read_booleans,
-    "categorical": read_categories,
-}
-
-
 def _code(value: Any, exact: int | None = None) -> Any:
-    """A whole number as its digits; all else as it is, such as a float that has not room for all digits.
-
-    Args:
-        value: a value.
-        exact: the least whole number that a float of the column's type may have been rounded to.
-    """
+    """A whole number as its digits; all else as it is, such as a float that may be a rounded one, from ``exact`` on."""
     if not _is_number(value):
         return value
     if isinstance(value, float | np.floating) and abs(float(value)) >= (exact or _exact(type(value))):
@@ -261,16 +278,8 @@ def _exact(dtype: Any) -> int:
     return int(2 ** (np.finfo(dtype).nmant + 1))
 
 
-def _is_whole_float(value: Any) -> bool:
-    return isinstance(value, str) and WHOLE_FLOAT.fullmatch(value) is not None
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, NUMBERS) and not isinstance(value, bool)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def is_missing(values: np.ndarray) -> np.ndarray:
@@ -283,30 +292,18 @@ def _offenders(series: pd.Series, wrong: np.ndarray) -> str:
     rows = np.flatnonzero(wrong)
     first, more = rows[:SHOWN], ", ..." if len(rows) > SHOWN else ""
     values = [v.item() if isinstance(v, np.generic) else v for v in (series.iloc[row] for row in first)]
+    if isinstance(values[0], np.ndarray | list):
+        return f"others in rows {', '.join(map(str, first))}{more} (of shape {np.shape(np.asarray(values[0], object))})"
     kind = "text" if isinstance(values[0], str) else type(values[0]).__name__
     return f"{kind} in rows {', '.join(map(str, first))}{more} ({', '.join(map(repr, values))}{more})"
 
 
-def _name_differences(columns: tuple[Column, ...], given: list[Any]) -> list[str]:
-    """One line per column that is missing (-), unknown (+) or given several times (~)."""
-    known = {column.name: column for column in columns}
-    if given == list(known):
-        return []
-    times = Counter(given)
-    absent = [name for name in known if name not in times]
-    lines = [f"- {name}: missing; expected {WORDS[known[name].kind]}" for name in absent]
-    for name, count in times.items():
-        if name not in known:
-            close = nearest(str(name), absent)
-            lines.append(f"+ {name}: unknown" + (f"; {close}" if close else ""))
-        elif count > 1:
-            lines.append(f"~ {name}: given {count} times")
-    return lines
-
-
 def _learn_column(series: pd.Series, declared: bool) -> Column:
+    if is_tensor(series):
+        first = series.iloc[0]
+        return Column(str(series.name), "tensor", str(first.dtype), False, shape=first.shape)
     kind: Kind = "categorical" if declared else _kind(series)
-    values, wrong = READERS[kind](series, declared)
+    values, wrong = _read(series, kind, declared)
     if wrong.any():
         raise SchemaError(
             f"column {series.name!r} is declared categorical but holds {_offenders(series, wrong)}; "
@@ -314,15 +311,17 @@ def _learn_column(series: pd.Series, declared: bool) -> Column:
             hint=f"take {str(series.name)!r} out of categorical under [data]",
         )
     missing = is_missing(values)
-    if declared and series.dtype == object and any(_is_number(v) for v in series) and any(map(_is_text, series)):
+    objects = series if declared and series.dtype == object else ()
+    if any(_is_number(v) for v in objects) and any(isinstance(v, str) for v in objects):
         raise SchemaError(
             f"column {series.name!r} is declared categorical and holds both numbers and text",
             hint=f"read it as text: dtype={{{str(series.name)!r}: str}}",
         )
-    categories = _by_frequency(values[~missing]) if kind == "categorical" else ()
+    counts = Counter(values[~missing].tolist()) if kind == "categorical" else Counter[str]()
     finite = values[np.isfinite(values)] if kind == "numeric" else np.empty(0)
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (None, None)
     dtype = CODE if declared else str(series.dtype)
+    categories = tuple(sorted(counts, key=lambda category: (-counts[category], category)))
     return Column(str(series.name), kind, dtype, bool(missing.any()), categories, low, high)
 
 
@@ -336,9 +335,3 @@ def _kind(series: pd.Series) -> Kind:
         f"column {series.name!r} holds {found} values ({series.dtype}); expected numbers, booleans or text",
         hint=f"leave it out with drop = [{str(series.name)!r}] under [data], or make numbers of it",
     )
-
-
-def _by_frequency(values: np.ndarray) -> tuple[str, ...]:
-    """Distinct texts, the most frequent first, ties by name."""
-    counts = Counter(values.tolist())
-    return tuple(sorted(counts, key=lambda category: (-counts[category], category)))

@@ -1,16 +1,14 @@
 """Who is, was and will be champion: the ledger decides, the aliases follow.
 
-A change of champion is four steps: the whole record goes into a file, the entry into the ledger (here two changes at
-once are decided), the aliases are moved (when, is noted right before), the end is recorded. A process that dies between
-them leaves an entry without an end, and the next command that changes anything completes it, or revokes it where its
-version is gone.
+A change is four steps: the whole record goes into a file, the entry into the ledger (which decides between two changes
+at once), the aliases are moved (when, is noted right before), the end is recorded. A process that dies between them
+leaves an entry without an end; the next command that changes anything completes it, or revokes it where its version is
+gone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import getpass
-import os
 import secrets
 import socket
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
-from forge_sweep import jsons
+from forge_sweep import environment, jsons
 from forge_sweep.checks.findings import Finding
 from forge_sweep.errors import GateRefused, InputError
 from forge_sweep.tracking import Entry, Ledger, Registry
@@ -32,21 +30,16 @@ PROMOTE, ROLLBACK, OUTSIDE = "promote", "rollback", "outside"
 
 @dataclass(frozen=True)
 class Change:
-    """One change of champion.
+    """One change of champion, the ``number``-th in the ledger; times are UTC, ISO 8601.
 
     Attributes:
-        number: its place in the ledger, from 1.
         action: ``promote``, ``rollback``, or ``outside``: an alias that was moved by other means, noticed later.
         to: the new champion's version; None where there is none any more.
         before: the champion until then; None where there was none.
         previous: what ``previous`` stands for since.
-        who: user@host.
-        when: UTC, ISO 8601: when it was decided.
-        done: UTC, ISO 8601: when the aliases had been moved, whoever recorded it; "" while that is not on record.
+        done: when the aliases had been moved; "" while that is not on record.
         revoked: why the aliases were not moved, else "".
-        reason: in words.
         forced: codes of the gates that refused it and were overruled.
-        figures: the figures of the decision.
         file: path of the whole record, gates included, among the ledger's artifacts.
     """
 
@@ -73,9 +66,9 @@ class Change:
         return cls(number=entry.number, **{**content, **done})
 
     @property
-    def holds(self) -> bool:
-        """Whether it took place."""
-        return not self.revoked
+    def unfinished(self) -> bool:
+        """Whether its end is not on record."""
+        return not self.done and not self.revoked
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -84,14 +77,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Term:
-    """How long a version was champion.
-
-    Attributes:
-        version: which; None for a time without one.
-        since: UTC.
-        until: UTC; None while it lasts.
-        change: what began it.
-    """
+    """How long (UTC) a version was champion, or nobody was, and the change that began it; ``until`` is None so far."""
 
     version: str | None
     since: datetime
@@ -105,16 +91,7 @@ class Term:
 
 
 class Champions:
-    """The champions of one model.
-
-    Args:
-        registry: where the model is.
-        name: the model.
-
-    Raises:
-        InputError: there is no such model.
-        TrackingDown: the store cannot be reached.
-    """
+    """The champions of one model; InputError where there is none of that name."""
 
     def __init__(self, registry: Registry, name: str) -> None:
         registry.aliases(name)
@@ -132,30 +109,23 @@ class Champions:
 
     def terms(self) -> tuple[Term, ...]:
         """Who was champion when, the oldest first."""
-        held = [change for change in self.history() if change.holds and change.done]
+        held = [change for change in self.history() if change.done and not change.revoked]
         begins = [datetime.fromisoformat(change.done) for change in held]
         ends = [*begins[1:], None][: len(begins)]
         return tuple(Term(c.to, since, until, c) for c, since, until in zip(held, begins, ends, strict=True))
 
     def at(self, moment: str) -> tuple[Term, ...]:
-        """Who was champion at a moment, or in the course of a day (UTC).
-
-        Args:
-            moment: ``2026-05-01``, or ``2026-05-01T12:00`` with or without a zone.
-
-        Raises:
-            InputError: it is neither.
-        """
+        """Who was champion in the course of a day (``2026-05-01``, UTC), or at a moment (``2026-05-01T12:00``)."""
         since, until = _span(moment)
         return tuple(t for t in self.terms() if t.since <= until and (t.until is None or t.until > since))
 
     def settle(self) -> tuple[str, ...]:
         """Complete what a dead process left half done and record what was changed by other means; says what it did."""
         said = []
-        last = self._last()
-        if last is not None and not last.done and not last.revoked:
+        last = self.seen()
+        if last is not None and last.unfinished:
             said.append(self._complete(last))
-            last = self._last()
+            last = self.seen()
         if (moved := self.moved_outside(last)) is not None:
             now = self.registry.aliases(self.name)
             reason = f"by other means than forge-sweep, noticed now: {self._lost(_champion(last))}"
@@ -165,9 +135,9 @@ class Champions:
         return tuple(said)
 
     def moved_outside(self, last: Change | None = None) -> str | None:
-        """What is to be said where the alias champion is not where the ledger has it, else None."""
-        last = last or self._last()
-        if last is not None and not last.done and not last.revoked:
+        """How the alias champion differs from the ledger; None where it does not."""
+        last = last or self.seen()
+        if last is not None and last.unfinished:
             return None
         recorded = _champion(last)
         found = self.registry.aliases(self.name).get(CHAMPION)
@@ -177,9 +147,9 @@ class Champions:
         return f"the champion of {self.name} is {shown(found)} and was {shown(recorded)} by the ledger: {how}"
 
     def unfinished(self) -> str | None:
-        """What is to be said where a change waits to be completed, else None."""
-        last = self._last()
-        if last is None or last.done or last.revoked:
+        """Which change waits to be completed; None where none does."""
+        last = self.seen()
+        if last is None or not last.unfinished:
             return None
         return f"change {last.number} ({last.action} {shown(last.to)}) is not complete: the next change completes it"
 
@@ -190,17 +160,14 @@ class Champions:
     def rival(self, wanted: str) -> tuple[str | None, str]:
         """What a version has to be better than, and what became of the champion by the ledger where it is another one.
 
-        That is the alias ``champion``. Where it is gone, since the version or the alias was deleted, it is the last
-        champion that still exists: nothing is to become champion unseen because somebody deleted the one before.
-
-        Args:
-            wanted: the version that is to become the champion.
+        That is the alias ``champion``. Where the version or the alias was deleted, it is the last champion that still
+        exists: nothing is to become champion unseen because the one before was deleted.
         """
         version = self.registry.aliases(self.name).get(CHAMPION)
         if version is not None:
             return version, ""
         existing = {each.version for each in self.registry.versions(self.name)}
-        held = [change.to for change in reversed(self.history()) if change.holds and change.to is not None]
+        held = [change.to for change in reversed(self.history()) if not change.revoked and change.to is not None]
         if not held:
             return None, ""
         gone = (
@@ -212,7 +179,8 @@ class Champions:
 
     def seen(self) -> Change | None:
         """The last change, for `change` to be compared with."""
-        return self._last()
+        history = self.history()
+        return history[-1] if history else None
 
     def change(
         self,
@@ -226,21 +194,7 @@ class Champions:
         forced: Iterable[str] = (),
         figures: Mapping[str, Any] | None = None,
     ) -> Change:
-        """Make a version the champion.
-
-        Args:
-            action: ``promote``, ``rollback`` or ``outside``.
-            to: the version.
-            reason: in words.
-            previous: what ``previous`` is to stand for.
-            seen: the last change that this one was decided upon.
-            gates: every finding.
-            forced: codes of the gates that were overruled.
-            figures: of the decision.
-
-        Raises:
-            GateRefused: another process was first; nothing was changed.
-        """
+        """Make a version the champion; GateRefused, and nothing changed, where ``seen`` is not the last change now."""
         refuse_long(reason)
         number, unique = (0 if seen is None else seen.number) + 1, secrets.token_hex(6)
         when = _now()
@@ -250,7 +204,7 @@ class Champions:
             "to": to,
             "before": self.registry.aliases(self.name).get(CHAMPION) if action != OUTSIDE else _champion(seen),
             "previous": previous,
-            "who": f"{_user()}@{socket.gethostname()}",
+            "who": f"{environment.user()}@{socket.gethostname()}",
             "when": when,
             "reason": reason,
             "forced": list(forced),
@@ -264,14 +218,10 @@ class Champions:
         self._complete(made)
         return next(change for change in self.history() if change.number == number)
 
-    def _last(self) -> Change | None:
-        history = self.history()
-        return history[-1] if history else None
-
     def _complete(self, change: Change) -> str:
         """Move the aliases as an entry says and record its end; safe to repeat. Says what it did."""
-        gone = None if change.to is None or self._exists(change.to) else f"version {change.to} was deleted meanwhile"
-        if gone is not None:
+        if change.to is not None and not self._exists(change.to):
+            gone = f"version {change.to} was deleted meanwhile"
             self._ledger.finish(change.number, {"revoked": gone, "when": _now()})
             return f"change {change.number} of {self.name} was revoked: {gone}"
         moved = ""
@@ -284,7 +234,7 @@ class Champions:
             self._move(change)
         self._tag(change)
         self._ledger.finish(change.number, {"done": moved or _now()})
-        newest = [each for each in self.history() if each.holds][-1]
+        newest = [each for each in self.history() if not each.revoked][-1]
         if newest.number > change.number:  # this process slept, and others went on
             self._move(newest)
         return f"change {change.number} of {self.name} ({change.action} {shown(change.to)}) was completed"
@@ -307,7 +257,6 @@ class Champions:
                 self.registry.tag(self.name, str(version), f"{TAG}.{change.number:06d}", jsons.dumps(values))
 
     def _lost(self, champion: str | None) -> str:
-        """How the alias came off the champion by the ledger."""
         deleted = champion is not None and not self._exists(champion)
         return f"{shown(champion)} was deleted" if deleted else "the alias was moved by other means"
 
@@ -318,37 +267,29 @@ class Champions:
         """What the slower one of two is told."""
         first = next((change for change in self.history() if change.number == number), None)
         whose = "" if first is None else f": {first.action} of {shown(first.to)} by {first.who} at {first.when}"
-        finding = Finding(
-            "error",
-            "beaten",
-            f"{self.name} {shown(to)}",
-            f"another change of champion came first{whose}",
-            "the champion that the gates compared with",
-            "run the same command again: it compares with the new champion",
-        )
+        seen, expected = f"another change of champion came first{whose}", "the champion that the gates compared with"
+        fix = "run the same command again: it compares with the new champion"
+        finding = Finding("error", "beaten", f"{self.name} {shown(to)}", seen, expected, fix)
         return GateRefused(f"{shown(to)} of {self.name} was not promoted; nothing was changed", [finding])
 
 
 def refuse_long(reason: str) -> None:
     """Raise InputError for a reason that has no room in the ledger."""
     if len(reason) > REASON_LENGTH:
-        raise InputError(
-            f"the reason has {len(reason)} characters; expected at most {REASON_LENGTH}", hint="give a shorter one"
-        )
+        text = f"the reason has {len(reason)} characters; expected at most {REASON_LENGTH}"
+        raise InputError(text, hint="give a shorter one")
 
 
 def shown(version: str | None) -> str:
-    """A version for people."""
+    """``version 3``, or ``none``."""
     return "none" if version is None else f"version {version}"
 
 
 def _champion(change: Change | None) -> str | None:
-    """The champion after a change, by the ledger."""
-    return None if change is None else change.to if change.holds else change.before
+    return None if change is None else change.before if change.revoked else change.to
 
 
 def _span(moment: str) -> tuple[datetime, datetime]:
-    """First and last instant that a text names."""
     try:
         if len(moment) == len("2026-05-01"):
             since = datetime.combine(date.fromisoformat(moment), time(), UTC)
@@ -356,19 +297,10 @@ def _span(moment: str) -> tuple[datetime, datetime]:
         found = datetime.fromisoformat(moment)
         found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
     except (ValueError, OverflowError):
-        raise InputError(
-            f"{moment!r} is no date; expected 2026-05-01 (UTC), or 2026-05-01T12:00+02:00",
-            hint="give a day, or a moment with its zone",
-        ) from None
+        text = f"{moment!r} is not a date; expected 2026-05-01 (UTC), or 2026-05-01T12:00+02:00"
+        raise InputError(text, hint="give a day, or a moment with its zone") from None
     return found, found
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid-{os.getuid()}"

@@ -1,4 +1,4 @@
-"""`promote` and `rollback`, told from top to bottom."""
+"""`promote` and `rollback`; what is registered, and the card of a version."""
 
 from __future__ import annotations
 
@@ -8,38 +8,30 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from forge_sweep.checks.findings import Finding, errors
+from forge_sweep.bundle.card import Card, Section, card_of
+from forge_sweep.bundle.files import check_manifest
+from forge_sweep.checks.findings import Finding, Findings, errors
 from forge_sweep.errors import BundleError, GateRefused, InputError
-from forge_sweep.registry import champions as names
-from forge_sweep.registry.candidate import Candidate, Terms, opened
-from forge_sweep.registry.champions import Champions, Change, refuse_long
-from forge_sweep.registry.contest import Contest, contest
-from forge_sweep.registry.gates import without_test
-from forge_sweep.tracking import ForeignModel, ModelVersion, Registry
+from forge_sweep.experiment import PromotionSpec, load
+from forge_sweep.registry.candidate import opened
+from forge_sweep.registry.champions import CHAMPION, PREVIOUS, PROMOTE, ROLLBACK, Champions, Change, refuse_long, shown
+from forge_sweep.registry.gates import Contest, contest, without_test
+from forge_sweep.tracking import ForeignModel, ModelVersion, Registry, fetched
 
 UNFIT = ("hashes", "loader")
-"""Gates that ``--force`` does not overrule: nobody could serve such a version, or nobody should."""
+"""Gates that ``--force`` does not overrule: such a version cannot be served, or should not be."""
 
 Tell = Callable[[Finding], None]
 Say = Callable[[str], None]
 
 
-def nothing(told: Any) -> None:
+def _nothing(told: Any) -> None:
     """Tell nobody."""
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """How a promotion ended.
-
-    Attributes:
-        model: registered model.
-        version: which was to become the champion.
-        champion: the champion until then; None where there was none.
-        gates: findings of every gate, in order.
-        figures: of the comparison.
-        change: the change that was made; None where it was refused, or only tried.
-    """
+    """How a promotion ended; ``champion`` is the one until then, ``change`` is None where nothing was changed."""
 
     model: str
     version: str
@@ -68,16 +60,11 @@ class Promotion:
 
 
 class Refused(GateRefused):
-    """A promotion that gates refused; nothing was changed.
-
-    Attributes:
-        promotion: how it ended.
-    """
+    """A promotion that gates refused; nothing was changed."""
 
     def __init__(self, promotion: Promotion) -> None:
-        super().__init__(
-            f"version {promotion.version} of {promotion.model} is not promoted; nothing was changed", promotion.refused
-        )
+        title = f"version {promotion.version} of {promotion.model} is not promoted; nothing was changed"
+        super().__init__(title, promotion.refused)
         self.promotion = promotion
 
 
@@ -90,29 +77,29 @@ def promote(
     force: str = "",
     reason: str = "",
     experiment: Path | None = None,
-    tell: Tell = nothing,
-    say: Say = nothing,
+    trust: bool = False,
+    tell: Tell = _nothing,
+    say: Say = _nothing,
 ) -> Promotion:
-    """Make a version the champion, if every gate lets it.
+    """Make a version (its number, or an alias as ``@challenger``) of a model the champion, if every gate lets it.
 
     Args:
-        model: registered model.
-        version: its number, or an alias as ``@challenger``.
-        store: folder of the embedded stores and of the ledger of looks.
-        dry_run: judge only; where that takes a look at the test rows, it is recorded, and its figures are kept for the
-            next call.
+        model: its name in the registry.
+        version: which.
+        store: folder of the embedded stores and of the ledger of test evaluations.
+        dry_run: judge only; a test evaluation that this takes is recorded, and its figures are kept.
         force: promote whatever the gates say, for this reason; it is recorded with the gates that refused. A bundle
             that cannot be loaded, or that MLflow would load with other code than ours, is refused all the same.
         reason: why, for the record.
         experiment: file whose section ``[promotion]`` and folder are used; default: what the sweep recorded.
+        trust: see `forge_sweep.bundle.Bundle.load`.
         tell: told every finding as it comes.
-        say: told what was mended first.
+        say: told what was repaired first.
 
     Raises:
         Refused: gates refused it; nothing was changed.
         GateRefused: another promotion was faster; nothing was changed.
         InputError: there is no such version, or it is the champion.
-        TrackingDown: the store cannot be reached.
     """
     refuse_long(force or reason)
     registry = Registry(store)
@@ -121,14 +108,14 @@ def promote(
     for text in champions.disagreements() if dry_run else champions.settle():
         say(text)
     seen, aliases = champions.seen(), registry.aliases(model)
-    champion = aliases.get(names.CHAMPION)
+    champion = aliases.get(CHAMPION)
     if champion == wanted.version:
         raise InputError(
             f"version {wanted.version} of {model} is the champion", hint=f"forge-sweep models history {model}"
         )
     rival, gone = champions.rival(wanted.version)
-    found = judge(registry, wanted, rival, experiment, tell, gone=gone, forced=bool(force))
-    judged = Promotion(model, wanted.version, champion, found.findings, found.figures)
+    found = judge(registry, wanted, rival, experiment, tell, gone=gone, forced=bool(force), trust=trust)
+    judged = Promotion(model, wanted.version, champion, Findings(found.findings), found.figures)
     unfit = any(finding.code in UNFIT for finding in judged.refused)
     if judged.refused and (not force or unfit or dry_run):
         raise Refused(judged)
@@ -136,10 +123,10 @@ def promote(
         return judged
     forced = tuple(dict.fromkeys(finding.code for finding in judged.refused))
     change = champions.change(
-        names.PROMOTE,
+        PROMOTE,
         wanted.version,
         force or reason or "the gates let it",
-        previous=champion or aliases.get(names.PREVIOUS),
+        previous=champion or aliases.get(PREVIOUS),
         seen=seen,
         gates=judged.gates,
         forced=forced,
@@ -153,22 +140,18 @@ def judge(
     wanted: ModelVersion,
     rival: str | None,
     experiment: Path | None,
-    tell: Tell = nothing,
+    tell: Tell = _nothing,
     *,
     gone: str = "",
     forced: bool = False,
+    trust: bool = False,
 ) -> Contest:
-    """Every gate, those that cost nothing first: what they refuse costs no look at the test rows, unless forced.
+    """Every gate, those that cost nothing first: what they refuse costs no test evaluation, unless ``forced``.
 
-    Args:
-        registry: of the models.
-        wanted: which version is judged.
-        rival: the version to be compared with, see `Champions.rival`.
-        experiment: file whose section ``[promotion]`` and folder are used; default: what the sweep recorded.
-        tell: told every finding as it comes.
-        gone: what became of the champion by the ledger, where it is none any more, or "".
-        forced: whether to go on where a gate refuses.
+    ``rival`` and ``gone`` are what `Champions.rival` says; the rest is as `promote` takes it.
     """
+    named = None if experiment is None else load(experiment)
+    root = None if named is None else named.root
     findings: list[Finding] = []
 
     def keep(found: Finding) -> None:
@@ -177,47 +160,36 @@ def judge(
 
     with contextlib.ExitStack() as stack:
         try:
-            candidate = stack.enter_context(opened(registry, wanted))
+            candidate = stack.enter_context(opened(registry, wanted, root, trust=trust))
         except BundleError as error:
-            keep(unreadable(wanted, error))
+            keep(_unreadable(wanted, error))
             return Contest(tuple(findings))
-        terms = Terms.of(candidate.metadata, experiment)
-        for finding in without_test(candidate, terms):
+        recorded = candidate.metadata.get("experiment", {}).get("promotion")
+        settings = PromotionSpec.model_validate(recorded or {}) if named is None else named.promotion
+        for finding in without_test(candidate, settings):
             keep(finding)
         if errors(findings) and not forced:
             return Contest(tuple(findings))
-        other, unknown = open_champion(stack, registry, wanted.name, rival)
-        found = contest(candidate, other, terms, registry, unknown=unknown, gone=gone)
+        champion, unknown = None, ""
+        if rival is not None:
+            try:
+                champion = stack.enter_context(
+                    opened(registry, registry.version(wanted.name, rival), root, trust=trust)
+                )
+            except (BundleError, InputError) as error:
+                unknown = f"version {rival} cannot be loaded: {error.message}"
+        found = contest(candidate, champion, settings, registry, unknown=unknown, gone=gone)
         for finding in found.findings:
             keep(finding)
     return Contest(tuple(findings), found.figures)
 
 
-def open_champion(
-    stack: contextlib.ExitStack, registry: Registry, model: str, champion: str | None
-) -> tuple[Candidate | None, str]:
-    """The champion, loaded; or why it cannot be."""
-    if champion is None:
-        return None, ""
-    try:
-        return stack.enter_context(opened(registry, registry.version(model, champion))), ""
-    except (BundleError, InputError) as error:
-        return None, f"version {champion} cannot be loaded: {error.message}"
-
-
-def rollback(model: str, *, store: Path, reason: str = "", say: Say = nothing) -> Change:
-    """Make the previous champion the champion again, and the champion the previous one.
-
-    Args:
-        model: registered model.
-        store: folder of the embedded stores.
-        reason: why, for the record.
-        say: told what was mended first.
+def rollback(model: str, *, store: Path, reason: str = "", trust: bool = False, say: Say = _nothing) -> Change:
+    """Make the previous champion the champion again, and the champion the previous one; see `promote`.
 
     Raises:
         InputError: there is no previous champion.
         GateRefused: it cannot be loaded, or another change was faster; nothing was changed.
-        TrackingDown: the store cannot be reached.
     """
     refuse_long(reason)
     registry = Registry(store)
@@ -225,32 +197,26 @@ def rollback(model: str, *, store: Path, reason: str = "", say: Say = nothing) -
     for text in champions.settle():
         say(text)
     seen, aliases = champions.seen(), registry.aliases(model)
-    back = aliases.get(names.PREVIOUS)
+    back = aliases.get(PREVIOUS)
     if back is None:
         hint = f"promote another version; see `forge-sweep models history {model}`"
         raise InputError(f"{model} has no previous champion to go back to", hint=hint)
-    if back == aliases.get(names.CHAMPION):
+    if back == aliases.get(CHAMPION):
         hint = f"promote the version that you want; see `forge-sweep models history {model}`"
         raise InputError(
             f"version {back} of {model} is the champion and `previous` too: nothing to go back to", hint=hint
         )
-    refuse_unreadable(registry, registry.version(model, back))
-    words = reason or "rolled back"
-    return champions.change(names.ROLLBACK, back, words, previous=aliases.get(names.CHAMPION), seen=seen)
-
-
-def refuse_unreadable(registry: Registry, version: ModelVersion) -> None:
-    """Raise GateRefused for a bundle that cannot be served."""
+    version = registry.version(model, back)
     try:
-        with opened(registry, version):
+        with opened(registry, version, trust=trust):
             pass
     except BundleError as error:
         title = f"{version.uri} cannot be made champion again; nothing was changed"
-        raise GateRefused(title, [unreadable(version, error)]) from error
+        raise GateRefused(title, [_unreadable(version, error)]) from error
+    return champions.change(ROLLBACK, back, reason or "rolled back", previous=aliases.get(CHAMPION), seen=seen)
 
 
-def unreadable(version: ModelVersion, error: BundleError) -> Finding:
-    """A version that nobody may load, as a finding."""
+def _unreadable(version: ModelVersion, error: BundleError) -> Finding:
     code, seen = "loader" if isinstance(error, ForeignModel) else "hashes", " ".join(error.message.split())
     fix = error.hint or "register it again"
     return Finding("error", code, version.uri, seen, "a model as it was registered, with our loader and no code", fix)
@@ -258,14 +224,7 @@ def unreadable(version: ModelVersion, error: BundleError) -> Finding:
 
 @dataclass(frozen=True)
 class Overview:
-    """A registered model.
-
-    Attributes:
-        name: its name.
-        versions: how many.
-        aliases: version by alias.
-        warnings: what does not agree with its ledger.
-    """
+    """A registered model: how many versions, the version of each alias, and what does not agree with its ledger."""
 
     name: str
     versions: int
@@ -274,12 +233,38 @@ class Overview:
 
 
 def overviews(store: Path) -> Iterator[Overview]:
-    """Every registered model.
-
-    Raises:
-        TrackingDown: the store cannot be reached.
-    """
+    """Every registered model."""
     registry = Registry(store)
     for name in registry.models():
         champions = Champions(registry, name)
         yield Overview(name, len(registry.versions(name)), registry.aliases(name), champions.disagreements())
+
+
+def make_card(model: str, version: str, *, store: Path) -> tuple[ModelVersion, Card]:
+    """The card of a version (a number, or an alias as ``@champion``), made anew; nothing is scored for it.
+
+    Raises:
+        BundleError: the bundle was changed.
+    """
+    registry = Registry(store)
+    wanted = registry.version(model, version)
+    changes = [each for each in Champions(registry, model).history() if wanted.version in (each.to, each.before)]
+    with fetched(wanted, store) as folder:
+        check_manifest(folder)
+        return wanted, card_of(folder, _registry_section(wanted, changes))
+
+
+def _registry_section(version: ModelVersion, changes: list[Change]) -> Section:
+    aliases = ", ".join(version.aliases) or "none"
+    line = f"{version.uri}, registered {version.created}; aliases: {aliases}."
+    rows = tuple(
+        (
+            change.done[:19] or ("revoked" if change.revoked else "under way"),
+            f"{change.action}: {shown(change.before)} -> {shown(change.to)}",
+            change.who,
+            change.reason,
+            ", ".join(change.forced) or "-",
+        )
+        for change in changes
+    )
+    return Section("Registry", (line,), ("when (UTC)", "change", "who", "why", "gates overruled"), rows)

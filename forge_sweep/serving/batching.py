@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from forge_sweep.serving.served import Answer, Served, refused_rows
+from forge_sweep.serving.predict import Answer, Served, refused_rows
 
 logger = logging.getLogger(__name__)
 
@@ -23,14 +23,8 @@ class Busy(Exception):
 
 
 @dataclass(eq=False, slots=True)
-class Job:
-    """Rows of one request.
-
-    Attributes:
-        served: the version that answers them, whatever the alias means by then.
-        rows: raw numbers, (n, columns).
-        future: becomes the `Answer`.
-    """
+class _Job:
+    """Raw rows (n, columns) of one request and the version that answers them, whatever the alias means by then."""
 
     served: Served
     rows: np.ndarray | Sequence[Sequence[float]]
@@ -38,29 +32,22 @@ class Job:
 
 
 class Batcher:
-    """A queue and the thread behind it.
+    """A queue and the thread behind it, which computes up to ``max_batch`` rows of several requests in one pass.
 
-    A free model starts at once. One that comes back from a pass waits up to ``max_wait_s`` for as many requests as it
-    last had at hand: those callers are likely to come again. A single caller therefore never waits.
-
-    Args:
-        max_batch: most rows of several requests in a pass; a longer request has its own.
-        max_wait_s: see above.
-        max_waiting: most rows in the queue.
-        observe: is told the requests and rows of each pass.
+    A free model starts at once. After a pass it waits up to ``max_wait_s`` for as many requests as it last had: those
+    callers are likely to come again. A single caller therefore never waits. ``observe`` is told the requests and rows
+    of each pass.
     """
 
     def __init__(
         self, *, max_batch: int, max_wait_s: float, max_waiting: int, observe: Callable[[int, int], None]
     ) -> None:
-        self.max_batch = max_batch
-        self.max_wait_s = max_wait_s
-        self.max_waiting = max_waiting
+        self.max_batch, self.max_wait_s, self.max_waiting = max_batch, max_wait_s, max_waiting
         self.observe = observe
         self.rows_waiting = 0
         self.busy_since: float | None = None
         self._expected = 1
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[_Job] = deque()
         self._ready = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -72,20 +59,16 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether anybody answers."""
+        """Whether the model's thread is alive."""
         return self._thread.is_alive()
 
     def submit(self, served: Served, rows: np.ndarray | Sequence[Sequence[float]]) -> asyncio.Future[Answer]:
-        """Queue rows, n > 0.
-
-        Raises:
-            Busy: too many rows wait.
-        """
+        """Queue rows, n > 0, or raise Busy."""
         future: asyncio.Future[Answer] = self._loop.create_future()
         with self._ready:
             if self._closed or self.rows_waiting + len(rows) > self.max_waiting:
                 raise Busy
-            self._waiting.append(Job(served, rows, future))
+            self._waiting.append(_Job(served, rows, future))
             self.rows_waiting += len(rows)
             if len(self._waiting) in (1, self._expected):
                 self._ready.notify()
@@ -101,36 +84,30 @@ class Batcher:
     def _run(self) -> None:
         while jobs := self._take():
             self.busy_since = time.monotonic()
-            answers = answered(jobs)
+            answers = _answered(jobs)
             self.busy_since = None
             self.observe(len(jobs), sum(len(job.rows) for job in jobs))
             with self._ready:
                 self._expected = len(jobs) + len(self._waiting)
-            self._loop.call_soon_threadsafe(deliver, jobs, answers)
+            self._loop.call_soon_threadsafe(_deliver, jobs, answers)
 
-    def _take(self) -> list[Job]:
+    def _take(self) -> list[_Job]:
         """The requests of the next pass, all for one version; none once the queue is closed and empty."""
         with self._ready:
             while True:
                 while not self._waiting and not self._closed:
                     self._ready.wait()
-                self._gather()
-                if jobs := self._next():
+                deadline = time.monotonic() + self.max_wait_s
+                while len(self._waiting) < min(self._expected, self.max_batch) and not self._closed:
+                    if (left := deadline - time.monotonic()) <= 0:
+                        break
+                    self._ready.wait(left)
+                if (jobs := self._first_that_fit()) or self._closed:
                     return jobs
-                if self._closed:
-                    return []
 
-    def _gather(self) -> None:
-        """Wait for those who are expected."""
-        deadline = time.monotonic() + self.max_wait_s
-        while len(self._waiting) < min(self._expected, self.max_batch) and not self._closed:
-            if (left := deadline - time.monotonic()) <= 0:
-                return
-            self._ready.wait(left)
-
-    def _next(self) -> list[Job]:
+    def _first_that_fit(self) -> list[_Job]:
         """Take the first requests that fit together; those whose callers gave up are left out."""
-        jobs, rows = list[Job](), 0
+        jobs, rows = list[_Job](), 0
         while self._waiting:
             job = self._waiting[0]
             if jobs and (job.served is not jobs[0].served or rows + len(job.rows) > self.max_batch):
@@ -143,40 +120,29 @@ class Batcher:
         return jobs
 
 
-def answered(jobs: Sequence[Job]) -> list[Answer | Exception]:
-    """The answers to requests that share a pass; where that fails, it fails for all of them."""
+def _answered(jobs: Sequence[_Job]) -> list[Answer | Exception]:
+    """The answers to requests that share a pass; if it fails, all of them fail."""
     served = jobs[0].served
     try:
         raw = np.concatenate([np.asarray(job.rows, np.float64) for job in jobs])
         answer = served.answer(raw)
         refused = refused_rows(answer.misfits)
         served.window.add(np.delete(raw, refused, axis=0) if refused else raw)
-        return list(parts(answer, [len(job.rows) for job in jobs]))
+        found, end = list[Answer | Exception](), 0
+        for job in jobs:
+            start, end = end, end + len(job.rows)
+            flagged = tuple((row - start, column) for row, column in answer.flagged if start <= row < end)
+            misfits = tuple(
+                replace(m, row=m.row - start) for m in answer.misfits if m.row is not None and start <= m.row < end
+            )
+            found.append(Answer(answer.scores[start:end], flagged, misfits))
+        return found
     except Exception as error:
         logger.error("a forward pass of %s failed: %s", served.label, without_data(error))
         return [error] * len(jobs)
 
 
-def parts(answer: Answer, lengths: Sequence[int]) -> list[Answer]:
-    """The answer of a pass, cut into those of its requests."""
-    found, start = [], 0
-    plain = not answer.flagged and not answer.misfits
-    for length in lengths:
-        scores, end = answer.scores[start : start + length], start + length
-        if plain:
-            found.append(Answer(scores))
-        else:
-            flagged = tuple((row - start, column) for row, column in answer.flagged if start <= row < end)
-            misfits = tuple(
-                replace(m, row=m.row - start) for m in answer.misfits if m.row is not None and start <= m.row < end
-            )
-            found.append(Answer(scores, flagged, misfits))
-        start = end
-    return found
-
-
-def deliver(jobs: Sequence[Job], answers: Sequence[Answer | Exception]) -> None:
-    """Wake the requests, in the loop's thread."""
+def _deliver(jobs: Sequence[_Job], answers: Sequence[Answer | Exception]) -> None:
     for job, answer in zip(jobs, answers, strict=True):
         if job.future.done():
             continue
@@ -187,5 +153,5 @@ def deliver(jobs: Sequence[Job], answers: Sequence[Answer | Exception]) -> None:
 
 
 def without_data(error: BaseException) -> str:
-    """Where something failed. What it says may quote a row, and is left out."""
+    """Where something failed, without its message, which may quote a row."""
     return f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}".rstrip()

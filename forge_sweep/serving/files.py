@@ -17,11 +17,19 @@ import numpy as np
 from forge_sweep import jsons
 from forge_sweep.bundle import Bundle, ready_backend
 from forge_sweep.errors import DataError, InputError
-from forge_sweep.preprocessing import RowsRefused
+from forge_sweep.preprocessing import RowsRefused, images
 from forge_sweep.serving import tables
-from forge_sweep.serving.served import Answer, Served
-from forge_sweep.serving.window import Window
-from forge_sweep.sources.inspection import ENDINGS, explained, open_text, refuse_swallowed, refuse_unreadable
+from forge_sweep.serving.predict import Answer, Served, Window
+from forge_sweep.sources.reading import (
+    ENDINGS,
+    content_names,
+    csv_schema,
+    other_separator,
+    refuse_names,
+    refuse_unreadable,
+    text_pieces,
+    translated,
+)
 from forge_sweep.task import Task
 from forge_sweep.task.task import free_name
 from forge_sweep.tracking import fetched, locate
@@ -30,7 +38,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CHUNK_ROWS = 65_536
-CHUNK_BYTES = 8_000_000
 WARNINGS = "warnings"
 
 Write = Callable[["pa.Table"], None]
@@ -62,6 +69,7 @@ def predict_file(
     keep: Sequence[str] = (),
     ignore_extra: bool = False,
     separator: str | None = None,
+    trust: bool = False,
 ) -> Predicted:
     """Predict a file. Nothing stands at ``output`` before all of its rows were predicted.
 
@@ -70,85 +78,100 @@ def predict_file(
         file: ``.csv``, ``.csv.gz`` or ``.parquet``.
         output: ``.csv``, ``.parquet`` or ``.jsonl``; None for CSV on standard output.
         store: folder of the embedded stores.
-        keep: columns of the file that are written before the predictions and are no features.
+        keep: columns of the file that are written before the predictions and are not features.
         ignore_extra: drop other columns that the model does not have, instead of refusing them. Columns that were none
             of its features when it was trained (target, key, dropped ones) are left out in any case.
         separator: of the fields of a CSV file; default: that of the file it was trained on.
+        trust: see `forge_sweep.bundle.Bundle.load`.
 
     Raises:
-        InputError: a file is of no known kind, a row does not fit (by its number, from 0), or there is no such model.
+        InputError: a file has an unknown suffix, a row does not fit (by its number, from 0), or there is no such model.
         BundleError: the model is damaged, or gives other golden scores than when it was saved.
     """
     file, store, output = Path(file), Path(store), None if output is None else Path(output)
-    refuse_kinds(file, output)
+    _refuse_kinds(file, output)
     located = locate(reference, store)
     with fetched(located, store) as folder:
         ready_backend(folder)
-        bundle = Bundle.load(folder, verify=True)
+        bundle = Bundle.load(folder, verify=True, trust=trust)
     served = Served(bundle, located, Window(None, 0, 0, 0), ignore_extra=ignore_extra)
-    refuse_keep(served, keep)
+    _refuse_keep(served, keep)
     data = bundle.metadata.get("experiment", {}).get("data", {})
     mark = separator or data.get("separator") or ","
     if len(mark) != 1 or not mark.isascii() or mark in '"\r\n':
         raise InputError(f"--separator {mark!r}: expected one ASCII character", hint="such as --separator ';'")
-    refuse_unreadable(file, "FILE")
-    others = {name for name in known_before(data) if name not in bundle.preprocessor.schema.names}
+    with _in_options():
+        refuse_unreadable(file, "FILE", mark)
+    others = {name for name in _known_before(data) if name not in bundle.preprocessor.schema.names}
     rows, counts, ignored = 0, Counter[str](), list[str]()
     with writing(output) as write:
-        for table in chunks(file, mark):
-            refuse_other_separator(table, bundle, mark)
+        for table in _chunks(file, mark):
             extra = [name for name in table.column_names if name in others and name not in keep]
-            ignored = ignored or list(dict.fromkeys(extra))
+            if not rows:
+                _refuse_header(table.column_names, served, {*extra}, keep, file, mark)
+                ignored = list(dict.fromkeys(extra))
             table = table.drop_columns(extra) if extra else table
-            found, codes = predicted(served, table, keep, rows, text=is_csv(file))
+            found, codes = _predicted(served, table, keep, rows, file)
             write(found)
             rows += found.num_rows
             counts.update(codes)
     return Predicted(served.label, rows, dict(counts), tuple(ignored))
 
 
-def known_before(data: Mapping[str, Any]) -> set[str]:
-    """Columns of the training rows that are no features, by the section ``[data]`` of the experiment."""
+def _known_before(data: Mapping[str, Any]) -> set[str]:
+    """Columns of the training rows that are not features, by the section ``[data]`` of the experiment."""
     split = data.get("split") or {}
     target = data.get("target") or ()
     named = [*([target] if isinstance(target, str) else target), *(data.get("drop") or ()), data.get("key")]
     return {name for name in (*named, split.get("column"), split.get("group"), split.get("time")) if name}
 
 
-def refuse_other_separator(table: pa.Table, bundle: Bundle, separator: str) -> None:
-    """Raise DataError for a file of one column whose name holds the columns of the model, separated otherwise."""
-    wanted = bundle.preprocessor.schema.names
-    if table.num_columns == 1 and len(wanted) > 1 and table.column_names[0] not in wanted:
-        for mark in ";\t|,":
-            if mark != separator and mark in table.column_names[0]:
-                raise DataError(
-                    f"the columns look separated by {mark!r}, and {separator!r} was expected",
-                    hint=f"give --separator {mark!r}",
-                )
+@contextlib.contextmanager
+def _in_options() -> Iterator[None]:
+    """Say what an error says of keys of an experiment file in options of the command."""
+    try:
+        yield
+    except DataError as error:
+        raise error.reworded(
+            lambda key, form: f"--separator {key.value}" if key == "data.separator" else "--ignore-extra"
+        ) from None
 
 
-def predicted(
-    served: Served, table: pa.Table, keep: Sequence[str], first: int, *, text: bool
+def _refuse_header(
+    names: list[str], served: Served, known: set[str], keep: Sequence[str], file: Path, separator: str
+) -> None:
+    wanted = served.transform.schema.names
+    if len(wanted) > 1 and names and names[0] not in wanted and (mark := other_separator(names, separator)):
+        raise DataError(
+            f"the columns look separated by {mark!r}, and {separator!r} was expected", hint=f"give --separator {mark!r}"
+        )
+    extra = {name for name in names if name not in wanted and name not in keep}
+    with _in_options():
+        refuse_names(names, extra if served.transform.ignore_extra else known, "FILE", str(file))
+
+
+def _predicted(
+    served: Served, table: pa.Table, keep: Sequence[str], first: int, file: Path
 ) -> tuple[pa.Table, list[str]]:
-    """The predictions of a chunk, and the kinds of its warnings.
-
-    Args:
-        served: the model.
-        table: raw rows.
-        keep: columns to carry over.
-        first: number of the first row.
-        text: whether it is of a CSV file.
-    """
     import pyarrow as pa
 
     if absent := [name for name in keep if name not in table.column_names]:
         raise DataError(f"the file has no column {absent[0]!r}", hint="correct --keep")
     schema, task = served.transform.schema, served.bundle.task
-    features = table.drop_columns(list(keep))
+    features, text = table.drop_columns(list(keep)), _is_csv(file)
     frame = tables.framed(tables.without_missing_words(features) if text else features, schema, text=text)
-    raw = served.transform.read_frame(frame, first)
+    for image, shape in served.bundle.preprocessor.images.items():
+        if image in frame:  # paths start at the folder of the file
+            frame[image], wrong = images(frame[image], shape, [file.absolute().parent] * len(frame))
+            if wrong:
+                row, why = next(iter(wrong.items()))
+                raise DataError(
+                    f"column {image!r}: {len(wrong)} images cannot be taken; the first, of row {first + row}: {why}",
+                    hint="give paths of PNG or JPEG files, or data:image/png;base64,... ; rows are counted from 0",
+                )
+    raw, tensors = served.transform.read_frame(frame, first), served.transform.tensors(frame, first)
     # No rows have the types of one row.
-    answer = served.answer(raw) if len(raw) else Answer(np.zeros((1, task.units)))
+    answer = served.answer(raw, tensors) if len(raw) else Answer(np.zeros((1, task.units)))
     if answer.misfits:
         raise RowsRefused([replace(misfit, row=first + (misfit.row or 0)) for misfit in answer.misfits])
     texts, codes = [""] * len(answer.scores), list[str]()
@@ -158,56 +181,24 @@ def predicted(
         codes.append(warning["code"])
         texts[row] += f"{'; ' if texts[row] else ''}{name}: {warning['seen']}, expected {warning['expected']}"
     found = task.predictions(answer.scores, served.bundle.threshold)
-    found[warnings_column(task)] = texts
+    found[_warnings_column(task)] = texts
     values = pa.Table.from_pandas(found, preserve_index=False)[: len(raw)]
     names = [*keep, *values.column_names]
     return pa.table([*(table[name] for name in keep), *values.columns], names=names), codes
 
 
-def chunks(file: Path, separator: str) -> Iterator[pa.Table]:
-    """The rows of a file, a chunk at a time, after one chunk without rows.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    import pyarrow as pa
-
-    try:
-        yield from csv_chunks(file, separator) if is_csv(file) else parquet_chunks(file)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        what, hint = explained(error)
-        raise DataError(f"{file} cannot be read: {what}", hint=hint) from error
-
-
-def csv_chunks(file: Path, separator: str) -> Iterator[pa.Table]:
-    """A CSV file, every column as text."""
-    import pyarrow as pa
-    from pyarrow import csv
-
-    parse = csv.ParseOptions(delimiter=separator, newlines_in_values=True)
-    options = csv.ReadOptions(block_size=CHUNK_BYTES)
-    with open_text(file) as stream:
-        names = csv.open_csv(stream, read_options=options, parse_options=parse).schema.names
-    with open_text(file) as stream:
-        reader = csv.open_csv(
-            stream, read_options=options, parse_options=parse, convert_options=tables.as_it_stands(names)
-        )
-        yield pa.Table.from_batches([], reader.schema)
-        row = 0
-        for batch in reader:
-            table = pa.Table.from_batches([batch])
-            refuse_swallowed(table, separator, str(file), row)
-            row += table.num_rows
-            yield table
-
-
-def parquet_chunks(file: Path) -> Iterator[pa.Table]:
-    """A Parquet file."""
+def _chunks(file: Path, separator: str) -> Iterator[pa.Table]:
+    """The rows of a file, a chunk at a time, after one without rows; of a CSV file as text, where only "" is null."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    with parquet.ParquetFile(file) as opened:
-        names = [name for name in opened.schema_arrow.names if not name.startswith("__index_level_")]
+    what = f"FILE: {file}"
+    if _is_csv(file):
+        types = dict.fromkeys(csv_schema(file, separator, what).names, pa.string())
+        yield from (piece.table for piece in text_pieces(file, separator, types, what, missing=[""]))
+        return
+    with translated(what), parquet.ParquetFile(file) as opened:
+        names = content_names(opened.schema_arrow)
         yield opened.schema_arrow.empty_table().select(names)
         for batch in opened.iter_batches(batch_size=CHUNK_ROWS, columns=names):
             yield pa.Table.from_batches([batch])
@@ -217,7 +208,7 @@ def parquet_chunks(file: Path) -> Iterator[pa.Table]:
 def writing(output: Path | None) -> Iterator[Write]:
     """What takes the chunks of predictions; the file is renamed to its place once all of them are there."""
     if output is None:
-        yield csv_to(sys.stdout)
+        yield _csv_to(sys.stdout)
         return
     partial = output.with_name(f".predict.{secrets.token_hex(4)}.partial")  # two that write one file at once
     try:
@@ -229,15 +220,14 @@ def writing(output: Path | None) -> Iterator[Write]:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(f"{output} cannot be written: {why}", hint="give another --output") from error
     try:
-        with WRITERS[kind_of(output, WRITERS)](partial) as write:
+        with WRITERS[_kind_of(output, WRITERS)](partial) as write:
             yield write
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def csv_to(file: Any) -> Write:
-    """Writes chunks as CSV, with one header."""
+def _csv_to(file: Any) -> Write:
     begun = False
 
     def write(found: pa.Table) -> None:
@@ -251,22 +241,19 @@ def csv_to(file: Any) -> Write:
 
 
 @contextlib.contextmanager
-def csv_writer(path: Path) -> Iterator[Write]:
-    """A CSV file."""
+def _csv_writer(path: Path) -> Iterator[Write]:
     with path.open("w", encoding="utf-8", newline="") as file:
-        yield csv_to(file)
+        yield _csv_to(file)
 
 
 @contextlib.contextmanager
-def json_writer(path: Path) -> Iterator[Write]:
-    """A JSON object a line."""
+def _json_writer(path: Path) -> Iterator[Write]:
     with path.open("w", encoding="utf-8") as file:
         yield lambda found: file.writelines(jsons.dumps(row, ensure_ascii=False) + "\n" for row in found.to_pylist())
 
 
 @contextlib.contextmanager
-def parquet_writer(path: Path) -> Iterator[Write]:
-    """A Parquet file."""
+def _parquet_writer(path: Path) -> Iterator[Write]:
     from pyarrow import parquet
 
     with contextlib.ExitStack() as stack:
@@ -282,46 +269,42 @@ def parquet_writer(path: Path) -> Iterator[Write]:
 
 
 WRITERS: dict[str, Callable[[Path], contextlib.AbstractContextManager[Write]]] = {
-    ".csv": csv_writer,
-    ".parquet": parquet_writer,
-    ".jsonl": json_writer,
+    ".csv": _csv_writer,
+    ".parquet": _parquet_writer,
+    ".jsonl": _json_writer,
 }
 
 
-def kind_of(path: Path, kinds: Any) -> str:
-    """The ending of a file's name; "" where it is none of these."""
+def _kind_of(path: Path, kinds: Any) -> str:
     return next((ending for ending in kinds if path.name.lower().endswith(ending)), "")
 
 
-def is_csv(file: Path) -> bool:
-    """Whether a file has no types of its own."""
-    return kind_of(file, ENDINGS) != ".parquet"
+def _is_csv(file: Path) -> bool:
+    return _kind_of(file, ENDINGS) != ".parquet"
 
 
-def refuse_kinds(file: Path, output: Path | None) -> None:
-    """Raise InputError for files that cannot be read or written."""
+def _refuse_kinds(file: Path, output: Path | None) -> None:
     for path, kinds in ((file, ENDINGS), (output, tuple(WRITERS))):
-        if path is not None and not kind_of(path, kinds):
-            raise InputError(f"{path} is of no known kind; expected {', '.join(kinds)}", hint="name it otherwise")
+        if path is not None and not _kind_of(path, kinds):
+            raise InputError(f"{path} has an unknown suffix; expected {', '.join(kinds)}", hint="name it otherwise")
     if not os.path.isfile(file):
-        raise InputError(f"{file} does not exist or is no file", hint="give a file of raw rows")
+        raise InputError(f"{file} does not exist or is not a file", hint="give a file of raw rows")
     if output is not None and os.path.isdir(output):
-        raise InputError(f"{output} is a folder; expected a file to write", hint="give another --output")
+        raise InputError(f"{output} is a directory; expected a file to write", hint="give another --output")
     if output is not None and os.path.exists(output) and output.samefile(file):
         raise InputError(f"{output} is the file of raw rows itself, which would be lost", hint="give another --output")
 
 
-def warnings_column(task: Task) -> str:
+def _warnings_column(task: Task) -> str:
     """Where the warnings of a row are written: ``warnings``, or ``row_warnings`` where that is what is predicted."""
     scores, labels = task.columns()
     return free_name(WARNINGS, (*scores, *labels), "row_")
 
 
-def refuse_keep(served: Served, keep: Sequence[str]) -> None:
-    """Raise InputError for a column that cannot be carried over."""
+def _refuse_keep(served: Served, keep: Sequence[str]) -> None:
     task, schema = served.bundle.task, served.bundle.preprocessor.schema
     scores, labels = task.columns()
-    written = {*scores, *labels, warnings_column(task)}
+    written = {*scores, *labels, _warnings_column(task)}
     if twice := [name for name, count in Counter(keep).items() if count > 1]:
         raise InputError(f"--keep {twice[0]} is given {Counter(keep)[twice[0]]} times", hint="give it once")
     for name in keep:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter as Counts
+import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    disable_created_metrics,
-    generate_latest,
-)
-from prometheus_client.core import GaugeMetricFamily
+import prometheus_client as prometheus
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
     from forge_sweep.checks.drift import ColumnDrift
-    from forge_sweep.serving.served import Served
     from forge_sweep.serving.service import Service
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -27,109 +20,83 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
 
 
-class Metrics:
-    """Counters of one server, all named ``forge_sweep_*``."""
+class Metrics(Collector):
+    """Counters of one server, and gauges that are read at every scrape, all named ``forge_sweep_*``."""
 
-    def __init__(self) -> None:
-        quiet: Any = disable_created_metrics
-        quiet()  # a second series for each of them, which nobody reads
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        labels = ("path", "status")
-        self.requests = Counter("forge_sweep_requests", "Requests answered", labels, registry=registry)
-        self.seconds = Histogram(
-            "forge_sweep_request_seconds",
-            "From the head of a request to its answer",
-            buckets=SECONDS,
-            registry=registry,
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        quiet: Any = prometheus.disable_created_metrics
+        quiet()  # no second series for each of them
+        self.registry = registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=registry)
+        counter = functools.partial(prometheus.Counter, registry=registry)
+        histogram = functools.partial(prometheus.Histogram, registry=registry)
+        self.requests = counter("forge_sweep_requests", "Requests answered", ("path", "status"))
+        self.seconds = histogram(
+            "forge_sweep_request_seconds", "From the head of a request to its answer", buckets=SECONDS
         )
-        self.rows = Counter("forge_sweep_rows", "Rows predicted", registry=registry)
-        self.warnings = Counter(
-            "forge_sweep_row_warnings", "Values that the training rows did not have", ("code",), registry=registry
-        )
-        self.batch_rows = Histogram(
-            "forge_sweep_batch_rows", "Rows of a forward pass", buckets=SIZES, registry=registry
-        )
-        self.batch_requests = Histogram(
-            "forge_sweep_batch_requests", "Requests that shared a forward pass", buckets=SIZES, registry=registry
-        )
-        self.swaps = Counter("forge_sweep_swaps", "Changes of the version", ("result",), registry=registry)
-        self.registry_up = Gauge("forge_sweep_registry_up", "Whether the last look-up succeeded", registry=registry)
+        self.rows = counter("forge_sweep_rows", "Rows predicted")
+        self.warnings = counter("forge_sweep_row_warnings", "Values that the training rows did not have", ("code",))
+        self.batch_rows = histogram("forge_sweep_batch_rows", "Rows of a forward pass", buckets=SIZES)
+        about = "Requests that shared a forward pass"
+        self.batch_requests = histogram("forge_sweep_batch_requests", about, buckets=SIZES)
+        self.swaps = counter("forge_sweep_swaps", "Changes of the version", ("result",))
+        about = "Whether the last look-up succeeded"
+        self.registry_up = prometheus.Gauge("forge_sweep_registry_up", about, registry=registry)
         self.registry_up.set(1)
         for result in ("done", "failed"):
             self.swaps.labels(result)
-        self._children: dict[tuple[str, int], Counter] = {}
-
-    def watch(self, service: Service) -> None:
-        """Ask this service, whenever somebody reads, for what it knows at the moment."""
-        collector: Any = Now(service)
-        self.registry.register(collector)
+        registry.register(self)
 
     def request(self, path: str, status: int, seconds: float) -> None:
-        """One request more."""
-        child = self._children.get((path, status))
-        if child is None:
-            child = self._children[path, status] = self.requests.labels(path, str(status))
-        child.inc()
+        """Count a request."""
+        self.requests.labels(path, str(status)).inc()
         self.seconds.observe(seconds)
 
     def strange(self, codes: Iterable[str]) -> None:
-        """Values that the training rows did not have."""
-        for code, count in Counts(codes).items():
+        """Count values that the training rows did not have."""
+        for code, count in Counter(codes).items():
             self.warnings.labels(code).inc(count)
 
     def batch(self, requests: int, rows: int) -> None:
-        """One forward pass more."""
+        """Count a forward pass."""
         self.batch_requests.observe(requests)
         self.batch_rows.observe(rows)
         self.rows.inc(rows)
 
     def text(self) -> bytes:
-        """All of them."""
-        found: bytes = generate_latest(self.registry)
+        """What a scrape reads."""
+        found: bytes = prometheus.generate_latest(self.registry)
         return found
 
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, so that registering measures nothing."""
+        return ()
 
-class Now:
-    """The version in service, the queue and the drift."""
-
-    def __init__(self, service: Service) -> None:
-        self.service = service
-
-    def describe(self) -> list[Any]:
-        """Nothing: names do not clash, and there is no need to measure for that."""
-        return []
-
-    def collect(self) -> Iterator[Any]:
-        """What holds now."""
-        service = self.service
-        served = service.served
+    def collect(self) -> Iterator[Metric]:
+        """The gauges."""
+        service, served = self.service, self.service.served
+        waiting, behind, rows = service.batcher.rows_waiting, service.failed is not None, served.window.rows
         info = GaugeMetricFamily("forge_sweep_model_info", "The version in service", labels=["model", "version"])
         info.add_metric([served.located.name, served.located.version], 1)
         yield info
-        waiting = service.batcher.rows_waiting
         yield GaugeMetricFamily("forge_sweep_rows_waiting", "Rows that wait for the model", value=waiting)
-        behind = int(service.swap.failed is not None)
         yield GaugeMetricFamily("forge_sweep_behind", "Whether a newer version could not be loaded", value=behind)
-        yield from drift(served)
+        yield GaugeMetricFamily("forge_sweep_drift_rows", "Rows that drift is measured on", value=rows)
+        found = served.window.drift()
+        if found is None:
+            return
+        for name, (words, value) in DRIFT.items():
+            gauge = GaugeMetricFamily(f"forge_sweep_drift_{name}", words, labels=["column"])
+            for column in found.columns:
+                gauge.add_metric([column.name], value(column))
+            yield gauge
 
 
-def drift(served: Served) -> Iterator[Any]:
-    """Gauges of every column; only how many rows there are where drift is not measured yet."""
-    rows = served.window.rows
-    yield GaugeMetricFamily("forge_sweep_drift_rows", "Rows that drift is measured on", value=rows)
-    found = served.window.drift()
-    if found is None:
-        return
-    gauges: dict[str, tuple[str, Callable[[ColumnDrift], float]]] = {
-        "psi": ("Population stability index against the training rows", lambda c: c.psi),
-        "distance": ("Kolmogorov-Smirnov or total variation distance", lambda c: c.distance),
-        "missing_share": ("Share of missing values", lambda c: c.missing[1]),
-        "unknown_share": ("Share of categories that train did not have", lambda c: c.new_share),
-        "drifted": ("Whether the column counts as drifted", lambda c: float(c.drifted)),
-    }
-    for name, (words, value) in gauges.items():
-        gauge = GaugeMetricFamily(f"forge_sweep_drift_{name}", words, labels=["column"])
-        for column in found.columns:
-            gauge.add_metric([column.name], value(column))
-        yield gauge
+DRIFT: dict[str, tuple[str, Callable[[ColumnDrift], float]]] = {
+    "psi": ("Population stability index against the training rows", lambda c: c.psi),
+    "distance": ("Kolmogorov-Smirnov or total variation distance", lambda c: c.distance),
+    "missing_share": ("Share of missing values", lambda c: c.missing[1]),
+    "unknown_share": ("Share of categories that train did not have", lambda c: c.new_share),
+    "drifted": ("Whether the column counts as drifted", lambda c: float(c.drifted)),
+}

@@ -1,21 +1,20 @@
-"""The OpenAPI document, with the columns of the model by their own names and types.
-
-The schemas are written out as JSON schema: a column may have any name, and pydantic's fields may not.
-"""
+"""The OpenAPI document. It is JSON schema by hand: a column may have any name, and pydantic's fields may not."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forge_sweep.bundle import Bundle
 from forge_sweep.preprocessing import Column
 from forge_sweep.serving.bodies import ARROW, CSV, JSON
-from forge_sweep.serving.settings import Settings
 from forge_sweep.task import Task
+
+if TYPE_CHECKING:
+    from forge_sweep.serving.settings import Settings
 
 EXAMPLES = 10
 NULL = {"type": "null"}
-LABELS = {bool: "boolean", int: "integer", float: "number", str: "string"}
+TEXT = {"type": "string"}
 
 REFUSALS = {
     "400": "The body is not what its media type says.",
@@ -31,22 +30,38 @@ REFUSALS = {
 
 def complete(document: dict[str, Any], bundle: Bundle, settings: Settings, *, key: bool) -> dict[str, Any]:
     """FastAPI's document with the endpoint that FastAPI does not know, and what callers have to show."""
-    schemas = {
-        "Row": row_schema(bundle, settings),
-        "Prediction": prediction_schema(bundle.task),
-        "Answer": answer_schema(bundle.task),
+    threshold = {"threshold": {"type": "number"}} if bundle.task.kind in ("binary", "multilabel") else {}
+    predictions = {"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}}
+    columns = _fixed({column.name: _column_schema(column) for column in bundle.preprocessor.schema.columns})
+    document.setdefault("components", {})["schemas"] = {
+        "Row": {**columns, "additionalProperties": settings.ignore_extra},
+        "Prediction": _prediction_schema(bundle.task),
+        "Answer": _fixed({"model": TEXT, "version": TEXT, **threshold, "predictions": predictions}),
         "Warning": WARNING,
         "Error": ERROR,
     }
-    document.setdefault("components", {})["schemas"] = schemas
-    document["paths"]["/predict"] = {"post": predict_operation(settings)}
+    row = {"$ref": "#/components/schemas/Row"}
+    rows = {"type": "array", "items": row, "maxItems": settings.max_rows}
+    tables = {media: {"schema": {"type": "string", "format": "binary"}} for media in (CSV, *ARROW)}
+    answered = {"description": "Predictions, in the order of the rows.", "content": _json_of("Answer")}
+    predict = {
+        "operationId": "predict",
+        "summary": "Predict raw rows",
+        "description": "An object is one row, an array of objects is several; CSV has a header line. "
+        f"At most {settings.max_rows} rows and {settings.max_body} bytes. "
+        "Values that the training rows did not have are predicted, with a warning.",
+        "requestBody": {"required": True, "content": {JSON: {"schema": {"oneOf": [row, rows]}}, **tables}},
+        "responses": {"200": answered, **{status: _refusal(status) for status in REFUSALS if status != "401"}},
+    }
+    document["paths"]["/predict"] = {"post": predict}
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            if path != "/predict":
-                untyped(operation["responses"])
+            for answer in operation["responses"].values() if path != "/predict" else ():
+                if JSON in answer.get("content", {}):  # FastAPI takes an answer of its own class for text
+                    answer["content"][JSON] = {"schema": {"type": "object"}}
             if key and path not in ("/healthz", "/readyz"):
                 operation["security"] = [{"bearer": []}, {"header": []}]
-                operation["responses"]["401"] = refusal("401")
+                operation["responses"]["401"] = _refusal("401")
     if key:
         document["components"]["securitySchemes"] = {
             "bearer": {"type": "http", "scheme": "bearer"},
@@ -55,25 +70,7 @@ def complete(document: dict[str, Any], bundle: Bundle, settings: Settings, *, ke
     return document
 
 
-def untyped(responses: dict[str, Any]) -> None:
-    """FastAPI takes an answer of its own class for text."""
-    for answer in responses.values():
-        if JSON in answer.get("content", {}):
-            answer["content"][JSON] = {"schema": {"type": "object"}}
-
-
-def row_schema(bundle: Bundle, settings: Settings) -> dict[str, Any]:
-    """One row."""
-    columns = bundle.preprocessor.schema.columns
-    return {
-        "type": "object",
-        "properties": {column.name: column_schema(column) for column in columns},
-        "required": [column.name for column in columns],
-        "additionalProperties": settings.ignore_extra,
-    }
-
-
-def column_schema(column: Column) -> dict[str, Any]:
+def _column_schema(column: Column) -> dict[str, Any]:
     """What a column takes; whatever is missing is null."""
     rare = "sometimes missing in train" if column.missing else "never missing in train"
     if column.kind == "numeric":
@@ -86,92 +83,38 @@ def column_schema(column: Column) -> dict[str, Any]:
     return {"type": kinds, "description": about, "examples": list(column.categories[:EXAMPLES])}
 
 
-def prediction_schema(task: Task) -> dict[str, Any]:
-    """The prediction of one row."""
+def _prediction_schema(task: Task) -> dict[str, Any]:
     warnings = {"type": "array", "items": {"$ref": "#/components/schemas/Warning"}}
     if task.kind == "regression":
-        properties = {"values": fixed({str(name): {"type": "number"} for name in task.targets})}
+        properties = {"values": _fixed({str(name): {"type": "number"} for name in task.targets})}
     else:
         share = {"type": "number", "minimum": 0, "maximum": 1}
-        properties = {"probabilities": fixed(dict.fromkeys(task.class_names, share))}
+        properties = {"probabilities": _fixed(dict.fromkeys(task.class_names, share))}
     if task.kind in ("binary", "multiclass"):
         properties["label"] = {"enum": list(task.classes)}
     if task.kind == "multilabel":
-        properties["labels"] = fixed({name: {"enum": [0, 1]} for name in task.class_names})
-    return fixed({**properties, "warnings": warnings})
+        properties["labels"] = _fixed({name: {"enum": [0, 1]} for name in task.class_names})
+    return _fixed({**properties, "warnings": warnings})
 
 
-def fixed(properties: dict[str, Any]) -> dict[str, Any]:
-    """An object with these keys and no others."""
+def _fixed(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def answer_schema(task: Task) -> dict[str, Any]:
-    """The answer to one request."""
-    text, predictions = {"type": "string"}, {"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}}
-    threshold = {"threshold": {"type": "number"}} if task.kind in ("binary", "multilabel") else {}
-    return fixed({"model": text, "version": text, **threshold, "predictions": predictions})
+CODES = {"enum": ["missing", "unknown-category", "below-range", "above-range"]}
+WARNING = _fixed({"column": TEXT, "code": CODES, "seen": {}, "expected": TEXT})
+MISFIT = _fixed({"row": {"type": ["integer", "null"]}, **dict.fromkeys(("column", "code", "seen", "expected"), TEXT)})
+REFUSAL = {
+    **dict.fromkeys(("code", "message", "fix"), TEXT),
+    "misfits": {"type": "array", "items": MISFIT},
+    "count": {"type": "integer"},
+}
+ERROR = _fixed({"error": {"type": "object", "properties": REFUSAL, "required": ["code", "message"]}})
 
 
-WARNING = fixed(
-    {
-        "column": {"type": "string"},
-        "code": {"enum": ["missing", "unknown-category", "below-range", "above-range"]},
-        "seen": {},
-        "expected": {"type": "string"},
-    }
-)
-
-MISFIT = fixed(
-    {
-        "row": {"type": ["integer", "null"]},
-        "column": {"type": "string"},
-        "code": {"type": "string"},
-        "seen": {"type": "string"},
-        "expected": {"type": "string"},
-    }
-)
-
-ERROR = fixed(
-    {
-        "error": {
-            "type": "object",
-            "properties": {
-                "code": {"type": "string"},
-                "message": {"type": "string"},
-                "fix": {"type": "string"},
-                "misfits": {"type": "array", "items": MISFIT},
-                "count": {"type": "integer"},
-            },
-            "required": ["code", "message"],
-        }
-    }
-)
+def _refusal(status: str) -> dict[str, Any]:
+    return {"description": REFUSALS[status], "content": _json_of("Error")}
 
 
-def predict_operation(settings: Settings) -> dict[str, Any]:
-    """``POST /predict``."""
-    row = {"$ref": "#/components/schemas/Row"}
-    rows = {"type": "array", "items": row, "maxItems": settings.max_rows}
-    content: dict[str, Any] = {JSON: {"schema": {"oneOf": [row, rows]}}}
-    content |= {media: {"schema": {"type": "string", "format": "binary"}} for media in (CSV, *ARROW)}
-    answer = {"description": "Predictions, in the order of the rows.", "content": json_of("Answer")}
-    return {
-        "operationId": "predict",
-        "summary": "Predict raw rows",
-        "description": "An object is one row, an array of objects is several; CSV has a header line. "
-        f"At most {settings.max_rows} rows and {settings.max_body} bytes. "
-        "Values that the training rows did not have are predicted, with a warning.",
-        "requestBody": {"required": True, "content": content},
-        "responses": {"200": answer, **{status: refusal(status) for status in REFUSALS if status != "401"}},
-    }
-
-
-def refusal(status: str) -> dict[str, Any]:
-    """The answer to a request that is not answered."""
-    return {"description": REFUSALS[status], "content": json_of("Error")}
-
-
-def json_of(name: str) -> dict[str, Any]:
-    """JSON of one of our schemas."""
+def _json_of(name: str) -> dict[str, Any]:
     return {JSON: {"schema": {"$ref": f"#/components/schemas/{name}"}}}

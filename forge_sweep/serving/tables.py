@@ -12,12 +12,12 @@ import numpy as np
 
 from forge_sweep.errors import DataError
 from forge_sweep.preprocessing import CODE, Column, Schema
-from forge_sweep.sources.inspection import MISSING_WORDS, frame_of
+from forge_sweep.sources.files import frame_of
+from forge_sweep.sources.reading import MISSING_WORDS, csv_options
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
-    from pyarrow import csv
 
 HEX = re.compile(r"0[xX][0-9a-fA-F]{1,16}")
 """A whole number as Arrow reads it in a CSV file of training rows, besides decimal ones."""
@@ -27,26 +27,6 @@ MAGIC = b"ARROW1\0\0"
 """How a file of Arrow begins; what follows is a stream."""
 
 TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-
-
-def as_text(names: list[str]) -> csv.ConvertOptions:
-    """Every column as text: its type is the schema's, not what the first rows look like."""
-    import pyarrow as pa
-    from pyarrow import csv
-
-    return csv.ConvertOptions(
-        null_values=MISSING_WORDS, strings_can_be_null=True, column_types=dict.fromkeys(names, pa.string())
-    )
-
-
-def as_it_stands(names: list[str]) -> csv.ConvertOptions:
-    """Every column as text; only an empty field is a missing value."""
-    import pyarrow as pa
-    from pyarrow import csv
-
-    return csv.ConvertOptions(
-        null_values=[""], strings_can_be_null=True, column_types=dict.fromkeys(names, pa.string())
-    )
 
 
 def without_missing_words(table: pa.Table) -> pa.Table:
@@ -68,13 +48,10 @@ def read_csv(body: bytes, names: list[str]) -> pa.Table:
     import pyarrow as pa
     from pyarrow import csv
 
+    options = csv_options(",", dict.fromkeys(names, pa.string()))  # the type of a column is the schema's
+    block = min(max(len(body), 1), 2**31 - 1)
     with readable("CSV"):
-        return csv.read_csv(
-            pa.BufferReader(body),
-            read_options=csv.ReadOptions(use_threads=False, block_size=min(max(len(body), 1), 2**31 - 1)),
-            parse_options=csv.ParseOptions(newlines_in_values=True),
-            convert_options=as_text(names),
-        )
+        return csv.read_csv(pa.BufferReader(body), csv.ReadOptions(use_threads=False, block_size=block), **options)
 
 
 def framed(table: pa.Table, schema: Schema, *, text: bool) -> pd.DataFrame:
@@ -93,12 +70,12 @@ def framed(table: pa.Table, schema: Schema, *, text: bool) -> pd.DataFrame:
     if not text:
         return frame
     for column in schema.columns:
-        if column.kind != "categorical" and column.name in frame:
-            frame[column.name] = typed_column(table[column.name], column)
+        if column.kind in ("numeric", "boolean") and column.name in frame:
+            frame[column.name] = _typed_column(table[column.name], column)
     return frame
 
 
-def typed_column(values: pa.ChunkedArray, column: Column) -> pd.Series | np.ndarray:
+def _typed_column(values: pa.ChunkedArray, column: Column) -> pd.Series | np.ndarray:
     """A column of numbers or booleans that may be given as text."""
     import pyarrow as pa
     from pyarrow import compute
@@ -129,16 +106,16 @@ def read_arrow(body: bytes, max_rows: int) -> pa.Table:
     """An Arrow stream or file of plain columns.
 
     Raises:
-        DataError: it is damaged, compressed, too long, or has columns that are no numbers, booleans or text.
+        DataError: it is damaged, compressed, too long, or has columns other than numbers, booleans or text.
     """
     import pyarrow as pa
 
     stream = body[len(MAGIC) :] if body.startswith(MAGIC) else body
     with readable("Arrow data"):
-        check_batches(stream, max_rows)
+        _check_batches(stream, max_rows)
         table = pa.ipc.open_stream(stream).read_all().replace_schema_metadata(None)
         for name, column in zip(table.column_names, table.columns, strict=True):
-            refuse_type(name, column.type)
+            _refuse_type(name, column.type)
         table.validate(full=True)
         return table
 
@@ -152,11 +129,10 @@ def readable(what: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, struct.error, ValueError, OSError, LookupError, MemoryError) as error:
         hint = "send what its media type says, with a header line in a CSV"
-        raise DataError(f"the {what} cannot be read: {first_line(error)}", hint=hint) from error
+        raise DataError(f"the {what} cannot be read: {_first_line(error)}", hint=hint) from error
 
 
-def refuse_type(name: str, kind: pa.DataType) -> None:
-    """Raise DataError for columns that no schema has, nested ones above all."""
+def _refuse_type(name: str, kind: pa.DataType) -> None:
     from pyarrow import types
 
     plain = kind.value_type if types.is_dictionary(kind) else kind
@@ -166,7 +142,7 @@ def refuse_type(name: str, kind: pa.DataType) -> None:
         raise DataError(f"column {name!r} is of type {kind}", hint="send numbers, booleans or text")
 
 
-def check_batches(stream: bytes, max_rows: int) -> None:
+def _check_batches(stream: bytes, max_rows: int) -> None:
     """Count the rows and refuse compression before anything is allocated: a few bytes may claim any length.
 
     The messages are read as https://arrow.apache.org/docs/format/Columnar.html describes them.
@@ -174,10 +150,10 @@ def check_batches(stream: bytes, max_rows: int) -> None:
     import pyarrow as pa
 
     rows = 0
-    for message in iterate(pa.ipc.MessageReader.open_stream(pa.py_buffer(stream))):
+    for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(stream)):
         if message.type == "schema":
             continue
-        length, compressed = batch_header(message.metadata.to_pybytes(), dictionary=message.type == "dictionary")
+        length, compressed = _batch_header(message.metadata.to_pybytes(), dictionary=message.type == "dictionary")
         rows += length
         if compressed:
             raise DataError("the Arrow data is compressed", hint="write it without compression")
@@ -185,35 +161,26 @@ def check_batches(stream: bytes, max_rows: int) -> None:
             raise DataError(f"the Arrow data has more than {max_rows} rows", hint="send fewer rows at a time")
 
 
-def iterate(messages: Any) -> Iterator[Any]:
-    """The messages of a stream."""
-    while True:
-        try:
-            yield messages.read_next_message()
-        except StopIteration:
-            return
-
-
-def batch_header(metadata: bytes, *, dictionary: bool) -> tuple[int, bool]:
+def _batch_header(metadata: bytes, *, dictionary: bool) -> tuple[int, bool]:
     """Rows of a record batch (or of a dictionary), and whether its buffers are compressed, from its flatbuffer."""
     message = struct.unpack_from("<I", metadata)[0]
-    batch = pointed(metadata, message, 2)
+    batch = _pointed(metadata, message, 2)
     if dictionary:
-        batch = pointed(metadata, batch, 1)
-    at = field_at(metadata, batch, 0)
+        batch = _pointed(metadata, batch, 1)
+    at = _field_at(metadata, batch, 0)
     length = struct.unpack_from("<q", metadata, at)[0] if at else 0
-    return length, bool(field_at(metadata, batch, 3))
+    return length, bool(_field_at(metadata, batch, 3))
 
 
-def pointed(buffer: bytes, table: int, slot: int) -> int:
+def _pointed(buffer: bytes, table: int, slot: int) -> int:
     """Where the table begins that a field refers to."""
-    at = field_at(buffer, table, slot)
+    at = _field_at(buffer, table, slot)
     if not at:
         raise ValueError("a message without a batch")
     return at + int(struct.unpack_from("<I", buffer, at)[0])
 
 
-def field_at(buffer: bytes, table: int, slot: int) -> int:
+def _field_at(buffer: bytes, table: int, slot: int) -> int:
     """Where a field of a flatbuffer's table is; 0 where it is absent."""
     vtable = table - struct.unpack_from("<i", buffer, table)[0]
     if vtable < 0:
@@ -224,6 +191,5 @@ def field_at(buffer: bytes, table: int, slot: int) -> int:
     return table + int(offset) if offset else 0
 
 
-def first_line(error: BaseException) -> str:
-    """What Arrow says, in one line and not too long."""
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 from pandas.api import types
 
-from forge_sweep.errors import DataError
+from forge_sweep.errors import DataError, Key
 from forge_sweep.experiment.rules import nearest
-from forge_sweep.sources.base import ROLES, Dataset, HeldTest, Split, shown
-from forge_sweep.sources.digest import content_digest, fingerprints, split_digest
-from forge_sweep.sources.inspection import listed
+from forge_sweep.preprocessing import is_tensor
+from forge_sweep.sources.arrays import tensors_of
+from forge_sweep.sources.base import ROLES, Dataset, HeldTest, Role, Split, shown
+from forge_sweep.sources.digest import content_digest, fingerprints, prints_of, split_digest
+from forge_sweep.sources.reading import listed, other_separator, refuse_names
 from forge_sweep.sources.splits import assign, refuse_empty, without_target
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ NO_WORDS: Mapping[str, Mapping[str, int]] = MappingProxyType({})
 
 OBJECT_TYPES = {
     "boolean": "boolean",
+    "string": pd.StringDtype(na_value=np.nan),  # what pandas 3 reads text as; pandas 2 reads objects
     "empty": "float64",
     "integer": "float64",
     "floating": "float64",
@@ -66,7 +69,7 @@ def assemble(
     Raises:
         DataError: the rows are not what ``spec`` says.
     """
-    refuse_absent_columns(list(frame.columns) if names is None else list(names), spec, source)
+    refuse_absent_columns(list(frame.columns if names is None else names), spec, source)
     frame = frame.drop(columns=[name for name in spec.drop if name in frame.columns])
     frame.index = pd.Index(np.arange(len(frame)) if rows is None else rows)
     frame = tidy(frame, spec)
@@ -75,42 +78,55 @@ def assemble(
         frame, roles = frame.iloc[order], None if roles is None else roles[order]
     roles = assign(frame, spec, seed) if roles is None else roles
     refuse_empty(roles, spec)
-    return divide(frame, roles, spec, name=spec.version or name, source=source, warnings=warnings, words=words)
 
-
-def divide(
-    frame: pd.DataFrame,
-    roles: np.ndarray,
-    spec: DataSpec,
-    *,
-    name: str,
-    source: str,
-    warnings: tuple[str, ...] = (),
-    words: Mapping[str, Mapping[str, int]] = NO_WORDS,
-) -> Dataset:
-    """The dataset of a frame in canonical order, given the role of every row."""
     content = frame.drop(columns=list(splitting_columns(spec)))
     digest = content_digest(content)
     targets = content[list(spec.target)]
     features = content.drop(columns=[*spec.target, *key_column(spec)])
-    train, valid, test = (_split(features, targets, roles == code) for code in range(len(ROLES)))
+    masks = {role: roles == code for code, role in enumerate(ROLES)}
+    train, valid, test = (
+        Split(features[mask], targets[mask], features.index[mask].to_numpy(np.int64)) for mask in masks.values()
+    )
     refuse_bad_test_rows(train.targets, test, spec, words)
     prints = fingerprints(features)
     return Dataset(
-        name=name,
-        version=f"{name}@{digest[:12]}",
+        name=spec.version or name,
+        version=f"{spec.version or name}@{digest[:12]}",
         digest=digest,
         split_digest=split_digest(roles),
         train=train,
         valid=valid,
-        sizes={role: int((roles == code).sum()) for code, role in enumerate(ROLES)},
+        sizes={role: int(mask.sum()) for role, mask in masks.items()},
         source=source,
         categorical=spec.categorical,
-        fingerprints={role: prints[roles == code] for code, role in enumerate(ROLES)},
+        fingerprints={role: prints[mask] for role, mask in masks.items()},
         _test=HeldTest(test),
         warnings=warnings,
         missing_words=words,
+        array_prints={
+            str(name): {role: prints_of(features[name][mask]) for role, mask in masks.items()}
+            for name in features
+            if is_tensor(features[name])
+        },
+        groups={} if spec.split.group is None else count_groups(frame[spec.split.group], roles),
     )
+
+
+def count_groups(values: pd.Series, roles: np.ndarray) -> dict[Role, int]:
+    """Number of groups in each split.
+
+    Raises:
+        DataError: a group stands in two splits, as a source with roles of its own may have it.
+    """
+    of_groups = pd.DataFrame({"group": values.to_numpy(), "role": roles}).drop_duplicates()
+    several = of_groups["group"][of_groups["group"].duplicated()].unique()
+    if len(several):
+        raise DataError(
+            f"{Key('data.split.group')}: {len(several)} groups of column {values.name!r} stand in two splits "
+            f"({shown(several)})",
+            hint=f"put all rows of a group into one split, or choose another {Key('data.split.kind')}",
+        )
+    return {role: int((of_groups["role"] == code).sum()) for code, role in enumerate(ROLES)}
 
 
 def splitting_columns(spec: DataSpec) -> tuple[str, ...]:
@@ -127,75 +143,61 @@ def key_column(spec: DataSpec) -> tuple[str, ...]:
 def identities(spec: DataSpec) -> dict[str, str]:
     """The columns that name, group or order rows, with the TOML key of each."""
     split = spec.split
-    named = {"data.split.column": split.column, "data.split.group": split.group, "data.split.time": split.time}
-    found = {column: key for key, column in {"data.key": spec.key, **named}.items() if column is not None}
+    named = {f"data.split.{kind}": getattr(split, kind) for kind in ("column", "group", "time")}
+    found = {column: Key(key) for key, column in {"data.key": spec.key, **named}.items() if column is not None}
     return {column: key for column, key in found.items() if column not in (*spec.target, *spec.categorical)}
 
 
 def refuse_absent_columns(columns: list[str], spec: DataSpec, source: str) -> None:
-    """Raise DataError that lists every declared column that is not there, and every one of several of one name."""
-    if twice := sorted({name for name in columns if columns.count(name) > 1 and name not in spec.drop}):
-        raise DataError(
-            f"data.path: {source} has several columns named {shown(twice)}", hint="rename all but one, or drop them all"
-        )
-    if "" in columns and "" not in spec.drop:
-        raise DataError(
-            f"data.path: column {columns.index('') + 1} of {source} has no name",
-            hint='name it, or leave it out with drop = [""] under [data]; with pandas, write with index=False',
-        )
-    absent = [(key, column) for key, column in _declared(spec) if column not in columns]
-    if absent:
-        lines = [f"{key} = {column!r}: no such column{_or(nearest(column, columns))}" for key, column in absent]
-        raise DataError("\n  ".join([f"{source} lacks columns that [data] names", *lines]), hint=_known(columns, spec))
-
-
-def _declared(spec: DataSpec) -> Iterator[tuple[str, str]]:
-    split = spec.split
-    for key, names in (
-        ("data.target", spec.target),
-        ("data.key", key_column(spec)),
-        ("data.drop", spec.drop),
-        ("data.categorical", spec.categorical),
-        (f"data.split.{split.kind}", splitting_columns(spec)),
-    ):
+    """Raise DataError for columns of one name or without any, or with every declared column that is not there."""
+    refuse_names(columns, spec.drop, Key("data.path"), source)
+    declared = {
+        "data.target": spec.target,
+        "data.key": key_column(spec),
+        "data.drop": spec.drop,
+        "data.categorical": spec.categorical,
+        f"data.split.{spec.split.kind}": splitting_columns(spec),
+    }
+    lines = []
+    for key, names in declared.items():
         for name in names:
-            yield key, name
-
-
-def _or(suggestion: str) -> str:
-    return f"; {suggestion}" if suggestion else ""
-
-
-def _known(columns: list[str], spec: DataSpec) -> str:
-    """The columns there are; a single one with separators in its name was read with the wrong separator."""
-    marks = [mark for mark in ";\t|," if len(columns) == 1 and mark in columns[0]]
-    if marks:
-        return f"the columns look separated by another sign: set separator = {marks[0]!r} under [data]"
-    return f"the columns are {shown(columns)}"
+            if name not in columns:
+                close = nearest(name, columns)
+                lines.append(f"{Key(key)} = {name!r}: no such column{f'; {close}' if close else ''}")
+    if lines:
+        mark = other_separator(columns, spec.separator)
+        raise DataError(
+            "\n  ".join([f"{source} lacks columns that are declared", *lines]),
+            hint=f"the columns look separated by another sign: set {Key('data.separator', repr(mark))}"
+            if mark
+            else f"the columns are {shown(columns)}",
+        )
 
 
 def tidy(frame: pd.DataFrame, spec: DataSpec) -> pd.DataFrame:
     """Features and targets as numbers, booleans or text; declared categories as text."""
     only_order = {*key_column(spec), *splitting_columns(spec)}
-    columns = {
-        name: frame[name]
-        if name in only_order
-        else code_text(frame[name])
-        if name in spec.categorical
-        else tidy_column(frame[name])
-        for name in frame.columns
-    }
-    if not len(columns) > len(only_order) + len(spec.target):
-        raise DataError("data: no column is left as a feature", hint="name fewer columns under [data]")
-    return pd.DataFrame(columns, index=frame.index)
+    if len(frame.columns) <= len(only_order) + len(spec.target):
+        raise DataError("no column is left as a feature", hint="name fewer columns as target, key or dropped")
+    columns = {}
+    for name in frame.columns:
+        column = frame[name]
+        if name not in only_order:
+            column = code_text(column) if name in spec.categorical else tidy_column(column)
+        columns[name] = column
+    # Arrays last, so that a schema has the columns of the table in front.
+    ordered = sorted(columns, key=lambda name: is_tensor(columns[name]))
+    return pd.DataFrame({name: columns[name] for name in ordered}, index=frame.index)
 
 
 def tidy_column(values: pd.Series) -> pd.Series:
-    """A column as int64, uint64, float64, bool, nullable boolean or text.
+    """A column as int64, uint64, float64, bool, nullable boolean or text; or as arrays of one shape.
 
     Raises:
-        DataError: the column holds something else, such as times or lists.
+        DataError: the column holds something else, such as times.
     """
+    if is_tensor(values):
+        return tensors_of(values, "the rows")
     if isinstance(values.dtype, pd.CategoricalDtype):
         values = values.astype(object)
     if values.dtype == object and (found := types.infer_dtype(values, skipna=True)) in OBJECT_TYPES:
@@ -211,8 +213,8 @@ def tidy_column(values: pd.Series) -> pd.Series:
     raise DataError(
         f"column {values.name!r} holds {types.infer_dtype(values, skipna=True)} values ({values.dtype}); "
         "expected numbers, booleans or text in features and targets",
-        hint=f"leave it out with drop = [{str(values.name)!r}] under [data], or write numbers; "
-        "a time can split the rows (data.split.time)",
+        hint=f"leave it out with {Key('data.drop', str([str(values.name)]))}, or write numbers; "
+        f"a time can split the rows ({Key('data.split.time')})",
     )
 
 
@@ -231,15 +233,18 @@ def code_text(codes: pd.Series) -> pd.Series:
     if types.is_string_dtype(codes) and codes.dtype != object:
         whole = bool(present.str.fullmatch(r"-?\d+\.0+").all())
         return codes.str.replace(r"\.0+$", "", regex=True) if whole else codes
-    if types.infer_dtype(present) == "decimal":  # % of a decimal fails beyond 28 digits
-        fractions = present[[value != value.to_integral_value() for value in present]]
+    if types.is_bool_dtype(codes.dtype):
+        seen = "booleans"
     else:
-        fractions = present[:0] if types.is_bool_dtype(codes.dtype) else present[(present % 1 != 0).to_numpy(bool)]
-    if types.is_bool_dtype(codes.dtype) or len(fractions):
-        seen = "booleans" if types.is_bool_dtype(codes.dtype) else shown(fractions.unique())
+        if types.infer_dtype(present) == "decimal":  # % of a decimal fails beyond 28 digits
+            fraction = np.array([value != value.to_integral_value() for value in present])
+        else:
+            fraction = (present % 1 != 0).to_numpy(bool)
+        seen = shown(present[fraction].unique())
+    if seen:
         raise DataError(
-            f"data.categorical: column {codes.name!r} holds {seen}; expected whole numbers or text",
-            hint=f"take {str(codes.name)!r} out of categorical under [data]: it is no column of codes",
+            f"{Key('data.categorical')}: column {codes.name!r} holds {seen}; expected whole numbers or text",
+            hint=f"take {str(codes.name)!r} out of {Key('data.categorical'):under}: it does not hold codes",
         )
     return codes.map(lambda code: str(int(code)), na_action="ignore")
 
@@ -254,9 +259,9 @@ def key_order(key: pd.Series) -> np.ndarray:
         bad = wrong.to_numpy(bool)
         if bad.any():
             raise DataError(
-                f"data.key: column {key.name!r} is {what} in {bad.sum()} rows ({shown(key.index[bad])}); "
+                f"{Key('data.key')}: column {key.name!r} is {what} in {bad.sum()} rows ({shown(key.index[bad])}); "
                 f"values there: {shown(key[bad].unique())}",
-                hint="a key names every row once: mend those rows, choose another column, or leave data.key out",
+                hint=f"a key names every row once: fix those rows, choose another column, or omit {Key('data.key')}",
             )
     return np.asarray(key.argsort(kind="stable"))
 
@@ -268,31 +273,26 @@ def refuse_bad_test_rows(
 
     Says how many and where, nothing else of the test split.
     """
+
+    def refuse(values: pd.Series, bad: np.ndarray, what: str, key: str = "target") -> None:
+        if bad.any():
+            raise DataError(
+                f"data.{key}: column {values.name!r} is {what} in {bad.sum()} rows of the test split "
+                f"(rows {shown(values.index[bad])})",
+                hint="correct or remove these rows; where a class is missing from train, split otherwise",
+            )
+
     for name in spec.target:
         values = test.targets[name]
         said = f" ({listed(words[name])} in all splits, which is read as missing)" if words.get(name) else ""
-        _refuse_test_rows("target", values, without_target(test.targets[[name]]), f"missing or infinite{said}")
+        refuse(values, without_target(test.targets[[name]]), f"missing or infinite{said}")
         if spec.task in ("binary", "multiclass") and not spec.one_hot:
             unknown = ~values.isin(train[name].dropna()).to_numpy(bool)
-            _refuse_test_rows("target", values, unknown, "of a class that train does not have")
+            refuse(values, unknown, "of a class that train does not have")
         elif spec.task != "regression":
-            _refuse_test_rows("target", values, ~values.isin((0, 1)).to_numpy(bool), "neither 0 nor 1")
+            refuse(values, ~values.isin((0, 1)).to_numpy(bool), "neither 0 nor 1")
     if spec.one_hot:
         several = (test.targets.sum(axis=1) != 1).to_numpy(bool)
-        _refuse_test_rows("target", test.targets.iloc[:, 0], several, "one of several columns, or of none, that is 1")
+        refuse(test.targets.iloc[:, 0], several, "one of several columns, or of none, that is 1")
     for _, values in test.features.select_dtypes("number").items():
-        infinite = np.isinf(values.to_numpy(float, na_value=np.nan))
-        _refuse_test_rows("path", values, infinite, "infinite")
-
-
-def _refuse_test_rows(key: str, values: pd.Series, bad: np.ndarray, what: str) -> None:
-    if bad.any():
-        raise DataError(
-            f"data.{key}: column {values.name!r} is {what} in {bad.sum()} rows of the test split "
-            f"(rows {shown(values.index[bad])})",
-            hint="correct or remove these rows; where a class is missing from train, split otherwise",
-        )
-
-
-def _split(features: pd.DataFrame, targets: pd.DataFrame, mask: np.ndarray) -> Split:
-    return Split(features[mask], targets[mask], features.index[mask].to_numpy(np.int64))
+        refuse(values, np.isinf(values.to_numpy(float, na_value=np.nan)), "infinite", "path")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 from forge_sweep import jsons
 
@@ -34,7 +35,8 @@ class Split:
 
     Attributes:
         features: (n, features); numbers are int64 or float64 with NaN where missing, booleans are bool (nullable
-            ``boolean`` where some are missing), all else is text with NaN where missing. The index is ``rows``.
+            ``boolean`` where some are missing), all else is text with NaN where missing, or NumPy arrays of one shape,
+            which come last. The index is ``rows``.
         targets: (n, targets), values as they were read. The index is ``rows``.
         rows: (n,) int64, position of each row in its source, from 0; what messages call a row.
     """
@@ -46,10 +48,10 @@ class Split:
 
 @dataclass(frozen=True)
 class TestLook:
-    """One look at the test split.
+    """One test evaluation.
 
     Attributes:
-        dataset_digest: digest of the dataset looked at.
+        dataset_digest: digest of the evaluated dataset.
         purpose: what for, such as ``final score of fraud``.
         who: user@host.
         when: UTC, ISO 8601.
@@ -83,20 +85,16 @@ class TestRows(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class HeldTest:
-    """Test rows that were read with the others, as from a file.
-
-    Attributes:
-        split: the rows.
-    """
+    """Test rows that were read with the others, as from a file, which keeps no record of who looked."""
 
     split: Split = field(repr=False)
 
     def read(self, look: TestLook) -> Split:
-        """The rows; a file keeps no record of who looked."""
+        """See `TestRows`."""
         return self.split
 
     def count(self) -> int | None:
-        """None: the local ledger is the only one."""
+        """See `TestRows`."""
         return None
 
 
@@ -115,11 +113,13 @@ class Dataset:
         source: file path, name of the sample set, or address of the store without its secrets.
         categorical: columns of numeric codes that were declared to be categories; they hold text.
         fingerprints: per role (n,) uint64, equal for rows of equal features. The test split is included, so that
-            duplicates across splits are found without a look at it.
+            duplicates across splits are found without evaluating it.
         preprocessor: imputation and scaling that are stored with the version; None where nothing is stored.
         normalization_version: the name of what ``preprocessor`` learned.
         warnings: what whoever uses the dataset should be told.
         missing_words: per target, how often each word for a missing value, such as ``None``, stands in it.
+        groups: number of groups per role; empty unless whole groups were split.
+        array_prints: per column of arrays and role (n,) uint64, equal for equal arrays; test included, as above.
     """
 
     name: str
@@ -137,6 +137,8 @@ class Dataset:
     normalization_version: str | None = None
     warnings: tuple[str, ...] = ()
     missing_words: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    groups: Mapping[Role, int] = field(default_factory=dict)
+    array_prints: Mapping[str, Mapping[Role, np.ndarray]] = field(default_factory=dict, repr=False)
 
     def look_at_test(self, purpose: str, ledger: Path, *, run: str = "", once: bool = False) -> Split:
         """The test rows. The look is on disk before this returns, and in the store's own ledger if it has one.
@@ -164,13 +166,15 @@ class Dataset:
         one of its own.
         """
         counted = self._test.count()
-        if counted is not None:
-            return counted
-        return evaluations(look.run for look in test_looks(ledger, self.digest, self.split_digest))
+        if counted is None:
+            return evaluations(look.run for look in test_looks(ledger, self.digest, self.split_digest))
+        return counted
 
 
 class Source(Protocol):
     """Reads rows from one kind of place. `forge_sweep.testing.SourceContract` checks this contract.
+
+    Other distributions add one as an entry point of the group ``forge_sweep.sources``: a class without arguments.
 
     An implementation reads every row into one frame and hands it to `forge_sweep.sources.assemble.assemble`, which
     gives the canonical order, the splits and the digests. It keeps no state between loads and changes nothing in the
@@ -194,14 +198,47 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Successor:
+    """The newest version of a dataset that was made from another one.
+
+    Attributes:
+        name: its name in the source.
+        version: ``<name>@<first 12 digits of the digest>``.
+        drifted: columns whose distributions differ, over training and validation rows.
+    """
+
+    name: str
+    version: str
+    drifted: tuple[str, ...]
+
+
+@runtime_checkable
+class Versioned(Protocol):
+    """A source that also knows which of its versions was made from which."""
+
+    def successor(self, name: str) -> Successor | None:
+        """The newest version that was made from this one, or from such a version; None where there is none.
+
+        Raises:
+            DataError: there is no such version.
+            StoreDown: nobody answers.
+        """
+        ...
+
+
 def new_look(digest: str, purpose: str, run: str = "", split_digest: str = "") -> TestLook:
     """A look by this process, now."""
-    who, when = f"{_user()}@{socket.gethostname()}", datetime.now(UTC).isoformat()
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container without a login name
+        user = str(os.getuid())
+    who, when = f"{user}@{socket.gethostname()}", datetime.now(UTC).isoformat()
     return TestLook(digest, purpose, who, when, os.getpid(), run, split_digest)
 
 
 def test_looks(ledger: Path, digest: str, split_digest: str = "") -> list[TestLook]:
-    """Every recorded look at the test split of the dataset with this digest, oldest first.
+    """Every recorded evaluation of the test split of the dataset with this digest, oldest first.
 
     Args:
         ledger: the file of `Dataset.look_at_test`.
@@ -210,9 +247,12 @@ def test_looks(ledger: Path, digest: str, split_digest: str = "") -> list[TestLo
     """
     if not ledger.exists():
         return []
-    looks = [look for line in ledger.read_text(encoding="utf-8").splitlines() if (look := _parse_look(line))]
-    known = {"", split_digest} if split_digest else {look.split_digest for look in looks}
-    return [look for look in looks if look.dataset_digest == digest and look.split_digest in known]
+    looks = []
+    for line in ledger.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError, TypeError):  # half written by a dying process: it got no rows
+            looks.append(TestLook(**json.loads(line)))
+    looks = [look for look in looks if look.dataset_digest == digest]
+    return [look for look in looks if not split_digest or look.split_digest in ("", split_digest)]
 
 
 def evaluations(runs: Iterable[str]) -> int:
@@ -229,33 +269,14 @@ def shown(values: Sequence[Any] | np.ndarray | pd.Index) -> str:
     return ", ".join(map(str, values[:SHOWN])) + (", ..." if len(values) > SHOWN else "")
 
 
-def _parse_look(line: str) -> TestLook | None:
-    """A line of the ledger; None for one that a dying process left half written: it got no rows for it."""
-    try:
-        return TestLook(**json.loads(line))
-    except (json.JSONDecodeError, TypeError):
-        return None
-
-
 def _append_line(path: Path, line: str) -> None:
     """Append one line durably. The line begins on its own even after a half-written one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
-        torn = file.tell() > 0 and _last_byte(path) != b"\n"
+        torn = False
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
         file.write(b"\n" * torn + line.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def _last_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1)
-
-
-def _user() -> str:
-    """The login name; in a container without one, the user's number."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())

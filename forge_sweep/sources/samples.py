@@ -29,16 +29,11 @@ class SampleSource:
                 f"data.name = {spec.name!r}: no such sample set; expected one of {', '.join(SAMPLES)}",
                 hint=nearest(str(spec.name), SAMPLES) or 'name one of them, or set source = "file" under [data]',
             )
-        return assemble(_frame(spec.name), spec, name=spec.name, source=spec.name, seed=seed)
+        from sklearn import datasets
 
-
-def _frame(name: str) -> pd.DataFrame:
-    """Features and ``target`` of one set."""
-    from sklearn import datasets
-
-    bunch: Any = getattr(datasets, f"load_{name}")(as_frame=True)
-    frame: pd.DataFrame = bunch.frame
-    words = [str(word) for word in bunch.get("target_names", [])]
-    if all(word.isdigit() for word in words):
-        return frame
-    return frame.assign(target=pd.Series(words).loc[frame["target"]].to_numpy())
+        bunch: Any = getattr(datasets, f"load_{spec.name}")(as_frame=True)
+        frame: pd.DataFrame = bunch.frame
+        words = [str(word) for word in bunch.get("target_names", [])]
+        if not all(word.isdigit() for word in words):
+            frame = frame.assign(target=pd.Series(words).loc[frame["target"]].to_numpy())
+        return assemble(frame, spec, name=spec.name, source=spec.name, seed=seed)

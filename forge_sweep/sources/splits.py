@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_datetime64_any_dtype, is_numeric_dtype
 
-from forge_sweep.errors import DataError
+from forge_sweep.errors import DataError, Key
 from forge_sweep.sources.base import ROLES, shown
 
 if TYPE_CHECKING:
-    from forge_sweep.experiment import DataSpec, SplitSpec
+    from forge_sweep.experiment import DataSpec
 
 TRAIN, VALID, TEST = range(3)
 ROLE_WORDS = {"train": TRAIN, "valid": VALID, "val": VALID, "validation": VALID, "test": TEST}
@@ -31,20 +31,20 @@ def assign(frame: pd.DataFrame, spec: DataSpec, seed: int) -> np.ndarray:
         DataError: a split would be empty, or the rows cannot be split as asked.
     """
     split = spec.split
+    shares = np.array([split.train, split.valid, split.test])
+    if split.kind == "random":
+        targets = frame[list(spec.target)]
+        if split.stratify and spec.task in ("binary", "multiclass"):
+            roles = at_random_by_class(targets, shares, seed)
+        else:
+            roles = at_random(len(frame), shares, seed)
+        # Where the audit sees them: it stops the sweep and names them.
+        roles[without_target(targets)] = TRAIN
+        return roles
+    values = frame[getattr(split, split.kind)]
     if split.kind == "column":
-        return by_column(frame[_named(split.column)])
-    if split.kind == "group":
-        return by_group(frame[_named(split.group)], _shares(split), seed)
-    if split.kind == "time":
-        return by_time(frame[_named(split.time)], _shares(split))
-    targets = frame[list(spec.target)]
-    if split.stratify and spec.task in ("binary", "multiclass"):
-        roles = at_random_by_class(targets, _shares(split), seed)
-    else:
-        roles = at_random(len(frame), _shares(split), seed)
-    # Where the audit sees them: it stops the sweep and names them.
-    roles[without_target(targets)] = TRAIN
-    return roles
+        return by_column(values)
+    return by_group(values, shares, seed) if split.kind == "group" else by_time(values, shares)
 
 
 def without_target(targets: pd.DataFrame) -> np.ndarray:
@@ -60,17 +60,16 @@ def refuse_empty(roles: np.ndarray, spec: DataSpec) -> None:
     empty = [role for code, role in enumerate(ROLES) if not (roles == code).any()]
     if empty:
         raise DataError(
-            f"data.split: no rows for {' and '.join(empty)} among {len(roles)} rows; "
+            f"{Key('data.split')}: no rows for {' and '.join(empty)} among {len(roles)} rows; "
             "expected at least one row in each split",
-            hint="each of train, valid and test needs rows; mend the split column, the files or the shares",
+            hint="each of train, valid and test needs rows; fix the split column, the files or the shares",
         )
 
 
 def at_random(n: int, shares: np.ndarray, seed: int) -> np.ndarray:
     """Random roles for ``n`` rows; shares hold to within a row."""
-    totals = _totals(n, shares)
     roles = np.empty(n, np.int8)
-    roles[_shuffled(n, seed)] = np.repeat(np.arange(3, dtype=np.int8), totals)
+    roles[_shuffled(n, seed)] = np.repeat(np.arange(3, dtype=np.int8), _totals(n, shares))
     return roles
 
 
@@ -83,11 +82,8 @@ def at_random_by_class(targets: pd.DataFrame, shares: np.ndarray, seed: int) -> 
     counts = np.bincount(codes)
     per_class = _per_class(counts, _totals(len(codes), shares), labels)
     shuffled = _shuffled(len(codes), seed)
-    of_shuffled, roles = np.empty(len(codes), np.int8), np.empty(len(codes), np.int8)
-    of_shuffled[np.argsort(codes[shuffled], kind="stable")] = np.repeat(
-        np.tile(np.arange(3, dtype=np.int8), len(counts)), per_class.ravel()
-    )
-    roles[shuffled] = of_shuffled
+    by_class, roles = shuffled[np.argsort(codes[shuffled], kind="stable")], np.empty(len(codes), np.int8)
+    roles[by_class] = np.repeat(np.tile(np.arange(3, dtype=np.int8), len(counts)), per_class.ravel())
     return roles
 
 
@@ -105,9 +101,9 @@ def by_column(values: pd.Series) -> np.ndarray:
     if wrong.any():
         found = [str(value) for value in values[wrong].unique()]
         raise DataError(
-            f"data.split.column: column {values.name!r} holds {shown(found)} (rows {shown(values.index[wrong])}); "
-            f"expected {', '.join(ROLE_WORDS)}",
-            hint="write the role of every row, or choose another data.split.kind",
+            f"{Key('data.split.column')}: column {values.name!r} holds {shown(found)} "
+            f"(rows {shown(values.index[wrong])}); expected {', '.join(ROLE_WORDS)}",
+            hint=f"write the role of every row, or choose another {Key('data.split.kind')}",
         )
     return roles.to_numpy(np.int8)
 
@@ -119,66 +115,57 @@ def by_group(values: pd.Series, shares: np.ndarray, seed: int) -> np.ndarray:
     so that a large group lands in a large split; the last groups go to splits that have none. The order of rows plays
     no part.
     """
-    _refuse_missing(values, "data.split.group")
-    codes, groups = pd.factorize(values, sort=True)
-    if len(groups) < 3:
-        raise DataError(
-            f"data.split.group: column {values.name!r} holds {len(groups)} groups; expected at least 3, one per split",
-            hint="name a column with more groups, or choose another data.split.kind",
-        )
+    codes, groups = _ranked(values, "group", "groups", "more groups")
     sizes, filled = np.bincount(codes), np.zeros(3)
-    role_of = np.empty(len(groups), np.int8)
-    for done, group in enumerate(np.random.default_rng(seed).permutation(len(groups))):
+    role_of = np.empty(groups, np.int8)
+    for done, group in enumerate(np.random.default_rng(seed).permutation(groups)):
         empty = np.flatnonzero(filled == 0)
-        last_call = len(groups) - done <= len(empty)
+        last_call = groups - done <= len(empty)
         role = empty[0] if last_call else np.argmin((filled + sizes[group]) / shares)
         filled[role] += sizes[group]
         role_of[group] = role
-    return role_of[codes]
+    roles: np.ndarray = role_of[codes]
+    return roles
 
 
 def by_time(values: pd.Series, shares: np.ndarray) -> np.ndarray:
     """The oldest rows train, the newest test; rows of one moment stay together, shares hold as they allow."""
-    _refuse_missing(values, "data.split.time")
-    codes, moments = pd.factorize(_as_times(values), sort=True)
-    if len(moments) < 3:
-        raise DataError(
-            f"data.split.time: column {values.name!r} holds {len(moments)} different times; "
-            "expected at least 3, one per split",
-            hint="name a column with finer times, or choose another data.split.kind",
-        )
+    codes, _ = _ranked(values, "time", "different times", "finer times")
     ends = np.cumsum(np.bincount(codes))  # rows up to and with each moment
     first = np.argmin(abs(ends[:-2] - shares[TRAIN] * len(codes)))
     second = first + 1 + np.argmin(abs(ends[first + 1 : -1] - (shares[TRAIN] + shares[VALID]) * len(codes)))
     return np.add(codes > first, codes > second, dtype=np.int8)
 
 
-def _shares(split: SplitSpec) -> np.ndarray:
-    """Shares of train, valid and test (3,)."""
-    return np.array([split.train, split.valid, split.test])
-
-
-def _named(column: str | None) -> str:
-    assert column is not None  # the experiment file was checked for it
-    return column
+def _ranked(values: pd.Series, kind: str, what: str, more: str) -> tuple[np.ndarray, int]:
+    """The rank of each value (n,) among the different ones, at least three, and their number."""
+    key = Key(f"data.split.{kind}")
+    missing = values.isna().to_numpy(bool)
+    if missing.any():
+        raise DataError(
+            f"{key}: column {values.name!r} is missing in {missing.sum()} rows ({shown(values.index[missing])})",
+            hint="every row needs a value there: fill it in, or remove the rows",
+        )
+    codes, found = pd.factorize(_as_times(values) if kind == "time" else values, sort=True)
+    if len(found) < 3:
+        raise DataError(
+            f"{key}: column {values.name!r} holds {len(found)} {what}; expected at least 3, one per split",
+            hint=f"name a column with {more}, or choose another {Key('data.split.kind')}",
+        )
+    return codes, len(found)
 
 
 def _totals(n: int, shares: np.ndarray) -> np.ndarray:
     """Rows per split (3,)."""
     if n < 3:
-        raise DataError(f"data.split: {n} rows; expected at least 3, one per split", hint="give more rows")
+        raise DataError(f"{Key('data.split')}: {n} rows; expected at least 3, one per split", hint="give more rows")
     return apportion(n, shares)
 
 
 def apportion(total: int, weights: np.ndarray) -> np.ndarray:
-    """Divide ``total`` into whole parts in proportion to ``weights``, each at least 1, by largest remainders.
+    """Divide ``total`` into whole parts (k,) in proportion to ``weights`` (k,), each at least 1, by largest remainders.
 
-    Args:
-        total: at least the number of weights.
-        weights: (k,) not negative.
-
-    Returns:
-        (k,) int64 that sums to ``total``.
+    ``total`` is at least k, and no weight is negative.
     """
     small = np.zeros(len(weights), bool)
     while True:
@@ -203,11 +190,11 @@ def _per_class(counts: np.ndarray, totals: np.ndarray, labels: list[str]) -> np.
         if parts.min() >= 1:
             return parts
     raise DataError(
-        f"data.target: class {labels[rarest]} has {counts[rarest]} of {counts.sum()} rows, and there are {len(counts)} "
-        f"classes for splits of {totals[TRAIN]}, {totals[VALID]} and {totals[TEST]} rows: too few to stratify; "
-        "expected at least one row of every class in every split",
-        hint="give more rows of the class, leave it out, or set stratify = false under [data.split]; "
-        'where the target is a quantity, set task = "regression" under [data]',
+        f"{Key('data.target')}: class {labels[rarest]} has {counts[rarest]} of {counts.sum()} rows, and there are "
+        f"{len(counts)} classes for splits of {totals[TRAIN]}, {totals[VALID]} and {totals[TEST]} rows: "
+        "too few to stratify; expected at least one row of every class in every split",
+        hint=f"give more rows of the class, leave it out, or set {Key('data.split.stratify', 'false')}; "
+        f"""where the target is a quantity, set {Key("data.task", '"regression"')}""",
     )
 
 
@@ -223,20 +210,13 @@ def _classes(targets: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
         first_rows = groups.head(1).sort_values(list(targets.columns))
         labels = [", ".join(map(repr, row)) for row in first_rows.to_numpy().tolist()]
     if (codes < 0).all():
-        raise DataError(f"data.target: {shown(targets.columns)} has no values", hint="name the column of labels")
+        raise DataError(
+            f"{Key('data.target')}: {shown(targets.columns)} has no values", hint="name the column of labels"
+        )
     codes = codes.astype(np.int16 if len(labels) < 2**15 else np.int64)  # two bytes sort in linear time
     # The audit refuses rows without a target, with their numbers; here they only must not count as a class.
     codes[codes < 0] = np.bincount(codes[codes >= 0]).argmax()
     return codes, labels
-
-
-def _refuse_missing(values: pd.Series, key: str) -> None:
-    missing = values.isna().to_numpy(bool)
-    if missing.any():
-        raise DataError(
-            f"{key}: column {values.name!r} is missing in {missing.sum()} rows ({shown(values.index[missing])})",
-            hint="every row needs a value there: fill it in, or remove the rows",
-        )
 
 
 def _as_times(values: pd.Series) -> pd.Series:
@@ -247,7 +227,7 @@ def _as_times(values: pd.Series) -> pd.Series:
     wrong = times.isna().to_numpy(bool)
     if wrong.any():
         raise DataError(
-            f"data.split.time: column {values.name!r} holds {shown(values[wrong].unique())} "
+            f"{Key('data.split.time')}: column {values.name!r} holds {shown(values[wrong].unique())} "
             f"(rows {shown(values.index[wrong])}); expected numbers, timestamps, or text such as 2026-01-31 12:00:00",
             hint="write the times as ISO 8601, or as numbers",
         )

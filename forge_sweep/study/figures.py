@@ -14,65 +14,47 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
     from plotly.graph_objects import Figure
 
-    from forge_sweep.study.view import TrialRow
+    from forge_sweep.study.trials import TrialRow
 
 LEAST_FOR_IMPORTANCES = 10
 """Finished trials below which the importance of a hyperparameter is a guess: of three, any order can come out."""
 
 
-def draw(study: optuna.Study, rows: Sequence[TrialRow], metric: str) -> dict[str, Figure]:
+def draw(
+    study: optuna.Study, rows: Sequence[TrialRow], metric: str, curve: Callable[[FrozenTrial], dict[int, float]]
+) -> dict[str, Figure]:
     """Each figure that the trials allow, by name, with a title that says what it shows.
 
-    Pruned trials stand in all but the importances, with their value at the best epoch; failed ones have no value and
-    are counted.
-
-    Args:
-        study: the study.
-        rows: its trials, in order.
-        metric: the objective.
+    Pruned trials stand in all but the importances, with their value at the best epoch; failed ones are counted. Optuna
+    has the reports that a pruner reads only: ``curve`` gives all, by completed epochs.
     """
     finished = [row for row in rows if row.state == "finished"]
     valued = [row for row in rows if row.state in ("finished", "pruned") and row.value is not None]
     failed = sum(row.state == "failed" for row in rows)
-    pruned = len(valued) - len(finished)
-    of_all = f"{len(finished)} finished and {pruned} pruned trials"
+    of_all = f"{len(finished)} finished and {len(valued) - len(finished)} pruned trials"
     of_all += f"; {failed} failed, without a value" if failed else ""
-    shown = _with_values(study, rows)
-    drawn: dict[str, tuple[Figure | None, str]] = {}
+    figures: dict[str, Figure | None] = {}
     if finished:
-        drawn["history"] = _history(study, rows, metric), f"Objective of each trial: {of_all}"
-    if any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
-        drawn["epochs"] = _epochs(study, metric), f"{metric} after each epoch: {of_all}"
+        figures["history"] = _history(study, rows, metric, f"Objective of each trial: {of_all}")
+    if any(row.epochs for row in rows):
+        figures["epochs"] = _epochs(study, metric, curve, f"{metric} after each epoch: {of_all}")
+    shown = optuna.create_study(direction=study.direction)  # in which pruned trials have a value
+    for trial, row in zip(study.get_trials(deepcopy=False), rows, strict=False):
+        if row.state in ("finished", "pruned") and row.value is not None:
+            shown.add_trial(create_trial(value=row.value, params=trial.params, distributions=trial.distributions))
+        else:
+            shown.add_trial(create_trial(state=TrialState.FAIL))
     if len(valued) > 1 and any(trial.distributions for trial in shown.get_trials(deepcopy=False)):
-        plots: dict[str, tuple[Callable[..., Figure], optuna.Study, str]] = {
-            "parallel_coordinate": (visualization.plot_parallel_coordinate, shown, f"Parallel coordinates: {of_all}"),
-            "slice": (visualization.plot_slice, shown, f"Slices: {of_all}"),
-        }
         if len(finished) >= LEAST_FOR_IMPORTANCES:
             title = f"Importance of the hyperparameters, estimated from {len(finished)} finished trials"
-            plots = {"importances": (visualization.plot_param_importances, study, title), **plots}
-        drawn |= {name: (_drawn(plot, of, metric), title) for name, (plot, of, title) in plots.items()}
-    figures = {name: (figure, title) for name, (figure, title) in drawn.items() if figure is not None}
-    for figure, title in figures.values():
-        figure.update_layout(title=title)
-    return {name: figure for name, (figure, _) in figures.items()}
+            figures["importances"] = _drawn(visualization.plot_param_importances, study, metric, title)
+        title = f"Parallel coordinates: {of_all}"
+        figures["parallel_coordinate"] = _drawn(visualization.plot_parallel_coordinate, shown, metric, title)
+        figures["slice"] = _drawn(visualization.plot_slice, shown, metric, f"Slices: {of_all}")
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def _with_values(study: optuna.Study, rows: Sequence[TrialRow]) -> optuna.Study:
-    """A copy in memory in which pruned trials have a value, under the same numbers."""
-    shown = optuna.create_study(direction=study.direction)
-    trials = study.get_trials(deepcopy=False)
-    shown.add_trials([_valued(trial, row) for trial, row in zip(trials, rows, strict=False)])
-    return shown
-
-
-def _valued(trial: FrozenTrial, row: TrialRow) -> FrozenTrial:
-    if row.state not in ("finished", "pruned") or row.value is None:
-        return create_trial(state=TrialState.FAIL)
-    return create_trial(value=row.value, params=trial.params, distributions=trial.distributions)
-
-
-def _history(study: optuna.Study, rows: Sequence[TrialRow], metric: str) -> Figure:
+def _history(study: optuna.Study, rows: Sequence[TrialRow], metric: str, title: str) -> Figure:
     """Optuna's history, which has finished trials only, with the pruned ones beside them."""
     from plotly.graph_objects import Scatter
 
@@ -82,20 +64,24 @@ def _history(study: optuna.Study, rows: Sequence[TrialRow], metric: str) -> Figu
         numbers, values = [row.number for row in pruned], [row.value for row in pruned]
         marker = {"symbol": "x", "color": "grey"}
         figure.add_trace(Scatter(x=numbers, y=values, mode="markers", name=f"{metric}, pruned", marker=marker))
-    return figure
+    return figure.update_layout(title=title)
 
 
-def _epochs(study: optuna.Study, metric: str) -> Figure:
+def _epochs(study: optuna.Study, metric: str, curve: Callable[[FrozenTrial], dict[int, float]], title: str) -> Figure:
     """Curves of all trials, pruned and running ones among them."""
-    figure = visualization.plot_intermediate_values(study)
-    return figure.update_layout(xaxis_title="Epoch", yaxis_title=metric)
+    shown = optuna.create_study(direction=study.direction)
+    for trial in study.get_trials(deepcopy=False):
+        state = TrialState.PRUNED if trial.state == TrialState.COMPLETE else trial.state
+        shown.add_trial(create_trial(state=state, intermediate_values=curve(trial)))
+    figure = visualization.plot_intermediate_values(shown)
+    return figure.update_layout(xaxis_title="Epoch", yaxis_title=metric, title=title)
 
 
-def _drawn(plot: Callable[..., Figure], study: optuna.Study, metric: str) -> Figure | None:
+def _drawn(plot: Callable[..., Figure], study: optuna.Study, metric: str, title: str) -> Figure | None:
     """A figure, or None where the trials are too alike to tell one hyperparameter's importance from another's."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Target and region quantiles", category=UserWarning)
         try:
-            return plot(study, target_name=metric)
+            return plot(study, target_name=metric).update_layout(title=title)
         except UserWarning:
             return None

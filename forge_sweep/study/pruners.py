@@ -1,8 +1,6 @@
-"""Pruners with every resource stated.
+"""Pruners with every resource stated; a step is a number of completed epochs.
 
-A step is a number of completed epochs, so that `SuccessiveHalvingPruner(min_resource=5)` judges after exactly 5 epochs.
-Optuna's ``"auto"`` resources are estimated once per process from the trials seen so far: a resumed sweep would prune by
-other rungs than an uninterrupted one.
+Optuna's ``"auto"`` resources follow from the trials that a process has seen: a resumed sweep would prune by others.
 """
 
 from __future__ import annotations
@@ -21,8 +19,7 @@ if TYPE_CHECKING:
 REDUCTION_FACTOR = 3
 """Of Hyperband and successive halving; the value of Li et al. 2018 (https://arxiv.org/abs/1603.06560)."""
 
-P_THRESHOLD = 0.1
-"""Of Wilcoxon; Optuna's default."""
+P_THRESHOLD = 0.1  # of Wilcoxon; Optuna's default
 
 
 def make(spec: StudySpec) -> pruners.BasePruner:
@@ -31,26 +28,23 @@ def make(spec: StudySpec) -> pruners.BasePruner:
     No trial is judged before ``warmup_epochs`` completed epochs; for Hyperband and successive halving that is also the
     first rung, the next ones follow at 3, 9, 27 times as many epochs.
     """
-    first_rung = _first_rung(spec)
+    startup, warmup = spec.startup_trials, spec.warmup_epochs
+    early = {"n_startup_trials": startup, "n_warmup_steps": warmup, "interval_steps": 1, "n_min_trials": 1}
+    rungs = {"min_resource": _first_rung(spec), "reduction_factor": REDUCTION_FACTOR, "bootstrap_count": 0}
     match spec.pruner:
         case "none":
             return pruners.NopPruner()
         case "median":
-            return pruners.MedianPruner(n_startup_trials=spec.startup_trials, n_warmup_steps=spec.warmup_epochs)
+            return pruners.MedianPruner(**early)
         case "percentile":
-            return pruners.PercentilePruner(
-                spec.percentile, n_startup_trials=spec.startup_trials, n_warmup_steps=spec.warmup_epochs
-            )
+            return pruners.PercentilePruner(percentile=spec.percentile, **early)
         case "hyperband":
-            return pruners.HyperbandPruner(
-                min_resource=first_rung, max_resource=spec.epochs, reduction_factor=REDUCTION_FACTOR
-            )
+            return pruners.HyperbandPruner(max_resource=spec.epochs, **rungs)
         case "successive_halving":
-            return pruners.SuccessiveHalvingPruner(min_resource=first_rung, reduction_factor=REDUCTION_FACTOR)
+            return pruners.SuccessiveHalvingPruner(min_early_stopping_rate=0, **rungs)
         case "wilcoxon":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                return pruners.WilcoxonPruner(p_threshold=P_THRESHOLD, n_startup_steps=spec.warmup_epochs)
+            with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+                return pruners.WilcoxonPruner(p_threshold=P_THRESHOLD, n_startup_steps=warmup)
 
 
 def _first_rung(spec: StudySpec) -> int:
@@ -58,15 +52,10 @@ def _first_rung(spec: StudySpec) -> int:
 
 
 def has_a_say(spec: StudySpec, before: int, step: int) -> bool:
-    """Whether the pruner of `make` can prune a trial at a step.
+    """Whether the pruner can prune a trial at a step that it was last asked for at ``before`` (0: never).
 
     Hyperband and successive halving judge a trial once at each rung that it has reached, median and percentile after
     the warm-up; asked at other steps, they read the study for nothing.
-
-    Args:
-        spec: the study's section of the experiment.
-        before: the step at which it was last asked for this trial; 0 for none.
-        step: completed epochs.
     """
     if spec.pruner in ("median", "percentile"):
         return step >= spec.warmup_epochs
@@ -78,9 +67,9 @@ def has_a_say(spec: StudySpec, before: int, step: int) -> bool:
     return rung <= step
 
 
-def looks_at_complete_trials_alone(spec: StudySpec) -> bool:
-    """Whether the pruner of `make` compares a trial with those that are complete, and with no running one."""
-    return spec.pruner in ("median", "percentile")
+def reads_every_report(spec: StudySpec) -> bool:
+    """Whether the pruner reads the reports of all epochs; the others read that of the rung alone."""
+    return spec.pruner in ("median", "percentile", "wilcoxon")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Samplers whose suggestion follows from the experiment's seed, the trial's number and the trials done before it.
 
-Optuna's samplers draw from one random stream per process, so that a resumed sweep would suggest other parameters than
-an uninterrupted one. Here no stream outlives a trial.
+No random stream outlives a trial, as in Optuna: a resumed sweep suggests what an uninterrupted one does.
+Every argument that decides a suggestion is stated: Optuna's defaults change between releases.
 """
 
 from __future__ import annotations
@@ -32,56 +32,72 @@ Build = Callable[[int], samplers.BaseSampler]
 
 
 def make(experiment: Experiment, imported: Sequence[Mapping[str, Scalar]] = ()) -> samplers.BaseSampler:
-    """The sampler of ``study.sampler``.
+    """The sampler of ``study.sampler``; raises MissingExtra for ``gp`` without torch.
 
-    Args:
-        experiment: gives the sampler's name, the seed and the space.
-        imported: parameters of the trials that a fork brought in; they have the first numbers of the study.
-
-    Raises:
-        MissingExtra: ``gp`` without torch.
+    ``imported`` are the parameters of the trials that a fork brought in; they have the first numbers of the study.
     """
     dimensions = searched(experiment.space)
+    build: Build
     match experiment.study.sampler:
         case "qmc":
             return SobolSampler(dimensions, experiment.seed, len(imported))
         case "grid":
             return GridSampler(dimensions, experiment.seed, imported)
-        case name:
-            return SeededSampler(_builders(experiment)[name], experiment.seed)
+        case "random":
+            build = _random
+        case "tpe":
+            build = functools.partial(_tpe, experiment)
+        case "cmaes":
+            build = functools.partial(_cmaes, experiment)
+        case "gp":
+            build = _gp
+    return SeededSampler(build, experiment.seed)
 
 
-def _builders(experiment: Experiment) -> dict[str, Build]:
-    return {
-        "random": lambda seed: samplers.RandomSampler(seed=seed),
-        "tpe": functools.partial(_tpe, experiment),
-        "cmaes": functools.partial(_cmaes, experiment),
-        "gp": _gp,
-    }
+def _random(seed: int) -> samplers.BaseSampler:
+    return samplers.RandomSampler(seed=seed)
 
 
 def _tpe(experiment: Experiment, seed: int) -> samplers.BaseSampler:
     conditional = any(dimension.when for dimension in searched(experiment.space).values())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # of group
-        return samplers.TPESampler(seed=seed, group=conditional, constant_liar=experiment.workers.parallel)
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):  # of group
+        return samplers.TPESampler(
+            seed=seed,
+            n_startup_trials=10,
+            n_ei_candidates=24,
+            multivariate=True,
+            group=conditional,
+            constant_liar=experiment.workers.parallel,
+        )
 
 
 def _cmaes(experiment: Experiment, seed: int) -> samplers.BaseSampler:
     """CMA-ES keeps its state with the trials; it counts pruned trials under Hyperband, as Optuna's authors advise."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # of consider_pruned_trials
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):  # of consider_pruned_trials
         return samplers.CmaEsSampler(
             seed=seed,
+            n_startup_trials=1,
+            independent_sampler=_random(seed),
             warn_independent_sampling=False,  # categorical and conditional hyperparameters are drawn at random
             consider_pruned_trials=experiment.study.pruner == "hyperband",
+            popsize=None,  # 4 + 3 ln(dimensions), as in Hansen 2016 (https://arxiv.org/abs/1604.00772)
+            use_separable_cma=False,
+            with_margin=False,
+            lr_adapt=False,
+            source_trials=None,
         )
 
 
 def _gp(seed: int) -> samplers.BaseSampler:
     if importlib.util.find_spec("torch") is None:
         raise MissingExtra('study.sampler = "gp"', "gp")
-    return samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+    return samplers.GPSampler(
+        seed=seed,
+        independent_sampler=_random(seed),
+        n_startup_trials=10,
+        deterministic_objective=False,
+        warn_independent_sampling=False,
+    )
 
 
 class SeededSampler(samplers.BaseSampler):
@@ -89,10 +105,6 @@ class SeededSampler(samplers.BaseSampler):
 
     Parameters drawn one by one have a seed each, so that a trial that was killed between two draws gets the same rest.
     `after_trial` is not passed on: Optuna's samplers use it for constraints only.
-
-    Args:
-        build: makes the inner sampler from a seed.
-        root_seed: the experiment's seed.
     """
 
     def __init__(self, build: Build, root_seed: int) -> None:
@@ -113,7 +125,11 @@ class SeededSampler(samplers.BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Sample them."""
-        return self._inner.sample_relative(study, trial, search_space)
+        with warnings.catch_warnings():
+            # A CUDA build of PyTorch says at its first gradient that there is no driver; "gp" fits its Gaussian process
+            # on the CPU in any case.
+            warnings.filterwarnings("ignore", "CUDA initialization: ", UserWarning)
+            return self._inner.sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -123,20 +139,18 @@ class SeededSampler(samplers.BaseSampler):
         return inner.sample_independent(study, trial, param_name, param_distribution)
 
 
-class SequenceSampler(samplers.BaseSampler):
-    """The i-th new trial of a study gets the i-th point of a fixed sequence.
+class SequenceSampler(samplers.RandomSampler):
+    """The i-th new trial of a study gets the i-th point of a fixed sequence, one parameter after the other.
 
     Optuna's own QMC and grid samplers count in the storage: a kill between the count and the trial loses a point, and
-    two workers can take the same one.
-
-    Args:
-        n_imported: trials that stand before the first new one.
+    two workers can take the same one. ``n_imported`` trials stand before the first new one.
     """
 
     size: int | None = None
     """Number of points; None where the sequence has no end."""
 
     def __init__(self, n_imported: int) -> None:
+        super().__init__()
         self._n_imported = n_imported
         self._current: Params = {}
 
@@ -148,16 +162,6 @@ class SequenceSampler(samplers.BaseSampler):
         """Look up the trial's point."""
         self._current = self.point(trial.number - self._n_imported)
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """None: each parameter is looked up."""
-        return {}
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Nothing: each parameter is looked up."""
-        return {}
-
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
@@ -166,10 +170,7 @@ class SequenceSampler(samplers.BaseSampler):
 
 
 class SobolSampler(SequenceSampler):
-    """Scrambled Sobol sequence over all searched hyperparameters, conditional and categorical ones included.
-
-    Source: Owen 1998, as in ``scipy.stats.qmc.Sobol``.
-    """
+    """Scrambled Sobol sequence (Owen 1998) over all searched hyperparameters, also conditional and categorical ones."""
 
     def __init__(self, dimensions: Mapping[str, Dimension], seed: int, n_imported: int) -> None:
         super().__init__(n_imported)
@@ -231,12 +232,9 @@ class GridSampler(SequenceSampler):
         stream, moved = random.Random(seed), dict[int, int]()
         for i in range(self._total):  # Fisher-Yates
             j = stream.randrange(i, self._total)
-            yield self._decode(moved.get(j, j))
+            index, point = moved.get(j, j), Params()
             moved[j] = moved.get(i, i)
-
-    def _decode(self, index: int) -> Params:
-        point: Params = {}
-        for name, values in self._values.items():
-            index, digit = divmod(index, len(values))
-            point[name] = values[digit]
-        return point
+            for name, values in self._values.items():
+                index, digit = divmod(index, len(values))
+                point[name] = values[digit]
+            yield point

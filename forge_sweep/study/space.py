@@ -36,7 +36,7 @@ def _suggest_one(trial: Trial, name: str, dimension: Dimension) -> Scalar:
 
 def distributions(space: Space, params: Mapping[str, Scalar]) -> dict[str, BaseDistribution]:
     """Optuna's distribution of each searched hyperparameter that is active beside ``params``."""
-    return {name: _distribution(d) for name, d in searched(space).items() if d.active(params)}
+    return {name: _distribution(dimension) for name, dimension in searched(space).items() if dimension.active(params)}
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:
@@ -67,9 +67,8 @@ def fits(params: Mapping[str, Scalar], space: Space) -> bool:
     A searched hyperparameter must have a value in its range. A fixed one must have that value, or not have existed
     when the trial ran (a later version of the builder added it with this default). None may be unknown to ``space``.
     """
-    if not params.keys() <= space.keys():
-        return False
-    return all(_fits_one(params.get(name), value, params) for name, value in space.items())
+    known = params.keys() <= space.keys()
+    return known and all(_fits_one(params.get(name), value, params) for name, value in space.items())
 
 
 def _fits_one(value: Scalar | None, wanted: Dimension | Scalar, params: Mapping[str, Scalar]) -> bool:

@@ -1,4 +1,4 @@
-"""Where studies are kept, and the lock that lets one process of a machine at a time carry a study to its end."""
+"""Where studies are kept, and the lock that lets one process of a machine at a time run a study."""
 
 from __future__ import annotations
 
@@ -13,16 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forge_sweep.addresses import (
-    is_read_only,
-    refuse_damaged,
-    refuse_fleeting,
-    sqlite_file,
-    sqlite_url,
-    to_read,
-    unwritable,
-    variable,
-)
+from forge_sweep import addresses
 from forge_sweep.errors import InputError, MissingExtra, SweepStopped
 
 if TYPE_CHECKING:
@@ -32,26 +23,20 @@ VARIABLE = "FORGE_SWEEP_STORAGE"
 WHAT = "the studies and their trials"
 LOCKED_TIMEOUT_S = 60
 
-CREATING = ".creating"
-"""No experiment can be called so: names begin with a letter or a digit."""
+CREATING = ".creating"  # no experiment can be called so: names begin with a letter or a digit
 
 
 def storage_url(store: Path) -> str:
-    """URL of the database that holds the studies.
+    """``FORGE_SWEEP_STORAGE`` where it is set, else SQLite in ``store``. It may hold a password: do not log it.
 
-    Args:
-        store: folder of the embedded stores, such as ``mlruns``.
-
-    Returns:
-        ``FORGE_SWEEP_STORAGE`` where it is set, else SQLite in ``store``. It may hold a password: do not log it.
-        A PostgreSQL may be shared by many machines and store folders, SQLite by the processes of one machine.
+    A PostgreSQL may be shared by many machines and store folders, SQLite by the processes of one machine.
     """
-    return variable(VARIABLE) or embedded_url(store)
+    return addresses.variable(VARIABLE) or embedded_url(store)
 
 
 def embedded_url(store: Path) -> str:
     """URL of the SQLite file in ``store``."""
-    return sqlite_url(store.resolve() / "optuna.db")
+    return addresses.sqlite_url(store.resolve() / "optuna.db")
 
 
 def exists(url: str) -> bool:
@@ -67,77 +52,66 @@ def locks_of(url: str, store: Path) -> Path:
 
 
 def _file(url: str) -> Path | None:
-    """The file of an SQLite database, which is one and outlives the process.
-
-    Raises:
-        InputError: ``FORGE_SWEEP_STORAGE`` is no address, or a database in memory.
-    """
+    """The file of an SQLite database; raises InputError for what is no address, or a database in memory."""
     from sqlalchemy.exc import ArgumentError
 
     try:
-        refuse_fleeting(url, VARIABLE, "mlruns/optuna.db")
-        return sqlite_file(url)
+        addresses.refuse_fleeting(url, VARIABLE, "mlruns/optuna.db")
+        return addresses.sqlite_file(url)
     except (ArgumentError, ValueError) as error:
         raise _unusable(url, error) from error
 
 
 def check_storage(store: Path) -> None:
-    """Before anything is trained: whether the database of the studies can be what it is said to be.
-
-    Raises:
-        InputError: it is damaged, in memory, or cannot be written.
-    """
-    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-
+    """Raise InputError, before anything is trained, for a database that is damaged, in memory, or cannot be written."""
     url = storage_url(store)
     path = _file(url)
     if path is None:
-        try:
-            _refuse_other_servers(url)
-        except (ArgumentError, ImportError, SQLAlchemyError) as error:
-            raise _unusable(url, error) from error
-    else:
-        refuse_damaged(path, WHAT)
-        if is_read_only(path):
-            raise unwritable(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+        _refuse_other_servers(url)
+        return
+    addresses.refuse_damaged(path, WHAT)
+    if addresses.is_read_only(path):
+        raise addresses.unwritable(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 def open_to_read(url: str, store: Path) -> Database:
     """`open_storage` of a database that exists, for readers: one that cannot be written is read from a copy."""
     path = _file(url)
-    if path is None or not is_read_only(path):
+    if path is None or not addresses.is_read_only(path):
         return open_storage(url, store)
-    refuse_damaged(path, WHAT)
-    copy = to_read(path)
-    return open_storage(sqlite_url(copy), copy.parent)
+    addresses.refuse_damaged(path, WHAT)
+    copy = addresses.to_read(path)
+    return open_storage(addresses.sqlite_url(copy), copy.parent)
 
 
 def open_storage(url: str, store: Path) -> Database:
-    """Connect, and create the tables where they are missing.
-
-    Several processes that create the tables of one new database at once break it, so that is done under a lock.
+    """Connect, and create the tables where they are missing, under a lock: two who do so at once break the database.
 
     Raises:
         InputError: ``FORGE_SWEEP_STORAGE`` names no database that can be used.
         MissingExtra: it names a PostgreSQL, and psycopg is not installed.
     """
     import optuna
-    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+    from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = _file(url)
     try:
         if path is not None:
-            _refuse_missing_folder(path, url, store)
-            refuse_damaged(path, WHAT)
+            if url != embedded_url(store) and not path.parent.is_dir():  # any other folder than the store may be a slip
+                raise InputError(
+                    f"the study database cannot be used: FORGE_SWEEP_STORAGE: {path.parent} is not a directory",
+                    hint="create that directory, or unset FORGE_SWEEP_STORAGE for SQLite in the store",
+                )
+            addresses.refuse_damaged(path, WHAT)
             with creating(url, store):
                 return _sqlite(url)
         _refuse_other_servers(url)
         with creating(url, store):
             return _server(url)
     except OSError as error:
-        raise unwritable(store if path is None else path.parent, error) from error
-    except (ArgumentError, ImportError, SQLAlchemyError) as error:
+        raise addresses.unwritable(store if path is None else path.parent, error) from error
+    except (ImportError, SQLAlchemyError) as error:
         raise (_unusable(url, error) if path is None else _unusable_file(path, error)) from error
     except RuntimeError as error:  # Optuna's, of tables that another version made
         hint = "install the version of Optuna that made it, or give another store"
@@ -145,31 +119,27 @@ def open_storage(url: str, store: Path) -> Database:
 
 
 def _unusable_file(path: Path, error: Exception) -> InputError:
-    """What to say of an SQLite file that could not be opened; its own words hold no secret."""
+    """SQLite's own words hold no secret."""
     said = str(getattr(error, "orig", error)).splitlines()[0]
     if re.search(r"disk is full|disk I/O", said):
-        return unwritable(path, OSError(errno.ENOSPC, f"{said} (no space left on the disk, or a limit of file sizes)"))
-    if re.search(r"readonly|unable to open", said):
-        return unwritable(path, PermissionError(errno.EACCES, said))
-    hint = "run it again once nobody else holds it" if "locked" in said else "move it away, or put a backup back"
-    return InputError(f"the study database {path} cannot be used: {said}", hint=hint)
-
-
-def _refuse_missing_folder(path: Path, url: str, store: Path) -> None:
-    """The store's folder is made where it is missing; any other may be a slip."""
-    folder = path.parent
-    if url != embedded_url(store) and not folder.is_dir():
-        raise InputError(
-            f"the study database cannot be used: FORGE_SWEEP_STORAGE names a file in {folder}, which is no folder",
-            hint="make that folder, or unset FORGE_SWEEP_STORAGE for SQLite in the store",
+        return addresses.unwritable(
+            path, OSError(errno.ENOSPC, f"{said} (no space left on the disk, or a limit of file sizes)")
         )
+    if re.search(r"readonly|unable to open", said):
+        return addresses.unwritable(path, PermissionError(errno.EACCES, said))
+    hint = "run it again once no other process holds it" if "locked" in said else "move it away, or put a backup back"
+    return InputError(f"the study database {path} cannot be used: {said}", hint=hint)
 
 
 def _refuse_other_servers(url: str) -> None:
     """Owners, turns and limits are kept by PostgreSQL's locks; another server would lose trials in silence."""
     from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
 
-    make_url(url).get_dialect()  # says what is wrong with an unknown one
+    try:
+        make_url(url).get_dialect()
+    except (ImportError, SQLAlchemyError) as error:
+        raise _unusable(url, error) from error
     if not url.startswith("postgresql"):
         raise InputError(
             f"FORGE_SWEEP_STORAGE = {url.partition(':')[0]}://...: a study database is SQLite or PostgreSQL",
@@ -178,7 +148,7 @@ def _refuse_other_servers(url: str) -> None:
 
 
 def _unusable(url: str, error: Exception) -> InputError:
-    """What to say of a database that could not be opened: of its URL the scheme alone, the rest may hold a password."""
+    """Of the URL the scheme alone is said: the rest may hold a password."""
     scheme = url.partition(":")[0]
     if isinstance(error, ImportError) and scheme in ("postgresql", "postgresql+psycopg"):
         return MissingExtra(f"FORGE_SWEEP_STORAGE = {scheme}://...", "postgres")
@@ -222,16 +192,13 @@ def _sqlite(url: str) -> Database:
 
 
 def _server(url: str) -> Database:
-    """A database server; a connection that broke while a trial trained is replaced before it is used.
-
-    Connections are closed when the storage is dropped: a server has few of them.
-    """
+    """A database server; a connection that broke while a trial trained is replaced before it is used."""
     import sqlalchemy
 
     from forge_sweep.study.database import Database, Outage
 
     storage = Database(url, {"pool_pre_ping": True, "connect_args": _patience(url)})
-    weakref.finalize(storage, storage.engine.dispose)
+    weakref.finalize(storage, storage.engine.dispose)  # a server has few connections
 
     # Optuna would speak of invalid data in a commit.
     @sqlalchemy.event.listens_for(storage.engine, "handle_error")
@@ -268,23 +235,17 @@ _PATIENCE = {
 """Seconds, and milliseconds for the last: libpq's own parameters."""
 
 
-@contextlib.contextmanager
-def creating(url: str, store: Path) -> Iterator[None]:
+def creating(url: str, store: Path) -> contextlib.AbstractContextManager[None]:
     """The lock under which tables are created."""
     from forge_sweep.study.database import file_turn, server_turn
 
     lite = url.startswith("sqlite")
-    with file_turn(CREATING, locks_of(url, store)) if lite else server_turn(url, CREATING, _patience(url)):
-        yield
+    return file_turn(CREATING, locks_of(url, store)) if lite else server_turn(url, CREATING, _patience(url))
 
 
 @contextlib.contextmanager
 def holding(locks: Path, study_name: str) -> Iterator[None]:
-    """The lock of the one process that carries a study; the operating system drops it when the process dies.
-
-    Args:
-        locks: folder of the lock files; see `locks_of`.
-        study_name: name of the study.
+    """The lock of the one process that runs a study; the operating system drops it when the process dies.
 
     Raises:
         SweepStopped: another process holds it; the message names its pid.
@@ -297,7 +258,10 @@ def holding(locks: Path, study_name: str) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise held(study_name, _read_owner(owner)) from None
+        holder = "another process"
+        with contextlib.suppress(OSError, ValueError):  # the holder has not written it yet
+            holder = "process {pid} on host {host}".format_map(json.loads(owner.read_text()))
+        raise held(study_name, holder) from None
     try:
         owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         yield
@@ -312,12 +276,3 @@ def held(study_name: str, holder: str) -> SweepStopped:
         f"study {study_name} is being run by {holder}",
         hint="wait until it has ended, or stop that process; to run more trials beside it: forge-sweep worker",
     )
-
-
-def _read_owner(path: Path) -> str:
-    """``process 4711 on host lab-3``, or a vaguer word in the instant before the holder has written it."""
-    try:
-        owner = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return "another process"
-    return f"process {owner['pid']} on host {owner['host']}"

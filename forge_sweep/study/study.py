@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import math
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from forge_sweep.errors import Failure, SweepStopped, TrialTaken
 from forge_sweep.experiment import Experiment, Params
-from forge_sweep.study.cost import NO_COST, TrialCost
-from forge_sweep.study.shared import Requeued, Shared, state_named
+from forge_sweep.jsons import plain
+from forge_sweep.study import leases
 from forge_sweep.study.space import suggest
-from forge_sweep.study.storage import held, holding
-from forge_sweep.study.view import (
-    ACCEPTED,
-    ATTEMPT,
-    CAUSE,
-    COST,
-    FAILURE,
-    OWNER,
-    PARAMS,
-    PRUNED_AT,
-    RESOLVED,
-    SKIPPED,
-    VALUE,
-)
+from forge_sweep.study.storage import held, holding, locks_of
+from forge_sweep.study.trials import NO_COST, OPTUNA_STATES, Attr, StudyView, TrialCost, attrs_of, curve
 
 if TYPE_CHECKING:
     import optuna
@@ -40,31 +28,170 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("forge_sweep")
 
-ASK_ATTEMPTS = 3
-"""How often a trial is asked for where another process was quicker each time."""
+ASK_ATTEMPTS = 3  # how often a trial is asked for where another process was quicker each time
+SEND_AGAIN_S = 1.0  # how long reports wait before the next attempt to write them, while the database does not answer
+MAX_ATTEMPTS = 3  # a trial whose process died this often fails: it may be the trial that kills it
+MEMORY = "memory"  # Optuna's constraint that a trial violates which ran out of memory
+INFEASIBLE = "PRUNED"
+"""Optuna's state of such a trial: samplers with constraints read it, and keep away without taking it for a bad score.
+Failed trials they do not read. `StudyView` shows it as failed."""
 
-SEND_AGAIN_S = 1.0
-"""How long reports wait before the next attempt to write them, while the database does not answer."""
+
+class Requeued(NamedTuple):
+    """Numbers of the trials that a dead process left running: they wait, or failed since they were begun too often."""
+
+    waiting: tuple[int, ...]
+    lost: tuple[int, ...]
+
+
+class Shared(StudyView):
+    """A study whose trials can be taken back from dead processes. Threads may share the object."""
+
+    def __init__(self, study: optuna.Study, storage: Database, url: str, store: Path) -> None:
+        super().__init__(study, url)
+        self._storage = storage
+        self._study_id = storage.get_study_id_from_name(study.study_name)
+        self._locks = locks_of(url, store)
+        self._lock = threading.RLock()
+        self._leases = leases.Leases(storage, self._study_id, study.study_name, self._locks)
+
+    @property
+    def owner(self) -> str:
+        """Id of this process among those that run trials; "" before the first `ask`, `hold` or `join`."""
+        return self._leases.me.id if self._leases.me is not None else ""
+
+    def requeue(self) -> Requeued:
+        """Take back the trials of processes that died; call it under `hold` or `join`, before the first `ask`.
+
+        Such a trial waits again, with its number and parameters, or fails as ``lost-worker`` when it was begun three
+        times already. Trials of a process that may live are left alone; `ask` takes them back once it is known dead.
+        """
+        with self._lock, self._leases.turn():
+            return self._take_back_dead()
+
+    def _take_back_dead(self, but: str = "") -> Requeued:
+        """Take back what runs and belongs to nobody alive, nor to the owner ``but``; call it in a turn."""
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        waits: dict[int, bool] = {}
+        found = self._leases.observe()
+        for trial in self._running_trials():
+            owner = trial.user_attrs.get(Attr.OWNER, "")
+            if owner != but and self._leases.is_dead(owner, found):
+                with contextlib.suppress(UpdateFinishedTrialError, TrialTaken):
+                    waits[trial.number] = self._take_back(trial)
+        for lease in found.values():
+            if self._leases.is_alive(lease) is False and lease.id != self.owner:
+                self._leases.mark_ended(lease, "its lease expired")
+        self._leases.clean({str(trial.user_attrs.get(Attr.OWNER, "")) for trial in self._running_trials()})
+        return Requeued(
+            waiting=tuple(number for number, again in waits.items() if again),
+            lost=tuple(number for number, again in waits.items() if not again),
+        )
+
+    def _running_trials(self) -> list[FrozenTrial]:
+        return [trial for trial in self._own_trials() if trial.state.name == "RUNNING"]
+
+    def _take_back(self, trial: FrozenTrial) -> bool:
+        """Let a trial wait again, or give it up; one that a kill cut off before it had an owner costs no attempt."""
+        owner, attempt = str(trial.user_attrs.get(Attr.OWNER, "")), int(trial.user_attrs.get(Attr.ATTEMPT, 1))
+        with self._storage.on_behalf_of(owner, ""):
+            self._write(trial.number, {Attr.OWNER: ""})  # from here on its old owner writes no more
+            counts = trial.user_attrs.get(Attr.OWNER) != ""
+            if counts and attempt >= MAX_ATTEMPTS:
+                cause = f"the process ended {attempt} times before the trial did"
+                self._write(trial.number, {Attr.FAILURE: "lost-worker", Attr.CAUSE: cause})
+                self._end(trial.number, "FAIL")
+                return False
+            if counts:
+                self._write(trial.number, {Attr.ATTEMPT: attempt + 1})
+            self._end(trial.number, "WAITING")
+            return True
+
+    def dead_running(self) -> dict[int, str]:
+        """Trials that run and whose process is dead, with words on it; changes nothing."""
+        found = self._leases.observe()
+        ids = {trial.number: str(trial.user_attrs.get(Attr.OWNER, "")) for trial in self._running_trials()}
+        dead = {number: found.get(id) for number, id in ids.items() if self._leases.is_dead(id, found)}
+        return {number: "no process" if owner is None else owner.words for number, owner in dead.items()}
+
+    def unknown_owners(self) -> list[leases.Lease]:
+        """Processes that matter and of which it has yet to be seen whether they live; each look brings that nearer."""
+        referred = {trial.user_attrs.get(Attr.OWNER) for trial in self._running_trials()}
+        matter = [owner for owner in self._leases.observe().values() if owner.role == "run" or owner.id in referred]
+        return [owner for owner in matter if self._leases.is_alive(owner) is None]
+
+    def is_carried(self) -> bool:
+        """Whether a living process runs the sweep to its end."""
+        found = self._leases.observe().values()
+        return any(owner.role == "run" and self._leases.is_alive(owner) is not False for owner in found)
+
+    def status(self) -> dict[str, Any]:
+        """How far the sweep is, what it cost, and whether a process runs it (``carried``), as JSON values."""
+        best, over = self.best(), self.ended_by()
+        return {
+            "study": self.name,
+            "trials": self.counts(),
+            "done": self.n_done,
+            "n_trials": self.n_trials,
+            "best": None if best is None else best.to_dict(),
+            "cost": [cost.to_dict() for cost in self.costs_by_state()],
+            "searched_s": round(self.wall_s(), 3),
+            "phases": self.phases(),
+            "ended_by": None if over is None else asdict(over),
+            "carried": self.is_carried(),
+        }
+
+    def elsewhere(self) -> tuple[int, ...]:
+        """Numbers of the trials that other processes run now, or ran until they died."""
+        return tuple(t.number for t in self._running_trials() if t.user_attrs.get(Attr.OWNER) != self.owner)
+
+    def has_company(self) -> bool:
+        """Whether other processes than this one run trials of the study, or did until they died."""
+        return any(id != self.owner for id in self._leases.observe())
+
+    def _release(self, number: int) -> None:
+        """In this order: a kill in between leaves a trial that belongs to nobody, which `ask` lets wait."""
+        self._write(number, {Attr.OWNER: ""})
+        with self._storage.on_behalf_of(""):
+            self._end(number, "WAITING")
+
+    def note(self, key: str, value: Any) -> None:
+        """Keep a JSON value with the study, such as ``baseline:xgboost``: what a sweep has behind it besides trials."""
+        self._study.set_user_attr(f"{Attr.NOTE}{key}", plain(value))
+
+    def _write(self, number: int, attrs: Mapping[str, Any]) -> None:
+        for key, value in attrs.items():
+            self._storage.set_trial_user_attr(self._trial_id(number), key, value)
+
+    def _end(self, number: int, state: str, values: Sequence[float] | None = None) -> None:
+        from optuna.trial import TrialState
+
+        self._storage.set_trial_state_values(self._trial_id(number), TrialState[state], values)
+
+    def _trial_id(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A trial to run.
+    """A trial to run."""
 
-    Attributes:
-        number: dense from 0; the seed of the trial follows from it.
-        params: every hyperparameter with its value; conditional ones only where they are active.
-        attempt: 1, or more where the trial's process died.
-        cost: what earlier attempts took.
-        made: seconds since 1970 when this process made the trial; 0 where it had waited, so that another process may
-            have begun it.
-    """
+    number: int  # dense from 0; the seed of the trial follows from it
+    params: Params  # every hyperparameter with its value; conditional ones only where they are active
+    attempt: int  # 1, or more where the trial's process died
+    cost: TrialCost = NO_COST  # what earlier attempts took
+    made: float = field(default=0.0, compare=False)  # seconds since 1970; 0 where the trial had waited
 
-    number: int
-    params: Params
-    attempt: int
-    cost: TrialCost = NO_COST
-    made: float = field(default=0.0, compare=False)
+
+@dataclass
+class _Running:
+    """A trial that this process runs."""
+
+    trial: optuna.Trial
+    reported: dict[int, float]  # the objective by completed epochs
+    sent: set[int]  # completed epochs whose reports Optuna has
+    judged: int = 0  # completed epochs that the pruner was last asked at
 
 
 class Study(Shared):
@@ -80,31 +207,29 @@ class Study(Shared):
                 study.tell(asked.number, "finished", value)
 
     Other processes `join` it and do the same. Together they run exactly `n_trials` trials, whichever of them dies: what
-    a dead one ran waits again. A process that was taken for dead gets `TrialTaken` for the trials that it lost.
+    a dead one ran waits again. A process whose lease expired gets `TrialTaken` for the trials that it lost.
 
     With one process and one worker, parameters depend on nothing but the experiment, its seed and the values told,
     however often the sweep was interrupted.
+
+    Attributes:
+        coordinates: whether this process runs the sweep to its end.
+        imported: trials that a fork brought in; they inform sampler and pruner and do not count toward ``n_trials``.
+        skipped: why the fork that began the study left trials behind, in words, or "".
+        accepted: how the experiment of imported trials differs, search ranges aside, as ``study.epochs: 20 -> 30``.
     """
 
-    def __init__(
-        self,
-        study: optuna.Study,
-        storage: Database,
-        url: str,
-        experiment: Experiment,
-        store: Path,
-    ) -> None:
+    def __init__(self, study: optuna.Study, storage: Database, url: str, experiment: Experiment, store: Path) -> None:
         super().__init__(study, storage, url, store)
+        self.coordinates = False
+        self.imported = len(study.get_trials(deepcopy=False)) - len(self._own_trials())
+        self.skipped = str(study.user_attrs.get(Attr.SKIPPED, ""))
+        self.accepted = str(study.user_attrs.get(Attr.ACCEPTED, ""))
         self._experiment = experiment
-        self._running: dict[int, optuna.Trial] = {}
-        self._reported: dict[int, int] = {}  # trial number -> completed epochs reported
-        self._unsent: dict[int, list[tuple[int, float]]] = {}  # trial number -> reports that wait for the database
+        self._running: dict[int, _Running] = {}
         self._send_again = -math.inf
         self._news = Requeued((), ())
-        self._coordinates = False
         self._joined = False
-        self._n_complete: int | None = None  # complete trials when the pruner read them last
-        self._judged: dict[int, int] = {}  # trial number -> completed epochs that the pruner was last asked at
 
     @property
     def n_trials(self) -> int:
@@ -113,60 +238,31 @@ class Study(Shared):
         wanted: int = super().n_trials if self._joined else self._experiment.study.n_trials
         return wanted if size is None else min(wanted, size)
 
-    @property
-    def n_total(self) -> int:
-        """How many trials the study is to have, imported ones included."""
-        return self.n_trials + self.imported
-
-    @functools.cached_property
-    def imported(self) -> int:
-        """Trials that a fork brought in; they inform sampler and pruner and do not count toward ``n_trials``."""
-        return len(self._study.get_trials(deepcopy=False)) - len(self._own_trials())
-
-    @property
-    def skipped(self) -> str:
-        """Why the fork that began the study left trials behind, in words, or ""."""
-        return str(self._study.user_attrs.get(SKIPPED, ""))
-
-    @property
-    def accepted(self) -> str:
-        """How the experiment of imported trials differs, as ``study.epochs: 20 -> 30; ...``, or "".
-
-        Such differences shift a value without changing what it measures. Search ranges and budget are left out.
-        """
-        return str(self._study.user_attrs.get(ACCEPTED, ""))
-
     @contextlib.contextmanager
     def hold(self, stopping: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """Be the one process that carries the sweep to its end, until the block ends or the process dies.
+        """Be the one process that runs the sweep to its end, until the block ends or the process dies.
 
         On SQLite a lock file decides. On a shared database another process in the same place is known to live or not;
-        one elsewhere is watched for up to `LEASE_S`, and taken over from if it is not heard.
-
-        Args:
-            stopping: asked while waiting for anything; true ends the waiting.
+        one elsewhere is watched for up to `LEASE_S`, and superseded if it sends no heartbeat. ``stopping`` is asked
+        while waiting for anything; true ends the waiting.
 
         Raises:
-            SweepStopped: another process carries it; the message names it.
+            SweepStopped: another process runs it; the message names it.
             KeyboardInterrupt: ``stopping`` said so.
         """
         with holding(self._locks, self.name):
             self._take_over(stopping)
-            self._coordinates = True
+            self.coordinates = True
             with self._taking_part(stopping):
-                self._study.set_user_attr(RESOLVED, self._experiment.resolved())  # the budget may have changed
+                self._study.set_user_attr(Attr.RESOLVED, self._experiment.resolved())  # the budget may have changed
                 yield
-            self._coordinates = False
+            self.coordinates = False
 
     @contextlib.contextmanager
     def join(self, stopping: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """Be one more process that runs trials, until the block ends or the process dies.
-
-        Args:
-            stopping: as in `hold`.
-        """
+        """Be one more process that runs trials, until the block ends or the process dies; see `hold`."""
         self._joined = True
-        self._owners.begin("worker")
+        self._leases.begin("worker")
         with self._taking_part(stopping):
             yield
 
@@ -176,65 +272,48 @@ class Study(Shared):
 
         self._storage.outage_s, self._storage.stopping = database.OUTAGE_S, stopping
         try:
-            with self._owners.beating():
+            with self._leases.renewing():
                 yield
         finally:
             self._storage.outage_s = 0.0
 
     def _take_over(self, stopping: Callable[[], bool]) -> None:
-        """Become the one that carries the sweep, once it is sure that no other does."""
-        from forge_sweep.study import owners
-
-        self._owners.watch_anew()
+        """Become the process that runs the sweep, once it is certain that no other does."""
+        self._leases.observe_anew()
         watched: set[str] = set()
-        while (rival := self._owners.coordinate(alone=self.url.startswith("sqlite"))) is not None:
-            if self._owners.lives(rival):
-                raise held(self.name, f"{rival.words}, last heard {self._owners.heard_s(rival):.0f} s ago")
+        while (rival := self._leases.coordinate(alone=self.url.startswith("sqlite"))) is not None:
+            if self._leases.is_alive(rival):
+                raise held(self.name, f"{rival.words}, last heartbeat {self._leases.silent_s(rival):.0f} s ago")
             if rival.id not in watched:
                 watched.add(rival.id)
-                text = "study %s was run by %s; watching for up to %g s whether it still is"
-                _log.warning(text, self.name, rival.words, owners.LEASE_S)
+                text = "study %s was run by %s; waiting up to %g s to see whether it still is"
+                _log.warning(text, self.name, rival.words, leases.LEASE_S)
             if stopping():
                 raise KeyboardInterrupt
-            time.sleep(min(1.0, owners.BEAT_S / 2))
-
-    @property
-    def coordinates(self) -> bool:
-        """Whether this process carries the sweep to its end."""
-        return self._coordinates
+            time.sleep(min(1.0, leases.HEARTBEAT_S / 2))
 
     def check_held(self) -> None:
-        """Look whether this process may go on; costs nothing while it was heard in time.
-
-        Raises:
-            SweepStopped: it was taken for dead, and another one carries the sweep.
-        """
-        owners = self._owners
-        if owners.me is not None and self._coordinates and not owners.is_heard():
-            owners.beat()
-        if owners.deposed:
+        """Raise SweepStopped where another process runs the sweep; costs nothing while the heartbeat is recent."""
+        if self.coordinates and not self._leases.is_recent():
+            self._leases.renew()
+        if successor := self._leases.superseded_by:
             raise SweepStopped(
-                f"this process was not heard for too long, and {owners.deposed} carries study {self.name} by now",
+                f"the lease of this process expired; {successor} now runs study {self.name}",
                 hint="leave it to that process; `forge-sweep worker` runs trials beside it",
             )
 
     def check_mine(self, number: int) -> None:
-        """Look whether a trial still belongs to this process; costs nothing while it was heard in time.
-
-        Raises:
-            TrialTaken: another process took it over.
-        """
-        if not self._owners.surely_alive() and not self._is_mine(number):
+        """Raise TrialTaken where a trial is no longer this process's; costs nothing while the heartbeat is recent."""
+        if self._leases.surely_alive():
+            return
+        trial = self._study.get_trials(deepcopy=False)[number]
+        if trial.state.name != "RUNNING" or trial.user_attrs.get(Attr.OWNER) != self.owner:
             self._forget(number)
             raise self._taken(number)
 
-    def _is_mine(self, number: int) -> bool:
-        trial = self._study.get_trials(deepcopy=False)[number]
-        return trial.state.name == "RUNNING" and trial.user_attrs.get(OWNER) == self.owner
-
     def _taken(self, number: int) -> TrialTaken:
         return TrialTaken(
-            f"trial {number} of {self.name} was taken over by another process: this one was not heard for too long"
+            f"trial {number} of {self.name} was taken over by another process: the lease of this one expired"
         )
 
     def ask(self) -> Asked | None:
@@ -250,10 +329,10 @@ class Study(Shared):
 
         with self._lock:
             self.check_held()
-            if self._owners.me is None:
-                self._owners.begin("worker")
+            if self._leases.me is None:
+                self._leases.begin("worker")
             for _ in range(ASK_ATTEMPTS):
-                with self._owners.turn(), contextlib.suppress(Full, TrialTaken):
+                with self._leases.turn(), self._storage.one_look(), contextlib.suppress(Full, TrialTaken):
                     return self._begin_next(self._recovered())
             return None
 
@@ -261,48 +340,44 @@ class Study(Shared):
         """The trials, after those that belong to nobody wait again."""
         trials = self._own_trials()
         unknown = [t for t in trials if t.state.name == "RUNNING" and t.number not in self._running]
-        for trial in (t for t in unknown if t.user_attrs.get(OWNER) == self.owner):
+        for trial in (t for t in unknown if t.user_attrs.get(Attr.OWNER) == self.owner):
             self._release(trial.number)  # made in an attempt whose answer an outage swallowed
-        if any(t.user_attrs.get(OWNER) != self.owner for t in unknown):
+        if any(t.user_attrs.get(Attr.OWNER) != self.owner for t in unknown):
             requeued = self._take_back_dead(but=self.owner)
             self._news = Requeued(self._news.waiting + requeued.waiting, self._news.lost + requeued.lost)
         return self._own_trials() if unknown else trials
 
     def _begin_next(self, trials: list[FrozenTrial]) -> Asked | None:
-        """Begin a waiting trial or a new one.
+        """Begin a waiting trial or a new one, unless another process that took the turn was quicker.
 
-        Raises:
-            Full: there are enough by now; one of them may be this process's own, made in an attempt whose answer was
-                lost.
-            TrialTaken: another process was quicker, since this one had lost its turn.
+        That is a TrialTaken, or a Full where there are enough: one may be this process's own, whose answer was lost.
         """
-        n_trials, waiting = self.n_trials, {trial.number for trial in trials if trial.state.name == "WAITING"}
+        n_trials = self.n_trials
+        waiting = {trial.number: trial for trial in trials if trial.state.name == "WAITING"}
         n_done = sum(trial.state.is_finished() for trial in trials)
         if n_done >= n_trials or not (waiting or len(trials) < n_trials):
             return None
         self._storage.limit = n_trials + self.imported
         asked_at = time.time()
-        with self._storage.on_behalf_of(""):  # a waiting trial belongs to nobody yet
-            trial = self._study.ask()
-            if trial.number in waiting:
-                trial.set_user_attr(OWNER, self.owner)
-        attrs = trial.user_attrs
-        begun = PARAMS in attrs  # an earlier `ask` gave it to somebody
-        before = self._storage.get_trial(trial._trial_id).last_step if begun else 0
-        with self._storage.together():
+        with self._storage.collecting():
+            with self._storage.on_behalf_of(""):  # a waiting trial belongs to nobody yet
+                trial = self._study.ask()
+                if trial.number in waiting:
+                    trial.set_user_attr(Attr.OWNER, self.owner)
             params = suggest(trial, self._experiment.space)
-            trial.set_user_attr(PARAMS, params)
-        self._running[trial.number] = trial
-        self._reported[trial.number] = before or 0
-        cost = TrialCost.of(attrs[COST]) if COST in attrs else NO_COST
-        return Asked(trial.number, params, attrs.get(ATTEMPT, 1), cost, 0.0 if begun else asked_at)
+            trial.set_user_attr(Attr.PARAMS, params)
+        attrs: dict[str, Any] = {}
+        running = self._running[trial.number] = _Running(trial, {}, set())
+        if (before := waiting.get(trial.number)) is not None:
+            attrs = attrs_of(before)
+            running.reported, running.sent = curve(before), set(before.intermediate_values)
+        cost = TrialCost.of(attrs[Attr.COST]) if Attr.COST in attrs else NO_COST
+        return Asked(trial.number, params, attrs.get(Attr.ATTEMPT, 1), cost, 0.0 if Attr.PARAMS in attrs else asked_at)
 
     def is_left_to_others(self) -> bool:
-        """Whether trials are missing that this process does not run: others run them, or just let them wait again."""
+        """Whether trials are missing that this process does not run."""
         with self._lock:
-            trials, n_trials = self._own_trials(), self.n_trials
-            n_done = sum(trial.state.is_finished() for trial in trials)
-            return n_done < n_trials and n_done + len(self._running) < n_trials
+            return self.n_done + len(self._running) < self.n_trials
 
     def taken_back(self) -> Requeued:
         """What `ask` took back from dead processes since this was asked last."""
@@ -311,19 +386,11 @@ class Study(Shared):
             return news
 
     def report(self, number: int, epoch: int, value: float) -> bool:
-        """Report the objective after an epoch and ask whether to prune.
+        """Report the objective after an epoch (from 0) and ask whether to prune. Optuna's step is ``epoch + 1``.
 
         A trial that is run again reports epochs a second time; the first report of an epoch stands, and pruning is
-        asked from the last reported epoch on.
-
-        Args:
-            number: the trial.
-            epoch: 0-based epoch that was just completed; Optuna's step is ``epoch + 1``, the completed epochs.
-            value: the objective.
-
-        Returns:
-            True where the trial should be pruned; never after the last epoch, when nothing is left to save, and not
-            while the database does not answer: reports wait then, and the trial goes on.
+        asked from the last reported epoch on. It is never pruned after the last epoch, when nothing is left to save,
+        nor while the database does not answer: reports wait then, and the trial goes on.
 
         Raises:
             TrialTaken: another process took the trial over; drop it.
@@ -331,58 +398,43 @@ class Study(Shared):
         from forge_sweep.study.database import Outage
 
         with self._lock, self._as_owner(number):
-            step = epoch + 1
-            if step < self._reported[number]:
+            step, reported = epoch + 1, self._running[number].reported
+            last = max(reported, default=0)
+            if step < last:
                 return False
-            again = step == self._reported[number]
-            if not again:
-                self._unsent.setdefault(number, []).append((step, value))
-                self._reported[number] = step
+            reported.setdefault(step, value)
             if time.monotonic() < self._send_again:
                 return False
             try:
                 with self._storage.impatient():
-                    return self._send_and_judge(number, step, again)
+                    self.check_mine(number)
+                    return self._judge(number, step, again=step == last)
             except Outage as outage:
                 self._storage.say_down(outage)
                 self._send_again = time.monotonic() + SEND_AGAIN_S
                 return False
 
-    def _send_and_judge(self, number: int, step: int, again: bool) -> bool:
-        """Write what was reported, and ask whether to prune; ``again``: an epoch that was reported before."""
+    def _judge(self, number: int, step: int, again: bool) -> bool:
+        """Give the pruner what it reads, and ask it; ``again``: an epoch that was reported before."""
         from forge_sweep.study import pruners
 
-        self._send(number)
-        if step >= self._experiment.study.epochs:
+        spec, running = self._experiment.study, self._running[number]
+        if step >= spec.epochs:
             return False
-        trial = self._running[number]
+        if again and running.trial.user_attrs.get(Attr.PRUNED_AT) == step:
+            return True
+        if not pruners.has_a_say(spec, running.judged, step):
+            return False
+        steps = sorted(running.reported) if pruners.reads_every_report(spec) else [step]
+        for unsent in (each for each in steps if each <= step and each not in running.sent):
+            running.trial.report(running.reported[unsent], unsent)
+            running.sent.add(unsent)
+        running.judged = step
         with pruners.quiet():
-            prune = (again and trial.user_attrs.get(PRUNED_AT) == step) or self._should_prune(trial, step)
+            prune = bool(running.trial.should_prune())
         if prune:  # kept, since successive halving lets a trial pass that it has judged before
-            trial.set_user_attr(PRUNED_AT, step)
-        return bool(prune)
-
-    def _send(self, number: int) -> None:
-        """Write the reports that wait, the oldest first."""
-        unsent = self._unsent.get(number, [])
-        while unsent:
-            step, value = unsent[0]
-            self._running[number].report(value, step)
-            del unsent[0]
-
-    def _should_prune(self, trial: optuna.Trial, step: int) -> bool:
-        """Ask the pruner, unless it can have nothing to say since it was last asked by this process."""
-        from forge_sweep.study import pruners
-
-        spec = self._experiment.study
-        before, self._judged[trial.number] = self._judged.get(trial.number, 0), step
-        if not pruners.has_a_say(spec, before, step):
-            return False
-        if not pruners.looks_at_complete_trials_alone(spec):
-            return trial.should_prune()
-        known, self._n_complete = self._n_complete, self._storage.n_complete(self._study_id)
-        with self._storage.unread() if known is not None and known == self._n_complete else contextlib.nullcontext():
-            return trial.should_prune()
+            running.trial.set_user_attr(Attr.PRUNED_AT, step)
+        return prune
 
     def tell(
         self,
@@ -397,11 +449,11 @@ class Study(Shared):
         """End a trial. Its attributes are written before its state: a trial that is done has them all.
 
         Args:
-            number: the trial.
+            number: as `ask` gave it.
             state: how it ended; ``finished`` with a value that is NaN or infinite is recorded as failed, ``diverged``.
             value: the objective at the best epoch; None for a failed trial.
-            failure: failure class of a failed trial.
-            cause: its cause in one line.
+            failure: class of the failure.
+            cause: in one line.
             attrs: JSON values to keep with the trial.
 
         Raises:
@@ -409,48 +461,33 @@ class Study(Shared):
             TrialTaken: another process took the trial over; nothing was changed.
         """
         with self._lock, self._as_owner(number):
-            self._send(number)
+            if number not in self._running:
+                raise self._taken(number)
             if state != "failed":
                 self._check_reported(number)
             if state == "finished" and (value is None or not math.isfinite(value)):
                 cause = f"{self._experiment.objective.metric} is {value} at the best epoch"
                 state, failure, value = "failed", "diverged", None
-            own: dict[str, Any] = {FAILURE: failure, CAUSE: cause} if state == "failed" else {}
+            own: dict[str, Any] = {Attr.FAILURE: failure, Attr.CAUSE: cause} if state == "failed" else {}
             if value is not None and math.isfinite(value):
-                own[VALUE] = value
-            written = {**(attrs or {}), **own}
-            if not written and not self._is_mine(number):
-                raise self._taken(number)
-            try:
-                with self._storage.together():
-                    self._write(number, written)
-                    if failure == "out-of-memory":
-                        self._running[number].set_constraint(MEMORY, 1.0)
-                    ended = INFEASIBLE if failure == "out-of-memory" else _OPTUNA_STATES[state]
-                    if state == "pruned" and VALUE in own:
-                        self._end_pruned(number, own[VALUE])
-                    else:
-                        self._study.tell(number, value if state == "finished" else None, state_named(ended))
-            except ValueError:  # the trial does not run any more: Optuna looks before anything is written
-                if not self._is_mine(number):
-                    raise self._taken(number) from None
-                raise
+                own[Attr.VALUE] = value
+            self._keep(number, {**(attrs or {}), **own})
+            if failure == "out-of-memory":
+                self._running[number].trial.set_constraint(MEMORY, 1.0)
+            # `optuna.Study.tell` would put the last report in the place of a pruned trial's value.
+            values = [own[Attr.VALUE]] if state != "failed" and Attr.VALUE in own else None
+            self._end(number, INFEASIBLE if failure == "out-of-memory" else OPTUNA_STATES[state], values)
             self._forget(number)
 
-    def _end_pruned(self, number: int, value: float) -> None:
-        """End a pruned trial with its value at the best epoch.
-
-        ``optuna.Study.tell`` takes no value here and puts the last report in its place, so that optuna-dashboard would
-        show another one than `rows` does. Samplers and pruners go by the reports of such a trial, not by its value.
-        """
-        trial_id = self._trial_id(number)
-        if self._storage.get_trial(trial_id).state.name != "RUNNING":
-            raise ValueError(f"trial {number} does not run any more")  # as Optuna has it
-        self._storage.set_trial_state_values(trial_id, state_named("PRUNED"), [value])
+    def _keep(self, number: int, attrs: Mapping[str, Any]) -> None:
+        """Write in one transaction what is known of a trial."""
+        reported = self._running[number].reported.items()
+        reports = {step: value if math.isfinite(value) else str(value) for step, value in reported}
+        self._write(number, {Attr.RESULT: {**attrs, Attr.CURVE: reports} if reports else dict(attrs)})
 
     def _check_reported(self, number: int) -> None:
         pruner, metric = self._experiment.study.pruner, self._experiment.objective.metric
-        if pruner == "none" or self._reported[number]:
+        if pruner == "none" or self._running[number].reported:
             return
         self.put_back(number)
         raise SweepStopped(
@@ -459,57 +496,35 @@ class Study(Shared):
         )
 
     def put_back(self, number: int) -> None:
-        """Let a trial wait again, after Ctrl-C for example; this counts as no attempt.
-
-        Where another process took it over, there is nothing to do.
-        """
-        with self._lock, contextlib.suppress(TrialTaken), self._owners.turn():
+        """Let a trial wait again, after Ctrl-C for example; counts as no attempt, and does nothing to a taken one."""
+        with self._lock, contextlib.suppress(TrialTaken), self._leases.turn():
             self._release(number)
         self._forget(number)
 
     def lose(self, number: int) -> bool:
-        """Take back a trial whose worker died while this process lives.
-
-        Returns:
-            Whether it runs again; False where it was begun three times already and failed as ``lost-worker``.
-        """
+        """Take back a trial whose worker died; whether it runs again, instead of failing as ``lost-worker``."""
         with self._lock:
             again = True
-            with contextlib.suppress(TrialTaken), self._owners.turn():
+            with contextlib.suppress(TrialTaken), self._leases.turn():
                 again = self._take_back(self._study.get_trials(deepcopy=False)[number])
             self._forget(number)
             return again
 
     @contextlib.contextmanager
     def _as_owner(self, number: int) -> Iterator[None]:
-        """Say of which trial it is that another process took it over."""
+        """Say of which trial it is that another process took it over, or ended it."""
+        from optuna.exceptions import UpdateFinishedTrialError
+
         try:
             yield
-        except TrialTaken:
+        except (TrialTaken, UpdateFinishedTrialError):
             self._forget(number)
             raise self._taken(number) from None
 
     def spend(self, number: int, cost: TrialCost) -> None:
         """Keep what a trial that goes on, or waits again, has cost so far; `tell` takes it among its ``attrs``."""
         with self._lock, self._as_owner(number):
-            self._write(number, {COST: cost.to_dict()})
+            self._keep(number, {Attr.COST: cost.to_dict()})
 
     def _forget(self, number: int) -> None:
         self._running.pop(number, None)
-        self._reported.pop(number, None)
-        self._unsent.pop(number, None)
-        self._judged.pop(number, None)
-
-    def _trial_id(self, number: int) -> int:
-        trial = self._running.get(number)
-        return super()._trial_id(number) if trial is None else trial._trial_id
-
-
-MEMORY = "memory"
-"""Optuna's constraint that a trial violates which ran out of memory."""
-
-INFEASIBLE = "PRUNED"
-"""Optuna's state of such a trial: samplers with constraints read it, and keep away without taking it for a bad score.
-Failed trials they do not read. `StudyView` shows it as failed."""
-
-_OPTUNA_STATES = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}

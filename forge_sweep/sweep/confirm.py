@@ -1,58 +1,42 @@
 """Confirmation: the best configurations again over several seeds, so that luck with one seed does not win.
 
-The best baseline is confirmed beside the networks: choosing a network by its best of many trials and a tree by its only
-fit would compare a maximum with a mean (see Bouthillier et al. 2021, "Accounting for variance in machine learning
-benchmarks").
+The best baseline is confirmed beside the networks: the best of many trials against a tree's only fit would compare a
+maximum with a mean (see Bouthillier et al. 2021, "Accounting for variance in machine learning benchmarks").
 """
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from forge_sweep import trial
 from forge_sweep.errors import SweepStopped, TrialFailed
-from forge_sweep.experiment import Direction, Params, derived_seed
+from forge_sweep.experiment import Params, derived_seed
 from forge_sweep.study import TrialRow
-from forge_sweep.sweep.context import (
-    Context,
-    OnEpoch,
-    baseline_values,
-    finish,
-    finish_failed,
-    finite,
-    rank,
-    stop_if_asked,
-    summary,
-)
-from forge_sweep.sweep.crew import Crew, forget_progress
-from forge_sweep.sweep.orders import Outcome
+from forge_sweep.sweep.context import Context, baseline_values, finish, finish_failed, finite, rank, stop_if_asked
+from forge_sweep.sweep.jobs import Monitor, Outcome
+from forge_sweep.sweep.pool import WorkerPool, forget_progress
+from forge_sweep.task import Direction
 from forge_sweep.tracking import Run
-from forge_sweep.training import classify
+from forge_sweep.training import FileCheckpoint, classify
 from forge_sweep.workers import Worker, WorkerLost, WorkerUnfit
 
-ATTEMPTS = 3
-"""A training whose process died this often has failed, as in the search."""
+ATTEMPTS = 3  # A training whose process died this often has failed, as in the search
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A configuration to confirm.
+class Contender:
+    """A configuration to confirm: a network's, or a kind of baseline."""
 
-    Attributes:
-        label: ``0007`` for trial 7, or the kind of a baseline.
-        searched: its objective in the search.
-        params: hyperparameters of a network; empty for a baseline.
-        baseline: kind of a baseline; empty for a network.
-    """
-
-    label: str
-    searched: float
+    label: str  # ``0007`` for trial 7, or the kind of a baseline
+    searched: float  # its objective in the search
     params: Params
-    baseline: str = ""
+    baseline: str = ""  # its kind; empty for a network
 
     @property
     def about(self) -> Params:
@@ -69,21 +53,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """A candidate with its objective for every seed.
+    """A contender with its objective for every seed."""
 
-    Attributes:
-        candidate: what was trained.
-        values: its objective for every seed.
-        seeds: the numbers of the seeds.
-        direction: of the objective.
-        epochs: the most epochs that one of the trainings could choose among; 1 for a baseline.
-    """
-
-    candidate: Candidate
+    contender: Contender
     values: tuple[float, ...]
     seeds: tuple[int, ...]
     direction: Direction
-    epochs: int = 1
+    epochs: int = 1  # the most that one of the trainings could choose among; 1 for a baseline
 
     @property
     def mean(self) -> float:
@@ -103,20 +79,20 @@ class Confirmed:
     @property
     def name(self) -> str:
         """Name of the run, and of the folder, of the typical seed."""
-        return confirm_name(self.candidate.label, self.typical)
+        return confirm_name(self.contender.label, self.typical)
 
     def figures(self) -> dict[str, Any]:
         """For notes, tags and tables."""
         return {
-            "label": self.candidate.label,
-            "words": self.candidate.words,
-            "baseline": self.candidate.baseline,
-            "params": self.candidate.params,
-            "searched": self.candidate.searched,
+            "label": self.contender.label,
+            "words": self.contender.words,
+            "baseline": self.contender.baseline,
+            "params": self.contender.params,
+            "searched": self.contender.searched,
             "mean": self.mean,
             "spread": self.spread,
             "values": list(self.values),
-            "gap": self.mean - self.candidate.searched,
+            "gap": self.mean - self.contender.searched,
         }
 
 
@@ -126,12 +102,8 @@ def typical_seed(values: tuple[float, ...], direction: Direction, seeds: tuple[i
     return (seeds or tuple(range(1, len(values) + 1)))[values.index(median(values))]
 
 
-def candidates(context: Context) -> tuple[Candidate, ...]:
-    """The top k finished trials and the best baseline.
-
-    Raises:
-        SweepStopped: there is neither.
-    """
+def _contenders(context: Context) -> tuple[Contender, ...]:
+    """The top k finished trials and the best baseline."""
     finished = [
         row for row in context.study.rows() if row.state == "finished" and row.value is not None and not row.imported
     ]
@@ -140,8 +112,8 @@ def candidates(context: Context) -> tuple[Candidate, ...]:
     for row in finished:
         distinct.setdefault(repr(sorted(row.params.items())), row)
     best = list(distinct.values())[: context.experiment.confirm.top]
-    top = [Candidate(f"{row.number:04d}", row.value or 0.0, row.params) for row in best]
-    baseline = [Candidate(kind, value, {}, kind) for kind, value in list(baseline_values(context).items())[:1]]
+    top = [Contender(f"{row.number:04d}", row.value or 0.0, row.params) for row in best]
+    baseline = [Contender(kind, value, {}, kind) for kind, value in list(baseline_values(context).items())[:1]]
     if not top and not baseline:
         raise SweepStopped(
             "no trial finished and no baseline has a score", hint="see `forge-sweep trials` for the cause of each"
@@ -149,115 +121,134 @@ def candidates(context: Context) -> tuple[Candidate, ...]:
     return (*top, *baseline)
 
 
-def confirm(context: Context, crew: Crew) -> tuple[Confirmed, ...]:
-    """Run every candidate with every seed; the best mean comes first.
+class Confirmation:
+    """Runs every contender with every seed, and keeps the bundles until the choice. Its workers share it."""
 
-    A configuration that fails with one of the seeds is left out: in production it would fail as often.
-    """
-    chosen, seeds = candidates(context), tuple(range(1, context.experiment.confirm.seeds + 1))
-    context.tell("confirming", runs=len(chosen) * len(seeds))
-    found = run_all(context, crew, [(candidate, s) for candidate in chosen for s in seeds])
-    confirmed = []
-    for candidate in chosen:
-        values = [found[candidate.label, s] for s in seeds]
-        kept = tuple(value for value in values if value is not None)
-        if len(kept) < len(values):
-            context.tell("message", text=f"{candidate.words} failed under another seed; left out", severity="warning")
-            continue
-        epochs = 1 if candidate.baseline else most_epochs(context, candidate)
-        confirmed.append(Confirmed(candidate, kept, seeds, context.experiment.direction, epochs))
-    if not confirmed:
-        raise SweepStopped("every candidate failed under another seed", hint="look at forge.cause of the confirm runs")
-    confirmed.sort(key=lambda c: (rank(context, c.mean), not c.candidate.baseline))
-    return tuple(confirmed)
+    def __init__(self, context: Context, pool: WorkerPool) -> None:
+        self.context = context
+        self.pool = pool
+        self.contenders = _contenders(context)
+        self.seeds = tuple(range(1, context.experiment.confirm.seeds + 1))
+        self._left = deque((contender, s) for contender in self.contenders for s in self.seeds)
+        self._found: dict[tuple[str, int], float | None] = {}
+        context.tell("confirming", runs=len(self._left))
+
+    def work(self, worker: Worker) -> None:
+        """The loop of one worker: train what is left."""
+        while self._left and not worker.stopping:
+            try:
+                contender, s = self._left.popleft()
+            except IndexError:  # another worker took the last one
+                return
+            folder, died = bundle_folder(self.context, confirm_name(contender.label, s)), 0
+            seed = derived_seed(self.context.experiment.seed, "confirm", contender.label, s)
+            try:
+                if self._is_done(contender, s):
+                    continue
+                with self._trained(contender, s, seed, folder) as (checkpoint, monitor):
+                    if contender.baseline:
+                        monitor.outcome = _train_baseline(self.context, contender.baseline, seed, folder)
+                    while monitor.outcome is None:
+                        try:
+                            monitor.outcome = self.pool.train(
+                                worker, contender.params, seed, checkpoint, monitor, keep=folder
+                            )
+                        except WorkerLost as lost:
+                            died += not lost.announced
+                            self.context.warn(f"{folder.name} was lost and runs again: {lost}")
+                            if died >= ATTEMPTS:
+                                text = f"the process ended {ATTEMPTS} times before the training did: {lost}"
+                                raise TrialFailed("lost-worker", text) from lost
+            except WorkerUnfit:
+                self._left.append((contender, s))
+                raise
+
+    def _is_done(self, contender: Contender, s: int) -> bool:
+        name = confirm_name(contender.label, s)
+        note = self.context.study.notes("confirm:").get(f"confirm:{contender.label}:{s}")
+        if note is None or (note["value"] is not None and not bundle_folder(self.context, name).is_dir()):
+            return False
+        self._found[contender.label, s] = None if note["value"] is None else float(note["value"])
+        self.context.tell("confirm", name=name, words=contender.words, seed=s, value=note["value"])
+        return True
+
+    @contextlib.contextmanager
+    def _trained(
+        self, contender: Contender, s: int, seed: int, folder: Path
+    ) -> Iterator[tuple[FileCheckpoint, Monitor]]:
+        """Train one with one seed within the block, as a child run; log its end and note its objective.
+
+        Only a divergence is noted for good, since it would come again; what may have had a passing cause (a full disk,
+        no memory) is tried again by the next process.
+        """
+        context, name, key = self.context, confirm_name(contender.label, s), f"confirm:{contender.label}:{s}"
+        stop_if_asked(context)
+        context.tell("confirm_started", name=name, words=contender.words, seed=s)
+        params = {**contender.about, "seed": seed, "confirm_seed": s}
+        tags = {"forge.confirms": contender.words, **({} if contender.baseline else self.pool.tags)}
+        run = context.open_run(name, "confirm", params, tags)
+        checkpoint, monitor = FileCheckpoint(folder.with_name(f"{folder.name}.npz").absolute()), Monitor(context, run)
+        try:
+            yield checkpoint, monitor
+            assert monitor.outcome is not None
+            outcome = monitor.outcome
+            log_end(context, run, outcome)
+        except TrialFailed as failure:
+            finish_failed(run, failure)
+            if failure.failure == "diverged":
+                context.study.note(key, {"value": None, "cause": failure.message})
+            forget_progress(checkpoint)
+            self._found[contender.label, s] = None
+            return
+        except BaseException:
+            finish(run, "interrupted", "KILLED")
+            raise
+        value = self._found[contender.label, s] = outcome.value
+        context.study.note(key, {"value": value, "metrics": finite(outcome.metrics), "epochs": outcome.epochs})
+        forget_progress(checkpoint)  # last: its state is kept until the bundle is in the folder and noted
+        context.tell("confirm", name=name, words=contender.words, seed=s, value=value)
+
+    def result(self) -> tuple[Confirmed, ...]:
+        """The contenders with their objectives, the best mean first; call it after the workers are done.
+
+        A configuration that fails with one of the seeds is left out: in production it would fail as often.
+        """
+        context, confirmed = self.context, []
+        for contender in self.contenders:
+            values = [self._found[contender.label, s] for s in self.seeds]
+            kept = tuple(value for value in values if value is not None)
+            if len(kept) < len(values):
+                context.warn(f"{contender.words} failed under another seed; left out")
+                continue
+            epochs = 1 if contender.baseline else _most_epochs(context, contender)
+            confirmed.append(Confirmed(contender, kept, self.seeds, context.experiment.direction, epochs))
+        if not confirmed:
+            hint = "see forge.cause of the confirm runs"
+            raise SweepStopped("every candidate failed under another seed", hint=hint)
+        confirmed.sort(key=lambda c: (rank(context, c.mean), not c.contender.baseline))
+        return tuple(confirmed)
 
 
-def most_epochs(context: Context, candidate: Candidate) -> int:
-    """The most epochs of one of its trainings; all of them where an older version did not note it."""
-    notes = context.study.notes(f"confirm:{candidate.label}:")
+def log_end(context: Context, run: Run, outcome: Outcome) -> None:
+    """The figures of a confirmed training on its run, which ends."""
+    figures = outcome.summary(context.experiment.objective.metric, context.first_epoch)
+    more = {"seconds": outcome.seconds, "threshold": outcome.threshold}
+    finish(run, "finished", "FINISHED", {**figures, **more}, outcome.tags)
+
+
+def _most_epochs(context: Context, contender: Contender) -> int:
+    """All of them where an older version did not note it."""
+    notes = context.study.notes(f"confirm:{contender.label}:")
     limit = context.experiment.study.epochs
     return max((int(note.get("epochs", limit)) for note in notes.values()), default=limit)
 
 
 def confirm_name(label: str, s: int) -> str:
-    """Name of the run of a candidate with one seed."""
+    """Name of the run of a contender with one seed."""
     return f"confirm-{label}-s{s}"
 
 
-def run_all(context: Context, crew: Crew, todo: list[tuple[Candidate, int]]) -> dict[tuple[str, int], float | None]:
-    """The objective of every candidate with every seed, by label and seed; None where it failed."""
-    left, found = deque(todo), dict[tuple[str, int], float | None]()
-
-    def job(worker: Worker) -> None:
-        while left and not worker.stopping:
-            try:
-                candidate, s = left.popleft()
-            except IndexError:  # another worker took the last one
-                return
-            try:
-                found[candidate.label, s] = confirm_one(context, crew, worker, candidate, s)
-            except WorkerUnfit:
-                left.append((candidate, s))
-                raise
-
-    crew.run(job)
-    return found
-
-
-def confirm_one(context: Context, crew: Crew, worker: Worker, candidate: Candidate, s: int) -> float | None:
-    """Train one candidate with one seed unless that is done, and keep its bundle until the choice.
-
-    Returns:
-        The objective, or None where it failed. Only a divergence is noted for good, since it would come again; what may
-        have had a passing cause (a full disk, no memory) is tried again by the next process.
-    """
-    name, key = confirm_name(candidate.label, s), f"confirm:{candidate.label}:{s}"
-    note = context.study.notes("confirm:").get(key)
-    if note is not None and (note["value"] is None or bundle_folder(context, name).is_dir()):
-        context.tell("confirm", name=name, words=candidate.words, seed=s, value=note["value"])
-        return None if note["value"] is None else float(note["value"])
-    stop_if_asked(context)
-    context.tell("confirm_started", name=name, words=candidate.words, seed=s)
-    seed = derived_seed(context.experiment.seed, "confirm", candidate.label, s)
-    run = context.child(
-        name,
-        "confirm",
-        {**candidate.about, "seed": seed, "confirm_seed": s},
-        **{"forge.confirms": candidate.words, **({} if candidate.baseline else crew.tags)},
-    )
-    try:
-        result = train(context, crew, worker, candidate, seed, run, name)
-    except TrialFailed as failure:
-        finish_failed(run, failure)
-        if failure.failure == "diverged":
-            context.study.note(key, {"value": None, "cause": failure.message})
-        forget_progress(progress_of(bundle_folder(context, name)))
-        return None
-    except BaseException:
-        finish(run, "interrupted", "KILLED")
-        raise
-    context.study.note(key, {"value": result.value, "metrics": finite(result.metrics), "epochs": result.epochs})
-    forget_progress(progress_of(bundle_folder(context, name)))
-    context.tell("confirm", name=name, words=candidate.words, seed=s, value=result.value)
-    return result.value
-
-
-def train(
-    context: Context, crew: Crew, worker: Worker, candidate: Candidate, seed: int, run: Run, name: str
-) -> Outcome:
-    """Train a network or a tree, keep its bundle, and end its run; nothing prunes it."""
-    folder = bundle_folder(context, name)
-    if candidate.baseline:
-        result = train_baseline(context, candidate.baseline, seed, folder)
-    else:
-        result = train_network(context, crew, worker, candidate, seed, run, folder)
-    figures = {**summary(context, result), "seconds": result.seconds, "threshold": result.threshold}
-    finish(run, "finished", "FINISHED", figures, result.tags)
-    return result
-
-
-def train_baseline(context: Context, kind: str, seed: int, folder: Path) -> Outcome:
-    """Fit a tree, in this process, and keep its bundle."""
+def _train_baseline(context: Context, kind: str, seed: int, folder: Path) -> Outcome:
     try:
         result = trial.run_baseline(context.experiment, context.dataset, kind, seed)
     except Exception as error:
@@ -266,31 +257,6 @@ def train_baseline(context: Context, kind: str, seed: int, folder: Path) -> Outc
     return Outcome.of(result)
 
 
-def train_network(
-    context: Context, crew: Crew, worker: Worker, candidate: Candidate, seed: int, run: Run, folder: Path
-) -> Outcome:
-    """Train a network on a worker, which keeps the bundle; anew where the worker dies."""
-    checkpoint = progress_of(folder)
-    died = 0
-    while died < ATTEMPTS:
-        on_epoch = OnEpoch(context, run, lambda epoch, metrics: False)
-        try:
-            return crew.train(worker, candidate.params, seed, checkpoint, on_epoch, keep=folder)
-        except TrialFailed:
-            if on_epoch.error is not None:
-                raise on_epoch.error from None
-            raise
-        except WorkerLost as lost:
-            why, died = str(lost), died + (not lost.announced)
-            context.tell("message", text=f"{folder.name} was lost and runs again: {why}", severity="warning")
-    raise TrialFailed("lost-worker", f"the process ended {ATTEMPTS} times before the training did: {why}")
-
-
-def progress_of(folder: Path) -> Path:
-    """The file that holds the progress of a training until its bundle is in the folder and noted."""
-    return folder.with_name(f"{folder.name}.npz")
-
-
 def bundle_folder(context: Context, name: str) -> Path:
-    """Where the bundle of a confirmed candidate waits."""
+    """Where the bundle of a confirmed contender waits."""
     return context.checkpoints / name

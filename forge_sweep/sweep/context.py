@@ -1,4 +1,4 @@
-"""What every phase of a sweep needs, as one value, and the names that runs, seeds and files get."""
+"""What every phase of a sweep needs, as one value."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,8 @@ from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Experiment
 from forge_sweep.sources import Dataset
 from forge_sweep.study import Study
-from forge_sweep.sweep import metering
-from forge_sweep.sweep.budget import Budget
-from forge_sweep.sweep.metering import Account
-from forge_sweep.sweep.orders import Outcome
-from forge_sweep.sweep.phases import Stopwatch
+from forge_sweep.sweep import budget
+from forge_sweep.sweep.budget import Budget, Stopwatch
 from forge_sweep.tracking import EPOCH_TAG, Run, Status, Tracker, environment_tags
 
 
@@ -30,7 +27,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class BudgetOver(Interrupted):
-    """A budget of the search was used up in mid-trial; the trial went back into the queue, and the sweep goes on."""
+    """A budget of the search was exhausted in mid-trial; the trial went back into the queue, and the sweep goes on."""
 
 
 @dataclass(frozen=True)
@@ -54,40 +51,50 @@ def ignore(event: Event) -> None:
     """Watch nothing."""
 
 
+def message(watch: Watch, text: str, severity: str = "info") -> None:
+    """Say something to people."""
+    watch(Event("message", {"text": text, "severity": severity}))
+
+
+def warn_all(watch: Watch, texts: Iterable[str]) -> None:
+    """Warn of each."""
+    for text in texts:
+        message(watch, text, "warning")
+
+
 @dataclass(frozen=True, eq=False)
 class Context:
-    """One running sweep.
-
-    Attributes:
-        experiment: the experiment.
-        dataset: its rows; the test split is behind `Dataset.look_at_test`.
-        study: the Optuna study, which this process holds or joined.
-        tracker: the MLflow store.
-        environment: machine, packages, image and commit.
-        store: folder of the embedded stores and of checkpoints.
-        key: identity of the parent run; the keys of its children begin with it.
-        watch: told of every event.
-        stopping: true once the user asked to stop.
-        lock: one worker at a time tells.
-        stopwatch: how long each phase takes; it keeps nothing for a process that joined.
-    """
+    """One running sweep."""
 
     experiment: Experiment
-    dataset: Dataset
+    dataset: Dataset  # the test split is behind `Dataset.look_at_test`
     study: Study
     tracker: Tracker
     environment: Environment
-    store: Path
-    key: str
+    store: Path  # folder of the embedded stores and of checkpoints
+    key: str  # of the parent run; the keys of its children begin with it
     watch: Watch
     stopping: Callable[[], bool]
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
-    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)  # keeps nothing for a process that joined
+
+    def enter(self, phase: str, **data: Any) -> None:
+        """A phase begins."""
+        self.stopwatch.enter(phase)
+        self.tell("phase", name=phase, **data)
 
     def tell(self, kind: str, **data: Any) -> None:
         """Tell whoever watches; a watcher need not be made for threads."""
         with self.lock:
             self.watch(Event(kind, data))
+
+    def warn(self, text: str) -> None:
+        """Warn whoever watches."""
+        self.tell("message", text=text, severity="warning")
+
+    def inform(self, text: str) -> None:
+        """Say what need not worry anybody."""
+        self.tell("message", text=text, severity="info")
 
     @property
     def checkpoints(self) -> Path:
@@ -99,6 +106,12 @@ class Context:
         """Folder of the arrays that the workers of this process share."""
         return self.checkpoints / ("arrays" if self.study.coordinates else f"arrays-{self.study.owner}")
 
+    @property
+    def link(self) -> str:
+        """The UI's page with the curves of this sweep's trials, best first."""
+        objective = self.experiment.objective.metric
+        return self.tracker.link(self.key, f"best_{objective}", self.experiment.direction)
+
     @functools.cached_property
     def first_epoch(self) -> int:
         """Number that people see of the first epoch; a sweep that an older version began goes on counting from 0."""
@@ -107,8 +120,7 @@ class Context:
     @functools.cached_property
     def budget(self) -> Budget:
         """What the search may still spend."""
-        say = functools.partial(self.tell, "message", severity="warning")
-        return Budget(self.study, self.study.resolved["study"], lambda text: say(text=text), metering.CLOCKS)
+        return Budget(self.study, self.study.resolved["study"], self.warn, budget.CLOCKS)
 
     @functools.cached_property
     def environment_digest(self) -> str:
@@ -132,20 +144,22 @@ class Context:
             EPOCH_TAG: str(self.first_epoch),
         }
 
-    def child(self, name: str, kind: str, params: Mapping[str, Any], **tags: str) -> Run:
-        """Open a child run, or the one that an earlier process left; ``name`` is unique within the sweep."""
-        return self.open_run(name, kind, params, tags)
-
     def open_run(
-        self, name: str, kind: str, params: Mapping[str, Any], tags: Mapping[str, str], *, new: bool = False
+        self,
+        name: str,
+        kind: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+        *,
+        new: bool = False,
     ) -> Run:
-        """The same; where it is known that no process can have opened it yet (``new``), none is looked for."""
+        """Open a child run, or the one that an earlier process left; none is looked for where it is ``new``."""
         return self.tracker.run(
             f"{self.key}/{name}",
             name,
             kind=kind,
             parent=self.key,
-            tags={**self.provenance, "forge.state": "running", **tags},
+            tags={**self.provenance, "forge.state": "running", **(tags or {})},
             params=params,
             dataset=self.used,
             new=new,
@@ -191,7 +205,7 @@ def finish_failed(run: Run, failure: TrialFailed) -> None:
 
 
 def stop_if_asked(context: Context) -> None:
-    """Leave the sweep where the user asked to, or where another process carries it by now."""
+    """Leave the sweep where the user asked to, or where another process runs it by now."""
     if context.stopping():
         raise Interrupted
     context.study.check_held()
@@ -206,60 +220,3 @@ def rank(context: Context, value: float) -> float:
 def finite(metrics: dict[str, float]) -> dict[str, float]:
     """The metrics that JSON can hold."""
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
-
-
-def summary(context: Context, outcome: Outcome) -> dict[str, float]:
-    """What every training that ended says of itself, a network's or a tree's, so that all runs sort together.
-
-    ``best_val_auc`` and so on are those of the model that is kept; the curves of the same name end where the training
-    did. Of a tree there is one value, which stands under both names.
-    """
-    figures = {f"best_{name}": value for name, value in outcome.metrics.items()}
-    figures[f"best_{context.experiment.objective.metric}"] = outcome.value
-    if not outcome.epochs:
-        return {**outcome.metrics, **figures}
-    return {**figures, "best_epoch": outcome.best_epoch + context.first_epoch, "epochs_run": outcome.epochs}
-
-
-class OnEpoch:
-    """What happens after each epoch; keeps errors of its own apart from errors of the training.
-
-    Args:
-        context: the sweep.
-        run: where the curves go.
-        then: called with (epoch, metrics) first; its answer is whether to prune.
-        account: what the training costs is put to it.
-
-    Attributes:
-        error: what went wrong in here, if anything did.
-    """
-
-    def __init__(
-        self,
-        context: Context,
-        run: Run,
-        then: Callable[[int, Mapping[str, float]], bool],
-        account: Account | None = None,
-    ) -> None:
-        self.context = context
-        self.run = run
-        self.then = then
-        self.account = account
-        self.error: Exception | None = None
-
-    def __call__(self, epoch: int, metrics: dict[str, float] | None) -> bool:
-        """Log the epoch and ask what comes then; without metrics: so many epochs were there already."""
-        if metrics is None:
-            if self.account is not None:
-                self.account.taken_up(epoch)
-            return False
-        try:
-            stop_if_asked(self.context)
-            prune = self.then(epoch, metrics)
-            self.run.log_epoch(
-                epoch + self.context.first_epoch, metrics
-            )  # last: a trial that another process runs by now gets no point twice
-            return prune
-        except Exception as error:
-            self.error = error
-            raise

@@ -7,9 +7,9 @@ import signal
 import sys
 
 from forge_sweep import training
-from forge_sweep.sweep import orders
+from forge_sweep.sweep import jobs
 
-__all__ = ["orders"]
+__all__ = ["jobs"]
 
 if "multiprocessing.forkserver" in " ".join(sys.orig_argv):
     # A batch system ends a job by SIGTERM to all its processes; the sweep then ends its trials in order, and us after.

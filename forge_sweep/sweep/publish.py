@@ -1,4 +1,4 @@
-"""The end of a sweep: one look at the test split, one registered model, and the parent run's figures."""
+"""The end of a sweep: one test evaluation, one registered model, and the parent run's figures."""
 
 from __future__ import annotations
 
@@ -8,89 +8,79 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from forge_sweep import jsons, trial
-from forge_sweep.bundle import Bundle, Evaluation, ScoredModel, evaluate
-from forge_sweep.bundle.figures import figures
+from forge_sweep import exports, jsons, trial
+from forge_sweep.bundle import Bundle, Evaluation, ScoredModel, evaluate, figures
 from forge_sweep.checks.audit import Audit, histograms_html
 from forge_sweep.errors import BundleError
 from forge_sweep.experiment import Experiment, derived_seed
 from forge_sweep.study import StudyView
 from forge_sweep.sweep.confirm import Confirmed, bundle_folder
 from forge_sweep.sweep.context import Context, baseline_values, finite
-from forge_sweep.sweep.ending import cut_short
 from forge_sweep.sweep.verdict import Verdict, in_words, reach
 from forge_sweep.task.words import MARK, between, figure, side_by_side
-from forge_sweep.tracking import FORM_TAG, Run, requirements
+from forge_sweep.tracking import CODE, FORM_TAG, Run, requirements
 from forge_sweep.training import classify
 
 
 def final_key(experiment: Experiment, study: StudyView) -> str:
     """The note of this end: a sweep that is extended, confirmed or kept otherwise, ends anew."""
-    return end_key(experiment, study) + (":in_model" if in_model(experiment) else "")
+    return _end_key(experiment, study) + (":in_model" if _wants_raw(experiment) else "")
 
 
-def in_model(experiment: Experiment) -> bool:
+def _wants_raw(experiment: Experiment) -> bool:
     """Whether a network is to be kept with its preprocessing inside as well."""
     return experiment.model.preprocessing == "in_model"
 
 
-def end_key(experiment: Experiment, study: StudyView) -> str:
+def _end_key(experiment: Experiment, study: StudyView) -> str:
     """Names the choice of the winner, whatever is kept of it."""
     confirm = experiment.confirm
     return f"final:{study.n_done}:{confirm.top}x{confirm.seeds}:{experiment.model_name}"
 
 
 def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> dict[str, Any]:
-    """Reach the verdict, look at the test rows once, and register what is shipped; returns what is worth noting.
-
-    Raises:
-        TrackingDown: the MLflow store cannot be reached; running the sweep again registers the model.
-    """
+    """Reach the verdict, evaluate on test once, and register what is shipped; returns what is worth noting."""
     verdict = reach(context, confirmed)
     winner = verdict.winner
-    bundle = Bundle.load(bundle_folder(context, winner.name))
-    if in_model(context.experiment) and not takes_raw(context, bundle):
-        context.tell("message", text=no_raw(bundle.kind), severity="warning")
+    bundle = Bundle.load(bundle_folder(context, winner.name), trust=context.experiment.model.code or False)
+    if _wants_raw(context.experiment) and bundle.kind != "network":
+        context.warn(
+            f'model.preprocessing = "in_model": the winner is a {bundle.kind}, which no Keras file can hold; it '
+            "is registered without raw.keras, and takes raw rows as every bundle does (to have a network in any case, "
+            "set baselines.kinds = [])"
+        )
     on_test = score_on_test(context, parent, verdict, bundle)
     evaluation, metric = on_test["evaluation"], bundle.task.scored_as(context.experiment.objective.metric)
-    words = in_words(context, verdict, evaluation, metric) + cut_short(context)
+    words = in_words(context, verdict, evaluation, metric)
+    if (over := context.budget.over()) is not None:
+        words += f" The search ended with {context.study.n_done} of {context.study.n_trials} trials: {over.text}."
     if verdict.nothing_learned:
-        context.tell("message", text=words, severity="warning")
-    params = bundle.metadata["params"] if winner.candidate.baseline else winner.candidate.params
+        context.warn(words)
+    confirmed_figures = verdict.figures()
+    params = bundle.metadata["params"] if winner.contender.baseline else winner.contender.params
     final = {
         "verdict": words,
         "outcome": verdict.outcome,
-        "winner": {**verdict.rows()[0], "params": params},
+        "winner": {**confirmed_figures[0], "params": params},
         "comparison": verdict.comparison(),
-        "confirmed": verdict.rows(),
+        "confirmed": confirmed_figures,
         "test": on_test["metrics"],
         "evaluation": None if evaluation is None else evaluation.to_dict(),
     }
-    log_summary(context, parent, final, metric)
+    _log_summary(context, parent, final, metric)
     ready = context.checkpoints / "winner"
     about = {**bundle.metadata, "sweep": context.key, "verdict": words, "outcome": verdict.outcome}
     about |= {"confirmed": winner.figures(), "test": on_test["metrics"]}
-    save_with_card(context, dataclasses.replace(bundle, metadata=about), on_test, ready)
+    _save_with_card(context, dataclasses.replace(bundle, metadata=about), on_test, ready)
     version = register(context, bundle, ready, f"{context.key}/{winner.name}")
     return {**final, "model": f"models:/{context.experiment.model_name}/{version}", "version": version}
 
 
-def takes_raw(context: Context, bundle: Bundle) -> bool:
-    """Whether it is registered with its preprocessing inside as well."""
-    return in_model(context.experiment) and bundle.kind == "network"
+def _takes_raw(context: Context, bundle: Bundle) -> bool:
+    return _wants_raw(context.experiment) and bundle.kind == "network"
 
 
-def no_raw(kind: str) -> str:
-    """What is said where the winner cannot have what the experiment asks for."""
-    return (
-        f'model.preprocessing = "in_model": the winner is a {kind}, which no Keras file can hold; it '
-        "is registered without raw.keras, and takes raw rows as every bundle does (to have a network in any case, set "
-        "baselines.kinds = [])"
-    )
-
-
-def save_with_card(context: Context, bundle: Bundle, on_test: dict[str, Any], folder: Path) -> None:
-    """Save what is registered, with all that its card says."""
+def _save_with_card(context: Context, bundle: Bundle, on_test: dict[str, Any], folder: Path) -> None:
     here, baselines = context.environment.to_dict(), context.study.notes("baseline:")
     shown = ("image_digest", "git_commit", "git_dirty", "python", "platform", "cpu", "gpus", "cuda", "backend")
     facts = {
@@ -111,25 +101,26 @@ def save_with_card(context: Context, bundle: Bundle, on_test: dict[str, Any], fo
     whole = dataclasses.replace(bundle, metadata={**bundle.metadata, **facts})
     shutil.rmtree(folder, ignore_errors=True)
     evaluation, golden = on_test.get("evaluation"), context.dataset.train.features
-    whole.save(folder, golden, card=True, raw=takes_raw(context, bundle), evaluation=evaluation)
+    raw = exports.write_raw if _takes_raw(context, bundle) else None
+    whole.save(folder, golden, card=True, raw=raw, evaluation=evaluation)
 
 
 def score_on_test(context: Context, parent: Run, verdict: Verdict, bundle: Bundle) -> dict[str, Any]:
-    """What the look at the test rows gave.
+    """The test evaluation.
 
     ``metrics`` and ``figures`` of the registered model, ``looks``, and the ``evaluation`` of every model that was
-    scored, None where an older version looked. A sweep that was killed after its look does not look again.
+    scored, None where an older version looked. A sweep that was killed after it does not evaluate again.
     """
-    key = f"test:{end_key(context.experiment, context.study)}"
+    key = f"test:{_end_key(context.experiment, context.study)}"
     noted = context.study.notes("test:").get(key)
-    if noted is not None and noted["label"] == verdict.winner.candidate.label:
-        return {**noted, "evaluation": evaluated_before(context, noted)}
-    models = [(scored_model(verdict.winner, bundle), bundle), *compared_with(context, verdict)]
+    if noted is not None and noted["label"] == verdict.winner.contender.label:
+        return {**noted, "evaluation": _evaluated_before(context, noted)}
+    models = [(_scored_model(verdict.winner, bundle), bundle), *_compared_with(context, verdict)]
     ledger = context.store / "test_looks.jsonl"
     purpose = f"final score of sweep {context.key}, {' and '.join(model.words for model, _ in models)}"
     key_of_run = f"{context.key}/{verdict.winner.name}"
     judged = context.study.notes("look:").get(f"look:{purpose}")
-    if judged is None:  # noted first: MLflow may be down, or up again, when a look that was killed goes on
+    if judged is None:  # noted first: MLflow may be down, or up again, when a killed evaluation goes on
         judged = context.tracker.run_id(key_of_run) or key_of_run
         context.study.note(f"look:{purpose}", judged)
     split = context.dataset.look_at_test(purpose, ledger, run=judged, once=True)  # as a promotion of it names it
@@ -142,23 +133,22 @@ def score_on_test(context: Context, parent: Run, verdict: Verdict, bundle: Bundl
         resamples=context.experiment.promotion.resamples,
         looks=looks,
     )
-    scores = {f"test_{name}": each.value for name, each in evaluation.registered.metrics.items()}
+    scores = {f"test_{name}": interval.value for name, interval in evaluation.registered.metrics.items()}
     metrics = finite(scores)
     if undefined := sorted(set(scores) - set(metrics)):
-        text = f"{', '.join(undefined)} cannot be computed on the {len(split.rows)} test rows"
-        context.tell("message", text=text, severity="warning")
+        context.warn(f"{', '.join(undefined)} cannot be computed on the {len(split.rows)} test rows")
     found = figures(bundle, split, context.experiment.promotion.groups)
     evaluation.save(context.checkpoints)
-    note = {"label": verdict.winner.candidate.label, "metrics": metrics, "figures": found, "looks": looks}
+    note = {"label": verdict.winner.contender.label, "metrics": metrics, "figures": found, "looks": looks}
     context.study.note(key, {**note, "evaluation": evaluation.to_dict()})
     parent.set_tags({"forge.test_looks": str(looks)})
     if looks > 1:
-        text = f"this is look {looks} at the test split of {context.dataset.version}"
-        context.tell("message", text=f"{text}: its score is the more optimistic for it", severity="warning")
+        text = f"this is test evaluation {looks} of {context.dataset.version}"
+        context.warn(f"{text}: scores grow more optimistic with each")
     return {**note, "evaluation": evaluation}
 
 
-def evaluated_before(context: Context, noted: dict[str, Any]) -> Evaluation | None:
+def _evaluated_before(context: Context, noted: dict[str, Any]) -> Evaluation | None:
     """What an earlier process found; without the scores, where their file went with the other checkpoints."""
     values = noted.get("evaluation")
     if values is None:
@@ -170,37 +160,34 @@ def evaluated_before(context: Context, noted: dict[str, Any]) -> Evaluation | No
     return Evaluation.from_dict(values, context.dataset.fingerprints["test"])
 
 
-def scored_model(confirmed: Confirmed, bundle: Bundle) -> ScoredModel:
-    """A confirmed model before it is scored."""
-    candidate = confirmed.candidate
-    kind = candidate.baseline or "network"
-    return ScoredModel(kind, candidate.label, candidate.words, confirmed.typical, bundle.threshold, None)
+def _scored_model(confirmed: Confirmed, bundle: Bundle) -> ScoredModel:
+    contender = confirmed.contender
+    kind = contender.baseline or "network"
+    return ScoredModel(kind, contender.label, contender.words, confirmed.typical, bundle.threshold, None)
 
 
-def compared_with(context: Context, verdict: Verdict) -> list[tuple[ScoredModel, Bundle]]:
+def _compared_with(context: Context, verdict: Verdict) -> list[tuple[ScoredModel, Bundle]]:
     """What is scored beside the registered model: the best other baseline and the best network."""
     found = [
-        (scored_model(each, bundle), bundle)
+        (_scored_model(each, bundle), bundle)
         for each in (verdict.baseline, verdict.network)
         if each is not None and each is not verdict.winner
-        for bundle in [Bundle.load(bundle_folder(context, each.name))]
+        for bundle in [Bundle.load(bundle_folder(context, each.name), trust=context.experiment.model.code or False)]
     ]
-    if registered := verdict.winner.candidate.baseline:
+    if registered := verdict.winner.contender.baseline:
         others = [kind for kind in baseline_values(context) if kind != registered]
         for kind in [kind for kind in others if kind != "constant"][:1] or others[:1]:
             seed = derived_seed(context.experiment.seed, "baseline", kind)
             try:  # the one that was fitted before the search: its model was not kept, and the same seed gives it again
                 bundle = trial.run_baseline(context.experiment, context.dataset, kind, seed).bundle
             except Exception as error:
-                text = f"baseline {kind} could not be fitted again for the test: {classify(error).message}"
-                context.tell("message", text=text, severity="warning")
+                context.warn(f"baseline {kind} could not be fitted again for the test: {classify(error).message}")
                 continue
             found.insert(0, (ScoredModel(kind, kind, kind, 0, bundle.threshold, None), bundle))
     return found
 
 
-def log_summary(context: Context, parent: Run, final: dict[str, Any], metric: str) -> None:
-    """The winner's figures, the verdict and the tables on the parent run."""
+def _log_summary(context: Context, parent: Run, final: dict[str, Any], metric: str) -> None:
     winner, objective = final["winner"], context.experiment.objective.metric
     baselines, best = baseline_values(context), context.study.best()
     compared = final["comparison"]
@@ -213,10 +200,10 @@ def log_summary(context: Context, parent: Run, final: dict[str, Any], metric: st
             f"confirmed_{objective}_std": winner["spread"],
             "confirm_gap": winner["gap"],
             **({"best_baseline": next(iter(baselines.values()))} if baselines else {}),
-            **defined({name: compared.get(name) for name in ("lead", "low", "high")}, "lead", {"lead": ""}),
+            **_defined({name: compared.get(name) for name in ("lead", "low", "high")}, "lead", {"lead": ""}),
             **searched,
             **final["test"],
-            **of_others(final["evaluation"], metric),
+            **_of_others(final["evaluation"], metric),
         }
     )
     parent.set_tags(
@@ -226,7 +213,7 @@ def log_summary(context: Context, parent: Run, final: dict[str, Any], metric: st
             "forge.winner": winner["words"],
             "forge.best_params": jsons.dumps(winner["params"]),
             **({} if best is None else {"forge.best_in_search": f"trial {best.number}, {best.value:.6g}"}),
-            "mlflow.note.content": as_markdown(context, final),
+            "mlflow.note.content": _as_markdown(context, final),
         }
     )
     parent.log_text(jsons.dumps(final["confirmed"], indent=2), "confirmation.json")
@@ -235,13 +222,13 @@ def log_summary(context: Context, parent: Run, final: dict[str, Any], metric: st
     parent.log_text("\n".join(context.study.figures_html().values()), "plots.html")
 
 
-def defined(values: dict[str, float | None], name: str, endings: dict[str, str] | None = None) -> dict[str, float]:
+def _defined(values: dict[str, float | None], name: str, endings: dict[str, str] | None = None) -> dict[str, float]:
     """The figures that are there, as ``<name>_low`` and so on."""
     ends = {key: f"_{key}" for key in values} | (endings or {})
     return {f"{name}{ends[key]}": value for key, value in values.items() if value is not None}
 
 
-def of_others(evaluation: dict[str, Any] | None, metric: str) -> dict[str, float]:
+def _of_others(evaluation: dict[str, Any] | None, metric: str) -> dict[str, float]:
     """Test metrics of the models beside the registered one, and its lead over them by the objective.
 
     ``baseline_test_auc`` is the best other baseline's, ``network_test_auc`` the best network's.
@@ -256,12 +243,11 @@ def of_others(evaluation: dict[str, Any] | None, metric: str) -> dict[str, float
         for each in evaluation["comparisons"]:
             gain = each["gain"]
             if (each["other"], gain["metric"]) == (model["label"], metric):
-                found |= defined(gain["gain"], f"test_lead_over_{role}", {"value": ""})
+                found |= _defined(gain["gain"], f"test_lead_over_{role}", {"value": ""})
     return found
 
 
-def as_markdown(context: Context, final: dict[str, Any]) -> str:
-    """The note that MLflow shows on the parent run's page."""
+def _as_markdown(context: Context, final: dict[str, Any]) -> str:
     objective = context.experiment.objective.metric
     lines = [f"**{final['verdict']}**", "", f"| candidate | {objective} in the search | mean over seeds | 95 % |"]
     lines.append("|---|---|---|---|")
@@ -287,23 +273,19 @@ def register(context: Context, bundle: Bundle, folder: Path, run_key: str) -> st
         tags={
             **context.provenance,
             "forge.kind": bundle.kind,
-            **({FORM_TAG: "in_model"} if takes_raw(context, bundle) else {}),
+            **({FORM_TAG: "in_model"} if _takes_raw(context, bundle) else {}),
             "forge.sweep": context.key,
             "forge.root": str(context.experiment.root.absolute()),
         },
     )
 
 
-def log_audit(parent: Run, audit: Audit, histograms: str) -> None:
-    """Findings, the table of features and their histograms on the parent run."""
-    parent.log_text(
-        jsons.dumps([dataclasses.asdict(finding) for finding in audit.findings], indent=2), "audit/findings.json"
-    )
-    parent.log_text(audit.features.to_csv(), "audit/features.csv")
-    parent.log_text(histograms, "audit/histograms.html")
-
-
 def log_setting(context: Context, parent: Run, audit: Audit) -> None:
     """Everything that is known before the first trial: experiment, environment, audit."""
     parent.log_text(jsons.dumps(context.experiment.resolved(), indent=2), "experiment.json")
-    log_audit(parent, audit, histograms_html(context.dataset))
+    for name, text in ({} if context.experiment.code is None else context.experiment.code.files).items():
+        parent.log_text(text, f"{CODE}/{name}.py")
+    findings = [dataclasses.asdict(finding) for finding in audit.findings]
+    parent.log_text(jsons.dumps(findings, indent=2), "audit/findings.json")
+    parent.log_text(audit.features.to_csv(), "audit/features.csv")
+    parent.log_text(histograms_html(context.dataset), "audit/histograms.html")

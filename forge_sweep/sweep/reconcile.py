@@ -1,4 +1,4 @@
-"""Do Optuna and MLflow agree on a sweep? What an older version, or a kill at a bad moment, left is put right.
+"""Do Optuna and MLflow agree on a sweep? What an older version, or a kill at a bad moment, left is repaired.
 
 The study says what is true: a trial's state, figures and reports. MLflow is made to agree with it.
 """
@@ -12,26 +12,45 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from forge_sweep import jsons
 from forge_sweep.errors import InputError, TrackingDown
-from forge_sweep.experiment import derived_seed
-from forge_sweep.study import Shared, Study, TrialRow, find_shared, no_study, owners
-from forge_sweep.sweep import STATUSES, parent_params
+from forge_sweep.experiment import derived_seed, flatten, is_budget
+from forge_sweep.study import Shared, TrialRow, TrialState, find_shared, leases, no_study
+from forge_sweep.sweep.confirm import confirm_name, typical_seed
+from forge_sweep.sweep.context import Context
+from forge_sweep.sweep.publish import final_key
 from forge_sweep.sweep.trials import trial_name
 from forge_sweep.tracking import PARENT_TAG, Found, Review, Tracker
 
 OPEN = ("RUNNING", "SCHEDULED")
 ENDED = ("finished", "pruned", "failed")
 
+STATUSES: dict[TrialState, str] = {
+    "finished": "FINISHED",
+    "pruned": "KILLED",
+    "failed": "FAILED",
+    "waiting": "SCHEDULED",
+    "running": "RUNNING",
+}
+"""MLflow's status for each state of a trial."""
+
+
+STUDY_PARAMS = ("study.sampler", "study.pruner", "study.epochs")
+
+
+def parent_params(resolved: dict[str, Any]) -> dict[str, Any]:
+    """What a parent run has as params: what makes a trial what it is, and no budget."""
+    fixed = ("seed", "backend", "data.", "preprocessing.", "model.", "objective.", *STUDY_PARAMS)
+    flat = {path: value for path, value in flatten(resolved).items() if path.startswith(fixed) and not is_budget(path)}
+    return {path: jsons.dumps(value) if isinstance(value, list | dict) else value for path, value in flat.items()}
+
 
 @dataclass
 class Difference:
-    """One thing on which the study and MLflow differ, or that nobody alive stands for.
+    """One thing on which the study and MLflow differ, or that belongs to no living process.
 
     Attributes:
         what: a trial or a run.
-        seen: how it is.
-        expected: how it should be.
-        repaired: whether it was put right.
         repair: puts it right; false where it could not.
     """
 
@@ -48,14 +67,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Reconciled:
-    """What was compared, and what differed.
-
-    Attributes:
-        study: name of the study.
-        trials: how many it has.
-        runs: how many runs of trials MLflow has.
-        differences: all that were found.
-    """
+    """What was compared, and what differed; `runs` are those of trials."""
 
     study: str
     trials: int
@@ -64,28 +76,17 @@ class Reconciled:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {
-            "study": self.study,
-            "trials": self.trials,
-            "runs": self.runs,
-            "differences": [one.to_dict() for one in self.differences],
-        }
+        counts = {"study": self.study, "trials": self.trials, "runs": self.runs}
+        return {**counts, "differences": [one.to_dict() for one in self.differences]}
 
 
-def silent(text: str) -> None:
-    """Say nothing."""
+def reconcile(
+    experiment_name: str, store: Path, *, repair: bool, say: Callable[[str], None] = lambda text: None
+) -> Reconciled:
+    """Compare a sweep's study with its runs, and repair what differs.
 
-
-def reconcile(experiment_name: str, store: Path, *, repair: bool, say: Callable[[str], None] = silent) -> Reconciled:
-    """Compare a sweep's study with its runs, and put right what differs.
-
-    Safe beside processes that run it: what belongs to a living one is left alone.
-
-    Args:
-        experiment_name: whose newest study is meant.
-        store: folder of the embedded stores and the journal.
-        repair: whether to change anything.
-        say: told of what takes long.
+    Safe beside processes that run it: what belongs to a living one is left alone. Of several studies of the
+    experiment the newest is meant. ``say`` is told of what takes long.
 
     Raises:
         InputError: there is no such study, or its runs are in another MLflow store.
@@ -97,51 +98,54 @@ def reconcile(experiment_name: str, store: Path, *, repair: bool, say: Callable[
     begun = study.notes("sweep:").get("sweep:begin")
     key = str(begun["key"]) if begun else ""
     review = Review(experiment_name, store, key)
-    refuse_other_store(study, review)
+    refuse_other_store(study, review, lambda key: bool(review.with_key(key)))
     settle(study, say)
-    found = list(of_journal(review, experiment_name, store)) if review.unwritten else []
-    if repair:
-        mend(found)
-    compare = Comparison(study, review, key)
+    compare = _Comparison(study, review, key)
+    stages = compare.of_trials, compare.of_missing_parent, compare.of_missing, compare.of_runs, compare.of_model
+    found: list[Difference] = []
     # Each stage is compared with what the one before has made of it.
-    for stage in (compare.of_trials, compare.of_missing_parent, compare.of_missing, compare.of_runs, compare.of_model):
-        stage_found = list(stage())
+    for stage in (functools.partial(_of_journal, review, experiment_name, store), *stages):
+        differences = list(stage())
         if repair:
-            mend(stage_found)
-        found += stage_found
-    return Reconciled(study.name, len(own_rows(study)), len(compare.trial_runs()), tuple(found))
+            _fix(differences)
+        found += differences
+    trial_runs = [run for run in compare.below() if run.tags.get("forge.kind") == "trial"]
+    return Reconciled(study.name, len(_own_rows(study)), len(trial_runs), tuple(found))
 
 
-def mend(differences: list[Difference]) -> None:
-    """Repair what can be repaired, one after the other."""
+def _fix(differences: list[Difference]) -> None:
     for one in differences:
         if one.repair is not None:
             one.repaired = one.repair() is not False
 
 
-def refuse_other_store(study: Shared, review: Review) -> None:
-    """Runs that are elsewhere are not missing."""
+def refuse_other_store(study: Shared, runs: Review | Tracker, has: Callable[[str], bool]) -> bool:
+    """Raise InputError for runs that are elsewhere: half of a sweep here would be lost there.
+
+    True where the embedded store, which holds the sweep's own run, was moved here or copied with its studies.
+    """
     notes = study.notes("sweep:")
     noted = notes.get("sweep:store")
-    here = noted not in (None, review.address) and review.is_embedded and str(noted).startswith("sqlite")
-    moved = here and bool(review.with_key(str(notes.get("sweep:begin", {}).get("key", ""))))
-    if noted not in (None, review.address) and not moved:
-        raise InputError(
-            f"the runs of sweep {study.name} are in {noted}, and MLflow is now at {review.address}",
-            hint="set MLFLOW_TRACKING_URI as it was",
-        )
+    if noted in (None, runs.address):
+        return False
+    if runs.is_embedded and str(noted).startswith("sqlite") and has(str(notes.get("sweep:begin", {}).get("key", ""))):
+        return True
+    raise InputError(
+        f"the runs of sweep {study.name} are in {noted}, and MLflow is now at {runs.address}",
+        hint="set MLFLOW_TRACKING_URI as it was, or begin a new sweep under another name",
+    )
 
 
 def settle(study: Shared, say: Callable[[str], None]) -> None:
     """Wait until it is known of every process whether it lives."""
     if unknown := study.unknown_owners():
         words = ", ".join(owner.words for owner in unknown)
-        say(f"watching for up to {owners.LEASE_S:g} s whether {words} still lives")
+        say(f"watching for up to {leases.LEASE_S:g} s whether {words} still runs")
     while study.unknown_owners():
-        time.sleep(min(1.0, owners.BEAT_S / 2))
+        time.sleep(min(1.0, leases.HEARTBEAT_S / 2))
 
 
-def of_journal(review: Review, experiment_name: str, store: Path) -> Iterator[Difference]:
+def _of_journal(review: Review, experiment_name: str, store: Path) -> Iterator[Difference]:
     """Writes that were made while MLflow was down and still wait."""
 
     def replay() -> bool:
@@ -151,22 +155,20 @@ def of_journal(review: Review, experiment_name: str, store: Path) -> Iterator[Di
         tracker.close()
         return not tracker.set_aside
 
-    yield Difference("journal", review.unwritten, "none", repair=replay)
+    if review.unwritten:
+        yield Difference("journal", review.unwritten, "none", repair=replay)
 
 
-def own_rows(study: Shared) -> list[TrialRow]:
-    """The trials that this study ran itself."""
+def _of_run(run: Found, seen: str, expected: str, repair: Callable[..., object], *arguments: object) -> Difference:
+    return Difference(f"run {run.name}", seen, expected, repair=functools.partial(repair, *arguments))
+
+
+def _own_rows(study: Shared) -> list[TrialRow]:
     return [row for row in study.rows() if not row.imported]
 
 
-class Comparison:
-    """One sweep, seen from both sides.
-
-    Args:
-        study: its study.
-        review: its MLflow experiment.
-        key: of its parent run; "" where it never began.
-    """
+class _Comparison:
+    """One sweep, seen from both sides; ``key`` of its parent run is "" where it never began."""
 
     def __init__(self, study: Shared, review: Review, key: str) -> None:
         self.study = study
@@ -177,19 +179,13 @@ class Comparison:
         self.objective = str(study.resolved["objective"]["metric"])
 
     def of_trials(self) -> Iterator[Difference]:
-        """Trials that run although their process is dead."""
         for number, words in self.study.dead_running().items():
             seen = f"running, by {words}, which is dead"
             yield Difference(f"trial {number}", seen, "waiting", repair=self.study.requeue)
 
     def parent(self) -> Found | None:
-        """The parent run."""
         found = self.review.with_key(self.key) if self.key else []
         return found[0] if found else None
-
-    def trial_runs(self) -> list[Found]:
-        """The runs of trials."""
-        return [run for run in self.below() if run.tags.get("forge.kind") == "trial"]
 
     def below(self) -> list[Found]:
         """All runs of the sweep but its parent."""
@@ -197,13 +193,12 @@ class Comparison:
 
     def of_missing_parent(self) -> Iterator[Difference]:
         """A sweep with something done and no parent run: its MLflow database, or the run, is gone."""
-        done = [row for row in own_rows(self.study) if row.state in ENDED]
+        done = [row for row in _own_rows(self.study) if row.state in ENDED]
         if self.key and self.parent() is None and (done or self.study.notes("baseline:")):
             seen = f"no parent run, but {len(done)} trials in the study"
             yield Difference("the sweep", seen, "one parent run", repair=self.make_parent)
 
     def make_parent(self) -> None:
-        """The parent run from MLflow's bin, or a new one from what the study knows."""
         if self.review.restore(self.key):
             return
         notes, resolved = self.study.notes("sweep:"), self.study.resolved
@@ -224,7 +219,7 @@ class Comparison:
 
     def expected(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """The name of every run that has ended, with what makes it from the study."""
-        rows = {row.number: row for row in own_rows(self.study)}
+        rows = {row.number: row for row in _own_rows(self.study)}
         for row in rows.values():
             if row.state in ENDED:
                 yield trial_name(row.number), functools.partial(self.make, row)
@@ -241,11 +236,10 @@ class Comparison:
                 params |= {**rows[int(label)].params, "trial_number": int(label)}
             else:
                 params |= {"baseline": label}
-            name = f"confirm-{label}-s{s}"
+            name = confirm_name(label, int(s))
             yield name, functools.partial(self.make_other, name, "confirm", params, note)
 
     def seed(self, *words: str | int) -> int:
-        """A seed of the sweep, as the run had it."""
         seed: int = derived_seed(int(self.study.resolved["seed"]), *words)
         return seed
 
@@ -259,17 +253,17 @@ class Comparison:
                 yield Difference(f"run {name}", "missing", "one run", repair=make)
         if parent is None:
             return
-        for run in (run for run in children if run.tags.get(PARENT_TAG) != parent.id):
-            put = functools.partial(self.review.set_tags, run, {PARENT_TAG: parent.id})
-            yield Difference(f"run {run.name}", "under another parent", f"under {parent.name}", repair=put)
+        for run in children:
+            if run.tags.get(PARENT_TAG) != parent.id:
+                below = {PARENT_TAG: parent.id}
+                yield _of_run(run, "under another parent", f"under {parent.name}", self.review.set_tags, run, below)
 
     def of_model(self) -> Iterator[Difference]:
         """A registered model that is gone, and what a kill left of a registration."""
         if self.study.is_carried():
             return
-        for run, model in self.review.half_registered(
-            [r for r in self.below() if r.tags.get("forge.kind") == "confirm"]
-        ):
+        confirmed = [run for run in self.below() if run.tags.get("forge.kind") == "confirm"]
+        for run, model in self.review.half_registered(confirmed):
             remove = functools.partial(self.review.remove_model, model)
             yield Difference(f"logged model {model} of {run.name}", "PENDING", "removed", repair=remove)
         final = self.study.final()
@@ -284,58 +278,37 @@ class Comparison:
 
     def of_runs(self) -> Iterator[Difference]:
         """Runs that say something else than the study, or are there twice."""
-        parent, rows = self.parent(), own_rows(self.study)
+        parent, rows = self.parent(), _own_rows(self.study)  # first: what ends from here on is compared the next time
         if parent is None:
             return
-        children = self.below()
-        yield from self.of_parent(parent)
-        yield from self.of_others([run for run in children if run.tags.get("forge.kind") != "trial"])
-        dead = self.study.dead_running()
-        known = set()
+        children, dead = self.below(), self.study.dead_running()
+        others = [run for run in children if run.tags.get("forge.kind") != "trial"]
+        unended = [run for run in (parent, *others) if run.status in OPEN]
+        if unended and not self.study.is_carried():  # only the process that runs the sweep has runs of these kinds
+            for run in unended:
+                status, tags = "FAILED", {"forge.failure": "lost-worker"}
+                if run is parent:
+                    status, tags = "KILLED", {"forge.state": "interrupted"}
+                seen = f"{run.status}, but no process is running this sweep"
+                yield _of_run(run, seen, status, self.end, run, status, tags)
+        keys = {row.number: f"{self.key}/{trial_name(row.number)}" for row in rows}
         for row in rows:
-            key = f"{self.key}/{trial_name(row.number)}"
-            known.add(key)
-            runs = [run for run in children if run.key == key]
+            runs = [run for run in children if run.key == keys[row.number]]
             if row.number not in dead and runs:  # told by `of_trials` and `of_missing`
                 yield from self.of_trial(row, runs)
         for run in children:
-            if run.tags.get("forge.kind") == "trial" and run.key not in known:
-                yield self.no_such_trial(run)
+            if run.tags.get("forge.kind") == "trial" and run.key not in keys.values():
+                yield _of_run(run, "no such trial", "deleted", self.review.delete, run)
 
-    def no_such_trial(self, run: Found) -> Difference:
-        """A run without a trial goes to MLflow's bin."""
-        return Difference(f"run {run.name}", "no such trial", "deleted", repair=lambda: self.review.delete(run))
-
-    def of_parent(self, parent: Found) -> Iterator[Difference]:
-        """A parent run that runs while nobody carries the sweep."""
-        if parent.status not in OPEN or self.study.is_carried():
-            return
-
-        def end() -> None:
-            self.review.end(parent, "KILLED")
-            self.review.set_tags(parent, {"forge.state": "interrupted"})
-
-        yield Difference(f"run {parent.name}", f"{parent.status}, but nobody carries the sweep", "KILLED", repair=end)
-
-    def of_others(self, runs: list[Found]) -> Iterator[Difference]:
-        """Baselines and confirmations are run by the process that carries the sweep."""
-        if self.study.is_carried():
-            return
-        for run in (run for run in runs if run.status in OPEN):
-
-            def end(run: Found = run) -> None:
-                self.review.end(run, "FAILED")
-                self.review.set_tags(run, {"forge.failure": "lost-worker"})
-
-            yield Difference(f"run {run.name}", f"{run.status}, but nobody carries the sweep", "FAILED", repair=end)
+    def end(self, run: Found, status: str, tags: dict[str, str]) -> None:
+        self.review.end(run, status)
+        self.review.set_tags(run, tags)
 
     def of_trial(self, row: TrialRow, runs: list[Found]) -> Iterator[Difference]:
-        """One trial and its runs."""
-        name = trial_name(row.number)
         kept = max(runs, key=lambda run: (run.status == STATUSES[row.state], len(run.metrics)))
-        for run in (run for run in runs if run.id != kept.id):
-            seen = f"{len(runs)} runs"
-            yield Difference(f"run {name}", seen, "one run", repair=functools.partial(self.review.delete, run))
+        for run in runs:
+            if run.id != kept.id:
+                yield _of_run(run, f"{len(runs)} runs", "one run", self.review.delete, run)
         if row.state != "running":
             yield from self.of_state(row, kept)
         if row.state in ("finished", "pruned"):
@@ -343,16 +316,14 @@ class Comparison:
             yield from self.of_curve(row, kept)
 
     def of_state(self, row: TrialRow, run: Found) -> Iterator[Difference]:
-        """Status, and the tags that go with it."""
-        expected = STATUSES[row.state]
-        if (run.status, run.tags.get("forge.state")) != (expected, row.state):
-            seen = f"{run.status}, forge.state = {run.tags.get('forge.state', '')}"
-            wanted = f"{expected}, forge.state = {row.state}"
-            yield Difference(f"run {run.name}", seen, wanted, repair=lambda: self.review.end(run, expected))
-        if run.tags.get("forge.failure", "") != row.failure:
+        status, state, failure = STATUSES[row.state], run.tags.get("forge.state", ""), run.tags.get("forge.failure", "")
+        if (run.status, state) != (status, row.state):
+            seen = f"{run.status}, forge.state = {state}"
+            yield _of_run(run, seen, f"{status}, forge.state = {row.state}", self.review.end, run, status)
+        if failure != row.failure:
             tags = {"forge.failure": row.failure, "forge.cause": row.cause}
-            seen, wanted = (f"forge.failure = {value}" for value in (run.tags.get("forge.failure", ""), row.failure))
-            yield Difference(f"run {run.name}", seen, wanted, repair=lambda: self.review.set_tags(run, tags))
+            wanted = f"forge.failure = {row.failure}"
+            yield _of_run(run, f"forge.failure = {failure}", wanted, self.review.set_tags, run, tags)
 
     def figures(self, row: TrialRow) -> dict[str, float]:
         """The summary that a finished or pruned trial's run has, as far as the study knows it."""
@@ -366,45 +337,33 @@ class Comparison:
         return {name: float(value) for name, value in known.items() if value is not None}
 
     def of_figures(self, row: TrialRow, run: Found) -> Iterator[Difference]:
-        """Figures that are missing, or others than those of the study."""
         told = {name: value for name, value in self.figures(row).items() if name != "seconds"}  # measured elsewhere
         wrong = {name: value for name, value in told.items() if run.metrics.get(name, value) != value}
         if wrong:
             seen = ", ".join(f"{name} {run.metrics[name]:.6g}" for name in wrong)
             wanted = ", ".join(f"{value:.6g}" for value in wrong.values())
-            yield Difference(f"run {run.name}", seen, wanted, repair=lambda: self.review.log(run, wrong))
+            yield _of_run(run, seen, wanted, self.review.log, run, wrong)
         missing = {name: value for name, value in self.figures(row).items() if name not in run.metrics}
         if missing:
-            seen = f"without {', '.join(missing)}"
-            yield Difference(f"run {run.name}", seen, "logged", repair=lambda: self.review.log(run, missing))
+            yield _of_run(run, f"without {', '.join(missing)}", "logged", self.review.log, run, missing)
 
     def of_curve(self, row: TrialRow, run: Found) -> Iterator[Difference]:
-        """Points that are missing, or there twice."""
-        points = self.review.curves(run)
-        first = self.first_epoch
+        points, first, epochs = self.review.curves(run), self.first_epoch, f"{row.epochs} epochs"
         missing = [epoch for epoch in self.study.reports(row.number) if not points[self.objective, epoch + first]]
         if missing:
             seen = f"{self.objective} without epoch {', '.join(str(epoch + first) for epoch in missing)}"
-            yield Difference(
-                f"run {run.name}", seen, f"{row.epochs} epochs", repair=lambda: self.log_curve(row, run, missing)
-            )
+            yield _of_run(run, seen, epochs, self.log_curve, row, run, missing)
         single = {"delta_vs_baseline", *self.figures(row)}
         beyond = sorted({step for _, step in points if step >= row.epochs + first > first})
         if beyond:
             seen = f"points of epoch {', '.join(map(str, beyond[:5]))}"
-            yield Difference(
-                f"run {run.name}",
-                seen,
-                f"{row.epochs} epochs",
-                repair=lambda: self.review.rewrite(run, row.epochs + first),
-            )
+            yield _of_run(run, seen, epochs, self.review.rewrite, run, row.epochs + first)
         twice = sorted({name for (name, _), count in points.items() if count > 1 and name not in single})
         if twice and not beyond:  # leaving those out takes away what is there twice, too
             seen = f"{', '.join(twice)} with several points of one epoch"
-            yield Difference(f"run {run.name}", seen, "one point", repair=lambda: self.review.rewrite(run))
+            yield _of_run(run, seen, "one point", self.review.rewrite, run)
 
     def log_curve(self, row: TrialRow, run: Found, epochs: list[int]) -> None:
-        """Add what the study knows of the objective."""
         reports = self.study.reports(row.number)
         for epoch in epochs:
             self.review.log(run, {self.objective: reports[epoch]}, epoch + self.first_epoch)
@@ -417,10 +376,10 @@ class Comparison:
         params = {**row.params, "seed": self.seed("trial", row.number), "trial_number": row.number}
         tags = {"optuna.trial_number": row.number, "forge.attempt": row.attempt}
         made = self.review.make(f"{self.key}/{name}", name, "trial", self.parent(), params, tags)
-        self.review.end(made, STATUSES[row.state])
         if row.failure:
-            self.review.set_tags(made, {"forge.failure": row.failure, "forge.cause": row.cause})
+            self.end(made, STATUSES[row.state], {"forge.failure": row.failure, "forge.cause": row.cause})
             return
+        self.review.end(made, STATUSES[row.state])
         self.review.log(made, self.figures(row))
         reports = self.study.reports(row.number)
         self.log_curve(row, made, list(reports))
@@ -433,8 +392,7 @@ class Comparison:
             return
         made = self.review.make(f"{self.key}/{name}", name, kind, self.parent(), params, {})
         if note["value"] is None:
-            self.review.end(made, "FAILED")
-            self.review.set_tags(made, {"forge.failure": "diverged", "forge.cause": str(note.get("cause", ""))})
+            self.end(made, "FAILED", {"forge.failure": "diverged", "forge.cause": str(note.get("cause", ""))})
             return
         self.review.end(made, "FINISHED")
         metrics = {**note.get("metrics", {}), self.objective: note["value"]}
@@ -446,53 +404,83 @@ class Comparison:
 # What a sweep does about it when it goes on
 
 
-def compare_stores(study: Study, tracker: Tracker, review: Review, key: str, tell: Callable[[str], None]) -> bool:
+def before_run(context: Context, *, begun: bool) -> bool:
     """Before a sweep goes on: what MLflow lost of it is said, and made again from the study.
 
-    Args:
-        study: which this process carries.
-        tracker: of its runs.
-        review: likewise.
-        key: of the parent run.
-        tell: told what is gone.
-
-    Returns:
-        Whether the parent run was made again. Where MLflow cannot be reached, nothing is compared.
+    True where the parent run was made again. Where MLflow cannot be reached, nothing is compared.
     """
-    if tracker.pending:
-        return False
-    compare = Comparison(study, review, key)
+    take_place(context)
+    review = Review(context.experiment.name, context.store, context.key if begun else "")
     try:
+        if not begun:
+            _report_lost_study(context, review)
+            return False
+        if context.tracker.pending:
+            return False
+        compare = _Comparison(context.study, review, context.key)
         orphans = list(compare.of_missing_parent())
-        mend(orphans)
+        _fix(orphans)
         found = list(compare.of_missing())
-        mend(found)
+        _fix(found)
     except TrackingDown:
         return False
     if orphans or found:
         names = [one.what.removeprefix("run ") for one in found]
         some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         what = [*(["its parent run"] if orphans else []), *([some] if names else [])]
-        tell(
-            f"MLflow at {review.address} had lost a part of {study.name}: {' and '.join(what)}; it was put back from "
-            "MLflow's bin, or made again from what the study knows"
+        context.warn(
+            f"MLflow at {review.address} had lost a part of {context.study.name}: {' and '.join(what)}; it was put "
+            "back from MLflow's bin, or made again from what the study knows"
         )
+    if orphans and context.tracker.set_aside:  # for want of the run
+        context.tracker.retry()
     return bool(orphans)
 
 
-def report_lost_study(study: Study, review: Review, key: str, tell: Callable[[str], None]) -> None:
+def take_place(context: Context) -> None:
+    """Refuse another store than the sweep's; one that was moved is the sweep's from here on."""
+    noted = context.study.notes("sweep:").get("sweep:store")
+    if refuse_other_store(context.study, context.tracker, context.tracker.has):
+        context.study.note("sweep:store", context.tracker.address)
+        context.inform(f"the store was at {noted} before and goes on here")
+
+
+def _report_lost_study(context: Context, review: Review) -> None:
     """Before a sweep begins: runs of a sweep by this name whose study is gone are said, and ended where they run."""
+    for run in (run for run in review.sweeps(context.study.name) if run.key != context.key):
+        ending = ""
+        if run.status in OPEN and review.is_embedded:  # on a server it may be somebody else's
+            review.end(run, "KILLED")
+            review.set_tags(run, {"forge.state": "interrupted", "forge.cause": "its study is gone"})
+            ending = "; its run is ended"
+        context.warn(
+            f"MLflow has the sweep {run.name}, whose study is not in the study database (was its file deleted?): "
+            f"nothing of it can be gone on with, and a new sweep begins{ending}"
+        )
+
+
+def with_model(context: Context, done: dict[str, Any], *, remade: bool) -> dict[str, Any] | None:
+    """The end of a complete sweep, its model registered again where it is gone; None where its files are gone, too."""
+    model = str(done["model"])
     try:
-        lost = [run for run in review.sweeps(study.name) if run.key != key]
-        for run in lost:
-            ending = ""
-            if run.status in OPEN and review.is_embedded:  # on a server it may be somebody else's
-                review.end(run, "KILLED")
-                review.set_tags(run, {"forge.state": "interrupted", "forge.cause": "its study is gone"})
-                ending = "; its run is ended"
-            tell(
-                f"MLflow has the sweep {run.name}, whose study is not in the study database (was its file deleted?): "
-                f"nothing of it can be gone on with, and a new sweep begins{ending}"
-            )
-    except TrackingDown:
-        return
+        if not context.tracker.is_registered(model):
+            text = f"the model {model} of this sweep is gone from the registry"
+            name, winner = context.experiment.model_name, done["winner"]
+            typical = typical_seed(tuple(winner["values"]), context.experiment.direction)
+            again = context.tracker.register_again(f"{context.key}/{confirm_name(winner['label'], typical)}", name)
+            if again is None:
+                context.warn(f"{text}, and so are its files: the winner is trained again")
+                return None
+            done = {**done, "model": f"models:/{name}/{again}", "version": again}
+            context.warn(f"{text}: registered again as {done['model']}")
+            context.tracker.existing(context.key).set_tags({"forge.model": done["model"]})
+            context.study.note(final_key(context.experiment, context.study), done)
+        elif context.tracker.has_lost_alias(model):
+            context.tracker.set_alias(model)
+            context.warn(f"{model} had lost its alias: it is @challenger again")
+        if remade:
+            done = {**done, "link": context.link}
+            context.study.note(final_key(context.experiment, context.study), done)
+    except TrackingDown as error:
+        context.warn(f"whether {model} is there cannot be seen: {error.message}")
+    return done

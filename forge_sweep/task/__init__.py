@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from forge_sweep.task.outcome import Judgement, Outcome, Seeds, judge, of_one, part_that_counts
-from forge_sweep.task.pairing import METRICS, Direction, Pairing, TaskKind, check_pairing, direction, pairings
-from forge_sweep.task.resampling import (
+from forge_sweep.task.bootstrap import (
     LEVEL,
     RESAMPLES,
     SEED,
     Answers,
     Gain,
     Interval,
-    gain,
+    Judgement,
+    Seeds,
     gains,
     intervals,
+    judge,
+    of_one,
+    part_that_counts,
     resampled,
 )
-from forge_sweep.task.targets import Label
+from forge_sweep.task.metrics import METRICS, Direction, Pairing, TaskKind, check_pairing, direction, pairings
 from forge_sweep.task.task import DEFAULT_THRESHOLD, Task
-from forge_sweep.task.undefined import Gap
 
 __all__ = [
     "DEFAULT_THRESHOLD",
@@ -29,18 +30,14 @@ __all__ = [
     "Answers",
     "Direction",
     "Gain",
-    "Gap",
     "Interval",
     "Judgement",
-    "Label",
-    "Outcome",
     "Pairing",
     "Seeds",
     "Task",
     "TaskKind",
     "check_pairing",
     "direction",
-    "gain",
     "gains",
     "intervals",
     "judge",

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from forge_sweep.errors import DataError
-from forge_sweep.task.pairing import TaskKind
+import numpy as np
+
+from forge_sweep.errors import DataError, Key
+from forge_sweep.task.metrics import TaskKind
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 Label = str | int | float | bool
@@ -28,12 +29,11 @@ def select(targets: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
 
 def column_names(targets: pd.DataFrame) -> tuple[str, ...]:
     """Names of the target columns as text."""
-    return tuple(str(name) for name in targets.columns)
+    return tuple(map(str, targets.columns))
 
 
 def refuse_missing(targets: pd.DataFrame) -> None:
     """Raise DataError for a missing or infinite target value."""
-    import numpy as np
     from pandas.api.types import is_float_dtype
 
     for name in targets.columns:
@@ -54,13 +54,12 @@ def learn_classes(kind: TaskKind, targets: pd.DataFrame, positive: Label | None)
     if kind == "regression":
         return ()
     if kind == "multilabel" or targets.shape[1] > 1:
-        return _learn_indicator_columns(kind, targets)
+        return _learn_indicators(kind, targets)
     return _learn_labels(kind, targets.iloc[:, 0], positive)
 
 
 def label_codes(values: pd.Series, classes: Sequence[Any]) -> np.ndarray:
     """Position of each value in ``classes``, (n,) int64; equal values match across types (1 and 1.0)."""
-    import numpy as np
     import pandas as pd
 
     found, uniques = pd.factorize(values)
@@ -72,7 +71,7 @@ def label_codes(values: pd.Series, classes: Sequence[Any]) -> np.ndarray:
         raise DataError(
             f"target {str(values.name)!r} holds {labels} ({_rows(values, unknown)}), which train does not have; "
             f"train has {_shown(classes)}",
-            hint="correct the label, or split so that train holds every class (stratify = true under [data.split])",
+            hint=f"correct the label, or split so that train holds every class ({Key('data.split.stratify', 'true')})",
         )
     return codes
 
@@ -86,14 +85,14 @@ def zero_one(targets: pd.DataFrame, *, one_hot: bool) -> np.ndarray:
             found = _shown(sorted(set(values[wrong, column].tolist())))
             raise DataError(
                 f"target {str(name)!r} holds {found} ({_rows(targets, wrong)}); each of several targets is 0 or 1",
-                hint="write 0 and 1, or name one label column as target under [data]",
+                hint=f"write 0 and 1, or name one label column as {Key('data.target'):under}",
             )
     wrong = values.sum(axis=1) != 1
     if one_hot and wrong.any():
         raise DataError(
             f"target columns {', '.join(column_names(targets))} do not hold exactly one 1 in {int(wrong.sum())} rows "
             f"({_rows(targets, wrong)})",
-            hint='correct the rows, or set task = "multilabel" under [data] when several may hold',
+            hint=f"""correct the rows, or set {Key("data.task", '"multilabel"')} when several may hold""",
         )
     return values
 
@@ -111,76 +110,67 @@ def numbers(targets: pd.DataFrame) -> np.ndarray:
             raise DataError(
                 f"target {str(name)!r} is {targets[name].dtype}{shown}; expected numbers",
                 hint="write plain numbers such as -1234.5 (no separators of thousands, currency or percent), or set "
-                'task = "binary" or "multiclass" under [data] for labels',
+                f"""{Key("data.task", '"binary" or "multiclass"')} for labels""",
             )
     return targets.to_numpy(dtype=float)
 
 
 def target_scale(targets: pd.DataFrame) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, population standard deviation) of each regression target."""
-    import numpy as np
-
     values = numbers(targets)
     if not len(values):
-        raise DataError("train has no rows", hint="raise train under [data.split]")
+        raise DataError("train has no rows", hint=f"raise {Key('data.split.train'):under}")
     with np.errstate(over="ignore", invalid="ignore"):
         mean, std = values.mean(axis=0), values.std(axis=0)
     for name, spread, column in zip(column_names(targets), std, values.T, strict=True):
         if not np.isfinite(spread) or spread <= np.finfo(float).eps * np.abs(column).max():
             raise DataError(
                 f"target {name!r} has standard deviation {spread:.4g} over {len(column)} rows, expected it to vary",
-                hint="name a target that varies, or rescale it, under [data]",
+                hint="name a target that varies, or rescale it",
             )
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def _learn_labels(kind: TaskKind, values: pd.Series, positive: Label | None) -> tuple[Any, ...]:
-    """Sorted labels of one column, for binary with the positive one last."""
     counts = {_plain(label): int(n) for label, n in values.value_counts(sort=False).items() if n}
     labels = sorted(counts, key=_label_order)
     name = str(values.name)
     if len(labels) < 2 or (kind == "binary" and len(labels) > 2):
+        hint = "name a target that varies, or give train more rows"
+        if len(labels) > 2:
+            hint = f"""set {Key("data.task", '"multiclass" or "regression"')}, or name another target"""
         raise DataError(
             f"target {name!r} has {len(labels)} distinct values in train ({_shown(labels)}), "
             f"expected {'exactly' if kind == 'binary' else 'at least'} 2 for a {kind} task",
-            hint='set task = "multiclass" or "regression" under [data], or name another target'
-            if len(labels) > 2
-            else "name a target that varies under [data], or give train more rows",
+            hint=hint,
         )
     if rare := [label for label in labels if counts[label] < 2]:
         raise DataError(
             f"target {name!r} has {len(rare)} classes with 1 train row ({_shown(rare)}), expected 2 or more",
-            hint='merge or remove rare classes, or set task = "regression" under [data] if the target is a quantity',
+            hint=f"""merge or remove rare classes; set {Key("data.task", '"regression"')} for a quantity""",
         )
-    return _positive_last(name, labels, positive) if kind == "binary" else tuple(labels)
-
-
-def _positive_last(name: str, labels: list[Any], positive: Label | None) -> tuple[Any, ...]:
-    """(negative, positive) label."""
-    if positive is None:
+    if kind != "binary" or positive is None:
         return tuple(labels)
     if positive not in labels:
         raise DataError(
-            f"positive = {positive!r} is not a label of target {name!r}, which has {_shown(labels)}",
-            hint=f"set positive under [data] to {labels[0]!r} or {labels[1]!r}",
+            f"{Key('data.positive')} = {positive!r} is not a label of target {name!r}, which has {_shown(labels)}",
+            hint=f"set {Key('data.positive'):under} to {labels[0]!r} or {labels[1]!r}",
         )
     return tuple(sorted(labels, key=lambda label: bool(label == positive)))
 
 
-def _learn_indicator_columns(kind: TaskKind, targets: pd.DataFrame) -> tuple[str, ...]:
-    """Column names of a one-hot or multilabel target, each with at least two rows of 0 and of 1."""
+def _learn_indicators(kind: TaskKind, targets: pd.DataFrame) -> tuple[str, ...]:
     values = zero_one(targets, one_hot=kind == "multiclass")
     for name, ones in zip(column_names(targets), values.sum(axis=0).astype(int), strict=True):
         if min(ones, len(values) - ones) < 2:
             raise DataError(
                 f"target {name!r} is 1 in {ones} of {len(values)} train rows, expected at least 2 rows of 0 and of 1",
-                hint=f"remove {name!r} from target under [data], or give train more rows",
+                hint=f"remove {name!r} from {Key('data.target'):under}, or give train more rows",
             )
     return column_names(targets)
 
 
 def _plain(value: Any) -> Any:
-    """A NumPy scalar as Python's own."""
     return value.item() if hasattr(value, "item") else value
 
 
@@ -190,12 +180,10 @@ def _label_order(label: Any) -> tuple[bool, Any]:
 
 
 def _shown(labels: Sequence[Any]) -> str:
-    """The first labels, written as Python does."""
     more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
     return ", ".join(repr(label) for label in labels[:SHOWN]) + more
 
 
 def _rows(values: pd.DataFrame | pd.Series, bad: np.ndarray) -> str:
-    """The index labels of the first bad rows."""
     first = [str(label) for label in values.index[bad][:SHOWN]]
     return f"rows {', '.join(first)}{', ...' if int(bad.sum()) > SHOWN else ''}"

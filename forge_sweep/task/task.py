@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from forge_sweep.errors import DataError, InputError
-from forge_sweep.task import scoring
-from forge_sweep.task.pairing import METRICS, TaskKind, check_pairing, pairings
+from forge_sweep.task.metrics import METRICS, Gap, TaskKind, check_pairing, gaps, pairings, parts
 from forge_sweep.task.targets import (
     Label,
     column_names,
@@ -20,10 +21,8 @@ from forge_sweep.task.targets import (
     target_scale,
     zero_one,
 )
-from forge_sweep.task.undefined import Gap, gaps
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 DEFAULT_THRESHOLD = 0.5
@@ -67,40 +66,45 @@ class Task:
         loss: str | None = None,
         from_logits: bool = False,
     ) -> Task:
-        """Learn classes or target scale from the train targets.
+        """Learn classes or target scale from the train targets, (n, number of targets).
 
-        Args:
-            kind: the task.
-            train_targets: target columns of the train rows, (n, number of targets).
-            positive: binary only: the label whose probability is predicted. Default: the greater of the two
-                (True over False, 1 over 0, the later one in alphabetical order).
-            activation: output activation; default: the task's own, ``linear`` with ``from_logits``.
-            loss: loss; default: the task's own.
-            from_logits: whether the network gives logits.
+        Activation (``linear`` with ``from_logits``) and loss are the task's own by default. ``positive`` is the label
+        of a binary task whose probability is predicted; by default the greater of the two (True over False, 1 over 0,
+        the later one in alphabetical order).
 
         Raises:
             DataError: missing or infinite targets, the wrong number of classes, a class with fewer than 2 rows, one-hot
-                or multilabel columns that are not 0/1, a constant regression target; names the column and the rows.
+                or multilabel columns that are not 0/1, a constant regression target.
             InputError: the head does not fit the task (see ``check_pairing``).
         """
         one_hot = kind == "multiclass" and train_targets.shape[1] > 1
         default = pairings(kind, one_hot)[0]
         activation = activation or ("linear" if from_logits else default.activation)
-        wrong = check_pairing(kind, one_hot, activation, loss or default.loss, from_logits)
+        loss = loss or default.loss
+        wrong = check_pairing(kind, one_hot, activation, loss, from_logits)
         if wrong is not None:
             raise InputError(wrong, hint="correct or remove activation, loss and from_logits under [model]")
         refuse_missing(train_targets)
         mean, std = target_scale(train_targets) if kind == "regression" else ((), ())
-        names = column_names(train_targets)
         classes = learn_classes(kind, train_targets, positive)
-        return cls(kind, names, classes, one_hot, activation, loss or default.loss, from_logits, mean, std)
+        return cls(
+            kind,
+            column_names(train_targets),
+            classes,
+            one_hot,
+            activation,
+            loss or default.loss,
+            from_logits,
+            mean,
+            std,
+        )
 
     def scored_as(self, objective: str) -> str:
         """The metric that an objective is on any rows: ``auc`` for ``val_auc``; its nearest relative for a loss."""
         name = objective.removeprefix("val_")
         if name != "loss":
             return name
-        return {"mae": "mae"}.get(self.loss, "rmse") if self.kind == "regression" else "log_loss"
+        return ("mae" if self.loss == "mae" else "rmse") if self.kind == "regression" else "log_loss"
 
     @property
     def units(self) -> int:
@@ -108,17 +112,11 @@ class Task:
         return {"binary": 1, "regression": len(self.targets)}.get(self.kind, len(self.classes))
 
     def encode(self, targets: pd.DataFrame) -> np.ndarray:
-        """Targets as the loss takes them.
+        """Targets as the loss takes them, (n, units) float32 or for integer multiclass (n,) int32.
 
-        Returns:
-            (n, units) float32: 0/1 for binary, one-hot and multilabel, standardised values for regression;
-            (n,) int32 for integer multiclass.
-
-        Raises:
-            DataError: a missing column, a missing value or a label that train does not have; names column and rows.
+        They are 0/1 for binary, one-hot and multilabel, standardised values for regression. DataError for a missing
+        column, a missing value or a label that train does not have.
         """
-        import numpy as np
-
         targets = select(targets, self.targets)
         refuse_missing(targets)
         if self.kind == "regression":
@@ -128,16 +126,19 @@ class Task:
         codes = label_codes(targets.iloc[:, 0], self.classes)
         return codes.astype(np.float32)[:, None] if self.kind == "binary" else codes.astype(np.int32)
 
+    def truth(self, encoded: np.ndarray) -> np.ndarray:
+        """What ``encode`` gave as `metrics.parts` takes it: int64 codes, or regression values in original units."""
+        if self.kind == "regression":
+            return np.asarray(np.asarray(encoded, dtype=np.float64) * self.std + self.mean)
+        if self.kind == "multiclass":
+            encoded = encoded.argmax(axis=1) if self.one_hot else encoded
+        return np.asarray(encoded[:, 0] if self.kind == "binary" else encoded, dtype=np.int64)
+
     def to_scores(self, outputs: np.ndarray) -> np.ndarray:
-        """Raw network outputs as probabilities, or as regression values in original units.
+        """Raw outputs (n, units) of a network or a tree as probabilities, or as regression values in original units.
 
-        Args:
-            outputs: (n, units), as the network (or a tree baseline) gives them.
-
-        Returns:
-            (n, units) float64. Applies sigmoid or softmax when ``from_logits``; multiclass rows sum to 1 in float64.
+        Sigmoid or softmax is applied when ``from_logits``; multiclass rows sum to 1 in float64.
         """
-        import numpy as np
         from scipy import special
 
         outputs = np.asarray(outputs, dtype=np.float64)
@@ -150,71 +151,52 @@ class Task:
         return np.asarray(special.expit(outputs)) if self.from_logits else outputs
 
     def score(self, encoded: np.ndarray, scores: np.ndarray, *, threshold: float | None = None) -> dict[str, float]:
-        """Metrics by their exact definitions in scikit-learn, not over 200 thresholds as Keras' streaming ones.
+        """Every metric in ``METRICS[kind]``, by its exact definition in scikit-learn.
 
         Multiclass ``auc`` is one class against the rest, averaged over the classes present in ``encoded``; ``f1`` is a
         macro average. Multilabel ``auc``, ``pr_auc``, ``f1`` and ``log_loss`` are averages over labels (``auc`` and
         ``pr_auc`` over those with both values present), ``accuracy`` counts rows with every label right. Regression
-        metrics are in original units, averaged over targets.
+        metrics are in original units, averaged over targets. A metric is nan where the targets do not define it
+        (`gaps`), and all are for no rows or for predictions that are not finite.
 
         Args:
             encoded: targets as ``encode`` gives them.
             scores: (n, units) as ``to_scores`` gives them.
             threshold: probability from which a label holds, binary and multilabel; default 0.5.
-
-        Returns:
-            Every name in ``METRICS[kind]`` as a float, nan where the targets do not define it (`gaps`): one class only,
-            or for ``r2`` a constant target. All are nan for no rows or for predictions that are not finite.
         """
-        import numpy as np
-
+        found = dict.fromkeys(METRICS[self.kind], float("nan"))
         if not len(scores) or not np.isfinite(scores).all():
-            return dict.fromkeys(METRICS[self.kind], float("nan"))
+            return found
         cut = DEFAULT_THRESHOLD if threshold is None else threshold
-        if self.kind == "regression":
-            truth = np.asarray(encoded, dtype=np.float64) * np.asarray(self.std) + self.mean
-            values = scoring.regression(truth, scores)
-        elif self.kind == "multiclass":
-            codes = encoded.argmax(axis=1) if self.one_hot else encoded
-            values = scoring.multiclass(codes.astype(np.int64), scores)
-        elif self.kind == "multilabel":
-            values = scoring.multilabel(encoded.astype(np.int64), scores, cut)
-        else:
-            values = scoring.binary(encoded[:, 0].astype(np.int64), scores[:, 0], cut)
+        once = np.ones((1, len(scores)))
+        for values_of in parts(self.kind, self.truth(encoded), scores, cut, found):
+            found |= {name: float(value[0]) for name, value in values_of(once).items()}
         undefined = {name for gap in self.gaps(encoded) if gap.whole for name in gap.metrics}
-        return {name: float("nan") if name in undefined else float(values[name]) for name in METRICS[self.kind]}
+        return {name: float("nan") if name in undefined else value for name, value in found.items()}
 
     def gaps(self, encoded: np.ndarray) -> tuple[Gap, ...]:
-        """Which metrics these targets do not define, whatever a model predicts; see `undefined`."""
+        """Which metrics these targets do not define, whatever a model predicts; see `metrics.gaps`."""
         names = self.targets if self.kind == "regression" else tuple(map(str, self.classes))
         return tuple(gaps(self.kind, encoded, names))
 
     def class_weights(self, encoded: np.ndarray) -> dict[int, float]:
-        """Weight of each class code, ``n / (number of classes * rows of the class)``: scikit-learn's "balanced".
-
-        Raises:
-            DataError: the task is neither binary nor multiclass.
-        """
-        import numpy as np
+        """Weight of each class code, ``n / (number of classes * rows of the class)``: scikit-learn's "balanced"."""
         from sklearn.utils.class_weight import compute_class_weight
 
         if self.kind not in ("binary", "multiclass"):
-            raise DataError(
-                f"class weights are not defined for a {self.kind} task", hint="remove class_weight under [model]"
-            )
-        codes = encoded.argmax(axis=1) if self.one_hot else encoded.ravel()
-        present = np.unique(codes.astype(np.int64))
-        weights = compute_class_weight("balanced", classes=present, y=codes.astype(np.int64))
+            hint = "remove class_weight under [model]"
+            raise DataError(f"class weights are not defined for a {self.kind} task", hint=hint)
+        codes = self.truth(encoded)
+        present = np.unique(codes)
+        weights = compute_class_weight("balanced", classes=present, y=codes)
         return {int(code): float(weight) for code, weight in zip(present, weights, strict=True)}
 
     def best_threshold(self, encoded: np.ndarray, scores: np.ndarray) -> float:
         """The decision threshold with the highest F1; choose it on validation rows, never on test.
 
-        Binary only, 0.5 for other tasks and where one class only is present. The threshold lies half way between two
-        neighbouring probabilities, so that rounding in a served model does not move a row across it; of equally good
-        ones, the one nearest 0.5 is taken.
+        Binary only, 0.5 for other tasks and where one class only is present. It lies half way between two neighbouring
+        probabilities, so that rounding in a served model moves no row; of equally good ones, the nearest to 0.5.
         """
-        import numpy as np
         from sklearn.metrics import precision_recall_curve
 
         if self.kind != "binary" or not np.isfinite(scores).all() or len(np.unique(encoded)) < 2:
@@ -237,8 +219,7 @@ class Task:
     def columns(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Names of the columns of `predictions` that hold scores, and of those that hold labels; no two are alike.
 
-        Where a target's own name is that of a score (targets ``rain`` and ``probability_rain``), its labels stand
-        under ``label_<target>``.
+        A target named like a score (``probability_rain`` beside ``rain``) has its labels under ``label_<target>``.
         """
         if self.kind == "regression":
             return self.targets, ()

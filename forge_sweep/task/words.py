@@ -1,4 +1,4 @@
-"""Scores and their intervals as people read them, the same in the terminal, the report, the card and MLflow."""
+"""Scores and their intervals in words, the same in the terminal, the report, the card and MLflow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 MARK = " (registered)"
 
 Titles = tuple[str, ...]
-Rows = list[tuple[str, ...]]
+Cells = list[tuple[str, ...]]
 
 
 def figure(value: float | None) -> str:
@@ -27,19 +27,13 @@ def between(ends: Sequence[float | None] | None) -> str:
     return f"{figure(ends[0])} to {figure(ends[1])}"
 
 
-def with_interval(ends: Sequence[float | None]) -> str:
-    """``0.9123 (0.8901 to 0.9312)``."""
+def _with_interval(ends: Sequence[float | None]) -> str:
     value, *interval = ends
-    known = between(interval)
-    return figure(value) if known == "-" else f"{figure(value)} ({known})"
+    return figure(value) if None in interval else f"{figure(value)} ({between(interval)})"
 
 
-def side_by_side(evaluation: Mapping[str, Any]) -> tuple[Titles, Rows]:
-    """Every metric of the models that were scored in one look at the test rows, with the first one's lead over each.
-
-    Args:
-        evaluation: as `forge_sweep.bundle.Evaluation.to_dict` gives it.
-    """
+def side_by_side(evaluation: Mapping[str, Any]) -> tuple[Titles, Cells]:
+    """Every metric of the models in one `Evaluation.to_dict`, with the first one's lead over each."""
     models = evaluation["models"]
     leads = {
         (each["other"], each["gain"]["metric"]): [each["gain"]["gain"][end] for end in ("value", "low", "high")]
@@ -50,12 +44,12 @@ def side_by_side(evaluation: Mapping[str, Any]) -> tuple[Titles, Rows]:
         models[0]["words"] + MARK,
         *(title for model in models[1:] for title in (model["words"], f"lead over {model['words']}")),
     )
-    rows: Rows = []
+    rows: Cells = []
     for name, ends in models[0]["metrics"].items():
         others = [
             shown
             for each in models[1:]
             for shown in (each["metrics"][name], leads.get((each["label"], name), [None] * 3))
         ]
-        rows.append((name, *map(with_interval, [ends, *others])))
+        rows.append((name, *map(_with_interval, [ends, *others])))
     return titles, rows

@@ -1,35 +1,35 @@
-"""All that is written to MLflow: runs, curves, datasets, artifacts, the registered model. MLflow lives here only.
+"""Everything that reads or writes MLflow: runs, curves, datasets, artifacts, registered models.
 
-Every write is a small value (`writes`) that may be applied twice without harm. `Tracker` applies it at once; while the
-store cannot be reached it waits in a local file (`journal`) and is applied later, in order. Everything is synchronous
-(MLflow's async logging loses 92-100 % of the points at a kill) and names its run (no fluent state).
-
-The module is also the ``loader_module`` of registered models: MLflow calls `_load_pyfunc`.
+Every write is a small value (`writes`) that is safe to apply twice; while the store is unreachable it waits in a local
+file (`journal`). All calls are synchronous, since MLflow's async logging loses 92-100 % of the points when a process is
+killed. The package is also the ``loader_module`` of registered models: MLflow calls `_load_pyfunc`.
 """
 
 from __future__ import annotations
 
+from forge_sweep.tracking.client import check_store, default_uri, prepare_store
 from forge_sweep.tracking.ledger import Entry, Ledger
-from forge_sweep.tracking.located import Located, fetched, locate
-from forge_sweep.tracking.mlmodel import ForeignModel
-from forge_sweep.tracking.pyfunc import BundleModel, _load_pyfunc
-from forge_sweep.tracking.records import Record, read_record, write_verdict
+from forge_sweep.tracking.mlmodel import ForeignModel, _load_pyfunc
+from forge_sweep.tracking.models import (
+    Located,
+    ModelVersion,
+    Registry,
+    fetched,
+    locate,
+    models_trained_on,
+)
 from forge_sweep.tracking.registration import FORM_TAG, requirements
-from forge_sweep.tracking.registry import ModelVersion, Registry
-from forge_sweep.tracking.review import Found, Review, model_is_there
-from forge_sweep.tracking.runs import EPOCH_TAG, FIRST_EPOCH, Run
-from forge_sweep.tracking.session import PARENT_TAG
-from forge_sweep.tracking.store import check_store, default_uri, prepare_store
-from forge_sweep.tracking.tracker import Tracker, environment_tags
-from forge_sweep.tracking.trained_on import TrainedModel, downloaded, models_trained_on
-from forge_sweep.tracking.writes import Status
+from forge_sweep.tracking.run import FIRST_EPOCH, Run, Tracker, environment_tags
+from forge_sweep.tracking.runs import CODE, Found, Record, Review, model_is_there, read_record, write_verdict
+from forge_sweep.tracking.schema import upgrade as upgrade_store
+from forge_sweep.tracking.writes import EPOCH_TAG, PARENT_TAG, Status
 
 __all__ = [
+    "CODE",
     "EPOCH_TAG",
     "FIRST_EPOCH",
     "FORM_TAG",
     "PARENT_TAG",
-    "BundleModel",
     "Entry",
     "ForeignModel",
     "Found",
@@ -42,11 +42,9 @@ __all__ = [
     "Run",
     "Status",
     "Tracker",
-    "TrainedModel",
     "_load_pyfunc",
     "check_store",
     "default_uri",
-    "downloaded",
     "environment_tags",
     "fetched",
     "locate",
@@ -55,5 +53,6 @@ __all__ = [
     "prepare_store",
     "read_record",
     "requirements",
+    "upgrade_store",
     "write_verdict",
 ]

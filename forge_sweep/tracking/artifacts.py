@@ -1,15 +1,13 @@
-"""Artifacts of the embedded store, named by their place in it: a plugin of MLflow, as its documents describe them.
+"""A plugin of MLflow: ``forge-store:/credit/RUN/artifacts`` is that folder of ``artifacts`` beside the database.
 
-``forge-store:/credit/RUN/artifacts`` is the folder ``artifacts/credit/RUN/artifacts`` beside the database in which that
-address stands, wherever both lie by now. See docs/decisions/0023-store-that-moves.md. The entry point is in
-pyproject.toml; MLflow loads this module at its own import, so MLflow is imported in functions only.
+So a store can be moved: see docs/decisions/0023-store-that-moves.md. The entry point is in pyproject.toml; MLflow loads
+this module at its own import, so MLflow is imported in functions only.
 """
 
 from __future__ import annotations
 
 import functools
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
@@ -20,13 +18,12 @@ if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 SCHEME = "forge-store"
-GROUP = "mlflow.artifact_repository"
 
 
 @functools.cache
 def is_installed() -> bool:
     """Whether MLflow finds the plugin: not where the package was installed before it had one."""
-    return any(each.name == SCHEME for each in entry_points(group=GROUP))
+    return any(each.name == SCHEME for each in entry_points(group="mlflow.artifact_repository"))
 
 
 def location(folder: str) -> str:
@@ -37,15 +34,10 @@ def location(folder: str) -> str:
 def store_artifacts(
     artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None
 ) -> ArtifactRepository:
-    """Called by MLflow for each address with our scheme.
-
-    Args:
-        artifact_uri: below `location`.
-        tracking_uri: of the store; MLflow's own where it gives none, as its server does.
-        registry_uri: not used.
+    """Called by MLflow for each address with our scheme; its server gives no `tracking_uri`.
 
     Raises:
-        InputError: the address leaves the store, or the store is none that it can belong to.
+        InputError: the address leaves the store, or MLflow is at another store.
     """
     import mlflow
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
@@ -65,5 +57,5 @@ def store_artifacts(
             f"the artifacts {artifact_uri!r} are those of an embedded store, and MLflow is at another address",
             hint="set MLFLOW_TRACKING_URI to the store's mlflow.db, or unset it",
         )
-    folder: Path = database.parent.joinpath("artifacts", *parts)
+    folder = database.parent.joinpath("artifacts", *parts)
     return LocalArtifactRepository(folder.as_uri(), tracking, registry_uri)

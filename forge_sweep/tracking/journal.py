@@ -1,7 +1,7 @@
-"""A queue in a file: what could not be written to MLflow waits here, in order, and survives the process.
+"""A persistent queue of writes that could not be sent to MLflow.
 
-One JSON record per line. How far it was replayed stands in a file of its own, saved after each record. Several
-processes may share a journal; each access holds its lock.
+One JSON record per line; the replay position is kept in a second file, saved after each record. Several processes may
+share a journal; each access takes its lock.
 """
 
 from __future__ import annotations
@@ -12,106 +12,93 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
+from filelock import FileLock
 
 Record = dict[str, Any]
 
 
 class Journal:
-    """The waiting writes of one experiment.
-
-    Args:
-        folder: where the journal lives; created with the first record.
-        name: file name without suffix.
-    """
+    """The queued writes of one experiment, in files of this name; the folder is created with the first record."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.path = folder / f"{name}.jsonl"
         self.refused = folder / f"{name}.refused.jsonl"
         self._position = folder / f"{name}.position"
         self._files = folder / f"{name}.files"
-        self._lock_path = folder / f"{name}.lock"
+        self._lock = FileLock(str(folder / f"{name}.lock"))
 
     @property
     def waiting(self) -> bool:
-        """Whether any record waits; one look at two small files."""
+        """Whether any record is queued; reads two small files."""
         return self._size() > self._done()
 
     def __len__(self) -> int:
-        """Records that wait."""
         return sum(1 for _ in self._records()) if self.waiting else 0
 
     def append(self, record: Record) -> None:
-        """Add a record at the end, on disk when this returns.
-
-        Raises:
-            OSError: the journal cannot be written.
-        """
+        """Append a record; it is on disk when this returns, or OSError is raised."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked():
+        with self._lock:
             self._repair()
             _append_line(self.path, record)
 
     def keep(self, source: Path) -> Path:
-        """A copy of a file that stays until its record was replayed."""
+        """Copy a file; the copy is kept until its record has been replayed."""
         copy = self._files / uuid.uuid4().hex / source.name
         copy.parent.mkdir(parents=True)
         shutil.copyfile(source, copy)
         return copy
 
     def drain(self, apply: Callable[[Record], bool]) -> int:
-        """Apply every waiting record in order and forget it; returns how many.
+        """Apply and remove every queued record in order; returns how many.
 
-        Args:
-            apply: called with each record; false where it was set aside, and needs its files still. When it raises,
-                this record and those after it stay.
+        `apply` returns False for a record that was set aside, whose files are still needed. If it raises, this record
+        and those after it stay queued.
         """
         if not self.path.exists():
             return 0
         applied = 0
-        with self._locked():
+        with self._lock:
             self._repair()
             for end, record in self._records():
                 made = apply(record)
-                self._save_position(end)
+                new = self._position.with_suffix(".position.new")
+                new.write_text(str(end))
+                new.replace(self._position)
                 if made:
                     self._drop_copies(record)
                 applied += 1
-            self._clear()
+            # In this order: a kill in between leaves an empty journal with an old position, which `_repair` removes.
+            os.truncate(self.path, 0)
+            self._position.unlink(missing_ok=True)
         return applied
 
     def refuse(self, record: Record, reason: str) -> None:
-        """Set aside a record that the store does not take, with the reason; `readmit` tries it again."""
+        """Set aside a record that the store refuses, with the reason; `readmit` queues it again."""
         _append_line(self.refused, {**record, "reason": reason})
 
     @property
     def set_aside(self) -> int:
-        """Records that were set aside."""
+        """Number of records that were set aside."""
         return len(self.refused.read_bytes().splitlines()) if self.refused.exists() else 0
 
     def readmit(self) -> int:
-        """Let the records that were set aside wait again, before all others; returns how many.
+        """Queue the records that were set aside again, before all others; returns how many.
 
-        They are marked as late, since what was written meanwhile is newer. A kill in between leaves records twice, and
-        every write may be made twice.
+        They are marked as late, since newer writes may have been applied meanwhile. A kill may leave records twice,
+        which is harmless: every write is idempotent.
         """
         if not self.refused.exists():
             return 0
-        with self._locked():
+        with self._lock:
             self._repair()
             lines = self.refused.read_bytes().splitlines()
-            rest = b""
-            if self.path.exists():
-                with self.path.open("rb") as file:
-                    file.seek(self._done())
-                    rest = file.read()
-            again = b"".join(_late(line) + b"\n" for line in lines)
+            rest = self.path.read_bytes()[self._done() :] if self.path.exists() else b""
             new = self.path.with_suffix(".new")
             with new.open("wb") as file:
-                file.write(again + rest)
+                file.write(b"".join(_late(line) + b"\n" for line in lines) + rest)
                 file.flush()
                 os.fsync(file.fileno())
             self._position.unlink(missing_ok=True)
@@ -120,7 +107,7 @@ class Journal:
         return len(lines)
 
     def _records(self) -> Iterator[tuple[int, Record]]:
-        """End position and content of each waiting record; a torn last line is not one."""
+        """End position and content of each queued record, without a torn last line."""
         with self.path.open("rb") as lines:
             end = lines.seek(self._done())
             for line in lines:
@@ -130,8 +117,8 @@ class Journal:
                 yield end, _parse(line)
 
     def _repair(self) -> None:
-        """Cut a line torn by a kill; forget a position that outlived its records."""
-        if self._position_read() > self._size():
+        """Remove a line torn by a kill, and a position beyond the end of the file."""
+        if not self._done():
             self._position.unlink(missing_ok=True)
         if not self._size():
             return
@@ -141,13 +128,8 @@ class Journal:
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
 
-    def _clear(self) -> None:
-        # In this order: a kill in between leaves an empty journal with an old position, which `_repair` forgets.
-        os.truncate(self.path, 0)
-        self._position.unlink(missing_ok=True)
-
     def _drop_copies(self, record: Record) -> None:
-        """Delete the files kept for a record; others may belong to one that another process is about to append."""
+        # Only those of this record: others may belong to one that another process is about to append.
         for value in record.values():
             if isinstance(value, str) and Path(value).parent.parent == self._files:
                 shutil.rmtree(Path(value).parent, ignore_errors=True)
@@ -156,29 +138,16 @@ class Journal:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def _done(self) -> int:
-        """Position up to which records were replayed; 0 when the saved one outlived its records."""
-        position = self._position_read()
-        return position if position <= self._size() else 0
-
-    def _position_read(self) -> int:
+        """Position up to which records were replayed; 0 if the saved one is beyond the end of the file."""
         try:
-            return int(self._position.read_text())
+            position = int(self._position.read_text())
         except (FileNotFoundError, ValueError):
             return 0
-
-    def _save_position(self, end: int) -> None:
-        new = self._position.with_suffix(".position.new")
-        new.write_text(str(end))
-        new.replace(self._position)
-
-    def _locked(self) -> BaseFileLock:
-        from filelock import FileLock
-
-        return FileLock(str(self._lock_path))
+        return position if position <= self._size() else 0
 
 
 def _parse(line: bytes) -> Record:
-    """The record, or one of the unknown kind ``unreadable`` that its reader refuses, so that it blocks nothing."""
+    """The record; an unreadable line becomes one of the unknown kind ``unreadable``, which is set aside on replay."""
     try:
         record: Record = json.loads(line)
     except ValueError:
@@ -187,16 +156,20 @@ def _parse(line: bytes) -> Record:
 
 
 def _late(line: bytes) -> bytes:
-    """A record as it waited, marked as late; a line that is unreadable stays so."""
+    """The record without its reason, marked as late; an unreadable line is kept."""
     record = _parse(line)
     if record.get("op") == "unreadable":
-        return line if "line" not in record else str(record["line"]).encode()
+        return str(record["line"]).encode() if "line" in record else line
     waiting = {**{name: value for name, value in record.items() if name != "reason"}, "late": True}
-    return json.dumps(waiting, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return _line(waiting)
+
+
+def _line(record: Record) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def _append_line(path: Path, record: Record) -> None:
     with path.open("ab") as file:
-        file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+        file.write(_line(record) + b"\n")
         file.flush()
         os.fsync(file.fileno())

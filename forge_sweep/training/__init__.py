@@ -1,24 +1,24 @@
-"""Fitting one Keras model: the loop, its callbacks, the backend and the classes of failure."""
+"""Fitting one Keras model: the fit, its callbacks, the backend and the classes of failure."""
 
 from __future__ import annotations
 
 from forge_sweep.training.backend import (
+    Setup,
     accelerators,
+    as_variables,
     fix_operations,
-    forget,
-    limit_threads,
     load_backend,
     release,
-    reuse,
+    running_backend,
     seed_everything,
     select_backend,
     settle,
 )
 from forge_sweep.training.checkpoint import Checkpoint, FileCheckpoint
-from forge_sweep.training.data import Features, TrainingData, each, leaves
+from forge_sweep.training.data import Features, TrainingData, data_loss, each, leaves, outputs
 from forge_sweep.training.failures import classify
-from forge_sweep.training.loop import FitResult, FitSpec, OnEpoch, OnResume, begin_anew, fit
-from forge_sweep.training.validation import Validation, data_loss, outputs
+from forge_sweep.training.fit import FitResult, FitSpec, OnEpoch, OnResume, Schedule, begin_anew, fit
+from forge_sweep.training.networks import forget, reuse
 
 __all__ = [
     "Checkpoint",
@@ -28,9 +28,11 @@ __all__ = [
     "FitSpec",
     "OnEpoch",
     "OnResume",
+    "Schedule",
+    "Setup",
     "TrainingData",
-    "Validation",
     "accelerators",
+    "as_variables",
     "begin_anew",
     "classify",
     "data_loss",
@@ -39,11 +41,11 @@ __all__ = [
     "fix_operations",
     "forget",
     "leaves",
-    "limit_threads",
     "load_backend",
     "outputs",
     "release",
     "reuse",
+    "running_backend",
     "seed_everything",
     "select_backend",
     "settle",

@@ -1,4 +1,7 @@
-"""Keras' backend: which one, its random state, its devices, and what it keeps between trials."""
+"""Keras' backend: which one, its random state, its devices, and what it keeps between trials.
+
+On JAX and PyTorch TensorFlow is never imported, though it is installed: it takes seconds, 500 MB and prints.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +13,30 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import numpy as np
 
 from forge_sweep import environment
-from forge_sweep.errors import InputError
-
-if TYPE_CHECKING:
-    import keras
+from forge_sweep.errors import InputError, MissingExtra, one_line
+from forge_sweep.training import networks
+from forge_sweep.workers import WorkerUnfit
 
 BACKENDS = ("tensorflow", "jax", "torch")
 
 
 def select_backend(name: str, deterministic: bool | None = None) -> None:
-    """Choose Keras' backend. Keras reads the choice once, when it is imported, so this comes before that.
+    """Choose Keras' backend, before Keras is imported: it reads the choice once.
 
-    Variables that would cut trainings short, or bring a backend to its end, are refused here; an empty one is an unset
-    one.
-
-    TensorFlow's own messages below errors are silenced (below fatal ones where there is no NVIDIA driver, since it
+    TensorFlow's own messages below errors are silenced (below fatal ones where there is no NVIDIA device, since it
     reports the missing CUDA as an error), unless ``TF_CPP_MIN_LOG_LEVEL`` says otherwise.
 
     Args:
-        name: ``tensorflow``, ``jax`` or ``torch``.
+        name: one of `BACKENDS`.
         deterministic: what the experiment says, where something is to be trained.
 
     Raises:
@@ -50,47 +53,35 @@ def select_backend(name: str, deterministic: bool | None = None) -> None:
             f'the experiment has backend = "{name}", but the environment has KERAS_BACKEND={asked}',
             hint=f'unset KERAS_BACKEND, or set backend = "{asked}"',
         )
-    _refuse_other_running(name)
+    keras = sys.modules.get("keras")
+    running = keras.config.backend() if keras is not None else name
+    if running != name:
+        raise InputError(
+            f'the experiment has backend = "{name}", but Keras already runs on {running} in this process',
+            hint=f"start a new process, or set KERAS_BACKEND={name} before Keras is imported",
+        )
     if importlib.util.find_spec(name) is None:
-        raise InputError(f'backend = "{name}" is not installed', hint=f"pip install {name}")
+        if name == "tensorflow":  # comes with this package
+            raise InputError('backend = "tensorflow" is not installed', hint="pip install tensorflow")
+        raise MissingExtra(f'backend = "{name}"', name)
     os.environ["KERAS_BACKEND"] = name
-    if not os.environ.get("TF_CPP_MIN_LOG_LEVEL"):
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2" if Path("/proc/driver/nvidia").exists() else "3"
-        # It warns of retracing where one short-lived model follows another, as in every sweep.
-        logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    if name == "tensorflow" and not os.environ.get("TF_CPP_MIN_LOG_LEVEL"):
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2" if _has_nvidia_device() else "3"
+        # It warns of retracing where one short-lived model follows another, as in every sweep. A filter, since it sets
+        # a level of its own when it is imported in a notebook.
+        logging.getLogger("tensorflow").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
-def load_backend() -> None:
-    """Import Keras on the selected backend, without what TensorFlow prints before its log level counts.
-
-    Those lines are written by C++ to file descriptor 2, where Python's ``sys.stderr`` cannot hold them back. They are
-    shown when the import fails. What the user's ``keras.json`` says of numbers is not followed; see `KERAS_SETTINGS`.
-
-    Raises:
-        InputError: Keras cannot start with that file.
-    """
-    if "keras" not in sys.modules:
-        try:
-            with _held_stderr():
-                importlib.import_module("keras")
-        except (ValueError, AttributeError, TypeError) as error:  # of its settings
-            sys.modules.pop("keras", None)
-            raise InputError(
-                f"Keras cannot start with {environment.keras_file()}: {error}", hint="mend that file, or remove it"
-            ) from error
-    _fix_settings()
+def _has_nvidia_device() -> bool:
+    """Tell whether a device node is there: a container without one still shows its host's driver in ``/proc``."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()  # the latter under Windows (WSL)
 
 
-def _fix_settings() -> None:
-    """Let Keras compute with `KERAS_SETTINGS`."""
-    import keras
-
-    fixed = environment.KERAS_SETTINGS
-    if keras.config.floatx() != fixed["floatx"]:
-        keras.config.set_floatx(fixed["floatx"])
-        keras.config.set_dtype_policy(fixed["floatx"])  # it may have been made of the other one by now
-    keras.config.set_epsilon(fixed["epsilon"])
-    keras.config.set_image_data_format(fixed["image_data_format"])
+def running_backend() -> str | None:
+    """The backend that Keras runs on, or that ``KERAS_BACKEND`` asks for; None where nothing is decided yet."""
+    keras = sys.modules.get("keras")
+    running: str | None = os.environ.get("KERAS_BACKEND") or None if keras is None else keras.config.backend()
+    return running
 
 
 def _refuse_variables(deterministic: bool | None) -> None:
@@ -112,9 +103,51 @@ def _refuse_variables(deterministic: bool | None) -> None:
         )
 
 
+def load_backend() -> None:
+    """Import Keras on the selected backend, without what TensorFlow prints before its log level counts.
+
+    Numbers in the user's ``keras.json`` are not followed; see `environment.KERAS_SETTINGS`.
+
+    Raises:
+        InputError: Keras cannot start with that file.
+    """
+    if "keras" not in sys.modules:
+        try:
+            with _held_stderr():
+                importlib.import_module("keras")
+        except (ValueError, AttributeError, TypeError) as error:  # of its settings
+            sys.modules.pop("keras", None)
+            raise InputError(
+                f"Keras cannot start with {environment.keras_file()}: {error}", hint="fix that file, or remove it"
+            ) from error
+    import keras
+
+    if keras.config.backend() != "tensorflow" and "tensorflow" not in sys.modules:
+        # Keras asks once whether TensorFlow is there, which imports it, before it seeds or saves anything on any
+        # backend. Asked here, where the import fails, it goes on without. The user's own code may import it later.
+        with _uninstalled("tensorflow"):
+            keras.saving.serialize_keras_object(np.zeros(1))
+    fixed = environment.KERAS_SETTINGS
+    if keras.config.floatx() != fixed["floatx"]:
+        keras.config.set_floatx(fixed["floatx"])
+        keras.config.set_dtype_policy(fixed["floatx"])  # it may have been derived from the other one
+    keras.config.set_epsilon(fixed["epsilon"])
+    keras.config.set_image_data_format(fixed["image_data_format"])
+
+
+@contextlib.contextmanager
+def _uninstalled(name: str) -> Iterator[None]:
+    """Let imports of a module fail within the block."""
+    sys.modules[name] = None  # type: ignore[assignment]  # which says so, by the rules of the import system
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
 @contextlib.contextmanager
 def _held_stderr() -> Iterator[None]:
-    """Hold what the process writes to its standard error; let go of it only if the block raises."""
+    """Hold what C++ writes to file descriptor 2, out of reach of ``sys.stderr``; show it only if the block raises."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -128,17 +161,6 @@ def _held_stderr() -> Iterator[None]:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-
-
-def _refuse_other_running(name: str) -> None:
-    """Raise InputError where Keras is imported already with another backend."""
-    keras = sys.modules.get("keras")
-    running = keras.config.backend() if keras is not None else name
-    if running != name:
-        raise InputError(
-            f'the experiment has backend = "{name}", but Keras already runs on {running} in this process',
-            hint=f"start a new process, or set KERAS_BACKEND={name} before Keras is imported",
-        )
 
 
 def seed_everything(seed: int) -> None:
@@ -155,25 +177,36 @@ def seed_everything(seed: int) -> None:
 def fix_operations(deterministic: bool) -> None:
     """Let the process use deterministic operations only, or make sure that it may use all.
 
-    On a CPU, the networks of this package give the same weights again either way; with it, other numbers come out,
-    since random numbers are drawn in another way, so that it belongs to an experiment. See
-    ``tf.config.experimental.enable_op_determinism``.
-
-    Args:
-        deterministic: what the experiment says; it cannot be taken back in a process.
+    Other numbers come out of TensorFlow's deterministic operations, on a CPU too, since random numbers are drawn in
+    another way: it keeps to them for good. See ``tf.config.experimental.enable_op_determinism``. PyTorch's are switched
+    on and off. JAX's follow from ``XLA_FLAGS`` on a GPU; on a CPU it has no others.
 
     Raises:
-        InputError: the backend is another one than TensorFlow, or the process was fixed for another experiment.
+        InputError: the process was fixed for another experiment, or was not started as JAX wants it.
     """
     load_backend()
     import keras
 
-    backend = keras.config.backend()
-    if backend != "tensorflow":
-        if deterministic:
-            hint = 'set deterministic = false, or backend = "tensorflow"'
-            raise InputError(f'deterministic = true is not there for backend = "{backend}"', hint=hint)
-        return
+    match keras.config.backend():
+        case "tensorflow":
+            _fix_tensorflow(deterministic)
+        case "torch":
+            import torch
+
+            if deterministic:  # without it cuBLAS refuses
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(deterministic)
+        case "jax" if deterministic and accelerators() and XLA_DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+            raise InputError(
+                'deterministic = true with backend = "jax" on a GPU: XLA reads that when the process starts',
+                hint=f"export XLA_FLAGS={XLA_DETERMINISTIC}",
+            )
+
+
+XLA_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+
+
+def _fix_tensorflow(deterministic: bool) -> None:
     from tensorflow.python.framework import config  # the question is in no public module
 
     if deterministic:
@@ -189,64 +222,25 @@ def accelerators() -> tuple[str, ...]:
     """The GPUs or TPUs that the backend computes on, such as ``gpu:0``; empty on a CPU."""
     import keras
 
+    if keras.config.backend() == "torch":  # Keras lists none there
+        import torch
+
+        kind = keras.ops.zeros(()).device.type  # KERAS_TORCH_DEVICE has a say
+        return () if kind == "cpu" else tuple(f"{kind}:{n}" for n in range(torch.accelerator.device_count()))
     return tuple(device for device in keras.distribution.list_devices() if not device.startswith("cpu"))
 
 
-def limit_threads(count: int) -> None:
-    """Let one operation, and independent operations, use this many threads. Call it before the first operation.
-
-    Other backends than TensorFlow go by the environment variables that are set when they are imported, such as
-    ``OMP_NUM_THREADS``.
-
-    Raises:
-        RuntimeError: TensorFlow computes already.
-    """
-    if "tensorflow" in sys.modules:
-        import tensorflow as tf
-
-        tf.config.threading.set_intra_op_parallelism_threads(count)
-        tf.config.threading.set_inter_op_parallelism_threads(count)
-
-
 def settle() -> None:
-    """Take what is loaded by now out of the garbage collector's sight. Call it once, before the first trial.
+    """Exempt what is loaded by now from garbage collection. Call it once, before the first trial.
 
-    A collection walks every live object, and TensorFlow, MLflow and scikit-learn bring more than a million of them:
-    each `release` takes 0.5 s less after this.
+    TensorFlow, MLflow and scikit-learn bring more than a million objects: each `release` takes 0.5 s less after this.
     """
     gc.collect()
     gc.freeze()
 
 
-def reuse(model: keras.Model) -> keras.Model:
-    """The network to train in the place of a new one: one that was traced before, in the new one's state, or itself.
-
-    It belongs to the caller until `release`. On other backends than TensorFlow it is always the new one.
-
-    Args:
-        model: a compiled network that was not trained yet.
-    """
-    import keras
-
-    if keras.config.backend() != "tensorflow":
-        return model
-    from forge_sweep.training import networks
-
-    return networks.take(model)
-
-
-def forget() -> None:
-    """Drop what is kept for the next trial, as when memory ran out."""
-    if "keras" in sys.modules and sys.modules["keras"].config.backend() == "tensorflow":
-        from forge_sweep.training import networks
-
-        networks.forget()
-
-
 def release() -> None:
     """Give back what a finished trial leaves behind. Call it between trials, when no model is in use.
-
-    The next trial may take a network of these again, with other weights; see `reuse`.
 
     TensorFlow's gradient registry keeps the graph of every custom gradient for ever (tensorflow#97697), 6 MB per trial;
     neither ``clear_session`` nor the garbage collector reaches it.
@@ -256,14 +250,61 @@ def release() -> None:
     import keras
 
     keras.utils.clear_session(free_memory=False)  # one collection is enough, below
-    if keras.config.backend() == "tensorflow":
-        from forge_sweep.training import networks
-
-        networks.release_networks()
+    networks.release_networks()
     if "tensorflow" in sys.modules:
         from tensorflow.python.framework import ops
 
-        registry = ops.gradient_registry._registry
-        for name in [name for name in registry if name.startswith("CustomGradient-")]:
-            del registry[name]
+        registry = ops.gradient_registry  # has no public way to remove an entry
+        for table in (getattr(registry, slot) for slot in type(registry).__slots__):
+            for name in [name for name in table if name.startswith("CustomGradient-")]:
+                del table[name]
     gc.collect()
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Makes a new process ready to train: imports the backend and settles its threads, before its first operation.
+
+    0 threads leave their number to the backend. PyTorch takes it from the variables of `as_variables`.
+    """
+
+    backend: str
+    threads: int
+
+    def __call__(self) -> None:
+        """Prepare this process.
+
+        Raises:
+            WorkerUnfit: it was given a GPU, and the backend sees none (any more): it would compute on the CPU.
+        """
+        warnings.showwarning = _say_once
+        if self.backend == "jax" and self.threads:
+            os.environ.setdefault("PJRT_NPROC", str(self.threads))  # XLA's only word for it on a CPU
+        select_backend(self.backend)
+        load_backend()
+        if self.backend == "tensorflow":
+            import tensorflow as tf
+
+            tf.config.threading.set_intra_op_parallelism_threads(self.threads)
+            tf.config.threading.set_inter_op_parallelism_threads(self.threads)
+        given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        if given not in ("", "-1") and not accelerators():
+            raise WorkerUnfit(f"it was given GPU {given}, and the backend sees none")
+        settle()
+
+
+def _say_once(message: Warning | str, *where: Any, **more: Any) -> None:
+    """A library's warning in a worker process, on standard error, without its place in the library's code."""
+    text = one_line(message)
+    if text not in _said:
+        _said.add(text)
+        sys.stderr.write(f"warning: {text}\n")
+
+
+_said: set[str] = set()
+
+
+def as_variables(threads: int) -> Mapping[str, str]:
+    """Thread counts of the libraries that read them when they are imported."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return dict.fromkeys(names, str(threads))

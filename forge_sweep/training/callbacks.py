@@ -1,24 +1,25 @@
 """Callbacks of the training loop. What ends a trial they do not raise: they set ``model.stop_training`` and keep it.
 
 A callback that raises inside ``fit`` makes Keras skip ``on_train_end`` of all callbacks, so best weights would not be
-restored. What still does: Ctrl-C outside of ``on_epoch``. Imported by `loop` when a fit begins, since it imports Keras.
+restored. Imports Keras, so `fit` imports it when a fit begins.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
 from forge_sweep.errors import TrialFailed
-from forge_sweep.training.checkpoint import Checkpoint, Progress, pack
+from forge_sweep.training.checkpoint import Progress, pack
 
-OnEpoch = Callable[[int, dict[str, float]], bool]
+if TYPE_CHECKING:
+    from forge_sweep.training.fit import FitSpec, OnEpoch
 
 RATE = "learning_rate"
 """Of the learning rate in the logs that Keras hands to callbacks."""
@@ -38,13 +39,10 @@ class Course:
     """How a fit goes, shared by its callbacks.
 
     Attributes:
-        history: the logs of every whole epoch.
-        events: what happened on the way, for people.
-        best_epoch: the epoch that early stopping takes for the best so far.
         over: whether training would end after the last epoch of the history anyway.
         pruned: whether ``on_epoch`` stopped what would have gone on.
-        failure: why the trial failed, if it did.
-        raised: what ``on_epoch`` raised, if it did, KeyboardInterrupt and the like included.
+        failure: why the trial failed.
+        raised: what ``on_epoch`` raised, KeyboardInterrupt and the like included.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
@@ -73,8 +71,7 @@ class BetweenSteps(keras.callbacks.Callback):
 def needs_batches(callback: keras.callbacks.Callback) -> bool:
     """Whether a callback wants to be called before or after each single batch."""
     hooks = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
-    own = [hook for hook in hooks if not _is_default(callback, hook)]
-    return bool(own) and not isinstance(callback, BetweenSteps)
+    return not isinstance(callback, BetweenSteps) and not all(_is_default(callback, hook) for hook in hooks)
 
 
 def _is_default(callback: keras.callbacks.Callback, hook: str) -> bool:
@@ -84,15 +81,23 @@ def _is_default(callback: keras.callbacks.Callback, hook: str) -> bool:
 
 
 class Evaluate(BetweenSteps):
-    """Puts validation metrics and the learning rate into the logs, so it comes first; fails a loss that is not finite.
+    """Puts validation metrics and the learning rate into the logs; fails a loss that is not finite, or out of time.
 
-    Keras hands one dictionary to all callbacks of an epoch, in order: what is added here is what later ones monitor.
+    It comes first: Keras hands one dictionary to all callbacks of an epoch, and later ones monitor what is added here.
     """
 
-    def __init__(self, validate: Callable[[keras.Model], dict[str, float]], course: Course) -> None:
+    def __init__(
+        self,
+        validate: Callable[[keras.Model], dict[str, float]],
+        course: Course,
+        began: float,
+        limit_s: float | None = None,
+    ) -> None:
         super().__init__()
         self.validate = validate
         self.course = course
+        self.began = began
+        self.limit_s = limit_s
         self.epoch = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
@@ -100,53 +105,73 @@ class Evaluate(BetweenSteps):
         self.epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Stop where the mean loss of the epoch so far is not finite."""
-        self._require_finite("loss", (logs or {}).get("loss", 0.0))
+        """Check the mean loss of the epoch so far."""
+        self._check("loss", (logs or {}).get("loss", 0.0))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Add to the logs of the epoch."""
         assert logs is not None
         logs[RATE] = learning_rate(self.model)
         logs.update(self.validate(self.model))
-        self._require_finite("val_loss", logs["val_loss"])
+        self._check("val_loss", logs["val_loss"])
 
-    def _require_finite(self, name: str, value: float) -> None:
+    def _check(self, name: str, value: float) -> None:
         if not math.isfinite(value):
             hint = (
                 f"it began in epoch {self.epoch + 1}; lower learning_rate under [model.search], or scale the features"
             )
             self.course.fail(self.model, TrialFailed("diverged", f"{name} is {value}", hint=hint))
-
-
-class Deadline(BetweenSteps):
-    """Fails the trial once its time is over, after the call or epoch that passed the limit."""
-
-    def __init__(self, began: float, limit_s: float, course: Course) -> None:
-        super().__init__()
-        self.ends = began + limit_s
-        self.limit_s = limit_s
-        self.course = course
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Check after each step, or after the steps of one call."""
-        self._check()
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Check after validation."""
-        self._check()
-
-    def _check(self) -> None:
-        if time.monotonic() > self.ends:
+        if self.limit_s is not None and time.monotonic() - self.began > self.limit_s:
             hint = "raise study.trial_timeout_s, or narrow the search space"
             failure = TrialFailed("time-out", f"training took longer than its {self.limit_s:g} s", hint=hint)
             self.course.fail(self.model, failure)
 
 
+class Averaging(keras.callbacks.Callback):
+    """Puts the moving averages of an optimizer with ``use_ema`` into the model at the end of each epoch.
+
+    What comes after it sees them, the best weights among it; `leave` comes last and puts the trained weights back.
+    Keras' own `SwapEMAWeights` swaps by adding and subtracting, which changes the last bits of both.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained: list[np.ndarray] = []
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Take the averages, if there are any: all steps of an epoch may have overflowed in half precision."""
+        optimizer = self.model.optimizer
+        if getattr(optimizer, "inner_optimizer", optimizer).use_ema and int(optimizer.iterations):
+            self.trained = [np.array(variable) for variable in self.model.trainable_variables]
+            optimizer.finalize_variable_values(self.model.trainable_variables)
+
+    def leave(self) -> None:
+        """Put the trained weights back."""
+        if self.trained:
+            for variable, value in zip(self.model.trainable_variables, self.trained, strict=True):
+                variable.assign(value)
+            self.trained = []
+
+
+class Reduce(keras.callbacks.ReduceLROnPlateau):
+    """Halves the learning rate on a plateau, after a warm-up.
+
+    Attributes:
+        begins_after: epochs that do not count.
+    """
+
+    begins_after = 0
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """See Keras' own."""
+        if epoch >= self.begins_after:
+            super().on_epoch_end(epoch, logs)
+
+
 class Report(keras.callbacks.Callback):
     """Records each whole epoch and asks ``on_epoch`` whether to go on.
 
-    An epoch that ends training anyway, by early stopping or as the last one, is reported like any other, but the answer
-    does not count: there is nothing left to prune.
+    The answer does not count after an epoch that ends training anyway: there is nothing left to prune.
     """
 
     def __init__(self, on_epoch: OnEpoch, stopper: keras.callbacks.EarlyStopping, course: Course) -> None:
@@ -157,29 +182,26 @@ class Report(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Report the epoch, unless the trial failed in it."""
-        if self.course.failure is not None:
+        course = self.course
+        if course.failure is not None:
             return
         # Keras' own name for it is also that of the hyperparameter, which stands for the rate at the beginning.
         row = {"lr" if name == RATE else name: float(value) for name, value in (logs or {}).items()}
-        self.course.history.append(row)
-        self.course.best_epoch = int(self.stopper.best_epoch)
-        self._record_events(epoch, row)
-        self.course.over = bool(self.model.stop_training) or epoch + 1 == self.params["epochs"]
-        try:
-            self.course.pruned = bool(self.on_epoch(epoch, dict(row))) and not self.course.over
-        except BaseException as error:  # `fit` raises it again once the best weights are back
-            self.course.raised = error
-        if self.course.pruned or self.course.raised:
-            self.model.stop_training = True
-
-    def _record_events(self, epoch: int, row: dict[str, float]) -> None:
-        """What the callbacks before this one did."""
+        course.history.append(row)
+        course.best_epoch = int(self.stopper.best_epoch)
         now = learning_rate(self.model)
         if now != row["lr"]:
-            self.course.events.append(f"learning rate {row['lr']:.3g} -> {now:.3g} after epoch {epoch + 1}")
+            course.events.append(f"learning rate {row['lr']:.3g} -> {now:.3g} after epoch {epoch + 1}")
         if self.stopper.stopped_epoch:
             best, monitor = self.stopper.best_epoch + 1, self.stopper.monitor
-            self.course.events.append(f"early stop after epoch {epoch + 1}: {monitor} was best in epoch {best}")
+            course.events.append(f"early stop after epoch {epoch + 1}: {monitor} was best in epoch {best}")
+        course.over = bool(self.model.stop_training) or epoch + 1 == self.params["epochs"]
+        try:
+            course.pruned = bool(self.on_epoch(epoch, dict(row))) and not course.over
+        except BaseException as error:  # `fit` raises it again once the best weights are back
+            course.raised = error
+        if course.pruned or course.raised:
+            self.model.stop_training = True
 
 
 class Progressing(keras.callbacks.Callback):
@@ -189,27 +211,25 @@ class Progressing(keras.callbacks.Callback):
     by bit the same on a CPU.
 
     Args:
-        keep: where the progress goes; None keeps nothing.
-        identity: names this training.
-        rememberers: callbacks before this one, by a name, and the attributes that they go by.
-        progress: what to take up.
+        rememberers: callbacks before this one, by a name, and the attributes that they go by; ``stopper`` is the early
+            stopping, which has the best weights.
         began: when training would have begun without interruptions.
-        course: how the fit goes.
     """
 
     def __init__(
         self,
-        keep: Checkpoint | None,
-        identity: str,
+        spec: FitSpec,
         rememberers: Mapping[str, tuple[keras.callbacks.Callback, Sequence[str]]],
         progress: Progress | None,
         began: float,
         course: Course,
+        averaging: Averaging,
     ) -> None:
         super().__init__()
-        self.keep = keep
-        self.identity = identity
+        self.averaging = averaging
+        self.spec = spec
         self.rememberers = rememberers
+        self.stopper = rememberers["stopper"][0]
         self.progress = progress
         self.began = began
         self.course = course
@@ -229,31 +249,28 @@ class Progressing(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Save where the last time is long enough ago, or where ``on_epoch`` was interrupted."""
+        self.averaging.leave()
         due = time.monotonic() - self.saved_at >= self.due_s or self.course.raised is not None
-        if self.keep is None or not due or self.course.failure is not None or self.course.pruned:
+        keep = self.spec.checkpoint
+        if keep is None or not due or self.course.failure is not None or self.course.pruned:
             return
         began = time.monotonic()
         try:
-            self.keep.save(pack(self._progress(epoch)))
+            keep.save(pack(self._progress()))
         except OSError as error:  # a full disk is no reason to end a training that needs none
             self.course.note(f"progress could not be saved: {error}")
         self.saved_at = time.monotonic()
         self.due_s = max(SAVE_EVERY_S, (self.saved_at - began) / SAVE_SHARE)
 
-    @property
-    def stopper(self) -> keras.callbacks.EarlyStopping:
-        """It keeps the best weights."""
-        return self.rememberers["stopper"][0]
-
-    def _progress(self, epoch: int) -> Progress:
+    def _progress(self) -> Progress:
         remembered = {
             name: {attribute: as_json(getattr(callback, attribute)) for attribute in attributes}
             for name, (callback, attributes) in self.rememberers.items()
         }
         return Progress(
-            identity=self.identity,
-            weights=values_of(self.model.variables),
-            optimizer=values_of(self.model.optimizer.variables),
+            identity=self.spec.identity,
+            weights=[np.array(variable) for variable in self.model.variables],
+            optimizer=[np.array(variable) for variable in self.model.optimizer.variables],
             best=self.stopper.best_weights,
             history=self.course.history,
             events=self.course.events,
@@ -268,8 +285,9 @@ class Progressing(keras.callbacks.Callback):
 def put_back(model: keras.Model, progress: Progress) -> None:
     """Set all variables; a learning rate that is now smaller from the beginning stays so in proportion."""
     begins_with = learning_rate(model)
-    assign(model.variables, progress.weights)
-    assign(model.optimizer.variables, progress.optimizer)
+    variables = (*model.variables, *model.optimizer.variables)
+    for variable, value in zip(variables, (*progress.weights, *progress.optimizer), strict=True):
+        variable.assign(value)
     if begins_with != progress.base_rate:
         model.optimizer.learning_rate = learning_rate(model) * begins_with / progress.base_rate
 
@@ -277,17 +295,6 @@ def put_back(model: keras.Model, progress: Progress) -> None:
 def as_json(value: Any) -> int | float | None:
     """A count as it is, a metric as a float."""
     return value if value is None or isinstance(value, int) else float(value)
-
-
-def values_of(variables: Iterable[keras.Variable]) -> list[np.ndarray]:
-    """Copies of the variables' values."""
-    return [np.array(variable) for variable in variables]
-
-
-def assign(variables: Sequence[keras.Variable], values: Sequence[np.ndarray]) -> None:
-    """Give each variable its value."""
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
 
 
 def learning_rate(model: keras.Model) -> float:

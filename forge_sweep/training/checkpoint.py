@@ -30,11 +30,7 @@ class Checkpoint(Protocol):
 
 @dataclass(frozen=True)
 class FileCheckpoint:
-    """A checkpoint in a file of its own.
-
-    Attributes:
-        path: the file; its folder is made.
-    """
+    """A checkpoint in a file of its own, whose folder is made."""
 
     path: Path
 
@@ -46,11 +42,7 @@ class FileCheckpoint:
             return None
 
     def save(self, content: bytes) -> None:
-        """See `Checkpoint`.
-
-        Raises:
-            OSError: the file cannot be written; the old one stays.
-        """
+        """See `Checkpoint`; an OSError leaves the old content."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
@@ -77,9 +69,6 @@ class Progress:
         weights: all variables of the network, moving statistics and the states of random generators among them.
         optimizer: all variables of its optimizer.
         best: weights of the best epoch so far.
-        history: the logs of each epoch.
-        events: what happened on the way.
-        best_epoch: 0-based.
         seconds: wall clock so far, over all attempts.
         base_rate: learning rate that the training began with.
         callbacks: attributes of the callbacks that remember something.
@@ -126,7 +115,6 @@ def unpack(content: bytes) -> Progress:
 
 
 def _group(saved: Any, group: str) -> list[np.ndarray]:
-    """The arrays of one group, in their order."""
     return [saved[f"{group}/{i}"] for i in range(sum(name.startswith(f"{group}/") for name in saved.files))]
 
 

@@ -1,14 +1,20 @@
-"""What a network is trained on: arrays that are read only, for one input or for several."""
+"""What a network is trained and validated on: read-only arrays, for one input or several; its outputs on them."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from forge_sweep.errors import TrialFailed
+
+if TYPE_CHECKING:
+    import keras
+
+    from forge_sweep.task import Task
 
 Features = np.ndarray | Mapping[str, np.ndarray] | tuple[np.ndarray, ...]
 """One array with a row per example, or one per input of the model: by the input's name, or in the inputs' order."""
@@ -58,18 +64,13 @@ def row_weights(data: TrainingData) -> np.ndarray | None:
     """
     weights = data.sample_weight
     if data.class_weight is not None:
-        codes = _class_codes(data.y_train)
+        encoded = data.y_train
+        several = encoded.ndim > 1 and encoded.shape[-1] != 1
+        codes = np.rint(encoded.argmax(axis=-1) if several else encoded.reshape(-1)).astype(np.int64)
         known, inverse = np.unique(codes, return_inverse=True)
         by_class = np.array([data.class_weight.get(int(code), 1.0) for code in known], dtype=np.float32)[inverse]
         weights = by_class if weights is None else by_class * weights
     return None if weights is None else np.asarray(weights, dtype=np.float32)
-
-
-def _class_codes(encoded: np.ndarray) -> np.ndarray:
-    """The class code of each row, (rows,) integers."""
-    several = encoded.ndim > 1 and encoded.shape[-1] != 1
-    codes = encoded.argmax(axis=-1) if several else encoded.reshape(-1)
-    return np.asarray(np.rint(codes), dtype=np.int64)
 
 
 def check_data(data: TrainingData) -> None:
@@ -80,4 +81,72 @@ def check_data(data: TrainingData) -> None:
         finite = [np.isfinite(values).reshape(len(values), -1).all(axis=1) for values in leaves(x)]
         if bad := int((~np.logical_and.reduce(finite)).sum()):
             seen = f"{bad} {name} rows have NaN or Inf after preprocessing"
-            raise TrialFailed("data", seen, hint="look at [preprocessing] and the audit of the data")
+            raise TrialFailed("data", seen, hint="check [preprocessing] and the audit of the data")
+
+
+SMALLEST_CHUNK = 16
+
+
+def outputs(model: keras.Model, x: Features, batch_size: int = 4096) -> np.ndarray:
+    """Raw outputs of a network, in inference mode.
+
+    Rows go through in chunks that are filled up to a power of two: a backend compiles a few shapes at most, and a row
+    has the same outputs alone as among others (bit for bit on the CPUs tried).
+
+    Args:
+        model: a Keras model with one output, compiled or not.
+        x: (n, features), or such an array for each input.
+        batch_size: most rows per chunk.
+
+    Returns:
+        (n, units) float32.
+    """
+    total = len(leaves(x)[0])
+    if not total:
+        return np.empty((0, *model.output_shape[1:]), dtype=np.float32)
+    found = []
+    for start in range(0, total, batch_size):
+        rows = min(batch_size, total - start)
+        filled = min(batch_size, max(SMALLEST_CHUNK, 1 << (rows - 1).bit_length()))
+        chunk = each(functools.partial(_chunk, start=start, rows=rows, filled=filled), x)
+        found.append(np.asarray(model.predict_on_batch(chunk), dtype=np.float32)[:rows])
+    return np.concatenate(found)
+
+
+def _chunk(values: np.ndarray, start: int, rows: int, filled: int) -> np.ndarray:
+    chunk = np.zeros((filled, *values.shape[1:]), dtype=np.float32 if values.dtype.kind == "f" else values.dtype)
+    chunk[:rows] = values[start : start + rows]
+    return chunk
+
+
+def data_loss(model: keras.Model, encoded: np.ndarray, found: np.ndarray) -> float:
+    """The compiled loss averaged over rows, without class weights, smoothed labels and penalties (``model.losses``).
+
+    It so compares with models that have none of these. ``encoded`` are targets, ``found`` the `outputs`.
+    """
+    from keras import losses, ops
+
+    compiled = losses.get(model.loss)
+    if getattr(compiled, "label_smoothing", 0.0):
+        compiled = type(compiled).from_config({**compiled.get_config(), "label_smoothing": 0.0})
+    loss = compiled(ops.convert_to_tensor(encoded), ops.convert_to_tensor(found))
+    return float(ops.convert_to_numpy(ops.mean(loss)))  # a function gives one value per row, a Loss their mean
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """Validation rows with their task: gives all ``val_*`` values of a model as it stands.
+
+    Keras' own validation averages metrics over batches and approximates AUC over 200 thresholds; here the outputs of
+    all rows are computed once and scored exactly.
+    """
+
+    task: Task
+    x: Features
+    y: np.ndarray
+
+    def __call__(self, model: keras.Model) -> dict[str, float]:
+        """``val_loss`` (see `data_loss`) and every metric of the task, nan where an output is not finite."""
+        found = outputs(model, self.x)
+        metrics = self.task.score(self.y, self.task.to_scores(found))
+        return {"val_loss": data_loss(model, self.y, found), **{f"val_{name}": m for name, m in metrics.items()}}

@@ -1,17 +1,13 @@
 """The compiled epoch: all gradient steps of an epoch as one call of one TensorFlow function.
 
-``model.fit`` fetches each batch from a pipeline and comes back to Python after each step; for a network of a few
-thousand parameters that takes several times as long as its arithmetic. Here the rows lie on the model's device as
-tensors, and the loop over the batches is part of the graph. One step is Keras' own ``train_step``, so that losses,
-weights, penalties, moving statistics, mixed precision, loss scaling and metrics are what ``model.fit`` makes of them.
-
-Imported by `loop` when a fit on TensorFlow begins.
+``model.fit`` comes back to Python after each step, which takes a small network several times as long as its arithmetic.
+Here the loop over the batches is part of the graph; one step is Keras' own ``train_step``. Imports TensorFlow.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -21,9 +17,10 @@ import tensorflow as tf
 from forge_sweep import environment
 from forge_sweep.training import networks
 from forge_sweep.training.data import TrainingData
+from forge_sweep.training.rates import Rates
 
 SEGMENT_S = 1.0
-"""About how long one call may last. Between calls the deadline is looked at and Ctrl-C is heard."""
+"""About how long one call may last. Between calls the deadline is checked and Ctrl-C is handled."""
 
 RESIDENT_SHARE = 0.5
 """Most of the device's free memory that the train rows may take; the rest is for the network and its activations."""
@@ -35,21 +32,19 @@ PREFETCH = 8
 class CompiledEpoch:
     """Runs the gradient steps of one epoch after the other on a compiled model.
 
-    The order of the rows in epoch ``k`` is a function of ``seed`` and ``k`` alone, so that training which is taken up
-    again at epoch ``k`` sees the rows as it would have without the interruption.
+    The order of the rows in epoch ``k`` follows from ``seed`` and ``k`` alone, whether or not training was interrupted.
 
-    Args:
-        model: a compiled model on the TensorFlow backend.
-        data: its train rows; they are copied to the device of the model's weights, or streamed to it batch by batch
-            where they would take more than ``RESIDENT_SHARE`` of its free memory.
-        batch_size: rows per gradient step; the last batch of an epoch has what is left.
-        seed: decides the order of the rows.
+    The rows are copied to the device of the model's weights, or streamed to it where they are too large (see
+    `RESIDENT_SHARE`). The last batch of an epoch has what is left.
     """
 
-    def __init__(self, model: keras.Model, data: TrainingData, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, model: keras.Model, data: TrainingData, batch_size: int, seed: int, rates: Rates | None = None
+    ) -> None:
         self.model = model
         self.batch_size = batch_size
-        self.device = device_of(model)
+        self.rates = rates
+        self.device = str(model.variables[0].value.device)
         self.stride = 1  # steps per call: doubled as long as a call is short
         if not model.optimizer.built:  # inside the function it would be traced twice, as for all that makes variables
             model.optimizer.build(model.trainable_variables)
@@ -62,6 +57,7 @@ class CompiledEpoch:
         self.steps = -(-self.rows // self.batch_size)
         self.seed = seed
         placed = networks.rows_on(self.device, data, place)
+        self.base_rate = float(self.model.optimizer.learning_rate)
         self.data: Any = placed.arrays
         self.streamed = placed.streamed
 
@@ -69,16 +65,30 @@ class CompiledEpoch:
         """Let go of the rows; `begin` comes before the next epoch."""
         self.data = None
 
+    def fit(self, epochs: range, callbacks: Sequence[keras.callbacks.Callback]) -> None:
+        """Train epochs, with what ``model.fit`` does around them."""
+        model = self.model
+        listed = keras.callbacks.CallbackList(
+            list(callbacks), add_history=True, model=model, epochs=epochs.stop, steps=self.steps, verbose=0
+        )
+        model.stop_training = False
+        listed.on_train_begin()
+        logs: dict[str, float] = {}
+        for number in epochs:
+            model.reset_metrics()
+            listed.on_epoch_begin(number)
+            logs = self(number, listed)
+            listed.on_epoch_end(number, logs)
+            if model.stop_training:
+                break
+        model.optimizer.finalize_variable_values(model.trainable_weights)
+        listed.on_train_end(logs)
+
     def __call__(self, epoch: int, callbacks: keras.callbacks.CallbackList) -> dict[str, float]:
         """Train one epoch, or a part of it if a callback stops training or the mean loss is no longer finite.
 
-        Args:
-            epoch: its number.
-            callbacks: their ``on_train_batch_begin`` and ``on_train_batch_end`` are called around each call, which is
-                one or more steps.
-
-        Returns:
-            The model's loss and metrics over the epoch, as ``model.fit`` gives them to ``on_epoch_end``.
+        The callbacks' ``on_train_batch_begin`` and ``on_train_batch_end`` are called around each call, which is one or
+        more steps. Returns the model's loss and metrics, as ``model.fit`` gives them to ``on_epoch_end``.
         """
         source = self._source(epoch)
         done = 0
@@ -86,7 +96,8 @@ class CompiledEpoch:
             callbacks.on_train_batch_begin(done)
             began = time.monotonic()
             last = min(done + self.stride, self.steps)
-            done = int(self._run(source, tf.constant(done), tf.constant(last)))
+            begins = tf.constant(epoch * self.steps, tf.int64), tf.constant(self.base_rate)
+            done = int(self._run(source, tf.constant(done), tf.constant(last), begins))
             self._pace(time.monotonic() - began)
             callbacks.on_train_batch_end(done - 1, self.model.get_metrics_result())
         return dict(self.model.get_metrics_result())
@@ -105,30 +116,28 @@ class CompiledEpoch:
             return iter(batches(self.data, shuffled(self.rows, seeds), self.batch_size))
         return self.data, seeds
 
-    def _steps(self, source: Any, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
-        """Gradient steps ``first`` to ``last - 1``, or up to the first one after which the mean loss is not finite.
+    def _steps(self, source: Any, first: tf.Tensor, last: tf.Tensor, begins: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        """Steps from ``first`` until ``last``, or until the mean loss is not finite; gives the step to go on with.
 
-        Returns:
-            The number of the step to go on with.
+        ``begins`` are the steps of the epochs before, and the learning rate of the fit's beginning.
         """
-        train_step, next_batch = self._train_step(), self._batches(source)
+        optimizer, (before, base_rate) = self.model.optimizer, begins
+        train_step, next_batch = self.model.train_step, self._batches(source)
+        if self.model.jit_compile:  # XLA where Keras would use it, which is on accelerators only
+            train_step = tf.function(train_step, jit_compile=True, reduce_retracing=True, autograph=False)
 
         def go_on(step: tf.Tensor, loss: tf.Tensor) -> tf.Tensor:
             return tf.logical_and(step < last, tf.math.is_finite(loss))
 
         def one(step: tf.Tensor, loss: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            if self.rates is not None:
+                now = tf.convert_to_tensor(optimizer.learning_rate)
+                optimizer.learning_rate = self.rates.at(before + tf.cast(step, tf.int64), base_rate, now)
             logs = train_step(next_batch(step))
             return step + 1, tf.cast(logs["loss"], tf.float32)
 
         with tf.device(self.device):
             return tf.while_loop(go_on, one, (first, tf.constant(0.0)))[0]
-
-    def _train_step(self) -> Callable[[Any], dict[str, tf.Tensor]]:
-        """Keras' own step; through XLA where Keras would use it, which is on accelerators only."""
-        step: Callable[[Any], dict[str, tf.Tensor]] = self.model.train_step
-        if self.model.jit_compile:
-            step = tf.function(step, jit_compile=True, reduce_retracing=True, autograph=False)
-        return step
 
     def _batches(self, source: Any) -> Callable[[tf.Tensor], Any]:
         """From the number of a step to its rows, in graph."""
@@ -144,23 +153,23 @@ class CompiledEpoch:
         return gathered
 
 
-def compiled_epoch(model: keras.Model, data: TrainingData, batch_size: int, seed: int) -> CompiledEpoch:
-    """A `CompiledEpoch`, the one that was compiled for this network before where there is one; see `networks`."""
-    known: dict[int, CompiledEpoch] = networks.epochs_of(model)
-    if batch_size in known:
-        known[batch_size].begin(data, seed)
+def compiled_epoch(
+    model: keras.Model, data: TrainingData, batch_size: int, seed: int, rates: Rates | None = None
+) -> CompiledEpoch:
+    """The `CompiledEpoch` that was compiled for this network before, or a new one."""
+    known: dict[tuple[int, Rates | None], CompiledEpoch] = networks.epochs_of(model)
+    key = batch_size, rates
+    if key in known:
+        known[key].begin(data, seed)
     else:
-        known[batch_size] = CompiledEpoch(model, data, batch_size, seed)
-    return known[batch_size]
+        known[key] = CompiledEpoch(model, data, batch_size, seed, rates)
+    return known[key]
 
 
 def place(arrays: Any, device: str) -> tuple[Any, bool]:
-    """Train rows where a network can take them from.
-
-    Returns:
-        Tensors on the device and False, or the arrays and True where they have to be streamed.
-    """
-    streamed = size_of(arrays) > RESIDENT_SHARE * free_bytes(device)
+    """Train rows as tensors on the device and False, or the arrays and True where they have to be streamed."""
+    size = sum(array.nbytes for array in tf.nest.flatten(arrays))
+    streamed = size > RESIDENT_SHARE * free_bytes(device)
     with tf.device("CPU:0" if streamed else device):
         return (arrays if streamed else tf.nest.map_structure(resident, arrays)), streamed
 
@@ -172,19 +181,9 @@ ALIGNMENT = 64
 def resident(array: np.ndarray) -> tf.Tensor:
     """An array as a tensor. A memory map on the CPU is taken as it is, so that processes share its pages."""
     shareable = isinstance(array, np.memmap) and array.size and array.dtype.kind in "fi"
-    if shareable and array.ctypes.data % ALIGNMENT == 0 and on_cpu():
+    if shareable and array.ctypes.data % ALIGNMENT == 0 and "CPU:" in tf.constant(0).device:
         return tf.experimental.dlpack.from_dlpack(np.asarray(array).__dlpack__())
     return tf.convert_to_tensor(array)
-
-
-def on_cpu() -> bool:
-    """Whether tensors are made on the CPU here."""
-    return "CPU:" in tf.constant(0).device
-
-
-def row_order(rows: int, seed: int, epoch: int) -> tf.Tensor:
-    """A permutation of the rows that depends on these three numbers only, (rows,) int32."""
-    return shuffled(rows, tf.constant((seed, epoch), tf.int64))
 
 
 def shuffled(rows: int, seeds: tf.Tensor) -> tf.Tensor:
@@ -193,13 +192,7 @@ def shuffled(rows: int, seeds: tf.Tensor) -> tf.Tensor:
 
 
 def batches(arrays: Any, order: tf.Tensor, batch_size: int) -> tf.data.Dataset:
-    """The batches of one epoch, gathered from arrays on the host while earlier ones are trained on.
-
-    Args:
-        arrays: NumPy arrays in any structure, memory maps among them.
-        order: the rows' order.
-        batch_size: rows of all batches but the last.
-    """
+    """The batches of one epoch, gathered from NumPy arrays on the host while earlier ones are trained on."""
     flat = tf.nest.flatten(arrays)
 
     def gather(rows: np.ndarray) -> list[np.ndarray]:
@@ -212,16 +205,6 @@ def batches(arrays: Any, order: tf.Tensor, batch_size: int) -> tf.data.Dataset:
         return tf.nest.pack_sequence_as(arrays, found)
 
     return tf.data.Dataset.from_tensor_slices(order).batch(batch_size).map(fetch).prefetch(PREFETCH)
-
-
-def device_of(model: keras.Model) -> str:
-    """The device of the model's weights, such as ``/job:localhost/replica:0/task:0/device:GPU:0``."""
-    return str(model.variables[0].value.device)
-
-
-def size_of(arrays: Any) -> int:
-    """Bytes of NumPy arrays in any structure."""
-    return sum(array.nbytes for array in tf.nest.flatten(arrays))
 
 
 def free_bytes(device: str) -> int:

@@ -1,8 +1,6 @@
 """From any exception of a trial to its failure class and a one-line cause.
 
-A sweep stops after three failures in a row with the same cause, so equal causes have to read alike: what differs from
-trial to trial (addresses, numbers of layers and tensors, sizes of an allocation) is taken out. The exception itself
-stays as ``__cause__``.
+A sweep stops after three failures in a row with the same cause: what differs from trial to trial is taken out.
 """
 
 from __future__ import annotations
@@ -38,47 +36,32 @@ _LONGEST = 300
 
 
 def classify(error: BaseException) -> TrialFailed:
-    """The failure class and cause of whatever ended a trial.
-
-    Args:
-        error: the exception; a ``TrialFailed`` is returned as it is.
-
-    Returns:
-        A ``TrialFailed`` to raise ``from error``. Equal causes have equal messages.
-    """
+    """The failure of whatever ended a trial, to raise ``from error``; a ``TrialFailed`` is returned as it is."""
     if isinstance(error, TrialFailed):
         return error
     failure = _failure(error)
     if failure == "out-of-memory":
         hint = f"lower batch_size, width or depth under [model.search]; {_line(error)}"
         return TrialFailed(failure, f"out of memory ({type(error).__name__})", hint=hint)
-    return TrialFailed(failure, f"{type(error).__name__}: {_cause(error)}", hint=getattr(error, "hint", ""))
+    cause = _line(error)
+    for pattern, replacement in _VARYING:
+        cause = pattern.sub(replacement, cause)
+    return TrialFailed(failure, f"{type(error).__name__}: {cause}", hint=getattr(error, "hint", ""))
 
 
 def _failure(error: BaseException) -> Failure:
-    """The failure class, from the exception's type and, where types are too coarse, its text."""
     text = str(error)
     if type(error).__name__ in _OUT_OF_MEMORY or isinstance(error, MemoryError) or _OUT_OF_MEMORY_TEXT.search(text):
         return "out-of-memory"
-    if _GPU_LOST_TEXT.search(text):
+    if isinstance(error, BrokenExecutor) or _GPU_LOST_TEXT.search(text):
         return "lost-worker"
     if isinstance(error, TimeoutError):
         return "time-out"
-    if isinstance(error, BrokenExecutor):
-        return "lost-worker"
     if isinstance(error, FloatingPointError) or _DIVERGED_TEXT.search(text):
         return "diverged"
     if isinstance(error, InputError) or (isinstance(error, ValueError) and _DATA_TEXT.search(text)):
         return "data"
     return "code"
-
-
-def _cause(error: BaseException) -> str:
-    """The line that says what went wrong, without what differs from trial to trial."""
-    line = _line(error)
-    for pattern, replacement in _VARYING:
-        line = pattern.sub(replacement, line)
-    return line
 
 
 def _line(error: BaseException) -> str:

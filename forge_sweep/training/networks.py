@@ -1,10 +1,7 @@
 """Networks of one architecture share what TensorFlow traced for the first of them.
 
 Tracing and the first call take a third of a small trial (docs/decisions/0009-compiled-epoch.md). The network of an
-earlier trial is taken again with the variables of the new one: initial weights, states of random generators, a fresh
-optimizer, the new learning rate. All else has to be the same. A search over widths gains nothing from it; a search over
-learning rates, a configuration that comes again, and the confirmation over several seeds do. Imported where TensorFlow
-runs.
+earlier trial is taken again, with the initial weights, random states and learning rate of the new one.
 """
 
 from __future__ import annotations
@@ -12,18 +9,20 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 
 from forge_sweep.training.data import TrainingData, row_weights
 
+if TYPE_CHECKING:
+    import keras
+
 MOST_NETWORKS = 8
 MOST_BYTES = 64_000_000
-"""What the variables of all idle networks together may take; networks that are large gain little from a saved trace."""
+"""Limit for the variables of all idle networks together; large networks gain little from a saved trace."""
 
 LAYERS = {
     *("InputLayer", "Dense", "Embedding", "Conv1D", "Conv2D", "Flatten", "Reshape", "Add", "Concatenate", "Multiply"),
@@ -36,21 +35,16 @@ LAYERS = {
 
 @dataclass(eq=False)
 class Network:
-    """A network that was trained here, with what was traced for it.
+    """A network that was trained here, with its compiled epochs by batch size and learning-rate schedule.
 
-    Attributes:
-        signature: all that decides what was traced.
-        model: the network.
-        fresh_optimizer: the optimizer's variables before the first step.
-        busy: whether a trial holds the model.
-        epochs: compiled epochs by batch size.
+    ``fresh_optimizer`` are the optimizer's variables before the first step; ``busy``: a trial holds the model.
     """
 
     signature: str
     model: keras.Model
     fresh_optimizer: list[np.ndarray]
     busy: bool = True
-    epochs: dict[int, Any] = field(default_factory=dict)
+    epochs: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def n_bytes(self) -> int:
@@ -78,13 +72,11 @@ _networks: list[Network] = []  # the one that was used last comes last
 _lock = threading.Lock()
 
 
-def take(model: keras.Model) -> keras.Model:
-    """The network to train in the place of a new one: an idle one of the same kind in the new one's state, or itself.
+def reuse(model: keras.Model) -> keras.Model:
+    """The network to train in place of a new one: an idle one of the same signature in the new one's state, or itself.
 
-    It is the caller's until `release_networks`.
-
-    Args:
-        model: a compiled network that was not trained yet.
+    ``model`` is compiled and was not trained yet. What is returned is the caller's until `release`; on backends other
+    than TensorFlow it is always the new one.
     """
     kind = signature(model)
     if kind is None:
@@ -102,8 +94,8 @@ def take(model: keras.Model) -> keras.Model:
     return found.model
 
 
-def epochs_of(model: keras.Model) -> dict[int, Any]:
-    """Compiled epochs of a network by batch size, to be looked up and added to."""
+def epochs_of(model: keras.Model) -> dict[Any, Any]:
+    """Compiled epochs of a network by batch size and learning-rate schedule, to be looked up and added to."""
     return next((known.epochs for known in _networks if known.model is model), {})
 
 
@@ -121,7 +113,7 @@ def release_networks() -> None:
 
 
 def forget() -> None:
-    """Drop all networks and rows, as when memory ran out."""
+    """Drop all networks and rows kept for the next trial, as when memory ran out."""
     with _lock:
         _networks.clear()
         _rows.clear()
@@ -132,11 +124,17 @@ def signature(model: keras.Model) -> str | None:
 
     The learning rate is a variable and left out.
     """
-    if keras.config.backend() != "tensorflow" or not (_is_keras(model) and all(map(_is_known, model.layers))):
+    import keras
+
+    if keras.config.backend() != "tensorflow" or not _is_keras(model, ("Functional", "Sequential")):
+        return None
+    if not all(_is_keras(layer, LAYERS) for layer in model.layers):
         return None
     compiled = model.get_compile_config()
     optimizer = compiled["optimizer"]["config"]
-    if not isinstance(optimizer.get("learning_rate"), float) or _exclusions(model.optimizer):
+    # What is excluded from weight decay is not in the configuration.
+    excludes = any(bool(value) for name, value in vars(model.optimizer).items() if "exclude_from_weight_decay" in name)
+    if excludes or not isinstance(optimizer.get("learning_rate"), float):
         return None
     optimizer.update(learning_rate=None, name=None)
     both = {"model": model.get_config(), "compiled": compiled, "device": model.variables[0].value.device}
@@ -145,22 +143,8 @@ def signature(model: keras.Model) -> str | None:
     return json.dumps(both, sort_keys=True, default=repr)
 
 
-def _is_keras(model: keras.Model) -> bool:
-    """Whether a network is a graph or a sequence of layers and nothing more."""
-    kind = type(model)
-    return kind.__module__.startswith("keras.") and kind.__name__ in ("Functional", "Sequential")
-
-
-def _is_known(layer: keras.layers.Layer) -> bool:
-    """Whether a layer is one of `LAYERS`, as Keras made it."""
-    return type(layer).__module__.startswith("keras.") and type(layer).__name__ in LAYERS
-
-
-def _exclusions(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Whether variables were excluded from weight decay, which the configuration does not say."""
-    return bool(getattr(optimizer, "_exclude_from_weight_decay", None)) or bool(
-        getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
-    )
+def _is_keras(value: object, names: Collection[str]) -> bool:
+    return type(value).__module__.startswith("keras.") and type(value).__name__ in names
 
 
 def _values(tree: Any, key: str) -> Iterator[Any]:
@@ -177,14 +161,7 @@ def _values(tree: Any, key: str) -> Iterator[Any]:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Train rows as a compiled epoch takes them.
-
-    Attributes:
-        data: what they were made from.
-        device: where the network is.
-        arrays: (features, targets, weights), as tensors on the device or as arrays that are streamed to it.
-        streamed: which of the two.
-    """
+    """Train rows as (features, targets, weights): tensors on the device, or arrays that are streamed to it."""
 
     data: TrainingData
     device: str
@@ -198,11 +175,10 @@ _rows: list[Rows] = []
 def rows_on(device: str, data: TrainingData, place: Callable[[Any, str], tuple[Any, bool]]) -> Rows:
     """The rows on a device. Those of the last fit are kept, since most trials of a sweep train on the same.
 
-    Args:
-        device: the device.
-        data: the rows.
-        place: called with (arrays, device) where they are not there yet; returns `Rows.arrays` and `Rows.streamed`.
+    Where they are not there yet, ``place(arrays, device)`` gives `Rows.arrays` and `Rows.streamed`.
     """
+    import keras
+
     with _lock:
         found = next((known for known in _rows if known.data is data and known.device == device), None)
         if found is None:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Literal, Protocol, TypeVar
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 from forge_sweep.errors import TrialFailed
 
 T = TypeVar("T")
+
+START_ATTEMPTS = 5
+"""A process that dies that often in a row while it starts will not start."""
+
+SHARING_A_GPU: Mapping[str, str] = MappingProxyType(
+    {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+)
+"""Variables with which TensorFlow and JAX take a GPU's memory as they need it, as PyTorch does anyway."""
 
 Say = Callable[[Any], Any]
 """Sends a message to the job that called the task and returns its answer."""
@@ -24,7 +33,7 @@ class WorkerLost(Exception):
 
     Args:
         message: what happened to it.
-        announced: its machine was taken away with a word beforehand, so that the task cannot have been the cause.
+        announced: the cluster had announced that it takes the machine away: the task cannot have been the cause.
     """
 
     def __init__(self, message: str, *, announced: bool = False) -> None:
@@ -87,13 +96,11 @@ class Worker(Protocol):
         ...
 
     def call(self, task: Task[T], relay: Say, limits: Limits) -> T:
-        """Run a task and return its result.
-
-        What the task raises is raised here, and so is what ``relay`` raises: the task is then given up.
+        """Run a task and return its result. What it raises is raised here.
 
         Args:
             task: gets a function that sends a message to ``relay`` and returns its answer.
-            relay: called in this thread with each message.
+            relay: called in this thread with each message; what it raises is raised here, and gives the task up.
             limits: what the task may use.
 
         Raises:
@@ -110,7 +117,7 @@ Job = Callable[[Worker], None]
 
 
 def is_lost_gpu(error: BaseException) -> bool:
-    """Whether a task says that its process lost what it computes on."""
+    """Whether a task says that its process lost what it computes on: whatever it computes from now on fails too."""
     return isinstance(error, TrialFailed) and error.failure == "lost-worker"
 
 
@@ -123,37 +130,48 @@ def first_of(raised: Sequence[BaseException]) -> BaseException:
     return first
 
 
-class Workers(Protocol):
+class Tell(Protocol):
+    """Told in words what happens to workers."""
+
+    def __call__(self, text: str, severity: str = "info") -> None:
+        """Tell."""
+
+
+def silent(text: str, severity: str = "info") -> None:
+    """Tell nobody."""
+
+
+class Workers(abc.ABC):
     """Runs one job on n workers and waits for all of them.
 
     What a backend holds to:
 
     - Each worker runs the job once, with an id of its own. Jobs may run at the same time, in threads of this process;
-      the job says what it shares. What it hands to `Worker.call` may run in another process. Workers may come and go
-      while `run` lasts; one whose place is gone says so by `Worker.stopping`.
+      what they hand to `Worker.call` may run in another process. Workers may come and go while `run` lasts; one whose
+      place is gone says so by `Worker.stopping`.
     - `run` returns when every job has returned. An exception of a job ends `run` with that exception, after the other
       workers have come to an end (they see `Worker.stopping`); of several the first counts, the others are noted on it.
     - KeyboardInterrupt in the thread of `run` gives up all tasks at once, reaches every job as KeyboardInterrupt from
       `Worker.call`, and ends `run`.
+    - A worker whose job raises `WorkerUnfit` is given up, and the job is run once more on the others: what it held may
+      have come back after they had ended. Where none is left, `run` ends with SweepStopped.
     - A process that dies, hangs or uses too much harms its own task only.
     - A backend starts nothing before `run`, keeps processes warm between two runs, and leaves nothing behind after
       `close`: no thread, process or temporary file. No process outlives this one, however it ends.
 
-    What the job holds to: how work is shared out is its matter; workers pull trials, none is handed out here.
+    How work is shared out is the job's matter: workers pull trials, none is handed out here.
     """
 
+    @abc.abstractmethod
     def run(self, job: Job) -> None:
-        """Run ``job(worker)`` on every worker and wait.
+        """Run ``job(worker)`` on every worker and wait."""
 
-        Args:
-            job: one worker's loop.
-        """
-
+    @abc.abstractmethod
     def close(self) -> None:
         """End what is kept warm."""
 
-    def __enter__(self) -> Workers: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()

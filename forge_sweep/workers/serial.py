@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from types import TracebackType
 
-from forge_sweep.workers.base import Job, Limits, Say, T, Task
+from forge_sweep.workers.base import Job, Limits, Say, T, Task, Workers
 
 
 class SerialWorker:
@@ -21,18 +20,12 @@ class SerialWorker:
         return task(relay)
 
 
-class SerialWorkers:
+class SerialWorkers(Workers):
     """Runs the job in the calling thread, where Ctrl-C and debuggers reach it directly."""
 
     def run(self, job: Job) -> None:
-        """Run the job once; see `Workers`."""
+        """Run the job once."""
         job(SerialWorker())
 
     def close(self) -> None:
         """Nothing is kept."""
-
-    def __enter__(self) -> SerialWorkers:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()

@@ -9,24 +9,30 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from types import TracebackType
 
 from forge_sweep.experiment import WorkersSpec
-from forge_sweep.workers.base import Job, Limits, Plan, Say, T, Task, WorkerLost, first_of, is_lost_gpu
-from forge_sweep.workers.ray.cluster import Cluster
-from forge_sweep.workers.ray.place import Place, Raised
-from forge_sweep.workers.ray.pool import Pool, Tell
+from forge_sweep.workers.base import (
+    Job,
+    Limits,
+    Plan,
+    Say,
+    T,
+    Task,
+    Tell,
+    WorkerLost,
+    Workers,
+    first_of,
+    is_lost_gpu,
+    silent,
+)
+from forge_sweep.workers.ray.places import Cluster, Place, Pool
 
 LOOK_AT_NODES_S = 3.0
 """How often the number of workers is compared with the size of the cluster."""
 
 
 class RayWorker:
-    """One worker, for as long as its place lives.
-
-    Attributes:
-        place: where its tasks run; None since it was lost.
-    """
+    """One worker, for as long as the place lives where its tasks run."""
 
     def __init__(self, run: _Run, place: Place) -> None:
         self.id = f"ray-{os.getpid()}-{uuid.uuid4().hex[:12]}"
@@ -44,27 +50,21 @@ class RayWorker:
         self.place = place = self.place or pool.get(lambda: True, given_up)
         assert place is not None  # it is wanted for ever
         try:
-            return place.call(task, relay, limits, given_up)
-        except Raised as raised:
-            error = raised.error
+            kind, value = place.call(task, relay, limits, given_up)
+            if kind == "raised" and is_lost_gpu(value):
+                raise WorkerLost(str(value)) from value
         except BaseException:
             self.place = None
             pool.lost(place)
             raise
-        if is_lost_gpu(error):  # whatever its process computes from now on fails too
-            self.place = None
-            pool.lost(place)
-            raise WorkerLost(str(error)) from error
-        raise error
+        if kind == "raised":
+            raise value
+        result: T = value
+        return result
 
 
 class _Run:
-    """One `RayWorkers.run`: the threads that are alive, and what they share.
-
-    Args:
-        pool: gives the places.
-        job: one worker's loop.
-    """
+    """One `RayWorkers.run`: the threads that are alive, and what they share."""
 
     def __init__(self, pool: Pool, job: Job) -> None:
         self.pool = pool
@@ -95,7 +95,14 @@ class _Run:
         """One worker after the other, as long as there is work and a place."""
         try:
             while (place := self.pool.get(self._wants_place, self.given_up.is_set)) is not None:
-                if not self._serve(RayWorker(self, place)):
+                worker = RayWorker(self, place)
+                try:
+                    self.job(worker)
+                finally:
+                    if worker.place is not None:
+                        self.pool.give_back(worker.place)
+                if worker.place is not None:  # it found nothing left to do, and did not just stop for its place's sake
+                    self.exhausted.set()
                     break
         except BaseException as error:
             self.raised.append(error)
@@ -105,34 +112,19 @@ class _Run:
                 self._threads -= 1
                 self._changed.notify_all()
 
-    def _serve(self, worker: RayWorker) -> bool:
-        """Run the job on a worker; whether another one is to take its part."""
-        try:
-            self.job(worker)
-        finally:
-            if worker.place is not None:
-                self.pool.give_back(worker.place)
-        ended = worker.place is not None  # it found nothing left to do, and did not just stop for its place's sake
-        if ended:
-            self.exhausted.set()
-        return not ended
-
     def _wants_place(self) -> bool:
         """Not where the run is over, nor where the cluster has become too small for all threads."""
         return not self.stop.is_set() and self._threads <= max(1, self.wanted)
 
 
-class RayWorkers:
+class RayWorkers(Workers):
     """Runs the job in one thread per place on a Ray cluster.
 
-    Args:
-        spec: ``[workers]``: the cluster, what a trial gets of it, and how many run; without a number as many as the
-            cluster has room for, followed while it grows and shrinks.
-        plan: what each process gets; its ``n`` is the most workers that make sense.
-        tell: told in words what happens to the cluster.
+    Without a number in ``spec`` there are as many as the cluster has room for, followed while it grows and shrinks, and
+    never more than ``plan.n``.
     """
 
-    def __init__(self, spec: WorkersSpec, plan: Plan, tell: Tell = lambda text: None) -> None:
+    def __init__(self, spec: WorkersSpec, plan: Plan, tell: Tell = silent) -> None:
         self.spec = spec
         self.plan = plan
         self.tell = tell
@@ -142,8 +134,13 @@ class RayWorkers:
         self._room = 0
 
     def run(self, job: Job) -> None:
-        """Run the job on every worker; see `Workers`."""
-        self._connect()
+        """Run the job on every worker."""
+        if not self._connected:
+            self.cluster.connect()
+            self._connected = True
+            self.tell(f"Ray: {self.cluster.words()}")
+            if gpus := self.cluster.idle_gpus():
+                self.tell(f"the cluster has {gpus:g} GPU, and no trial asks for one: set workers.gpus to use them")
         self.pool.begin()
         run = _Run(self.pool, job)
         try:
@@ -157,15 +154,6 @@ class RayWorkers:
             raise
         if run.raised:
             raise first_of(run.raised)
-
-    def _connect(self) -> None:
-        if self._connected:
-            return
-        self.cluster.connect()
-        self._connected = True
-        self.tell(f"Ray: {self.cluster.words()}")
-        if gpus := self.cluster.idle_gpus():
-            self.tell(f"the cluster has {gpus:g} GPU, and no trial asks for one: set workers.gpus to use them")
 
     def _wanted(self) -> int:
         """How many workers there are to be. One at least waits for room: a cluster that grows on demand sees it."""
@@ -182,9 +170,3 @@ class RayWorkers:
         self.pool.close()
         self.cluster.close()
         self._connected = False
-
-    def __enter__(self) -> RayWorkers:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()

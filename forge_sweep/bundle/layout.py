@@ -1,0 +1,195 @@
+"""What a bundle's folder holds, as one flat folder of plain data.
+
+```
+bundle.json          format version, kind, threshold, metadata, package versions
+task.json            targets, labels, head, target scale
+schema.json          columns that `predict` takes (a copy for readers; the preprocessor has its own)
+preprocessor.json    impute, encode and scale: settings ...
+preprocessor.npz     ... and learned arrays
+model.keras          the network            | tree.json: XGBoost's own JSON | tree.skops: scikit-learn | constant.json
+raw.keras            with model.preprocessing = "in_model": the network with its preprocessing inside, for plain Keras;
+                     raw.keras.inputs.json says which input takes which column
+scaler.joblib        the fitted scikit-learn scaler for people who load it themselves; absent with scaler = "none"
+golden.json          some train rows as they came, their scores when the bundle was saved, and the profile of train
+evaluation.npz       of a registered model: its test evaluation, see `Evaluation`
+card.md, card.html   of a registered model: its card
+code.NAME.py         of a network of the user's own: its source, one file per module, as it was
+manifest.json        SHA-256 of every other file
+```
+
+A later format may change everything but the layout of ``manifest.json`` and the key ``format`` in ``bundle.json``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
+from forge_sweep import __version__
+from forge_sweep.bundle import files
+from forge_sweep.checks.profile import Profile
+from forge_sweep.errors import BundleError, ExperimentError
+from forge_sweep.experiment import Code
+from forge_sweep.experiment.code import from_files, is_own
+from forge_sweep.preprocessing import cells as tensor_cells
+from forge_sweep.preprocessing import is_tensor
+
+FORMAT = 1
+
+MODEL_FILES = {
+    "network": "model.keras",
+    "constant": "constant.json",
+    "random_forest": "tree.skops",
+    "hist_gradient_boosting": "tree.skops",
+    "xgboost": "tree.json",
+}
+RAW = "raw.keras"
+RAW_FILES = {RAW, f"{RAW}.inputs.json"}
+GOLDEN = "golden.json"
+EVALUATION = "evaluation.npz"
+MARKDOWN, HTML = "card.md", "card.html"
+CARD_FILES = frozenset({MARKDOWN, HTML})
+SCALER = "scaler.joblib"
+CODE = re.compile(r"code\.([A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)\.py", re.ASCII)
+
+REQUIRED = {"bundle.json", "task.json", "schema.json", "preprocessor.json", "preprocessor.npz", GOLDEN}
+
+GOLDEN_ROWS = 20
+
+TENSOR = "array of "
+"""In golden.json before the type of the numbers of a column of arrays."""
+
+
+def read_about(folder: Path, listed: set[str]) -> dict[str, Any]:
+    """``bundle.json``, once its format is known and the ``listed`` files are exactly those of its kind."""
+    files.refuse(folder, {"missing": {"bundle.json"} - listed})
+    path = folder / "bundle.json"
+    about = files.read_json(path)
+    if not isinstance(about, dict):
+        raise BundleError(f"{path} is not a table")
+    if about.get("format") != FORMAT:
+        writer = about.get("packages", {}).get("forge-sweep", "a later one")
+        raise BundleError(
+            f"{folder} has bundle format {about.get('format')!r}, and forge-sweep {__version__} reads format {FORMAT}",
+            hint=f"install the forge-sweep that wrote it: {writer}",
+        )
+    if absent := {"kind", "threshold", "metadata", "packages"} - about.keys():
+        raise BundleError(f"{path} lacks {', '.join(sorted(absent))}")
+    if about["kind"] not in MODEL_FILES:
+        raise BundleError(f"{path}: kind {about['kind']!r} is none of {', '.join(MODEL_FILES)}")
+    expected = REQUIRED | {MODEL_FILES[about["kind"]]}
+    if about["kind"] == "network" and listed & RAW_FILES:  # both or none, and of networks only
+        expected |= RAW_FILES
+    if about["kind"] == "network" and own_builder(about["metadata"]):
+        expected |= {name for name in listed if CODE.fullmatch(name)}
+    optional = {SCALER, EVALUATION, *CARD_FILES}
+    files.refuse(folder, {"missing": expected - listed, "unexpected": listed - expected - optional})
+    return about
+
+
+def own_builder(metadata: Mapping[str, Any]) -> str:
+    """The function of the user's own that built a model, or ""."""
+    try:
+        builder = metadata["experiment"]["model"]["builder"]
+    except (KeyError, TypeError):
+        return ""
+    return str(builder) if is_own(builder) else ""
+
+
+def write_code(folder: Path, code: Code) -> None:
+    """Write the source of an own builder."""
+    for name, text in code.files.items():
+        (folder / f"code.{name}.py").write_text(text, encoding="utf-8", newline="")
+
+
+def read_code(folder: Path, about: Mapping[str, Any]) -> Code | None:
+    """The source of an own builder, where the bundle holds it; none of it is run."""
+    named = {path.name: found[1] for path in folder.iterdir() if (found := CODE.fullmatch(path.name))}
+    builder = own_builder(about["metadata"])
+    if not named or not builder:
+        return None
+    try:
+        texts = {name: (folder / path).read_bytes().decode("utf-8") for path, name in named.items()}
+        module, _, function = builder.partition(":")
+        code = from_files(module, function, texts)
+    except (ExperimentError, UnicodeDecodeError) as error:
+        raise BundleError(f"{folder} holds source that cannot be read: {error}") from error
+    recorded = about["metadata"]["experiment"]["model"].get("code")
+    if recorded != code.digest:
+        raise BundleError(
+            f"{folder} holds other source than its metadata name: digest {code.digest[:12]}, recorded "
+            f"{str(recorded)[:12]}",
+            hint="do not use this folder",
+        )
+    return code
+
+
+def choose_golden(frame: pd.DataFrame) -> pd.DataFrame:
+    """At most `GOLDEN_ROWS` rows in their order: up to a quarter with missing values, and the first others."""
+    if not len(frame):
+        raise BundleError("a bundle needs golden rows, and none was given", hint="give some rows of train")
+    gaps = np.flatnonzero(frame.isna().any(axis=1))[: GOLDEN_ROWS // 4]
+    others = np.setdiff1d(np.arange(len(frame)), gaps)[: GOLDEN_ROWS - len(gaps)]
+    return frame.iloc[np.sort(np.concatenate([gaps, others]))]
+
+
+def write_golden(folder: Path, frame: pd.DataFrame, scores: np.ndarray, profile: Profile | None = None) -> None:
+    """Write rows, scores and the profile of train as JSON: every float reads back as the same float."""
+    if not np.isfinite(scores).all():
+        raise BundleError("the model gives scores that are not finite; such a model is not saved")
+    cells = [[as_json(cell) for cell in frame[name].tolist()] for name in frame.columns]
+    arrays = {name: f"{TENSOR}{frame[name].iloc[0].dtype}" for name in frame.columns if is_tensor(frame[name])}
+    golden = {
+        "columns": list(frame.columns),
+        "dtypes": [arrays.get(name, str(frame[name].dtype)) for name in frame.columns],
+        "rows": [list(row) for row in zip(*cells, strict=True)],
+        "scores": scores.tolist(),
+        "profile": None if profile is None else profile.to_dict(),
+    }
+    files.write_json(folder / GOLDEN, golden)
+
+
+def as_json(cell: Any) -> Any:
+    """A cell as JSON has it; a missing one is null."""
+    if isinstance(cell, np.ndarray):
+        return cell.tolist()
+    if pd.isna(cell):
+        return None
+    return cell.item() if isinstance(cell, np.generic) else cell
+
+
+def read_golden(folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
+    """The golden rows and their scores, (rows, units)."""
+    golden = files.read_json(folder / GOLDEN)
+    try:
+        cells = zip(*golden["rows"], strict=True)
+        columns = zip(golden["columns"], golden["dtypes"], cells, strict=True)
+        kept = {name: _column(values, dtype) for name, dtype, values in columns}
+        frame = pd.DataFrame(kept)
+        scores = np.asarray(golden["scores"], dtype=np.float64)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{folder / GOLDEN} cannot be read: {error}") from error
+    if not len(frame) or len(scores) != len(frame):
+        raise BundleError(f"{folder / GOLDEN} has {len(frame)} rows and {len(scores)} scores")
+    return frame, scores
+
+
+def _column(values: Sequence[Any], dtype: str) -> pd.Series:
+    if dtype.startswith(TENSOR):
+        return pd.Series(tensor_cells(np.asarray(values, dtype.removeprefix(TENSOR))), dtype=object)
+    return pd.Series(values, dtype=dtype if is_numeric_dtype(dtype) else "object")
+
+
+def read_profile(folder: Path) -> Profile | None:
+    """How the training rows were distributed; None for a bundle that was saved before bundles kept it."""
+    values = files.read_json(folder / GOLDEN).get("profile")
+    try:
+        return None if values is None else Profile.from_dict(values)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise BundleError(f"{folder / GOLDEN} has a profile that cannot be read: {error}") from error

@@ -1,0 +1,61 @@
+"""Audit rules about columns of arrays, images among them, and what the other rules leave out because of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from forge_sweep.checks.evidence import Evidence, Seen, drop_fix, rule
+
+SMALL = 10.0
+"""Values beyond +-10 are too large for a network as they are."""
+
+
+@rule("warning", "blank-array", expected="arrays whose values differ, as those of an image with something on it")
+def blank_arrays(evidence: Evidence) -> Iterator[Seen]:
+    """Arrays with one value everywhere."""
+    for name, by_role in evidence.arrays.values.items() if evidence.arrays else ():
+        for role, split in evidence.visible:
+            flat = by_role[role].reshape(len(split.rows), -1)  # type: ignore[index]
+            blank = (flat == flat[:, :1]).all(axis=1)
+            if blank.any():
+                seen = f"one value everywhere in {blank.sum()} of {len(blank)} {role} rows"
+                yield Seen(
+                    name, seen, f"look at these rows, and remove what is broken; or {drop_fix(name)}", split.rows[blank]
+                )
+
+
+@rule("warning", "repeated-array", expected="no array in two splits")
+def repeated_arrays(evidence: Evidence) -> Iterator[Seen]:
+    """The same array, by its content, in two splits; blank ones are said by themselves."""
+    if evidence.arrays is None or (
+        len(evidence.arrays.values) == len(evidence.arrays.prints) == 1 and not len(evidence.features)
+    ):
+        return  # such rows are equal as a whole: `duplicated-rows`
+    fix = 'remove duplicates, or kind = "group" with group = "<column>" under [data.split]'
+    for name, prints in evidence.arrays.prints.items():
+        for fitted, scored in (("train", "valid"), ("train", "test"), ("valid", "test")):
+            twins = np.isin(prints[scored], prints[fitted])  # type: ignore[index]
+            if twins.any():
+                share = f"{twins.sum()} of {len(twins)} {scored} rows ({twins.mean():.1%})"
+                yield Seen(name, f"{share} have the array of a {fitted} row", fix)
+
+
+@rule("warning", "array-range", expected=f"values within -{SMALL:g}..{SMALL:g}, or an image of 0..255")
+def array_range(evidence: Evidence) -> Iterator[Seen]:
+    """Arrays whose values reach the network as they are, and are large."""
+    for name, by_role in evidence.arrays.values.items() if evidence.arrays else ():
+        train = by_role["train"]
+        low, high = float(train.min()), float(train.max())
+        if train.dtype != np.uint8 and max(abs(low), abs(high)) > SMALL:
+            fix = f"scale {name} before it is stored, or by a Rescaling or Normalization layer in the builder"
+            yield Seen(name, f"train values range from {low:.6g} to {high:.6g}", fix)
+
+
+@rule("info", "left-out", expected="columns of a table for the other checks, the baselines and drift")
+def left_out(evidence: Evidence) -> Iterator[Seen]:
+    """What holds arrays, of which only these rules and the network take note."""
+    for name, by_role in evidence.arrays.values.items() if evidence.arrays else ():
+        seen = f"arrays of shape {by_role['train'].shape[1:]}: left out by the other checks, the baselines and drift"
+        yield Seen(name, seen, "nothing to do")

@@ -1,0 +1,344 @@
+"""Commands on sweeps, and ``forge-sweep store``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from forge_sweep.cli.options import MLRUNS, AsJson, File, Name, Overrides, Store
+from forge_sweep.cli.printing import cell, complain, console, echo, emit, print_costs, print_features, print_table, say
+from forge_sweep.cli.surroundings import INTERRUPTED, REFUSED, refuse_unwritable
+from forge_sweep.errors import InputError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from forge_sweep.experiment import Experiment
+    from forge_sweep.study import Shared, TrialRow
+    from forge_sweep.sweep import Event
+
+
+def run(
+    experiment: File,
+    overrides: Overrides = None,
+    fork: Annotated[
+        bool, typer.Option("--fork", help="If the experiment changed, start a new study from the old trials.")
+    ] = False,
+    store: Store = MLRUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Run a sweep to completion, or resume an interrupted one."""
+    from forge_sweep.cli.watchers import print_result
+
+    loaded = _load(experiment, overrides)
+    with _training(loaded, as_json, "finished trials are kept; run the same command again to resume") as control:
+        from forge_sweep import sweep
+
+        result = sweep.run(loaded, store=store, fork=fork, **control)
+    if as_json:
+        emit({"event": "done", **result.to_dict()}, indent=None)
+    else:
+        print_result(loaded.name, result)
+    if result.missing:
+        complain(f"the sweep is complete, but {result.missing}")
+        raise typer.Exit(1)
+
+
+def worker(
+    experiment: File,
+    overrides: Overrides = None,
+    wait: Annotated[
+        float,
+        typer.Option("--wait", min=0, metavar="SECONDS", help="How long to wait for `forge-sweep run` to search."),
+    ] = 600.0,
+    store: Store = MLRUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Join a sweep started by `forge-sweep run` and run its trials until none are left."""
+    loaded = _load(experiment, overrides)
+    with _training(loaded, as_json, "its running trials wait for another worker or the next run") as control:
+        from forge_sweep.sweep import join
+
+        joined = join(loaded, store=store, wait_s=wait, **control)
+    if as_json:
+        emit({"event": "done", **joined.to_dict()}, indent=None)
+    else:
+        say(f"left {joined.study}: {joined.left}; trials run here: {_counts(joined.trials) or 'none'}")
+    if joined.missing:
+        complain(joined.missing)
+        raise typer.Exit(1)
+
+
+def check(experiment: File, overrides: Overrides = None, store: Store = MLRUNS, as_json: AsJson = False) -> None:
+    """Audit the data and build the smallest and the largest model, without starting a sweep."""
+    from forge_sweep.cli.watchers import watching
+
+    loaded = _load(experiment, overrides)
+    with watching(loaded, as_json=as_json, console=console()) as watch:
+        from forge_sweep import sweep
+
+        said = 0  # warnings about the file, the data and the machine, which are not findings
+
+        def show(event: Event) -> None:
+            nonlocal said
+            said += event.kind == "message" and event.data.get("severity") == "warning"
+            if event.kind == "features" and not as_json:
+                print_features(event.data["table"])
+            watch(event)
+
+        findings = sweep.check(loaded, store=store, watch=show)
+    if not as_json:
+        warnings = said + sum(finding.severity == "warning" for finding in findings)
+        say(f"{loaded.name}: ready to run ({warnings} warning{'' if warnings == 1 else 's'})")
+
+
+def schema() -> None:
+    """Print the JSON schema of the experiment file, for editors."""
+    from forge_sweep.experiment import json_schema
+
+    emit(json_schema())
+
+
+def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
+    """Show progress: trials by state, best score, cost, exhausted budget and time per phase."""
+    from forge_sweep.cli.watchers import searched, winner_words
+    from forge_sweep.study import phases_words
+
+    study = _find(experiment, store)
+    if as_json:
+        emit(study.status())
+        return
+    states, best, final, over = study.counts(), study.best(), study.final(), study.ended_by()
+    running, phases, costs = study.is_carried(), study.phases(), study.costs_by_state()
+    say(f"{study.name}: {study.n_done} of {study.n_trials} trials done ({_counts(states) or 'none started'})")
+    if not running and final is None:
+        say("no process is running this sweep; resume it with `forge-sweep run` and its experiment file")
+    objective = study.resolved["objective"]["metric"]
+    if final is not None:
+        say(f"winner: {winner_words(final['winner'], objective)}; {final['model']}")
+    if best is not None:
+        say(f"best in the search: {searched(best, objective)}")
+    if over is not None:
+        say(over.text)
+    if phases:
+        say(f"took {phases_words(phases)}")
+    print_costs(costs)
+
+
+def trials(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
+    """List every trial with its state, score, cost and parameters."""
+    study = _find(experiment, store)
+    rows = study.rows()
+    if as_json:
+        emit([row.to_dict() for row in rows])
+        return
+    from forge_sweep.report import COSTS, costs_of, tenths, varying
+
+    names = varying(rows)
+    cells = []
+    for row in rows:
+        params = (row.params.get(name) for name in names)
+        cells.append((str(row.number), row.state, row.value, row.epochs, *params, *map(tenths, costs_of(row))))
+    print_table(("trial", "state", "value", "epochs", *names, *COSTS), cells)
+    print_costs(study.costs_by_state())
+    for row in rows:
+        if row.failure:
+            say(f"trial {row.number} failed ({row.failure}): {row.cause}")
+
+
+def best(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
+    """Show the confirmed winner, the registered model, and the best trial of the search."""
+    study = _find(experiment, store)
+    row, final = study.best(), study.final()
+    if row is None and final is None:
+        raise InputError(f"{study.name} has no finished trial yet", hint=f"see `forge-sweep trials {experiment}`")
+    gone = "" if final is None else _why_gone(final["model"], store)
+    if as_json:
+        winner = None if final is None else final["winner"]
+        found = {"study": study.name, "winner": winner, "best": None if row is None else row.to_dict()}
+        emit({**found, "final": final, "gone": gone})
+    elif gone:
+        complain(gone)
+    if gone:
+        raise typer.Exit(1)
+    if not as_json:
+        _print_best(row, final, study.resolved["objective"]["metric"])
+
+
+def _print_best(row: TrialRow | None, final: dict[str, Any] | None, objective: str) -> None:
+    from forge_sweep.cli.watchers import searched, winner_words
+    from forge_sweep.task.words import side_by_side
+
+    if final is None:
+        say(f"best in the search so far: {searched(row, objective)}")
+        say("not confirmed yet: the sweep has not ended")
+        params = {} if row is None else row.params
+    else:
+        say(f"winner: {winner_words({**final['winner'], 'params': {}}, objective)}")
+        params = final["winner"]["params"]
+    for name, value in params.items():
+        say(f"  {name} = {cell(value)}")
+    if final is not None:
+        say(f"{final['verdict']}\nmodel: {final['model']}")
+        if final.get("evaluation"):
+            print_table(*side_by_side(final["evaluation"]))
+        say(f"best in the search: {searched(row, objective)}")
+
+
+def report(
+    experiment: Name,
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
+    store: Store = MLRUNS,
+) -> None:
+    """Write tables and plots of a finished or running sweep to one self-contained HTML file."""
+    from forge_sweep.report import write_report
+
+    refuse_unwritable(output)
+    study = _find(experiment, store)
+    write_report(study, output)
+    say(f"wrote {output}")
+    final = study.final()
+    if final is not None and (gone := _why_gone(final["model"], store)):
+        complain(f"the report names a model: {gone}")
+
+
+def ui(
+    experiment: Name,
+    store: Store = MLRUNS,
+    port: Annotated[int, typer.Option(help="Port of the MLflow UI; optuna-dashboard takes the next one.")] = 5000,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Only print the addresses; the default without a desktop.")
+    ] = False,
+) -> None:
+    """Open the MLflow UI and optuna-dashboard for an experiment."""
+    from forge_sweep.ui import has_browser, serve
+
+    study = _find(experiment, store)
+    serve(study, store, port, echo=echo, open_browser=not no_browser and has_browser())
+
+
+def reconcile(
+    experiment: Name,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list the differences; exit code 3 if there are any.")
+    ] = False,
+    store: Store = MLRUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a sweep's trials in Optuna with its runs in MLflow, and repair the differences."""
+    from forge_sweep.sweep import reconcile as compare
+
+    found = compare(_name(experiment), store, repair=not dry_run, say=lambda text: say(text, err=True))
+    if as_json:
+        emit(found.to_dict())
+    elif not found.differences:
+        say(f"{found.study}: nothing to repair")
+    else:
+        titles = ("what", "is", "should be", *(() if dry_run else ("repaired",)))
+        rows = [(one.what, one.seen, one.expected, "yes" if one.repaired else "no") for one in found.differences]
+        print_table(titles, [row[: len(titles)] for row in rows])
+    if found.differences and dry_run:
+        raise typer.Exit(REFUSED)
+    if not all(one.repaired for one in found.differences):
+        raise typer.Exit(1)
+
+
+COMMANDS = (run, worker, check, schema, status, trials, best, report, ui, reconcile)
+
+store_app = typer.Typer(help="Maintain the embedded store.", no_args_is_help=True)
+
+
+@store_app.callback()
+def _store() -> None:
+    """Maintain the embedded store."""
+
+
+@store_app.command()
+def upgrade(store: Store = MLRUNS, as_json: AsJson = False) -> None:
+    """Migrate the store to the installed MLflow, after copying its database."""
+    from forge_sweep.tracking import default_uri, upgrade_store
+
+    done = upgrade_store(default_uri(store))
+    if as_json:
+        emit({**asdict(done), "path": str(done.path), "copy": str(done.copy or "")})
+    elif done.copy is None:
+        echo(f"{done.path} already has the schema of the installed MLflow ({done.after}); nothing was changed")
+    else:
+        echo(f"{done.path}: schema {done.before} -> {done.after}\ncopy of the database before: {done.copy}")
+
+
+def _load(path: Path, overrides: list[str] | None = None) -> Experiment:
+    from forge_sweep.experiment import load
+
+    return load(path, overrides or ())
+
+
+def _name(experiment: str) -> str:
+    return _load(Path(experiment)).name if experiment.endswith(".toml") else experiment
+
+
+def _find(experiment: str, store: Path) -> Shared:
+    from forge_sweep.study import find_shared, no_study
+
+    name = _name(experiment)
+    study = find_shared(name, store)
+    if study is None:
+        raise no_study(name, store)
+    return study
+
+
+def _counts(states: dict[Any, int]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in states.items())
+
+
+def _why_gone(model: str, store: Path) -> str:
+    """The error for a deleted model; "" where it exists, or where MLflow cannot be reached."""
+    from forge_sweep.tracking import model_is_there
+
+    if model_is_there(model, store) is not False:
+        return ""
+    return f"{model} is gone from MLflow\n  fix: `forge-sweep run` with its experiment registers it again"
+
+
+@contextmanager
+def _training(experiment: Experiment, as_json: bool, interrupted: str) -> Iterator[dict[str, Any]]:
+    """What controls a sweep: its watcher, and whether to stop; a Ctrl-C that aborts it ends the command."""
+    from forge_sweep.cli.watchers import watching
+
+    try:
+        with stop_on_signals() as stopping, watching(experiment, as_json=as_json, console=console()) as watch:
+            yield {"watch": watch, "stopping": stopping}
+    except KeyboardInterrupt:
+        say(f"interrupted: {interrupted}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether to stop: after the first Ctrl-C or SIGTERM, once the running epoch ends.
+
+    A second Ctrl-C aborts at once. SIGTERM, which SLURM, Kubernetes and Docker send before they kill, never does.
+    """
+    asked = False
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not asked:
+            asked = True
+            sys.stderr.write("\nstopping after this epoch; press Ctrl-C again to abort\n")
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

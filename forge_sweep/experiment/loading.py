@@ -1,0 +1,437 @@
+"""Reading an experiment: TOML in, one frozen and closed `Experiment` out, or all mistakes of the file at once.
+
+The first pass checks each section by itself; the second applies the rules that look across sections, to each section
+without its bad keys.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import copy
+import difflib
+import re
+import tomllib
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from forge_sweep.errors import ExperimentError, InputError, Mistake
+from forge_sweep.experiment.code import Code, is_own
+from forge_sweep.experiment.code import read as read_code
+from forge_sweep.experiment.rules import RULES, SYNONYMS, as_toml, missing, nearest, wrong
+from forge_sweep.experiment.space import HYPERPARAMETERS, Dimension, Hyperparameter
+from forge_sweep.experiment.spec import DataSpec, Experiment, InputGroup, PreprocessingSpec, section_of
+from forge_sweep.task import direction
+
+INTERNAL = ("root", "overrides", "code")
+"""Fields of `Experiment` that are no keys of a file."""
+
+TABLES: dict[str, type[BaseModel]] = {"search": Dimension, "inputs": InputGroup}
+"""Tables whose keys the user names, and what each holds."""
+
+SECTIONS = {name: section for name, field in Experiment.model_fields.items() if (section := section_of(field))}
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file.
+
+    Args:
+        path: a TOML file.
+        overrides: words such as ``study.n_trials=4``, applied in order; the value is TOML, or else text.
+
+    Raises:
+        InputError: the file cannot be read or is not TOML.
+        ExperimentError: the experiment has mistakes; all of them are listed.
+    """
+    path = Path(path)
+    what = f"experiment file {path}"
+    text = _decoded(what, _content_of(path))
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{what} is not TOML: {error}", hint="fix the line named above") from None
+    except RecursionError:
+        raise InputError(f"{what} {TOO_DEEP}", hint=f"expected {FLAT}") from None
+    except ValueError as error:  # a number of 5,000 digits, the 30th of February
+        raise InputError(f"{what} holds an invalid value: {error}", hint="fix it") from None
+    return parse(raw, root=path.resolve().parent, overrides=overrides, source=str(path))
+
+
+def parse(
+    raw: Mapping[str, Any], *, root: Path, overrides: Sequence[str] = (), source: str = "experiment"
+) -> Experiment:
+    """Check tables as `tomllib` gives them and return the experiment; see `load`.
+
+    Relative paths start from ``root``; ``source`` is what error messages call the experiment.
+    """
+    if _depth(raw) > DEEPEST:
+        raise InputError(f"{source} {TOO_DEEP}", hint=f"expected {FLAT}")
+    tables: dict[str, Any] = copy.deepcopy(dict(raw))
+    mistakes = [mistake for word in overrides if (mistake := _apply_override(tables, word))]
+    expected = "a text of whole characters, without NUL"
+    mistakes += [wrong(path, text, expected) for path, text in _unprintable(tables).items()]
+    data = tables.get("data")
+    if isinstance(data, dict) and isinstance(data.get("path"), dict):  # says already how the rows are split
+        split = data.setdefault("split", {})
+        if isinstance(split, dict):
+            split.setdefault("kind", "files")
+    code: Code | None = None
+    hyperparameters: Mapping[str, Hyperparameter] | None = HYPERPARAMETERS
+    if own := _own_builder(tables):
+        hyperparameters = None
+        try:
+            code = read_code(own, root)
+            hyperparameters = code.hyperparameters
+        except ExperimentError as error:
+            mistakes += error.mistakes
+    mistakes += _field_mistakes(tables, own or "mlp", hyperparameters)
+    sections = {name: _lenient(section, tables.get(name, {})) for name, section in SECTIONS.items()}
+    sections["preprocessing"] = sections["preprocessing"] or PreprocessingSpec()  # its defaults contradict nothing
+    sections |= {"backend": str(tables.get("backend")), "code": code, "hyperparameters": hyperparameters}
+    for rule, names in RULES:
+        needed = [sections[name] for name in names]
+        if not any(each is None for each in needed):
+            mistakes += rule(*needed)
+    if any(mistake.path.startswith("model.search.") for mistake in mistakes):
+        # a search value that could not be read may have been the one that is searched
+        mistakes = [mistake for mistake in mistakes if mistake.path != "model.search"]
+    if mistakes:
+        raise ExperimentError(source, list(dict.fromkeys(mistakes)))
+    experiment = Experiment.model_validate({**tables, "root": root, "overrides": tuple(overrides)})
+    resolved = {"direction": direction(experiment.data.task, experiment.objective.metric)}
+    update: dict[str, Any] = {"objective": experiment.objective.model_copy(update=resolved)}
+    if code is not None:
+        update |= {"code": code, "model": experiment.model.model_copy(update={"code": code.digest})}
+    return experiment.model_copy(update=update)
+
+
+def _own_builder(tables: Mapping[str, Any]) -> str:
+    """The own builder that an experiment names, or ""."""
+    model = tables.get("model")
+    builder = model.get("builder") if isinstance(model, dict) else None
+    return builder if isinstance(builder, str) and is_own(builder) else ""
+
+
+def restore(values: Mapping[str, Any], *, root: Path) -> Experiment:
+    """The experiment that `Experiment.resolved` described; a key that is younger than the record takes its default.
+
+    It has the source of its own builder where that lies below ``root`` as it was.
+    """
+    try:
+        experiment = Experiment.model_validate({**values, "root": root})
+    except ValidationError as error:
+        mistakes = [_as_mistake(detail) for detail in error.errors(include_url=False)]
+        raise ExperimentError("the recorded experiment", mistakes) from None
+    if is_own(experiment.model.builder):
+        with contextlib.suppress(ExperimentError):
+            code = read_code(experiment.model.builder, root)
+            if code.digest == experiment.model.code:
+                return experiment.model_copy(update={"code": code})
+    return experiment
+
+
+def parse_data(sections: Mapping[str, Any]) -> tuple[DataSpec, PreprocessingSpec]:
+    """Check ``data`` and ``preprocessing`` alone, as they stand in an experiment file."""
+    rest = {"name": "data", "objective": {"metric": "val_loss"}, "study": {"n_trials": 1}}
+    experiment = parse({**rest, **sections}, root=Path())
+    return experiment.data, experiment.preprocessing
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of the experiment file, for editors."""
+    schema = Experiment.model_json_schema()
+    for internal in INTERNAL:
+        schema["properties"].pop(internal)
+    return schema
+
+
+def _apply_override(raw: dict[str, Any], word: str) -> Mistake | None:
+    path, equals, text = word.partition("=")
+    if not equals or not path.strip():
+        return missing(word, "an override of the form key=value, such as study.n_trials=4")
+    *parents, last = (part.strip() for part in path.strip().split("."))
+    if len(parents) >= DEEPEST:
+        return missing(f"{path[:40]}...", FLAT)
+    table = raw
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            return Mistake(path, text, f"a table at {parent}, which has a value")
+    try:
+        table[last] = toml_value(text.strip())
+    except InputError as error:
+        return wrong(path, text, error.message)
+    return None
+
+
+def _field_mistakes(
+    raw: Mapping[str, Any], builder: str, hyperparameters: Mapping[str, Hyperparameter] | None
+) -> Iterator[Mistake]:
+    """Unknown keys, missing keys and wrong types, section by section."""
+    unknown = [] if hyperparameters is None else _unknown_hyperparameters(raw, builder, hyperparameters)
+    yield from unknown
+    paths = [mistake.path for mistake in unknown]
+    try:
+        Experiment.model_validate(raw)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            found = _as_mistake(detail)
+            if not any(found.path == path or found.path.startswith(f"{path}.") for path in paths):
+                yield found
+    for internal in INTERNAL:
+        if internal in raw:
+            yield wrong(internal, raw[internal], "nothing: unknown key")
+
+
+def _unknown_hyperparameters(
+    raw: Mapping[str, Any], builder: str, hyperparameters: Mapping[str, Hyperparameter]
+) -> list[Mistake]:
+    """Names under [model.search] that no builder knows: their values cannot be judged."""
+    model = raw.get("model")
+    search = model.get("search") if isinstance(model, dict) else None
+    if not isinstance(search, dict):
+        return []
+    expected = f"a hyperparameter of {builder}: {', '.join(hyperparameters)}"
+    return [
+        Mistake(
+            f"model.search.{name}",
+            "" if isinstance(value, dict) else as_toml(value),
+            expected,
+            _meant(name, hyperparameters),
+        )
+        for name, value in search.items()
+        if name not in hyperparameters
+    ]
+
+
+def _meant(name: str, hyperparameters: Mapping[str, Hyperparameter]) -> str:
+    """What somebody who wrote ``name`` under [model.search] may have meant."""
+    word = SYNONYMS.get(name.lower(), name)
+    if word in hyperparameters:
+        return f'did you mean "{word}"?'
+    elsewhere = _elsewhere(word)
+    if elsewhere.startswith("did you mean model.search."):
+        elsewhere = ""  # of another builder
+    if word in _key_names() and elsewhere:
+        return elsewhere
+    return nearest(word, hyperparameters) or nearest(name, hyperparameters) or elsewhere
+
+
+def _as_mistake(detail: Any) -> Mistake:
+    """One of pydantic's errors as a mistake with its TOML path."""
+    location, kind, value = _location(detail), detail["type"], detail["input"]
+    path, hint = ".".join(location), ""
+    if kind == "missing":
+        return missing(path, "a value: this key is required")
+    if kind == "string_too_long":
+        seen = f'{as_toml(value[:20])[:-1]}..." ({len(value)} characters)'
+        return Mistake(path, seen, f"at most {detail['ctx']['max_length']} characters")
+    if kind == "extra_forbidden":
+        *parents, key = location
+        siblings = _fields_at(parents)
+        expected = f"a known key, one of {', '.join(siblings)}"
+        meant = SYNONYMS.get(key.lower(), key)
+        hint = f'did you mean "{meant}"?' if meant in siblings else nearest(meant, siblings, 0.75)
+        hint = hint or _elsewhere(key) or nearest(key, siblings)
+    elif kind == "value_error":  # of `one_scalar`
+        expected = str(detail["ctx"]["error"])
+        if location[:2] == ["model", "search"] and isinstance(value, list) and len(location) == 3:
+            choices = f'{{ type = "categorical", choices = {as_toml(value)} }}'
+            hint = f"to search a list, write {location[-1]} = {choices}"
+    elif kind == "literal_error":
+        words = [word.strip("'") for word in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+        expected, hint = f"one of {', '.join(words)}", nearest(str(value), words)
+    elif kind == "string_pattern_mismatch":
+        expected = "letters, digits, _ . and -, beginning with a letter or a digit"
+        if path == "data.separator":
+            expected = "one ASCII character that is no quotation mark or line break"
+    elif kind == "model_type":
+        expected, hint = f"a table [{path}]", _elsewhere(path)
+    else:
+        expected = EXPECTED.get(kind, _in_words)(detail)
+    return wrong(path, value, expected, hint)
+
+
+def _location(detail: Any) -> list[str]:
+    return [part for part in map(str, detail["loc"]) if part not in ("table", "value", "[key]")]
+
+
+def _in_words(detail: Any) -> str:
+    return str(detail["msg"]).removeprefix("Input should be ").removeprefix("a valid ").strip()
+
+
+EXPECTED: Mapping[str, Callable[[Any], str]] = {
+    "greater_than_equal": lambda detail: f"{detail['ctx']['ge']:,} or more",
+    "less_than_equal": lambda detail: f"at most {detail['ctx']['le']:,}",
+    "int_type": lambda detail: "a whole number",
+    "int_from_float": lambda detail: "a whole number",
+    "float_type": lambda detail: "a number",
+    "string_type": lambda detail: "a text in quotes",
+    "bool_type": lambda detail: "true or false",
+    "finite_number": lambda detail: "a finite number",
+}
+"""Pydantic's words where ours are better."""
+
+
+def _fields_at(location: Sequence[str]) -> list[str]:
+    """The keys that a table at ``location`` may have."""
+    model: type[BaseModel] = Experiment
+    for part in location:
+        if part in TABLES:
+            return list(TABLES[part].model_fields)
+        model = typing.cast(type[BaseModel], model.model_fields[part].annotation)
+    return [name for name in model.model_fields if name not in INTERNAL]
+
+
+def _elsewhere(word: str) -> str:
+    """The key of another section that ``word`` may stand for, with its whole path."""
+    paths, word = _key_names(), SYNONYMS.get(word.lower(), word)
+    close = [word] if word in paths else difflib.get_close_matches(word, paths, n=1, cutoff=0.75)
+    return f"did you mean {paths[close[0]]}?" if close else ""
+
+
+def _key_names() -> dict[str, str]:
+    """Every key and hyperparameter with its whole path."""
+    names = {name: f"model.search.{name}" for name in HYPERPARAMETERS}
+    return names | {path.rpartition(".")[2]: path for path in _key_paths(Experiment)}
+
+
+def _key_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if section := section_of(field):
+            yield from _key_paths(section, f"{prefix}{name}.")
+        elif name not in INTERNAL:
+            yield prefix + name
+
+
+def _lenient(section: type[BaseModel], raw: Any) -> Any:
+    """The section without its bad keys, or None where too little is left."""
+    if not isinstance(raw, dict):
+        return None
+    raw = copy.deepcopy(raw)
+    for _ in range(2):
+        try:
+            return section.model_validate(raw)
+        except ValidationError as error:
+            for detail in error.errors():
+                _remove(raw, _location(detail))
+    return None
+
+
+def _remove(raw: dict[str, Any], location: Sequence[str]) -> None:
+    """Delete the key at ``location``; of a search range that is the whole hyperparameter, of an input all of it."""
+    *parents, key = location[:2] if location[0] in TABLES else location
+    table: Any = raw
+    for part in parents:
+        if not isinstance(table.get(part), dict):
+            raw.pop(location[0], None)
+            return
+        table = table[part]
+    table.pop(key, None)
+
+
+# A TOML file as plain tables
+
+
+LONGEST = 1_000_000
+"""Bytes of an experiment file; a long list of columns takes a few thousand."""
+
+DEEPEST = 16
+"""Levels of tables and lists in it; the deepest key of an experiment has five."""
+
+TOO_DEEP = "is nested too deeply to be an experiment"
+FLAT = f"at most {DEEPEST} levels of tables and lists"
+
+MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+"""Byte order marks of encodings that TOML does not have; the longer ones first, since they begin like the others."""
+
+SAVE = "save it as UTF-8, with or without a byte order mark"
+
+
+def _content_of(path: Path) -> bytes:
+    """The bytes of the file, which may be a pipe."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(LONGEST + 1)
+    except FileNotFoundError:
+        hint = "give the path of a TOML file, such as experiments/NAME.toml"
+        raise InputError(f"experiment file {path} does not exist", hint=hint) from None
+    except IsADirectoryError:
+        found = sorted(each.name for each in path.glob("*.toml"))[:5]
+        hint = f"name the file: {', '.join(found)}" if found else "give the path of a TOML file"
+        raise InputError(f"{path} is a directory, not an experiment file", hint=hint) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"experiment file {path} cannot be read: {reason}", hint="give a TOML file") from None
+    if len(content) > LONGEST:
+        raise InputError(
+            f"experiment file {path} has more than {LONGEST // 1_000_000} MB; that is too long for an experiment",
+            hint="give a TOML file of some 40 lines; rows stand in a file of their own, which data.path names",
+        )
+    return content
+
+
+def _decoded(what: str, content: bytes) -> str:
+    """The text, with or without the byte order mark of UTF-8."""
+    for mark, encoding in MARKS.items():
+        if content.startswith(mark):
+            raise InputError(f"{what} is {encoding}, and TOML is UTF-8", hint=SAVE)
+    zeros = content.count(0)
+    if zeros and zeros > len(content) // 4 and not content.translate(None, bytes([0, *b"\r\n\t", *range(0x20, 0x7F)])):
+        raise InputError(f"{what} is UTF-16 or UTF-32, and TOML is UTF-8", hint=SAVE)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if zeros:
+            raise InputError(f"{what} is not text", hint="give a TOML file") from None
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{what} is not UTF-8: byte 0x{content[error.start]:02x} in line {line}", hint=SAVE) from None
+    if zeros:
+        raise InputError(f"{what} is not text: it holds NUL bytes", hint="give a TOML file")
+    return text
+
+
+def toml_value(text: str) -> Any:
+    """The TOML value that ``text`` spells, or the text itself; InputError for one too deep or a number too long."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    except RecursionError:
+        raise InputError(FLAT) from None
+    except ValueError as error:
+        raise InputError(f"a value ({error})") from None
+    if _depth(value) > DEEPEST:
+        raise InputError(FLAT)
+    return value
+
+
+def _depth(value: Any) -> int:
+    """Levels of tables and lists, counted without recursion: a file may have thousands."""
+    levels, here = 0, [value]
+    while here := [each for each in here if isinstance(each, Mapping | list)]:
+        levels += 1
+        here = [inner for each in here for inner in (each.values() if isinstance(each, Mapping) else each)]
+    return levels
+
+
+def _unprintable(raw: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Texts that hold NUL or halves of characters, by their TOML path: no file, column or database can have them."""
+    found: dict[str, str] = {}
+    for key, value in raw.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found |= _unprintable(value, f"{path}.")
+        for text in (key, *(value if isinstance(value, list) else [value])):
+            if isinstance(text, str) and re.search("[\x00\ud800-\udfff]", text):
+                found[path] = text
+    return found

@@ -1,0 +1,281 @@
+"""Which study an experiment belongs to: create it, resume it, refuse it, or fork it."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forge_sweep.errors import InputError, ResumeRefused
+from forge_sweep.experiment import Experiment
+from forge_sweep.experiment.rules import nearest
+from forge_sweep.study.space import Space, distributions, fits
+from forge_sweep.study.storage import CREATING, exists, locks_of, open_storage, open_to_read, storage_url
+from forge_sweep.study.study import Shared, Study
+from forge_sweep.study.trials import PREFIX, Attr, StudyView, attrs_of, curve
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+    from forge_sweep.study.database import Database
+
+DATA = {"digest": "content of the data", "split_digest": "split of the rows"}
+"""What is compared of a dataset; versions are names."""
+
+COMPARABLE = (
+    "objective.metric",
+    "data.task",
+    "data.target",
+    "data.positive",
+    "model.builder",
+    "model.code",
+    "model.activation",
+    "model.loss",
+    "model.from_logits",
+    *DATA.values(),
+)
+"""What two experiments must share for the values of one to mean something in the other.
+
+Others, such as ``study.epochs``, shift the values of good and bad parameters alike: the differences are said.
+"""
+
+SEARCH = "model.search"  # decided trial by trial: see `fits`
+CREATION_S = 3600  # how long the import of old trials into a fork may take
+
+Studies = dict[str, dict[str, Any]]
+"""Attributes of the studies of one experiment by name, newest first."""
+
+SHOWN = 12  # so many experiments are listed in a message
+
+
+def open_study(experiment: Experiment, *, dataset: Mapping[str, str], store: Path, fork: bool = False) -> Study:
+    """The study of an experiment: the one that was begun with it, or a new one where there is none.
+
+    Budget and labels (`BUDGET_FIELDS`) may differ from those the study was begun with.
+
+    Args:
+        experiment: the experiment.
+        dataset: ``version``, ``digest`` and ``split_digest`` of its data.
+        store: folder of the embedded stores, such as ``mlruns``.
+        fork: where studies exist and all were begun with another content, begin a new one instead of refusing, and
+            import the finished and pruned trials of the newest that fit the new search space; none fits where data,
+            split or one of `COMPARABLE` changed. `Study.skipped` says what was left behind, `Study.accepted` what
+            differs all the same. Repeated after an interruption it goes on with the fork.
+
+    Raises:
+        ResumeRefused: studies of this experiment exist and all were begun with another content; every difference to the
+            newest is listed.
+        InputError: the database cannot be used.
+        MissingExtra: the sampler needs packages that are not installed.
+    """
+    require_packages(experiment)
+    url = storage_url(store)
+    storage = open_storage(url, store)
+    with storage.turn(CREATING, locks_of(url, store), CREATION_S):
+        studies = _studies_of(storage, experiment.name)
+        name = _newest(studies, experiment, dataset)
+        if name is None and studies and not fork:
+            raise _refusal(studies, experiment, dataset)
+        name = name or _create(storage, experiment, dataset, studies)
+    return _study(storage, url, name, experiment, store)
+
+
+def join_study(experiment: Experiment, *, dataset: Mapping[str, str], store: Path) -> Study | None:
+    """The study of an experiment that another process began, whose budget counts; None where there is none yet.
+
+    Raises:
+        ResumeRefused: studies of this experiment exist and all were begun with another content.
+        InputError: the database cannot be used.
+    """
+    url = storage_url(store)
+    if not exists(url):
+        return None
+    storage = open_storage(url, store)
+    studies = _studies_of(storage, experiment.name)
+    name = _newest(studies, experiment, dataset)
+    if name is None and studies:
+        raise _refusal(studies, experiment, dataset)
+    return None if name is None else _study(storage, url, name, experiment, store)
+
+
+def find_shared(experiment_name: str, store: Path) -> Shared | None:
+    """The newest study of an experiment, to put its trials in order; None where there is none."""
+    url = storage_url(store)
+    if not exists(url):
+        return None
+    import optuna
+
+    storage = open_storage(url, store)
+    name = next(iter(_studies_of(storage, experiment_name)), None)
+    if name is None:
+        return None
+    return Shared(optuna.load_study(study_name=name, storage=storage), storage, url, store)
+
+
+def no_study(experiment_name: str, store: Path) -> InputError:
+    """What is said where `find_shared` found none: the experiments that have one, the newest first."""
+    url = storage_url(store)
+    studies = [study.user_attrs for study in open_storage(url, store).get_all_studies()] if exists(url) else []
+    named = (str(attrs[Attr.EXPERIMENT]) for attrs in reversed(studies) if Attr.EXPERIMENT in attrs)
+    known = list(dict.fromkeys(named))
+    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+    there = f"there is {', '.join(known[:SHOWN])}{more}" if known else "there is no study at all"
+    hint = nearest(experiment_name, known) or "begin it with `forge-sweep run EXPERIMENT`, or give --store"
+    return InputError(f"experiment {experiment_name!r} has no study in {store}; {there}", hint=hint)
+
+
+def find_study(experiment_name: str, store: Path) -> StudyView | None:
+    """The newest study of an experiment, for reading; None where there is none. Creates no database."""
+    return _view(store, experiment_name, lambda studies: next(iter(studies), None))
+
+
+def require_packages(experiment: Experiment) -> None:
+    """Raise MissingExtra where the sampler of an experiment needs packages that are not installed."""
+    from forge_sweep.study import samplers
+
+    samplers.make(experiment)
+
+
+def resumable(experiment: Experiment, *, dataset: Mapping[str, str], store: Path) -> StudyView | None:
+    """The study that `open_study` would go on with, for reading; None where it would create one or refuse.
+
+    Creates no database. Raises InputError where the database cannot be used.
+    """
+    return _view(store, experiment.name, lambda studies: _newest(studies, experiment, dataset))
+
+
+def _view(store: Path, experiment_name: str, choose: Callable[[Studies], str | None]) -> StudyView | None:
+    url = storage_url(store)
+    if not exists(url):
+        return None
+    import optuna
+
+    storage = open_to_read(url, store)
+    name = choose(_studies_of(storage, experiment_name))
+    return None if name is None else StudyView(optuna.load_study(study_name=name, storage=storage), url)
+
+
+def _studies_of(storage: Database, experiment_name: str) -> Studies:
+    studies = {study.study_name: study.user_attrs for study in reversed(storage.get_all_studies())}
+    return {name: attrs for name, attrs in studies.items() if attrs.get(Attr.EXPERIMENT) == experiment_name}
+
+
+def _differences(experiment: Experiment, dataset: Mapping[str, str], attrs: Mapping[str, Any]) -> dict[str, str]:
+    """By what differs from the study with ``attrs``, budget aside, words such as ``study.epochs: 20 -> 30``."""
+    found = experiment.differences(attrs[Attr.RESOLVED])
+    for key, what in DATA.items():
+        old, new = attrs[f"forge.dataset_{key}"], dataset[key]
+        if old != new:
+            found[what] = f"{what}: {old[:12]} -> {new[:12]}"
+    return found
+
+
+def _newest(studies: Studies, experiment: Experiment, dataset: Mapping[str, str]) -> str | None:
+    """Name of the newest study without differences."""
+    return next((name for name, attrs in studies.items() if not _differences(experiment, dataset, attrs)), None)
+
+
+def _refusal(studies: Studies, experiment: Experiment, dataset: Mapping[str, str]) -> ResumeRefused:
+    name, attrs = next(iter(studies.items()))
+    differences = _differences(experiment, dataset, attrs).values()
+    return ResumeRefused(
+        "\n  ".join([f"study {name} was begun with another experiment:", *differences]),
+        hint="put the old values back to go on with it, or begin a new study that imports the trials that fit: --fork",
+    )
+
+
+def _create(storage: Database, experiment: Experiment, dataset: Mapping[str, str], parents: Studies) -> str:
+    """Create a study that imports from the newest of ``parents``; returns its name."""
+    import optuna
+
+    name = _free_name(storage, experiment.name)
+    study = optuna.create_study(study_name=name, storage=storage, direction=experiment.direction)
+    study.set_user_attr("forge.contract", experiment.contract())
+    study.set_user_attr(Attr.RESOLVED, experiment.resolved())
+    for key in ("version", "digest", "split_digest"):
+        study.set_user_attr(f"forge.dataset_{key}", dataset[key])
+    for parent, attrs in list(parents.items())[:1]:
+        _import(storage, study, experiment.space, parent, attrs, _differences(experiment, dataset, attrs))
+    study.set_user_attr(Attr.EXPERIMENT, experiment.name)
+    return name
+
+
+def _free_name(storage: Database, experiment_name: str) -> str:
+    """``fraud``, ``fraud-2``, ...: the first that is free once the remains of a killed process are removed."""
+    taken = {study.study_name: study.user_attrs for study in storage.get_all_studies()}
+    names = itertools.chain([experiment_name], (f"{experiment_name}-{n}" for n in itertools.count(2)))
+    name = next(name for name in names if name not in taken or _half_made(storage, name, taken[name]))
+    if name in taken:
+        storage.delete_study(storage.get_study_id_from_name(name))
+    return name
+
+
+def _half_made(storage: Database, name: str, attrs: Mapping[str, Any]) -> bool:
+    """Whether a process died between creating a study and completing it; such a study has no trial of its own."""
+    if Attr.EXPERIMENT in attrs or not all(key.startswith(PREFIX) for key in attrs):
+        return False
+    trials = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
+    return all(Attr.IMPORTED in trial.user_attrs for trial in trials)
+
+
+def _import(
+    storage: Database,
+    study: optuna.Study,
+    space: Space,
+    parent: str,
+    parent_attrs: Mapping[str, Any],
+    differences: Mapping[str, str],
+) -> None:
+    """Copy the trials of ``parent`` that mean something in ``study``, and keep what must be said of them."""
+    if why := [text for what, text in differences.items() if what in COMPARABLE]:
+        study.set_user_attr(Attr.SKIPPED, f"no trial of {parent} was imported: {'; '.join(why)}")
+        return
+    trials = storage.get_all_trials(storage.get_study_id_from_name(parent), deepcopy=False)
+    ended = [t for t in trials if t.state.name in ("COMPLETE", "PRUNED") and Attr.PARAMS in t.user_attrs]
+    done = [trial for trial in ended if Attr.FAILURE not in attrs_of(trial)]
+    fitting = [trial for trial in done if fits(trial.user_attrs[Attr.PARAMS], space)]
+    study.add_trials([_imported(trial, parent, space) for trial in fitting])
+    if left := len(done) - len(fitting):
+        study.set_user_attr(Attr.SKIPPED, f"{left} of {len(done)} trials of {parent} lie outside the new search space")
+    if fitting:
+        accepted = [parent_attrs.get(Attr.ACCEPTED, "")]  # for the trials that it imported itself
+        accepted += [text for what, text in differences.items() if not f"{what}.".startswith(f"{SEARCH}.")]
+        study.set_user_attr(Attr.ACCEPTED, "; ".join(filter(None, accepted)))
+
+
+def _imported(trial: FrozenTrial, study_name: str, space: Space) -> FrozenTrial:
+    """A finished or pruned trial with the distributions of the new space; a pruned one keeps its reports."""
+    import optuna
+
+    params = trial.user_attrs[Attr.PARAMS]
+    searched = distributions(space, params)
+    attrs = {Attr.PARAMS: params, Attr.IMPORTED: trial.user_attrs.get(Attr.IMPORTED, f"{study_name}#{trial.number}")}
+    if Attr.VALUE in attrs_of(trial):
+        attrs[Attr.VALUE] = attrs_of(trial)[Attr.VALUE]
+    return optuna.trial.create_trial(
+        state=trial.state,
+        value=trial.value,
+        params={name: params[name] for name in searched},
+        distributions=searched,
+        user_attrs=attrs,
+        intermediate_values=curve(trial),
+    )
+
+
+def _study(storage: Database, url: str, name: str, experiment: Experiment, store: Path) -> Study:
+    """Load a study with the sampler and pruner of the experiment; Optuna stores neither."""
+    import optuna
+
+    from forge_sweep.study import pruners, samplers
+
+    trials = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
+    imported = [trial.user_attrs[Attr.PARAMS] for trial in trials if Attr.IMPORTED in trial.user_attrs]
+    sampler, pruner = samplers.make(experiment, imported), pruners.make(experiment.study)
+    study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
+    if study.metric_names is None:  # what optuna-dashboard calls the value
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+            study.set_metric_names([experiment.objective.metric])
+    return Study(study, storage, url, experiment, store)

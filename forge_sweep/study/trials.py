@@ -1,0 +1,372 @@
+"""What can be read of a study: by the sweep that runs it, and by status, trials, best and report beside it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from forge_sweep.experiment import Params
+from forge_sweep.study.budget import PHASES, Over, Progress, Spent, over, union_s
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+    from plotly.graph_objects import Figure
+
+TrialState = Literal["finished", "pruned", "failed", "running", "waiting"]
+PREFIX = "forge."  # of every attribute that this package keeps for itself
+
+
+class Attr:
+    """Names of the attributes that studies and trials carry, as every version has written them."""
+
+    EXPERIMENT = "forge.experiment"  # written last: a study without it was never completed, or is not ours
+    RESOLVED = "forge.resolved"
+    SKIPPED = "forge.skipped"
+    ACCEPTED = "forge.accepted"
+    NOTE = "forge.note."
+    IMPORTED = "forge.imported"
+    OWNER = "forge.owner"
+    PARAMS = "forge.params"
+    ATTEMPT = "forge.attempt"
+    PRUNED_AT = "forge.pruned_at"
+    RESULT = "forge.result"  # the others, in one transaction: what a trial has cost and reported so far, how it ended
+    COST = "forge.cost"
+    CURVE = "forge.curve"
+    VALUE = "forge.value"
+    FAILURE = "forge.failure"
+    CAUSE = "forge.cause"
+
+
+SESSION = "search:"  # of the notes in which each command keeps when it searched, and for how long
+LOST = "lost"  # row of a table of costs: what was spent and gave nothing
+PHASES_NOTE = "phases:"  # of the notes in which each command that ran the sweep keeps how long its phases took
+STREAK = 3  # failures of one kind with one cause, one after the other, that say the sweep itself is broken
+
+OPTUNA_STATES: dict[TrialState, str] = {
+    "finished": "COMPLETE",
+    "pruned": "PRUNED",
+    "failed": "FAIL",
+    "running": "RUNNING",
+    "waiting": "WAITING",
+}
+_STATES = {theirs: ours for ours, theirs in OPTUNA_STATES.items()}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training took."""
+
+    seconds: float = 0.0  # wall clock
+    cpu_s: float = 0.0  # CPU seconds of the process that trained, over all of its threads
+    gpu_s: float = 0.0  # device-seconds: wall clock times the GPUs, or the part of one, that were held
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.seconds + other.seconds, self.cpu_s + other.cpu_s, self.gpu_s + other.gpu_s)
+
+    def __sub__(self, other: Cost) -> Cost:
+        return self + other * -1
+
+    def __mul__(self, share: float) -> Cost:
+        return Cost(self.seconds * share, self.cpu_s * share, self.gpu_s * share)
+
+    def words(self) -> str:
+        """For people, such as ``12.5 s (11.9 CPU-seconds)``."""
+        more = [(self.cpu_s, "CPU-seconds"), (self.gpu_s, "GPU-seconds")]
+        listed = ", ".join(f"{value:.1f} {unit}" for value, unit in more if value)
+        return f"{self.seconds:.1f} s" + (f" ({listed})" if listed else "")
+
+    def to_dict(self) -> dict[str, float]:
+        """JSON values that `of` reads, to the millisecond."""
+        return {name: round(value, 3) for name, value in asdict(self).items()}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Cost:
+        """The cost that `to_dict` gave."""
+        return cls(*(float(values[field.name]) for field in fields(cls)))
+
+
+NOTHING = Cost()
+
+
+@dataclass(frozen=True)
+class TrialCost:
+    """What one trial cost so far, over all of its attempts."""
+
+    total: Cost = NOTHING
+    lost: Cost = NOTHING  # what gave nothing: attempts whose process died, and epochs that had to be trained again
+    epochs: int = 0  # how many completed epochs the rest gave
+
+    @property
+    def kept(self) -> Cost:
+        """What is not lost."""
+        return self.total - self.lost
+
+    def resumed_at(self, epoch: int) -> TrialCost:
+        """The same when the trial goes on with the 0-based ``epoch``: those from there on are trained again.
+
+        What they had cost is not known singly: each counts alike, the preparations among them.
+        """
+        if epoch >= self.epochs:
+            return self
+        again = 1 - epoch / self.epochs
+        return TrialCost(self.total, self.lost + self.kept * again, epoch)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values that `of` reads."""
+        return {**self.total.to_dict(), "lost": self.lost.to_dict(), "epochs": self.epochs}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> TrialCost:
+        """The cost that `to_dict` gave."""
+        return cls(Cost.of(values), Cost.of(values["lost"]), int(values["epochs"]))
+
+
+NO_COST = TrialCost()
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial as the study keeps it."""
+
+    number: int  # dense from 0; the trials that a fork imported come first
+    state: TrialState  # a waiting one was interrupted and will be run again with the same number and parameters
+    value: float | None  # the objective at the best epoch; None while the trial runs and where it failed
+    params: Params  # every hyperparameter, fixed ones included; searched ones only in the instant a trial is made
+    failure: str  # failure class of a failed trial, else ""
+    cause: str  # its cause in one line, else ""
+    epochs: int  # completed epochs reported so far
+    seconds: float | None  # wall clock of all attempts; None where nothing is known
+    attrs: dict[str, Any]  # what the sweep gave to `Study.tell`
+    attempt: int = 1  # more where a worker was lost
+    imported: str = ""  # ``<study>#<number>`` that a fork took the trial from
+    cost: TrialCost | None = None  # None for an imported trial, and for one that has not cost a few seconds yet
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        names = ("number", "state", "value", "params", "failure", "cause", "epochs", "seconds", "imported")
+        cost = None if self.cost is None else self.cost.to_dict()
+        return {**{name: getattr(self, name) for name in names}, "cost": cost}
+
+
+@dataclass(frozen=True)
+class StateCost:
+    """What the trials of one state cost together."""
+
+    state: str  # a `TrialState`, or ``lost`` for all that gave nothing
+    count: int  # trials; for ``lost``, attempts whose process died
+    cost: Cost  # without what is ``lost``
+    share: float  # of the wall clock of all trials, 0 to 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"state": self.state, "count": self.count, **self.cost.to_dict(), "share": round(self.share, 4)}
+
+
+class FailingStreak(NamedTuple):
+    """The last trials, by their numbers in the order in which they ended, which all failed in the same way."""
+
+    failure: str
+    cause: str
+    numbers: tuple[int, ...]
+
+
+class StudyView:
+    """A study for reading; safe beside the process that runs it.
+
+    Attributes:
+        name: the experiment's, or ``<experiment>-2`` and so on for a fork.
+        url: of its database. It may hold a password: do not log it.
+        direction: whether the objective is maximised or minimised.
+    """
+
+    def __init__(self, study: optuna.Study, url: str) -> None:
+        self._study = study
+        self.name = study.study_name
+        self.url = url
+        self.direction: Literal["maximize", "minimize"] = (
+            "maximize" if study.direction.name == "MAXIMIZE" else "minimize"
+        )
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The experiment that the study was last run with, as `Experiment.resolved` gave it."""
+        return dict(self._study.user_attrs[Attr.RESOLVED])
+
+    @property
+    def n_trials(self) -> int:
+        """How many trials the sweep is to have in total, imported ones aside."""
+        return int(self.resolved["study"]["n_trials"])
+
+    @property
+    def n_done(self) -> int:
+        """Trials that finished, were pruned or failed, imported ones aside."""
+        return sum(trial.state.is_finished() for trial in self._own_trials())
+
+    def counts(self) -> dict[TrialState, int]:
+        """Trials by state, imported ones aside: finished, pruned, failed, running, waiting, those that there are."""
+        states = [_state(trial) for trial in self._own_trials()]
+        return {state: states.count(state) for state in OPTUNA_STATES if state in states}
+
+    def rows(self) -> list[TrialRow]:
+        """All trials in order of their numbers, imported ones included."""
+        return [_row(trial) for trial in self._study.get_trials(deepcopy=False)]
+
+    def best(self) -> TrialRow | None:
+        """The best finished trial, imported ones aside, the earlier of equals; None before the first."""
+        sign = -1 if self.direction == "maximize" else 1
+        finished = ((trial, _value(trial)) for trial in self._own_trials() if trial.state.name == "COMPLETE")
+        ranked = ((sign * value, trial.number, trial) for trial, value in finished if value is not None)
+        best = min(ranked, default=None)  # no two have the same number
+        return None if best is None else _row(best[2])
+
+    def failing_streak(self) -> FailingStreak | None:
+        """The last three trials to end, where all of them failed in one way with one cause."""
+        last = [_row(trial) for trial in self._ended()[-STREAK:]]
+        kinds = {(row.failure, row.cause) for row in last}
+        if len(last) < STREAK or len(kinds) > 1 or last[0].state != "failed":
+            return None
+        return FailingStreak(*kinds.pop(), numbers=tuple(row.number for row in last))
+
+    def reports(self, number: int) -> dict[int, float]:
+        """What a trial reported after each epoch, by 0-based epoch."""
+        trial = self._study.get_trials(deepcopy=False)[number]
+        return {step - 1: value for step, value in curve(trial).items()}
+
+    def costs(self) -> dict[int, TrialCost]:
+        """What each trial cost so far, by its number, imported ones and those without a cost aside."""
+        attrs = {trial.number: attrs_of(trial) for trial in self._own_trials()}
+        return {number: TrialCost.of(values[Attr.COST]) for number, values in attrs.items() if Attr.COST in values}
+
+    def costs_by_state(self) -> list[StateCost]:
+        """What the trials of each state cost, imported ones aside; ``lost`` comes last, and only where there is any."""
+        counts, costs = Counter[str](), defaultdict[str, Cost](Cost)
+        for row in (row for row in self.rows() if not row.imported):
+            given_up = row.failure == "lost-worker"  # then its last attempt gave nothing either
+            cost, died = row.cost or NO_COST, row.attempt - 1 + given_up
+            lost = cost.total if given_up else cost.lost
+            counts[row.state] += 1
+            costs[row.state] += cost.total - lost
+            if died or lost != NOTHING:
+                counts[LOST] += died
+                costs[LOST] += lost
+        seconds = sum(cost.seconds for cost in costs.values()) or 1.0
+        states = [state for state in (*OPTUNA_STATES, LOST) if state in costs]
+        return [StateCost(state, counts[state], costs[state], costs[state].seconds / seconds) for state in states]
+
+    def objectives(self) -> list[tuple[int, float | None]]:
+        """Number and objective of each finished trial, None for a pruned one, in the order in which they ended."""
+        values = [(t, t.value if t.state.name == "COMPLETE" else None) for t in self._ended()]
+        return [(trial.number, value) for trial, value in values if _state(trial) in ("finished", "pruned")]
+
+    def progress(self, delta: float) -> Progress:
+        """How many trials brought no gain of more than ``delta`` since the last one that did."""
+        progress = Progress(self.direction, delta)
+        for number, objective in self.objectives():
+            progress.take(number, objective)
+        return progress
+
+    def wall_s(self) -> float:
+        """Seconds in which at least one command searched, as far as they have told."""
+        return union_s(self.notes(SESSION).values())
+
+    def phases(self) -> dict[str, float]:
+        """Seconds of each phase of `PHASES`, over all commands that ran the sweep; those that joined do not count."""
+        notes = list(self.notes(PHASES_NOTE).values())
+        known = {name for note in notes for name in note}
+        names = [*(name for name in PHASES if name in known), *sorted(known - set(PHASES))]
+        return {name: round(sum(note.get(name, 0.0) for note in notes), 3) for name in names}
+
+    def ended_by(self) -> Over | None:
+        """The budget that ended the search before its ``n_trials``; None where none did."""
+        return None if self.n_done >= self.n_trials else self.over()
+
+    def over(self, limits: Mapping[str, Any] | None = None) -> Over | None:
+        """The exhausted budget other than ``n_trials``, by default of those the study was last run with; else None."""
+        limits = self.resolved["study"] if limits is None else limits
+        costs = [cost.total for cost in self.costs().values()]
+        spent = Spent(
+            wall_s=self.wall_s(),
+            cpu_s=sum(cost.cpu_s for cost in costs),
+            gpu_s=sum(cost.gpu_s for cost in costs),
+            without_gain=self.progress(limits.get("plateau_delta") or 0.0).without_gain,
+        )
+        return over(limits, spent)
+
+    def notes(self, prefix: str = "") -> dict[str, Any]:
+        """What `Study.note` wrote under keys that begin with ``prefix``."""
+        notes = {k.removeprefix(Attr.NOTE): v for k, v in self._study.user_attrs.items() if k.startswith(Attr.NOTE)}
+        return {key: value for key, value in notes.items() if key.startswith(prefix)}
+
+    def final(self) -> dict[str, Any] | None:
+        """How the sweep ended last (verdict, winner, test score, model), or None where it has not."""
+        ends = self.notes("final:").values()
+        return max(ends, key=lambda note: float(note["ended"]), default=None)
+
+    def figures(self) -> dict[str, Figure]:
+        """Each figure that the trials allow, by name; see `figures.draw`."""
+        from forge_sweep.study.figures import draw
+
+        return draw(self._study, self.rows(), self.resolved["objective"]["metric"], curve)
+
+    def figures_html(self) -> dict[str, str]:
+        """The same as parts of an HTML page; the first one carries the plotting library (5 MB) for all."""
+        html: dict[str, str] = {}
+        for name, figure in self.figures().items():
+            html[name] = figure.to_html(full_html=False, include_plotlyjs=not html)
+        return html
+
+    def _own_trials(self) -> list[FrozenTrial]:
+        return [trial for trial in self._study.get_trials(deepcopy=False) if Attr.IMPORTED not in trial.user_attrs]
+
+    def _ended(self) -> list[FrozenTrial]:
+        """Those that ended, in that order."""
+        ended = ((t.datetime_complete, t.number, t) for t in self._own_trials() if t.datetime_complete is not None)
+        return [trial for _, _, trial in sorted(ended)]
+
+
+def attrs_of(trial: FrozenTrial) -> dict[str, Any]:
+    """What is kept of a trial; versions before `Attr.RESULT` kept an attribute of each."""
+    return {**trial.user_attrs, **trial.user_attrs.get(Attr.RESULT, {})}
+
+
+def curve(trial: FrozenTrial) -> dict[int, float]:
+    """What a trial reported, by completed epochs."""
+    kept = {int(step): float(value) for step, value in attrs_of(trial).get(Attr.CURVE, {}).items()}
+    return dict(sorted({**kept, **trial.intermediate_values}.items()))
+
+
+def _row(trial: FrozenTrial) -> TrialRow:
+    attrs = attrs_of(trial)
+    state = _state(trial)
+    cost = TrialCost.of(attrs[Attr.COST]) if Attr.COST in attrs else None
+    seconds = None if cost is None else cost.total.seconds
+    if cost is None and trial.duration is not None:
+        seconds = trial.duration.total_seconds()
+    return TrialRow(
+        number=trial.number,
+        state=state,
+        value=_value(trial) if state in ("finished", "pruned") else None,
+        params=dict(attrs.get(Attr.PARAMS, trial.params)),
+        failure=attrs.get(Attr.FAILURE, "") if state == "failed" else "",
+        cause=attrs.get(Attr.CAUSE, "") if state == "failed" else "",
+        epochs=max(curve(trial), default=0),
+        seconds=seconds,
+        attrs={key: value for key, value in attrs.items() if not key.startswith(PREFIX)},
+        attempt=attrs.get(Attr.ATTEMPT, 1),
+        imported=attrs.get(Attr.IMPORTED, ""),
+        cost=cost,
+    )
+
+
+def _state(trial: FrozenTrial) -> TrialState:
+    """A trial that ran out of memory is pruned for Optuna, as an infeasible one; for people it failed."""
+    return "failed" if Attr.FAILURE in attrs_of(trial) and trial.state.is_finished() else _STATES[trial.state.name]
+
+
+def _value(trial: FrozenTrial) -> float | None:
+    """The objective at the best epoch."""
+    value: float | None = attrs_of(trial).get(Attr.VALUE, trial.value)
+    return value

@@ -1,0 +1,283 @@
+"""One training as a train job: a value that a worker can be handed, the progress that it reports, and its outcome.
+
+Progress comes back over one channel, one `Progress` per epoch, and `Monitor` is the one place that handles it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from forge_sweep import training
+from forge_sweep.bundle.files import replace_whole
+from forge_sweep.errors import BundleError, TrialFailed
+from forge_sweep.experiment import Experiment, Params
+from forge_sweep.sources import Dataset
+from forge_sweep.study import Asked
+from forge_sweep.sweep.budget import CLOCKS, Account, Clocks
+from forge_sweep.sweep.context import BudgetOver, Context, Interrupted, stop_if_asked
+from forge_sweep.tracking import FIRST_EPOCH, Run
+from forge_sweep.trial import Arrays, TrialResult
+from forge_sweep.workers import Say
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STOP = "stop"  # Answer to a progress: end the training in order, with a checkpoint saved; it will go on later
+
+
+class Stopped(BaseException):
+    """The training was told to `STOP`. No `Exception`: nothing in a training may take it for its own failure."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a train job is. Seconds are those of the job, not of its trial."""
+
+    seconds: float = 0.0  # wall clock
+    cpu_s: float = 0.0  # of its process
+    epoch: int | None = None  # 0-based, that was completed; None where another event is reported
+    metrics: dict[str, float] = field(default_factory=dict)  # of that epoch
+    behind: int = 0  # epochs that were there already when the job began, and are reported again
+    checkpoint: bytes | None = None  # for the driver to keep, from a job on another machine
+    ended: bool = False  # the job is over, however it ended
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A `TrialResult` without its model, which stays where it was trained."""
+
+    state: Literal["finished", "pruned"]
+    value: float  # the objective at the best epoch
+    metrics: dict[str, float]  # on validation, at the best epoch
+    epochs: int  # 0 for a baseline
+    best_epoch: int  # 0-based
+    seconds: float  # wall clock
+    batch_size: int  # rows per gradient step, as trained
+    events: tuple[str, ...]
+    threshold: float  # chosen on validation
+    weights: str = ""  # `Bundle.weights_sha256`
+    halvings: int = 0  # how often the batch was halved because memory ran out
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What `forge_sweep.reproduce` needs to know of it, besides parameters and seed."""
+        known = {"forge.events": "; ".join(self.events), "forge.batch_size": str(self.batch_size)}
+        return {**known, "forge.weights_sha256": self.weights, "forge.halvings": str(self.halvings)}
+
+    @classmethod
+    def of(cls, result: TrialResult) -> Outcome:
+        """The figures of a result."""
+        return cls(
+            state=result.state,
+            value=result.value,
+            metrics=result.metrics,
+            epochs=len(result.history),
+            best_epoch=result.best_epoch,
+            seconds=result.seconds,
+            batch_size=result.batch_size,
+            events=result.events,
+            threshold=result.bundle.threshold,
+            weights=result.bundle.weights_sha256,
+            halvings=result.halvings,
+        )
+
+    def summary(self, objective: str, first_epoch: int) -> dict[str, float]:
+        """What every training that ended logs, a network's or a tree's, so that all runs sort together.
+
+        ``best_val_auc`` and so on are those of the model that is kept; the curves of the same name end where the
+        training did. Of a tree there is one value, which stands under both names.
+        """
+        figures = {f"best_{name}": value for name, value in self.metrics.items()} | {f"best_{objective}": self.value}
+        if not self.epochs:
+            return {**self.metrics, **figures}
+        return {**figures, "best_epoch": self.best_epoch + first_epoch, "epochs_run": self.epochs}
+
+
+@dataclass(frozen=True, eq=False)
+class TrainJob:
+    """One network to train."""
+
+    run: Callable[..., TrialResult]  # `trial.run`, or what stands in its place
+    experiment: Experiment
+    rows: Dataset | Arrays  # arrays for a process that has no dataset
+    params: Params
+    seed: int
+    checkpoint: training.Checkpoint | None
+    deadline_s: float | None = None  # after which it fails as ``time-out``
+    halvings: int = 0  # how often memory ran out before
+    keep: Path | None = None  # folder for the bundle, where it is wanted
+    golden: pd.DataFrame | None = None  # raw rows that the bundle is tried on
+    clocks: Clocks = CLOCKS
+
+    def __call__(self, say: Say) -> Outcome:
+        """Train.
+
+        ``say`` is told each `Progress` and answers to an epoch whether to stop as pruned, or `STOP`.
+
+        Raises:
+            Stopped: that was the answer.
+        """
+        began, cpu_began = self.clocks.wall(), self.clocks.cpu()
+
+        def report(**news: Any) -> Any:
+            return say(Progress(self.clocks.wall() - began, self.clocks.cpu() - cpu_began, **news))
+
+        def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
+            answer = report(epoch=epoch, metrics=metrics)
+            if answer == STOP:
+                raise Stopped
+            return bool(answer)
+
+        try:
+            result = self.run(
+                self.experiment,
+                self.rows,
+                self.params,
+                self.seed,
+                on_epoch,
+                checkpoint=self.checkpoint,
+                deadline_s=self.deadline_s,
+                halvings=self.halvings,
+                on_resume=lambda epochs: report(behind=epochs),
+            )
+            if self.keep is not None:
+                assert self.golden is not None
+                result.bundle.save(self.keep, self.golden)
+            return Outcome.of(result)
+        except TrialFailed as failure:
+            if failure.failure == "out-of-memory":
+                training.forget()
+            raise
+        finally:
+            training.release()
+            with contextlib.suppress(Exception):  # nobody may listen any more
+                report(ended=True)
+
+
+@dataclass(eq=False)
+class Monitor:
+    """Handles the progress of one training; called in the process of the sweep, with each `Progress`.
+
+    What goes wrong in here is kept apart from failures of the training. A wish to stop is answered first: the training
+    saves its checkpoint. Nothing prunes a training of the confirmation, for which nothing was asked of the study.
+    """
+
+    context: Context
+    run: Run
+    asked: Asked | None = None
+    account: Account | None = None
+    checkpoint: training.Checkpoint | None = None  # keeps the state of a job on another machine
+    outcome: Outcome | None = None  # once the training ended with a score
+    wish: Interrupted | None = None  # to stop
+    error: Exception | None = None  # went wrong in here
+
+    def __call__(self, progress: Progress) -> bool | str | None:
+        """Log an epoch and answer whether to prune, or `STOP`; the answer to a checkpoint is why it cannot be kept."""
+        if progress.checkpoint is not None:
+            assert self.checkpoint is not None
+            try:
+                self.checkpoint.save(progress.checkpoint)
+            except OSError as error:
+                return str(error)
+            return None
+        if self.account is not None:
+            self.account.charge(progress.seconds, progress.cpu_s, behind=progress.behind, ended=progress.ended)
+        if progress.epoch is None:
+            return None
+        try:
+            stop_if_asked(self.context)
+            prune = self.asked is not None and self._report(self.asked, progress.epoch, progress.metrics)
+            # Last: a trial that another process runs by now gets no point twice.
+            self.run.log_epoch(progress.epoch + self.context.first_epoch, progress.metrics)
+            return prune
+        except Interrupted as wish:
+            self.wish = wish
+            return STOP
+        except Exception as error:
+            self.error = error
+            raise
+
+    def _report(self, asked: Asked, epoch: int, metrics: dict[str, float]) -> bool:
+        context = self.context
+        context.tell("epoch", number=asked.number, epoch=epoch + FIRST_EPOCH, metrics=metrics)
+        prune = context.study.report(asked.number, epoch, metrics[context.experiment.objective.metric])
+        context.budget.completed(asked.number, epoch)
+        last = prune or epoch + 1 >= context.experiment.study.epochs
+        if not last and context.budget.is_over():
+            raise BudgetOver
+        return prune
+
+
+# Jobs on another machine: the checkpoint travels with the job and back with its progress, the bundle with the outcome.
+# Processes of this machine write to the driver's folders directly and need none of this.
+
+
+@dataclass(frozen=True)
+class _SentCheckpoint:
+    """A checkpoint that the driver keeps; see `training.Checkpoint`."""
+
+    say: Say
+    content: bytes | None
+
+    def load(self) -> bytes | None:
+        return self.content
+
+    def save(self, content: bytes) -> None:
+        if error := self.say(Progress(checkpoint=content)):
+            raise OSError(error)
+
+
+@dataclass(frozen=True, eq=False)
+class RemoteJob:
+    """A train job below a temporary folder of whatever machine it comes to, with what its checkpoint held."""
+
+    job: TrainJob
+    content: bytes | None
+
+    @classmethod
+    def of(cls, job: TrainJob) -> RemoteJob:
+        """A job of the driver, made to travel."""
+        content = None if job.checkpoint is None else job.checkpoint.load()
+        return cls(dataclasses.replace(job, checkpoint=None), content)
+
+    def __call__(self, say: Say) -> tuple[Outcome, bytes]:
+        """Train; gives the outcome, and the bundle as an archive where one is to be kept."""
+        keep = self.job.keep
+        with tempfile.TemporaryDirectory(prefix="forge-sweep-") as name:
+            kept = None if keep is None else Path(name) / keep.name
+            job = dataclasses.replace(self.job, checkpoint=_SentCheckpoint(say, self.content), keep=kept)
+            return job(say), b"" if kept is None else pack(kept)
+
+
+def pack(folder: Path) -> bytes:
+    """The files of a folder as a zip archive."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(folder.iterdir()):
+            archive.write(path, path.name)
+    return file.getvalue()
+
+
+def unpack(packed: bytes, folder: Path) -> None:
+    """Write a packed bundle to a folder, whole or not at all. A bundle that stands there is replaced."""
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(packed))
+    except zipfile.BadZipFile as error:
+        raise BundleError(f"what came back for {folder} is not an archive: {error}") from error
+
+    def write(temporary: Path) -> None:
+        for name in archive.namelist():
+            if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
+                raise BundleError(f"the archive for {folder} holds {name!r}, which is not a file of a bundle")
+            (temporary / name).write_bytes(archive.read(name))
+
+    with archive:
+        replace_whole(folder, write)

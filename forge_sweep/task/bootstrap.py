@@ -1,0 +1,318 @@
+"""How far a metric may be off by chance: the bootstrap over rows, and over rows and seeds together.
+
+A resample draws as many rows as there are, with replacement (Efron and Tibshirani 1993, "An Introduction to the
+Bootstrap", chapters 10 and 13: percentile intervals). Drawing a row twice is counting it twice, so every metric is
+computed from counts per row, hundreds of resamples at once: 100,000 rows take seconds. Two models are compared on the
+same resamples (paired): what makes a row hard for both of them cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from forge_sweep.task.metrics import METRICS, Values, direction, mean_of, parts
+from forge_sweep.task.task import Task
+
+RESAMPLES = 1000
+LEVEL = 0.95
+SEED = 0
+
+AT_ONCE = 2_000_000
+"""So many counts are held in memory at once (16 MB), and a few arrays of that size beside them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """One model's scores of the rows (n, units), and the probability from which a label holds."""
+
+    scores: np.ndarray
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure over the rows as they are, with the ends of its percentile interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def times(self, sign: float) -> Interval:
+        """The same figure the other way round, where ``sign`` is -1: an error as what is to be made great."""
+        return self if sign > 0 else Interval(-self.value, -self.high, -self.low)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """By how much ``one`` model's metric is better than the ``other``'s on the same rows; positive is better."""
+
+    metric: str
+    one: float
+    other: float
+    gain: Interval
+
+    @property
+    def beyond_noise(self) -> bool:
+        """Whether the whole interval is above 0."""
+        return self.gain.low > 0
+
+
+def intervals(
+    task: Task, encoded: np.ndarray, answers: Answers, *, resamples: int = RESAMPLES, seed: int = SEED
+) -> dict[str, Interval]:
+    """Every metric of the task with its interval at `LEVEL`; ``encoded`` are targets as `Task.encode` gives them."""
+    names = tuple(METRICS[task.kind])
+    exact = task.score(encoded, answers.scores, threshold=answers.threshold)
+    drawn = _resampled(task, encoded, (answers,), names, resamples, seed)
+    return {name: Interval(exact[name], *_ends(drawn[name][0])) for name in names}
+
+
+def gains(
+    task: Task,
+    encoded: np.ndarray,
+    one: Answers,
+    other: Answers,
+    metrics: Sequence[str],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> dict[str, Gain]:
+    """By how much ``one`` is better than ``other``, by metric, with intervals at `LEVEL` over paired resamples."""
+    first, second = (task.score(encoded, each.scores, threshold=each.threshold) for each in (one, other))
+    drawn = _resampled(task, encoded, (one, other), metrics, resamples, seed)
+    found = {}
+    for name in metrics:
+        sign = 1.0 if direction(task.kind, name) == "maximize" else -1.0
+        lead = Interval(sign * (first[name] - second[name]), *_ends(sign * (drawn[name][0] - drawn[name][1])))
+        found[name] = Gain(name, first[name], second[name], lead)
+    return found
+
+
+def resampled(
+    task: Task, encoded: np.ndarray, answers: Answers, metric: str, *, resamples: int = RESAMPLES, seed: int = SEED
+) -> tuple[float, np.ndarray]:
+    """A metric, or ``loss`` without any penalty, over the rows as they are and over each resample.
+
+    The resamples (resamples,) are the same for every model; nan where one does not define the metric.
+    """
+    name = "log_loss" if metric == "loss" and task.kind != "regression" else metric
+    drawn = _resampled(task, encoded, (answers,), (name,), resamples, seed)[name][0]
+    if name == "loss":
+        (values_of,) = _parts(task, encoded, answers, (name,))
+        return float(values_of(np.ones((1, len(encoded))))[name][0]), drawn
+    return task.score(encoded, answers.scores, threshold=answers.threshold)[name], drawn
+
+
+def _resampled(
+    task: Task, encoded: np.ndarray, models: Sequence[Answers], metrics: Sequence[str], resamples: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Metrics by name, each (models, resamples)."""
+    found = {name: np.full((len(models), resamples), np.nan) for name in metrics}
+    if not len(encoded) or any(not np.isfinite(model.scores).all() for model in models):
+        return found
+    metrics = [name for name in metrics if not any(gap.whole and name in gap.metrics for gap in task.gaps(encoded))]
+    by_model = [_parts(task, encoded, model, metrics) for model in models]
+    done = 0
+    for counts in _counts(len(encoded), resamples, seed):
+        place = slice(done, done + len(counts))
+        for i, each in enumerate(by_model):
+            for values_of in each:
+                for name, values in values_of(counts).items():
+                    if name in metrics:
+                        found[name][i, place] = values
+        done += len(counts)
+    return found
+
+
+def _parts(task: Task, encoded: np.ndarray, model: Answers, wanted: Sequence[str]) -> list[Values]:
+    truth = task.truth(encoded)
+    if "loss" not in wanted:
+        return parts(task.kind, truth, model.scores, model.threshold, wanted)
+    error = (truth - model.scores) / np.asarray(task.std)  # of a regression: no metric of `Task.score`
+    return [mean_of("loss", (error**2 if task.loss == "mse" else abs(error)).mean(axis=1))]
+
+
+def _counts(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each row is in each resample, (some resamples, n) float64, until there are enough."""
+    rng, at_once = np.random.default_rng(seed), max(1, AT_ONCE // n)
+    for start in range(0, resamples, at_once):
+        size = min(at_once, resamples - start)
+        picks = rng.integers(0, n, size=(size, n))
+        picks += (np.arange(size) * n)[:, None]
+        yield np.bincount(picks.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    """The percentile interval over the resamples in which the metric is defined; nan where it is in none."""
+    defined = values[np.isfinite(values)]
+    if not len(defined):
+        return float("nan"), float("nan")
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+# Is a network better than a baseline, as good as it, or worse?
+#
+# Two things are up to chance: which rows validation holds, and which seed a training was given. The rows are resampled,
+# for all models and seeds alike. A mean over S seeds is off by an error of its own: it is drawn from Student's t with
+# S - 1 degrees of freedom, since resampling three seeds would take (S - 1) / S of their variance for all of it and
+# never see a fourth (Bouthillier et al. 2021, "Accounting for Variance in Machine Learning Benchmarks"). Their sum
+# counts twice what rows and seeds have in common, which errs on the safe side (Owen 2007, "The pigeonhole bootstrap").
+# And the network was chosen by the rows that it is judged by: its configuration among all, its epoch in every training
+# anew. The best of m equally good ones looks better than it is by E[max of m normal draws] times the spread of that by
+# which they differ (Cawley and Talbot 2010, JMLR 11), which is seen among those that were confirmed. This optimism is
+# taken from the low end of the interval; that of the baseline, the best of a few, is added to the high end.
+
+Outcome = Literal["better", "as good as", "worse"]
+
+DRAWS = 20_000
+"""Draws of the interval; each resample of rows meets several draws of the seeds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seeds:
+    """One configuration, trained with several seeds and scored on the same rows and resamples; greater is better.
+
+    ``values`` are (seeds,), ``drawn`` (seeds, resamples). ``searched`` is its metric in the search, by another seed;
+    each training could choose among so many ``epochs``, 1 where nothing was chosen.
+    """
+
+    values: np.ndarray
+    drawn: np.ndarray
+    searched: float
+    epochs: int = 1
+
+    @property
+    def spread(self) -> tuple[float, int]:
+        """Variance over seeds, and its degrees of freedom.
+
+        Two seeds alone have a quantile of 12.7, so the search's training counts as one more where there are fewer than
+        three; it was selected, and is rather further off.
+        """
+        known = self.values if len(self.values) > 2 else np.append(self.values, self.searched)
+        return float(np.var(known, ddof=1)), len(known) - 1
+
+    @property
+    def error(self) -> tuple[float, int]:
+        """Standard error of the mean over seeds, and its degrees of freedom."""
+        variance, dof = self.spread
+        return (variance / len(self.values)) ** 0.5, dof
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A network against a baseline, and what it comes from.
+
+    ``lead`` is by how much the network is better; the interval at `LEVEL` over rows and seeds is corrected for the
+    choices among so many configurations and epochs. ``optimism`` is what was taken from its low end.
+    """
+
+    outcome: Outcome
+    lead: Interval
+    optimism: float
+    configurations: int
+    epochs: int
+    seeds: int
+    rows: int
+    resamples: int
+
+
+def judge(
+    networks: Sequence[Seeds], baseline: Seeds, *, rows: int, smallest: int, configurations: int, baselines: int
+) -> Judgement:
+    """The best network, the first of all confirmed ones, against the best baseline.
+
+    ``smallest`` is what `part_that_counts` gives; the networks were chosen among so many ``configurations``, and the
+    baseline among so many ``baselines``.
+    """
+    network = networks[0]
+    gap = float(network.values.mean() - baseline.values.mean())
+    apart = network.drawn.mean(axis=0) - baseline.drawn.mean(axis=0) - gap
+    defined = np.isfinite(apart) & np.all([np.isfinite(each.drawn).all(axis=0) for each in networks], axis=0)
+    resamples = int(defined.sum())
+    if not np.isfinite(gap) or resamples < 2:
+        nothing = Interval(gap, float("nan"), float("nan"))
+        return Judgement("as good as", nothing, 0.0, configurations, network.epochs, len(network.values), rows, 0)
+    apart = apart[defined] * widened(smallest)
+    rng = np.random.default_rng([SEED, 1])
+    error, dof = _pooled_error(networks)
+    low, high = _ends(np.resize(apart, DRAWS) + _of_seeds(rng, error, dof) - _of_seeds(rng, *baseline.error))
+    drawn, of_baseline = [each.drawn[:, defined] for each in networks], baseline.drawn[:, defined].mean(axis=0)
+    means = np.stack([each.mean(axis=0) for each in drawn])
+    optimism = (
+        _rows_alone(drawn, of_baseline) * expected_max(network.epochs)
+        + _rows_alone([means], of_baseline) * expected_max(configurations)
+        + error * expected_max(len(networks))
+    )
+    lead = Interval(gap, gap + low - optimism, gap + high + float(apart.std()) * expected_max(baselines))
+    outcome: Outcome = "better" if lead.low > 0 else "worse" if lead.high < 0 else "as good as"
+    return Judgement(outcome, lead, optimism, configurations, network.epochs, len(network.values), rows, resamples)
+
+
+def of_one(model: Seeds, smallest: int) -> Interval:
+    """The mean over seeds with its interval at `LEVEL` over rows and seeds; nothing is corrected for choices."""
+    mean = float(model.values.mean())
+    off = model.drawn.mean(axis=0) - mean
+    off = off[np.isfinite(off)]
+    if not len(off):
+        return Interval(mean, float("nan"), float("nan"))
+    rng = np.random.default_rng([SEED, 2])
+    low, high = _ends(np.resize(off * widened(smallest), DRAWS) + _of_seeds(rng, *model.error))
+    return Interval(mean, mean + low, mean + high)
+
+
+def _pooled_error(networks: Sequence[Seeds]) -> tuple[float, int]:
+    """Standard error of the first network's mean over seeds, and its degrees of freedom.
+
+    Similar configurations spread alike, so their variances are pooled; its own where that is greater.
+    """
+    variances, dofs = zip(*(each.spread for each in networks), strict=True)
+    together = float(np.average(variances, weights=dofs))
+    return float(np.sqrt(max(variances[0], together) / len(networks[0].values))), int(sum(dofs))
+
+
+def _rows_alone(groups: Sequence[np.ndarray], of_baseline: np.ndarray) -> float:
+    """How far scores (trainings, resamples) of a group differ from each other by the rows alone."""
+    several = [each for each in groups if len(each) > 1]
+    if not several:  # then the whole distance from the baseline stands for it, which is more
+        return float((groups[0] - of_baseline).std())
+    squares = [((each - each.mean(axis=0)).var(axis=1)).sum() / (len(each) - 1) for each in several]
+    return float(np.sqrt(np.mean(squares)))
+
+
+def _of_seeds(rng: np.random.Generator, error: float, dof: int) -> np.ndarray:
+    """(DRAWS,) how far a mean over seeds may be off."""
+    return error * rng.standard_t(dof, DRAWS)
+
+
+def part_that_counts(kind: str, encoded: np.ndarray) -> int:
+    """Rows of the smaller class of a binary target, of an average class, or all: with fewer, metrics are less sure."""
+    if kind == "binary":
+        positive = int(np.count_nonzero(encoded))
+        return min(positive, len(encoded) - positive)
+    if kind == "multiclass":
+        codes = encoded.argmax(axis=1) if encoded.ndim > 1 else encoded
+        return len(codes) // max(1, len(np.unique(codes)))
+    return len(encoded)
+
+
+def widened(n: int) -> float:
+    """By how much percentiles of so few rows are too narrow: their variance is (n - 1) / n of the true one, and normal.
+
+    See Hesterberg 2015, https://doi.org/10.1080/00031305.2015.1089789, section 4.
+    """
+    from scipy import stats
+
+    n, tail = max(n, 2), (1 + LEVEL) / 2
+    return float((n / (n - 1)) ** 0.5 * stats.t.ppf(tail, n - 1) / stats.norm.ppf(tail))
+
+
+def expected_max(m: int) -> float:
+    """Mean of the greatest of m standard normal draws, within 0.01 (Royston 1982, AS 177, by Blom's formula)."""
+    from scipy import stats
+
+    return float(stats.norm.ppf((m - 0.375) / (m + 0.25))) if m > 1 else 0.0
