@@ -4,6 +4,7 @@
     python -m benchmarks quick           # a small run of everything, two or three minutes; its figures mean little
     python -m benchmarks trials --problems credit --sides ours plain
     python -m benchmarks memory          # 200 trials
+    python -m benchmarks backends        # the quickstart on TensorFlow, JAX and PyTorch, each model on the others
     python -m benchmarks calibrate       # the targets of `target`, to be put into benchmarks/target.py
 
 Each side runs in a process of its own, on a store of its own. Imports are not counted; the start of worker processes
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import determinism, memory, overhead, suggestions, target, trials
+from benchmarks import backends, determinism, memory, overhead, suggestions, target, trials
 from benchmarks.problems import PROBLEMS
 from benchmarks.running import SideFailed
 from benchmarks.sides import OURS_2, SIDES
@@ -85,6 +86,13 @@ def do_memory(asked: argparse.Namespace) -> Results:
     return found
 
 
+def do_backends(asked: argparse.Namespace) -> Results:
+    """Models across backends."""
+    found = backends.measure(asked.set)
+    backends.show(found)
+    return found
+
+
 def do_calibrate(asked: argparse.Namespace) -> Results:
     """The targets, for benchmarks/target.py."""
     found = {problem: target.calibrate(problem) for problem in asked.target_problems}
@@ -99,6 +107,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Results]] = {
     "suggestions": do_suggestions,
     "determinism": do_determinism,
     "memory": do_memory,
+    "backends": do_backends,
     "calibrate": do_calibrate,
 }
 COMMANDS = {
@@ -128,6 +137,7 @@ def parser() -> argparse.ArgumentParser:
     add("--cap-s", type=float, default=60.0, help="after which a search for the target is given up")
     add("--finished", nargs="+", type=int, default=list(suggestions.FINISHED), help="trials, for suggestions")
     add("--memory-trials", type=int, default=200)
+    add("--set", nargs="+", default=[], help="overrides of the quickstart, for backends, such as study.n_trials=2")
     add("--json", type=Path, help="file for all figures")
     return made
 

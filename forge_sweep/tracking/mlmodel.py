@@ -180,7 +180,7 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Bundl
     Whoever loads a model may say ``model_config={"trust": True}``, see `Bundle.load`. Whoever registers one may not:
     MLflow mixes the two, so that a model that was registered with other settings than `UNTRUSTED` is refused.
     """
-    from forge_sweep.bundle import Bundle
+    from forge_sweep.bundle import Bundle, ready_backend
 
     given = dict(model_config or {})
     trust = given.pop("trust", False)
@@ -194,4 +194,5 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Bundl
         ours = flavors.get("python_function") if isinstance(flavors, dict) else None
         if not isinstance(ours, dict) or ours.get("config") not in (None, UNTRUSTED):
             raise ForeignModel(f"{about} has settings that forge-sweep does not register; it is not trusted", hint=HINT)
+    ready_backend(path)
     return BundleModel(Bundle.load(Path(path), trust=trust))
