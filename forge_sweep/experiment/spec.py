@@ -169,8 +169,8 @@ class DataSpec(Section):
         | None
     ) = Field(
         None,
-        description="CSV, Parquet or NumPy archive (`.npz`), relative to the experiment file; or one path each for "
-        "train, valid and test.",
+        description="CSV, Parquet, NumPy archive (`.npz`) or a folder of images with one sub-folder per class, "
+        "relative to the experiment file; or one path each for train, valid and test.",
     )
     name: str | None = Field(None, description="Name of the sample set: breast_cancer, digits, diabetes, iris, wine.")
     target: Names = Field(description="Target column, or a list (multilabel, one-hot).", min_length=1)

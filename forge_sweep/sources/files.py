@@ -1,4 +1,4 @@
-"""CSV and Parquet files and NumPy archives as a source: one file, or one per split."""
+"""CSV and Parquet files, NumPy archives and folders of images as a source: one of them, or one per split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from pyarrow import csv, types
 
 from forge_sweep.errors import DataError, Key
-from forge_sweep.sources.arrays import SUFFIX, read_archive, with_images
+from forge_sweep.preprocessing import cells
+from forge_sweep.sources.arrays import FOLDER, SUFFIX, read_archive, read_folder, with_images
 from forge_sweep.sources.assemble import assemble, identities, refuse_absent_columns
 from forge_sweep.sources.base import ROLES, Dataset
 from forge_sweep.sources.digest import EXACT_INTEGER
@@ -61,7 +62,7 @@ class Part:
 
 
 class FileSource:
-    """Reads ``data.path``: ``.csv``, ``.csv.gz``, ``.parquet`` or ``.npz``.
+    """Reads ``data.path``: ``.csv``, ``.csv.gz``, ``.parquet``, ``.npz``, or a folder with one sub-folder per class.
 
     A CSV file has a header line, is UTF-8, and has no types of its own: a column is read as whole numbers, numbers,
     booleans (true / false), times or text, by all of its values. Columns named in ``data.categorical`` are read as
@@ -72,8 +73,8 @@ class FileSource:
     def load(self, spec: DataSpec, *, root: Path, seed: int) -> Dataset:
         """See `forge_sweep.sources.base.Source.load`."""
         paths = _paths(spec, root)
-        if any(path.name.lower().endswith(SUFFIX) for path in paths.values()):
-            return _archives(paths, spec, seed)
+        if any(_is_archive(path) or path.is_dir() for path in paths.values()):
+            return _arrays(paths, spec, seed)
         parts = {key: _read(path, key, spec) for key, path in paths.items()}
         lengths = [part.table.num_rows for part in parts.values()]
         words: dict[str, Counter[str]] = defaultdict(Counter)
@@ -104,28 +105,40 @@ class FileSource:
         )
 
 
-def _archives(paths: Mapping[str, Path], spec: DataSpec, seed: int) -> Dataset:
-    """The rows of NumPy archives: one, or one per split."""
-    tables = [path for path in paths.values() if not path.name.lower().endswith(SUFFIX)]
-    if tables:
-        raise DataError(f"data.path: {tables[0]} is no {SUFFIX}, as the others are", hint="write all of them alike")
-    frames = [read_archive(path, key) for key, path in paths.items()]
-    names, first = [str(name) for name in frames[0]], next(iter(paths.values()))
-    for key, frame in zip(paths, frames, strict=True):
-        if set(frame) != set(names):
-            raise DataError(
-                f"{key} holds {', '.join(map(str, frame))}; expected {', '.join(names)}", hint="write the same arrays"
-            )
-    lengths, split_files = [len(frame) for frame in frames], len(paths) > 1
+def _is_archive(path: Path) -> bool:
+    return path.name.lower().endswith(SUFFIX)
+
+
+def _arrays(paths: Mapping[str, Path], spec: DataSpec, seed: int) -> Dataset:
+    """The rows of NumPy archives or of folders of images: one, or one per split."""
+    first, split_files = next(iter(paths.values())), len(paths) > 1
+    if others := [
+        path for path in paths.values() if (path.is_dir(), _is_archive(path)) != (first.is_dir(), _is_archive(first))
+    ]:
+        raise DataError(f"data.path: {others[0]} is of another kind than {first}", hint="write all of them alike")
+    frames, said = list[pd.DataFrame](), list[str]()
+    if first.is_dir():
+        refuse_absent_columns(list(FOLDER), spec, str(first))
+    for key, path in paths.items():
+        frame, beside = read_folder(path, key, spec) if path.is_dir() else (read_archive(path, key, spec), [])
+        if frames and set(frame) != set(frames[0]):
+            names = ", ".join(map(str, frames[0]))
+            raise DataError(f"{key} holds {', '.join(map(str, frame))}; expected {names}", hint="write the same arrays")
+        frames.append(frame)
+        said += beside
+    folders = [path for path, frame in zip(paths.values(), frames, strict=True) for _ in range(len(frame))]
+    source, lengths = ", ".join(map(str, paths.values())), [len(frame) for frame in frames]
+    frame = pd.concat(frames, ignore_index=True)
     return assemble(
-        pd.concat(frames, ignore_index=True),
+        with_images(frame, spec, folders if first.is_dir() else [path.parent for path in folders], source),
         spec,
         name=first.parent.name if split_files else first.stem,
-        source=", ".join(map(str, paths.values())),
+        source=source,
         seed=seed,
         rows=np.concatenate([np.arange(length, dtype=np.int64) for length in lengths]),
         roles=np.repeat(np.arange(len(ROLES), dtype=np.int8), lengths) if split_files else None,
-        names=names,
+        names=FOLDER if first.is_dir() else [*map(str, frame), *spec.drop],
+        warnings=tuple(said),
     )
 
 
@@ -198,11 +211,28 @@ def _read_parquet(path: Path, key: str, spec: DataSpec) -> Part:
         names = content_names(file.schema_arrow)
         refuse_absent_columns(names, spec, str(path))
         kept = [name for name in names if name not in spec.drop]
-        refuse_large(file.metadata.num_rows, len(kept), path, key)
+        refuse_large(file.metadata.num_rows, len(kept), path, key, _list_bytes(file, kept))
         table = file.read(columns=kept).select(kept)
     for name, toml in identities(spec).items():
         table = with_column(table, name, as_identity(plain(table.column(name)), toml, name))
     return Part(names, decoded(table, path, key))
+
+
+def _list_bytes(file: Any, kept: Sequence[str]) -> float:
+    """What the columns of lists take in memory: in Arrow's table, as arrays, and while these are put together."""
+    needed, widths = 0.0, dict[str, float]()
+    for name in kept:
+        kind = file.schema_arrow.field(name).type
+        kind, inner = (kind.storage_type, True) if isinstance(kind, pa.BaseExtensionType) else (kind, False)
+        while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+            kind, inner = kind.value_type, True
+        if inner and (types.is_primitive(kind)):
+            widths[name] = 3 * kind.bit_width / 8
+    for group in range(file.metadata.num_row_groups if widths else 0):
+        for place in range(file.metadata.num_columns):
+            column = file.metadata.row_group(group).column(place)
+            needed += column.num_values * widths.get(column.path_in_schema.partition(".list.")[0], 0.0)
+    return needed
 
 
 def _concatenate(parts: dict[str, Part]) -> pa.Table:
@@ -339,9 +369,30 @@ def frame_of(table: pa.Table, whole: Collection[str]) -> pd.DataFrame:
     kept = {pa.type_for_alias(name.lower()): pd.api.types.pandas_dtype(name) for name in NULLABLE}
     columns = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
+        if (array := array_of(column)) is not None:
+            columns[name] = pd.Series(cells(array), dtype=object)
+            continue
         mapper = kept.get if name in whole and column.null_count else None
         columns[name] = column.to_pandas(date_as_object=False, types_mapper=mapper)
     return pd.DataFrame(columns, copy=False)
+
+
+def array_of(column: pa.ChunkedArray) -> np.ndarray | None:
+    """Lists of numbers, nested or not, or Arrow's tensors, as one array, rows first; None where they have no shape."""
+    if isinstance(column.type, pa.FixedShapeTensorType):
+        arrays = [chunk.to_numpy_ndarray() for chunk in column.chunks if len(chunk)]
+        return np.concatenate(arrays) if arrays and not column.null_count else None
+    shape = [len(column)]
+    while types.is_list(column.type) or types.is_large_list(column.type) or types.is_fixed_size_list(column.type):
+        lengths = pc.unique(pc.list_value_length(column))
+        if column.null_count or len(lengths) != 1:
+            return None
+        shape.append(lengths[0].as_py())
+        column = pc.list_flatten(column)
+    kind = column.type
+    if len(shape) == 1 or not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
+        return None
+    return np.asarray(column.to_numpy().reshape(shape))
 
 
 def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

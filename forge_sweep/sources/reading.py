@@ -174,11 +174,17 @@ def whole_text(path: Path, key: str) -> bytes:
     return b"".join(parts)
 
 
-def refuse_large(rows: int, columns: int, path: Path, key: str) -> None:
-    """Raise DataError for a Parquet file whose table would not fit in memory, however small it is on disk."""
+def refuse_large(rows: int, columns: int, path: Path, key: str, lists: float = 0.0) -> None:
+    """Raise DataError for a Parquet file whose table would not fit in memory, however small it is on disk.
+
+    ``lists`` is what columns of lists take, in bytes.
+    """
     import psutil
 
-    room, needed = psutil.virtual_memory().available, 16 * rows * columns  # a number in Arrow's table and in pandas'
+    room, needed = (
+        psutil.virtual_memory().available,
+        16 * rows * columns + lists,
+    )  # a number in Arrow's table and in pandas'
     if needed > room:
         raise DataError(
             f"{key}: {path} holds {rows:,} rows of {columns} columns, which take {needed / 1e9:.1f} GB of memory at "
