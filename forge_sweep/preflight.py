@@ -147,7 +147,8 @@ def _try(experiment: Experiment, dataset: Dataset, fitting: Sequence[Which]) -> 
             params = corner_params(experiment, which)
             size = ", ".join(f"{name}={params[name]}" for name in ("width", "depth") if name in params)
             subject, seed = f"{which} model ({size})", experiment.seed
-            findings += contract.tried(builder, spec, task, params, few, subject=subject, metric=metric, seed=seed)
+            with training.dtype_policy(training.precision_of(experiment.precision)[0]):
+                findings += contract.tried(builder, spec, task, params, few, subject=subject, metric=metric, seed=seed)
         if experiment.model.preprocessing == "in_model" and not errors(findings):
             findings += _inside(experiment, dataset, works[0])
     return tuple(dict.fromkeys(findings))

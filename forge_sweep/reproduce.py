@@ -136,6 +136,7 @@ class Plan:
         halvings: how often the batch was halved when memory ran out.
         epochs: when a pruned trial was stopped; None for one that ran to its end.
         threads: that one operation could use; 0 for all cores.
+        precision: that it was trained in, which follows from the GPU where the experiment has ``auto``.
     """
 
     baseline: str
@@ -146,6 +147,7 @@ class Plan:
     halvings: int
     epochs: int | None
     threads: int
+    precision: str = "float32"
 
 
 def plan(record: Record, experiment: Experiment, seed: int | None = None) -> Plan:
@@ -174,6 +176,7 @@ def plan(record: Record, experiment: Experiment, seed: int | None = None) -> Pla
         halvings=0 if baseline else _halvings(record),
         epochs=int(record.metrics["epochs_run"]) if state == "pruned" else None,
         threads=threads,
+        precision=record.tags.get("forge.precision", "float32"),
     )
 
 
@@ -282,7 +285,8 @@ class Order:
         def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
             return plan.epochs is not None and epoch + 1 >= plan.epochs
 
-        return trial.run(self.experiment, dataset, plan.params, plan.seed, on_epoch, halvings=plan.halvings)
+        experiment = self.experiment.model_copy(update={"precision": plan.precision})
+        return trial.run(experiment, dataset, plan.params, plan.seed, on_epoch, halvings=plan.halvings)
 
 
 def train_again(order: Order) -> Again:

@@ -25,6 +25,7 @@ from forge_sweep.task import Task, TaskKind
 from forge_sweep.training import Checkpoint, FitSpec, OnEpoch, OnResume, Schedule, TrainingData, begin_anew
 
 if TYPE_CHECKING:
+    import keras
     import numpy as np
     import pandas as pd
 
@@ -62,6 +63,7 @@ class TrialResult:
         events: what happened on the way, such as ``learning rate 0.001 -> 0.0005 after epoch 12``, which counts from 1.
         bundle: the model with all it needs to take raw rows.
         halvings: how often the batch was halved because memory ran out.
+        precision: in what it was trained; the bundle computes in float32.
     """
 
     state: Literal["finished", "pruned"]
@@ -74,6 +76,7 @@ class TrialResult:
     events: tuple[str, ...]
     bundle: Bundle
     halvings: int = 0
+    precision: str = "float32"
 
 
 class Arrays(Protocol):
@@ -118,9 +121,11 @@ def run(
         training.fix_operations(experiment.deterministic)
         training.seed_everything(seed)
         used = smaller(params, halvings)
-        model = training.reuse(models.build(experiment.builder, prepared.spec, prepared.task, used))
+        precision, said = training.precision_of(experiment.precision)
+        model = training.reuse(build(experiment, prepared, used, precision))
         # A checkpoint is used by the same training only; its batch may be halved since.
         named = {"contract": experiment.contract(), "params": params, "seed": seed, **prepared.origin}
+        named |= {} if precision == "float32" else {"precision": precision}
         spec = FitSpec(
             epochs=experiment.study.epochs,
             patience=experiment.study.patience,
@@ -137,6 +142,10 @@ def run(
         fit_began = time.monotonic()
         fitted = training.fit(model, prepared.task, prepared.data, spec, on_epoch, on_resume=on_resume)
         earlier_s = max(0.0, fitted.seconds - (time.monotonic() - fit_began))
+        if precision != "float32":
+            weights = model.get_weights()
+            model = build(experiment, prepared, used, "float32")
+            model.set_weights(weights)
         scores = prepared.task.to_scores(training.outputs(model, prepared.data.x_valid))
     except ForgeSweepError:
         raise
@@ -156,10 +165,17 @@ def run(
         best_epoch=fitted.best_epoch,
         seconds=earlier_s + time.monotonic() - began,
         batch_size=fitted.batch_size,
-        events=(*halved_event(params, used), *fitted.events),
+        events=(*filter(None, [said]), *halved_event(params, used), *fitted.events),
         bundle=as_bundle(experiment, prepared, model, scores, {"params": used, "seed": seed}),
         halvings=halvings,
+        precision=precision,
     )
+
+
+def build(experiment: Experiment, prepared: Prepared, params: Params, precision: str) -> keras.Model:
+    """A compiled network whose layers compute as this dtype policy says; its weights are float32 in any case."""
+    with training.dtype_policy(precision):
+        return models.build(experiment.builder, prepared.spec, prepared.task, params)
 
 
 def run_baseline(experiment: Experiment, splits: Dataset | Arrays, kind: str, seed: int) -> TrialResult:

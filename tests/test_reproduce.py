@@ -251,6 +251,12 @@ def test_a_pruned_trial_stops_where_it_was_stopped(record: Record) -> None:
     assert plan(record, restored(record)).epochs is None
 
 
+def test_what_a_trial_was_trained_in_counts_and_not_what_auto_would_be_here(record: Record) -> None:
+    tags = {**record.tags, "forge.precision": "mixed_bfloat16"}
+    assert plan(replace(record, tags=tags), restored(record)).precision == "mixed_bfloat16"
+    assert plan(record, restored(record)).precision == "float32"
+
+
 def restored(record: Record) -> Experiment:
     return restore(record.experiment, root=Path())
 

@@ -53,6 +53,7 @@ def _builder_names(schema: dict[str, Any]) -> None:
 SourceName = Annotated[str, AfterValidator(_declared(plugins.SOURCES))]
 BuilderName = Annotated[str, AfterValidator(_declared(plugins.BUILDERS))]
 Backend = Literal["tensorflow", "jax", "torch"]
+Precision = Literal["float32", "mixed_float16", "mixed_bfloat16", "auto"]
 Scaler = Literal["standard", "minmax", "robust", "quantile", "none"]
 BaselineKind = Literal["constant", "random_forest", "hist_gradient_boosting", "xgboost"]
 Sampler = Literal["tpe", "random", "gp", "cmaes", "qmc", "grid"]
@@ -393,6 +394,12 @@ class Experiment(Section):
     deterministic: bool = Field(
         False,
         description="Use deterministic operations only (TensorFlow): the same weights again on GPUs too, more slowly.",
+    )
+    precision: Annotated[Precision, Later("float32")] = Field(
+        "float32",
+        description="In what trials compute: `mixed_float16` and `mixed_bfloat16` in 16 bits, with float32 weights and "
+        "outputs (Keras' mixed precision). `auto`: `mixed_bfloat16` on GPUs of compute capability 8.0 and more, "
+        "`mixed_float16` on 7.x, else `float32`. A registered model computes in float32.",
     )
     data: DataSpec
     preprocessing: PreprocessingSpec = Field(default_factory=PreprocessingSpec)

@@ -44,7 +44,8 @@ def build(n_features: int, task: Task, params: Params) -> keras.Model:
     hidden = features
     for number, width in enumerate(widths(params, task.units), start=1):
         hidden = _block(hidden, number, width, params)
-    output = keras.layers.Dense(task.units, activation=task.activation, name="output")(hidden)
+    # float32 in mixed precision too, whose 16 bits make ties of close scores
+    output = keras.layers.Dense(task.units, activation=task.activation, dtype="float32", name="output")(hidden)
     model = keras.Model(features, output, name="mlp")
     compile_model(model, task, params)
     return model

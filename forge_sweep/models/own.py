@@ -55,14 +55,17 @@ class Head:
         return compiling.loss(self.task)
 
     def output(self, hidden: Any) -> Any:
-        """The output layer on top of ``hidden``, (rows, any number): a Dense layer with these units and activation."""
+        """The output layer on top of ``hidden``, (rows, any number): a Dense layer with these units and activation.
+
+        It computes in float32, in mixed precision too.
+        """
         return self.layer()(hidden)
 
     def layer(self) -> Any:
         """The output layer by itself, for a Sequential or a subclassed model."""
         from keras import layers
 
-        return layers.Dense(self.units, activation=self.activation, name=OUTPUT)
+        return layers.Dense(self.units, activation=self.activation, dtype="float32", name=OUTPUT)
 
 
 class Heads(Mapping[str, Head]):
@@ -213,6 +216,9 @@ def _check_output(output: Any, task: Task, code: Code) -> None:
             f"{', '.join(task.targets[:3])}",
             hint=FIX,
         )
+    if output.dtype in ("float16", "bfloat16"):
+        seen = f"the model of {code.builder} gives {output.dtype}, in which close scores are ties"
+        raise TrialFailed("code", seen, hint=f'{FIX}, or give its last layer dtype="float32"')
 
 
 FIX = "end the model with heads.only.output(hidden)"

@@ -65,11 +65,13 @@ class Outcome:
     threshold: float  # chosen on validation
     weights: str = ""  # `Bundle.weights_sha256`
     halvings: int = 0  # how often the batch was halved because memory ran out
+    precision: str = "float32"  # that it was trained in
 
     @property
     def tags(self) -> dict[str, str]:
         """What `forge_sweep.reproduce` needs to know of it, besides parameters and seed."""
         known = {"forge.events": "; ".join(self.events), "forge.batch_size": str(self.batch_size)}
+        known |= {} if self.precision == "float32" else {"forge.precision": self.precision}
         return {**known, "forge.weights_sha256": self.weights, "forge.halvings": str(self.halvings)}
 
     @classmethod
@@ -87,6 +89,7 @@ class Outcome:
             threshold=result.bundle.threshold,
             weights=result.bundle.weights_sha256,
             halvings=result.halvings,
+            precision=result.precision,
         )
 
     def summary(self, objective: str, first_epoch: int) -> dict[str, float]:

@@ -230,6 +230,52 @@ def accelerators() -> tuple[str, ...]:
     return tuple(device for device in keras.distribution.list_devices() if not device.startswith("cpu"))
 
 
+def precision_of(asked: str) -> tuple[str, str]:
+    """The dtype policy that ``precision`` stands for here, and why where it was ``auto`` ("" otherwise).
+
+    The least of several GPUs decides, by the compute capability of NVIDIA's: their tensor cores know float16 from 7.0
+    on and bfloat16 from 8.0.
+    """
+    if asked != "auto":
+        return asked, ""
+    import keras
+
+    found: list[tuple[int, int]] = []
+    if accelerators():
+        match keras.config.backend():
+            case "tensorflow":
+                import tensorflow as tf
+
+                details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
+                found = [each.get("compute_capability", (0, 0)) for each in details]
+            case "torch":
+                import torch
+
+                found = [torch.cuda.get_device_capability(n) for n in range(torch.cuda.device_count())]
+            case "jax":
+                import jax
+
+                texts = [str(getattr(device, "compute_capability", "0.0")) for device in jax.devices()]
+                found = [(int(major), int(minor)) for major, _, minor in (text.partition(".") for text in texts)]
+    least = min(found, default=(0, 0))
+    policy = "mixed_bfloat16" if least >= (8, 0) else "mixed_float16" if least >= (7, 0) else "float32"
+    seen = f"a GPU of compute capability {least[0]}.{least[1]}" if any(least) else "no GPU of NVIDIA's"
+    return policy, f"precision auto: {policy}, {seen}"
+
+
+@contextlib.contextmanager
+def dtype_policy(name: str) -> Iterator[None]:
+    """Let layers that are made within the block compute as this policy says, such as ``mixed_bfloat16``."""
+    import keras
+
+    kept = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(kept)
+
+
 def settle() -> None:
     """Exempt what is loaded by now from garbage collection. Call it once, before the first trial.
 
