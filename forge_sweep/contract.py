@@ -52,10 +52,11 @@ def tried(
 
     - ``model-fails`` (error, warning where it diverged): it cannot be built or trained.
     - ``monitor-missing`` (error): ``metric`` is not in the logs.
-    - of your own model: ``output-activation`` (error): it gives no probabilities, or no free numbers for regression;
-      ``nothing-trains`` (error) and ``weights-unchanged`` (warning): a step changes no weight, or not these;
-      ``model-not-saved`` (error): saved and loaded it fails or predicts something else; ``rows-captured`` (error): it
-      holds rows of the training data.
+    - of your own model: ``random-predictions`` (error): asked twice it predicts two things, as augmentation that is
+      active at prediction does; ``output-activation`` (error): it gives no probabilities, or no free numbers for
+      regression; ``nothing-trains`` (error) and ``weights-unchanged`` (warning): a step changes no weight, or not
+      these; ``model-not-saved`` (error): saved and loaded it fails or predicts something else; ``rows-captured``
+      (error): it holds rows of the training data.
     - ``initial-loss`` (warning): the loss of an untrained model is far from chance
       (https://karpathy.github.io/2019/04/25/recipe/, "verify loss @ init").
 
@@ -77,7 +78,10 @@ def tried(
         model.run_eagerly = True  # one step is done long before a graph would be traced
         yield from _initial_loss(model, task, few, subject)
         if isinstance(builder, Code):
-            yield from _own_model(model, task, few, builder)
+            own = list(_own_model(model, task, few, builder))
+            yield from own
+            if any(finding.code == "random-predictions" for finding in own):
+                return  # what is compared below would differ as well
         before = [np.array(weight) for weight in model.trainable_weights]
         if isinstance(builder, Code) and not before:
             yield from _changed(model, before, subject)
@@ -102,6 +106,14 @@ def _own_model(model: keras.Model, task: Task, few: training.TrainingData, code:
     last = model.layers[-1] if model.layers else None
     name = getattr(getattr(last, "activation", None), "__name__", "")
     found = training.outputs(model, few.x_train).astype(np.float64)
+    if (off := np.abs(training.outputs(model, few.x_train) - found).max()) > GOLDEN_TOLERANCE:
+        drawing = ", ".join(layer.name for layer in model.layers if hasattr(layer, "seed_generator"))
+        seen = f"two predictions of the same rows are {off:.3g} apart{f' ({drawing})' if drawing else ''}"
+        fix = "call these layers without training=True; a call of your own hands its argument training on"
+        yield Finding(
+            "error", "random-predictions", code.builder, seen, "augmentation and dropout in training only", fix
+        )
+        return
     seen = f'the last layer has activation "{name}"' if name else "the outputs"
     sums, wanted = found.sum(axis=1), ""
     if task.kind == "regression" or task.from_logits:
@@ -131,8 +143,8 @@ def _own_model(model: keras.Model, task: Task, few: training.TrainingData, code:
 
 
 def _rows(values: np.ndarray) -> np.ndarray:
-    """The rows of a table of numbers, as float32; of anything else none."""
-    wide = values.ndim == 2 and values.shape[1] > 1 and values.dtype.kind in "fiu"
+    """The rows of an array of numbers, as float32; none where a row is one number."""
+    wide = values.ndim > 1 and len(values) and values[0].size > 1 and values.dtype.kind in "fiu"
     return np.ascontiguousarray(values, dtype=np.float32) if wide else np.empty((0, 1), np.float32)
 
 
@@ -170,6 +182,8 @@ def _saved(model: keras.Model, few: training.TrainingData, code: Code) -> Iterat
     if seen:
         expected = "a model that Keras saves and loads"
         fix = "give own layers, at the top of their module, a get_config with every argument of __init__"
+        if "not trusted" in seen:
+            fix = "use other layers of Keras: bundles take those that compute and do nothing else (docs/security.md)"
         yield Finding("error", "model-not-saved", code.builder, seen, expected, fix)
 
 

@@ -30,6 +30,15 @@ from sklearn import datasets, model_selection
 ROWS = datasets.load_breast_cancer().data
 ROWS = (ROWS - ROWS.mean(axis=0)) / ROWS.std(axis=0)
 """
+NOISY = """
+class Net(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.noise = keras.layers.GaussianNoise(0.5, name="noise")
+        self.out = keras.layers.Dense(1, activation="sigmoid")
+    def call(self, x):
+        return self.out(self.noise(x, training=True))
+"""
 STUCK = "class Own(keras.Model):\n    def train_step(self, data):\n        return {'loss': 0.0}\n"
 
 
@@ -80,6 +89,19 @@ def test_a_sound_model_passes(tmp_path):
             "predicts something else",
             "return keras.Model(x, heads.only.output(Scale(by=3.0)(x)))",
             LOSSY + "    def get_config(self):\n        return super().get_config()\n",
+        ),
+        (
+            "random-predictions",
+            "apart (noise); expected augmentation and dropout in training only",
+            "return Net()",
+            NOISY,
+        ),
+        (
+            "model-not-saved",
+            "use other layers of Keras",
+            "hidden = keras.layers.TimeDistributed(heads.only.layer())(keras.layers.Reshape((3, 10))(x))\n"
+            "return keras.Model(x, heads.only.output(keras.layers.Flatten()(hidden)))",
+            "",
         ),
         (
             "model-not-saved",

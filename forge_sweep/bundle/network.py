@@ -38,6 +38,9 @@ LAYERS = frozenset(
         *("Conv1D", "Conv2D", "SeparableConv1D", "SeparableConv2D", "DepthwiseConv1D", "DepthwiseConv2D"),
         *("MaxPooling1D", "MaxPooling2D", "AveragePooling1D", "AveragePooling2D", "ZeroPadding1D", "ZeroPadding2D"),
         *("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalAveragePooling1D", "GlobalAveragePooling2D"),
+        *("Conv1DTranspose", "Conv2DTranspose", "UpSampling1D", "UpSampling2D", "Cropping1D", "Cropping2D"),
+        *("CenterCrop", "Resizing", "RandomCrop", "RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom"),
+        *("RandomBrightness", "RandomContrast", "RandomErasing", "RandomHue", "RandomSaturation", "RandomShear"),
         *("MultiHeadAttention", "Attention", "LSTM", "GRU", "SimpleRNN"),
     }
 )
