@@ -10,14 +10,14 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from forge_sweep import models, training
 from forge_sweep.bundle import GOLDEN_TOLERANCE, network
 from forge_sweep.checks.findings import Finding
-from forge_sweep.experiment import Code, Params
+from forge_sweep.experiment import Code, Params, Scalar
 from forge_sweep.preprocessing import Spec
 from forge_sweep.task import Task
 
@@ -34,6 +34,9 @@ REGRESSION_LOSS_FACTOR = 10.0
 CAPTURED = 3
 """Training rows in an array of a user's own module that are no coincidence."""
 
+MOST_NUMBERS = 2**20
+"""Of one array, in which rows are looked for that have other columns than those of the model."""
+
 
 def tried(
     builder: str | Code,
@@ -41,6 +44,7 @@ def tried(
     task: Task,
     params: Params,
     few: training.TrainingData,
+    raw: np.ndarray,
     *,
     subject: str,
     metric: str,
@@ -52,11 +56,12 @@ def tried(
 
     - ``model-fails`` (error, warning where it diverged): it cannot be built or trained.
     - ``monitor-missing`` (error): ``metric`` is not in the logs.
-    - of your own model: ``random-predictions`` (error): asked twice it predicts two things, as augmentation that is
-      active at prediction does; ``output-activation`` (error): it gives no probabilities, or no free numbers for
-      regression; ``nothing-trains`` (error) and ``weights-unchanged`` (warning): a step changes no weight, or not
-      these; ``model-not-saved`` (error): saved and loaded it fails or predicts something else; ``rows-captured``
-      (error): it holds rows of the training data.
+    - of your own model, errors but for one: ``output-shape``: its outputs are not those of the heads;
+      ``random-predictions``: asked twice it predicts two things, as augmentation that is active at prediction does;
+      ``output-activation``: it gives no probabilities, or no free numbers for regression; ``nothing-trains`` and
+      ``weights-unchanged`` (warning): a step changes no weight, or not these; ``model-not-saved``: saved and loaded it
+      fails or predicts something else; ``rows-captured``: it holds rows of the training data, prepared or raw;
+      ``hyperparameter-ignored``: the optimizer that it was compiled with does not go by what the trial asks for.
     - ``initial-loss`` (warning): the loss of an untrained model is far from chance
       (https://karpathy.github.io/2019/04/25/recipe/, "verify loss @ init").
 
@@ -66,26 +71,27 @@ def tried(
         task: what is predicted.
         params: hyperparameters.
         few: the rows, a few hundred.
+        raw: the numbers of the same train rows before preprocessing, (rows, columns).
         subject: of the findings, such as ``smallest model``.
         metric: the objective.
         seed: of the initial weights.
     """
-    rows = len(few.y_train)
-    once = training.FitSpec(epochs=1, patience=1, batch_size=rows, monitor="val_loss", direction="minimize")
+    once = training.FitSpec(epochs=1, patience=1, batch_size=len(few.y_train), monitor="val_loss", direction="minimize")
     try:
         training.seed_everything(seed)
         model = models.build(builder, spec, task, params)
         model.run_eagerly = True  # one step is done long before a graph would be traced
-        yield from _initial_loss(model, task, few, subject)
-        if isinstance(builder, Code):
-            own = list(_own_model(model, task, few, builder))
-            yield from own
-            if any(finding.code == "random-predictions" for finding in own):
-                return  # what is compared below would differ as well
         before = [np.array(weight) for weight in model.trainable_weights]
-        if isinstance(builder, Code) and not before:
-            yield from _changed(model, before, subject)
-            return
+        if isinstance(builder, Code):
+            yield from _captured(model, spec, few, raw, builder)
+            yield from _ignored(model, builder, spec, task, params)
+            wrong = [*_activation(model, task, few, builder)] or ([] if before else [*_changed(model, [], subject)])
+            yield from wrong
+            if wrong and wrong[0].code != "random-predictions":  # else what is loaded would differ as well
+                yield from _saved(model, few, builder)
+            if wrong:  # training it would say the same in other words
+                return
+        yield from _initial_loss(model, task, few, subject)
         (logs,) = training.fit(model, task, few, once, lambda epoch, logs: False).history
         if isinstance(builder, Code):
             yield from _changed(model, before, subject)
@@ -94,17 +100,26 @@ def tried(
             seen, fix = f"{metric} is not among the logs: {', '.join(logs)}", "set objective.metric to one of the logs"
             yield Finding("error", "monitor-missing", "objective.metric", seen, "a metric that training logs", fix)
     except Exception as error:
-        failure = training.classify(error)
-        # A corner may well diverge, such as the one with the highest learning rate: the sweep drops it as it goes.
-        severity: Literal["warning", "error"] = "warning" if failure.failure == "diverged" else "error"
-        seen, fix = f"{failure.failure}: {failure.message}", failure.hint or "narrow [model.search] or fix the model"
-        yield Finding(severity, "model-fails", subject, seen, "a model that can be built and trained for one step", fix)
+        yield failed(error, subject)
 
 
-def _own_model(model: keras.Model, task: Task, few: training.TrainingData, code: Code) -> Iterator[Finding]:
-    """Whether the outputs of a user's own model are what the task scores, and whether it knows the rows already."""
+def failed(error: Exception, subject: str) -> Finding:
+    """What ended the building or the training of a model, as a finding."""
+    failure = training.classify(error)
+    # A corner may well diverge, such as the one with the highest learning rate: the sweep drops it as it goes.
+    severity: Literal["warning", "error"] = "warning" if failure.failure == "diverged" else "error"
+    seen, fix = f"{failure.failure}: {failure.message}", failure.hint or "narrow [model.search] or fix the model"
+    if isinstance(error, models.WrongOutput):
+        return Finding(severity, "output-shape", subject, failure.message, "outputs that the heads score", fix)
+    return Finding(severity, "model-fails", subject, seen, "a model that can be built and trained for one step", fix)
+
+
+def _activation(model: keras.Model, task: Task, few: training.TrainingData, code: Code) -> Iterator[Finding]:
+    """Whether the outputs of a user's own model are what the task scores."""
     last = model.layers[-1] if model.layers else None
-    name = getattr(getattr(last, "activation", None), "__name__", "")
+    # Of a subclassed model the last layer is the one that was made last, wherever it stands.
+    told = last is not None and getattr(last, "units", task.units) == task.units
+    name = getattr(getattr(last, "activation", None), "__name__", "") if told else ""
     found = training.outputs(model, few.x_train).astype(np.float64)
     if (off := np.abs(training.outputs(model, few.x_train) - found).max()) > GOLDEN_TOLERANCE:
         drawing = ", ".join(layer.name for layer in model.layers if hasattr(layer, "seed_generator"))
@@ -131,21 +146,93 @@ def _own_model(model: keras.Model, task: Task, few: training.TrainingData, code:
     if wanted:
         fix = "end the model with heads.only.output(hidden)"
         yield Finding("error", "output-activation", code.builder, seen, wanted, fix)
-    known = {row.tobytes() for values in training.leaves(few.x_train) for row in _rows(values)}
-    held = {f"weight {weight.path}": np.array(weight) for weight in model.weights}
-    held |= {f"{code.module}.{name}": value for name, value in models.arrays_of(code).items()}
-    for where, values in held.items():
-        common = sum(row.tobytes() in known for row in _rows(values))
-        if common >= CAPTURED:
-            seen = f"{where} holds {common} of {len(few.y_train)} training rows that were looked for"
-            expected, fix = "a model that learns from rows only as it is trained", "remove the array from the module"
-            yield Finding("error", "rows-captured", code.builder, seen, expected, fix)
 
 
-def _rows(values: np.ndarray) -> np.ndarray:
-    """The rows of an array of numbers, as float32; none where a row is one number."""
-    wide = values.ndim > 1 and len(values) and values[0].size > 1 and values.dtype.kind in "fiu"
-    return np.ascontiguousarray(values, dtype=np.float32) if wide else np.empty((0, 1), np.float32)
+def _captured(
+    model: keras.Model, spec: Spec, few: training.TrainingData, raw: np.ndarray, code: Code
+) -> Iterator[Finding]:
+    """Whether a user's own model knows the training rows already, as they are fed or as they were read."""
+    fed = dict(zip(spec, training.leaves(few.x_train), strict=True))
+    unscaled = [np.rint(values / spec[name].scale) for name, values in fed.items() if spec[name].scale != 1.0]
+    with np.errstate(over="ignore"):
+        tables = [each.reshape(len(each), -1).astype(np.float32) for each in (*fed.values(), *unscaled, raw)]
+        # Rows of a few flags are everywhere.
+        known = [rows for rows in tables if rows.shape[1] > 1 and len(np.unique(rows, axis=0)) > len(rows) / 2]
+        held = models.held(model, code)
+        counts = {where: max((_common(values, rows) for rows in known), default=0) for where, values in held}
+    if places := [where for where, count in counts.items() if count >= CAPTURED]:
+        most = max(counts.values())
+        seen = f"{', '.join(places[:3])}: {most} of {len(few.y_train)} training rows that were looked for"
+        expected = "a model that learns from rows only as it is trained"
+        fix = "read no rows in the builder's modules, and hand none to a layer or a function"
+        yield Finding("error", "rows-captured", code.builder, seen, expected, fix)
+
+
+def _common(values: np.ndarray, known: np.ndarray) -> int:
+    """How many of the known rows (n, columns) an array has, upright or on its side, with more columns or with fewer."""
+    if values.ndim < 2 or min(len(values), values[:1].size) < 2:
+        return 0
+    table, counts = values.reshape(len(values), -1), [0]
+    for upright in (table, table.T) if values.ndim == 2 else (table,):
+        width = upright.shape[1]
+        if width == known.shape[1]:
+            whole = np.dtype((np.void, 4 * width))
+            mine, theirs = (np.ascontiguousarray(each, np.float32) + 0.0 for each in (known, upright))  # -0 is 0
+            counts.append(int(np.isin(mine.view(whole), theirs.view(whole)).sum()))
+        if max(counts) < CAPTURED:
+            rows = upright[: MOST_NUMBERS // width].astype(np.float32)
+            counts.append(_joined(known, rows) if known.shape[1] <= width else _joined(rows, known))
+    return max(counts)
+
+
+def _joined(narrow: np.ndarray, wide: np.ndarray) -> int:
+    """How many rows of one table are in another one, whose columns are more or in another order.
+
+    They are matched by the column that tells most rows apart and by the one with most of its values; of these pairs a
+    quarter has to agree in all columns, each in the one of the other table that is most often alike.
+    """
+    if not len(narrow) or narrow.shape[1] < 3:  # two numbers are alike by chance
+        return 0
+    teller = narrow[:, np.argmax([len(np.unique(column)) for column in narrow.T])]
+    order = np.argsort(teller)
+    place = order[np.searchsorted(teller, wide, sorter=order).clip(max=len(order) - 1)]
+    at, column = np.nonzero(teller[place] == wide)
+    if not len(at):
+        return 0
+    at = at[column == (home := np.bincount(column).argmax())]
+    at = at[np.linspace(0, len(at) - 1, min(len(at), MOST_NUMBERS // (narrow.shape[1] * wide.shape[1]))).astype(int)]
+    mine = place[at, home]
+    alike = (narrow[mine][:, :, None] == wide[at][:, None, :]) | np.isnan(narrow[mine])[:, :, None]
+    best = alike.mean(axis=0).argmax(axis=1)
+    agree = alike[:, np.arange(len(best)), best].all(axis=1)
+    return min(len(np.unique(mine[agree])), len(np.unique(at[agree]))) if agree.sum() * 4 >= len(agree) else 0
+
+
+def _ignored(model: keras.Model, code: Code, spec: Spec, task: Task, params: Params) -> Iterator[Finding]:
+    """Whether the optimizer that a function compiled its model with goes by what the trial asks for.
+
+    A rate that is another one may be made of the one that was asked for; then it changes with it.
+    """
+    has = _optimizer(model)
+    for name in ("optimizer", "learning_rate", "momentum"):
+        asked, found = params.get(name), has.get(name)
+        close = (
+            isinstance(found, float) and not isinstance(asked, str) and math.isclose(asked or 0, found, rel_tol=1e-6)
+        )
+        if asked is None or found is None or asked == found or close:
+            continue
+        other: Scalar = ("sgd" if asked != "sgd" else "adam") if isinstance(asked, str) else asked / 2 or 0.5
+        if _optimizer(models.build(code, spec, task, {**params, name: other}))[name] == found:
+            seen = f"the model is compiled with {name} {found}, whether {name} is {asked} or {other}"
+            fix = f"give compile the {name} of the trial" if name in code.parameters else f"take {name} as an argument"
+            fix += ", or return the model without compile: it then gets the optimizer of the experiment"
+            yield Finding("error", "hyperparameter-ignored", code.builder, seen, f"the {name} of the trial", fix)
+
+
+def _optimizer(model: keras.Model) -> dict[str, Any]:
+    """A compiled optimizer's name and settings."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    return {**optimizer.get_config(), "optimizer": type(optimizer).__name__.lower()}
 
 
 def _changed(model: keras.Model, before: Sequence[np.ndarray], subject: str) -> Iterator[Finding]:
@@ -189,7 +276,7 @@ def _saved(model: keras.Model, few: training.TrainingData, code: Code) -> Iterat
 
 def _initial_loss(model: keras.Model, task: Task, few: training.TrainingData, subject: str) -> Iterator[Finding]:
     """Whether the untrained model's loss is near that of a model that knows nothing."""
-    loss = training.data_loss(model, few.y_train, training.outputs(model, few.x_train))
+    loss = training.data_loss(model, task, few.y_train, training.outputs(model, few.x_train))
     if task.kind == "multiclass":
         expected, formula = math.log(task.units), f"-log(1/{task.units}) for {task.units} classes"
     elif task.loss == "mse":

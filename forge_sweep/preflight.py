@@ -17,7 +17,7 @@ import numpy as np
 from forge_sweep import contract, environment, exports, models, training, trial
 from forge_sweep.bundle import Bundle, choose_golden
 from forge_sweep.checks.findings import Finding, errors
-from forge_sweep.errors import BundleError, ForgeSweepError, TrialFailed
+from forge_sweep.errors import BundleError, ForgeSweepError
 from forge_sweep.experiment import Dimension, Experiment, Params, Scalar
 from forge_sweep.preprocessing import Schema, Spec
 from forge_sweep.sources import Dataset
@@ -75,9 +75,10 @@ def preflight(experiment: Experiment, dataset: Dataset) -> tuple[Finding, ...]:
     outline, available = _outline(experiment, dataset), environment.memory().available
     try:
         need = {which: _need(experiment, outline, which) for which in WHICH}
-    except TrialFailed as failure:  # of the user's own function: that of a package's builder is arithmetic
-        seen, fix = f"{failure.failure}: {failure.message}", failure.hint or f"correct {experiment.model.builder}"
-        return (Finding("error", "model-fails", "model.builder", seen, "a model that fits the task", fix),)
+    except Exception as error:
+        if experiment.code is None:
+            raise
+        return (contract.failed(error, experiment.model.builder),)  # the user's own model is built to know its size
     fitting = [which for which in WHICH if sum(need[which].values()) <= available]
     tried = _try(experiment, dataset, fitting) if fitting else ()
     memory = _memory(need["largest"], available)
@@ -142,13 +143,19 @@ def _try(experiment: Experiment, dataset: Dataset, fitting: Sequence[Which]) -> 
             x_valid=training.each(lambda values: values[valid], whole.x_valid),
             y_valid=whole.y_valid[valid],
         )
+        raw = dataset.train.features.iloc[train].select_dtypes("number").to_numpy(np.float64, na_value=np.nan)
         builder, spec, task, metric = experiment.builder, works[0].spec, works[0].task, experiment.objective.metric
         for which in fitting:
-            params = corner_params(experiment, which)
-            size = ", ".join(f"{name}={params[name]}" for name in ("width", "depth") if name in params)
-            subject, seed = f"{which} model ({size})", experiment.seed
+            params, seed = corner_params(experiment, which), experiment.seed
+            if which == "largest" and params == corner_params(experiment, "smallest"):  # nothing that sizes is searched
+                continue
+            shown = [name for name, value in experiment.space.items() if isinstance(value, Dimension)]
+            shown = shown[:5] if experiment.code else ["width", "depth"]
+            size = ", ".join(f"{name}={params[name]}" for name in shown if name in params)
+            subject, known = f"{which} model" + f" ({size})" * bool(size), {finding.code for finding in findings}
             with training.dtype_policy(training.precision_of(experiment.precision)[0]):
-                findings += contract.tried(builder, spec, task, params, few, subject=subject, metric=metric, seed=seed)
+                found = contract.tried(builder, spec, task, params, few, raw, subject=subject, metric=metric, seed=seed)
+                findings += [finding for finding in found if experiment.code is None or finding.code not in known]
         if experiment.model.preprocessing == "in_model" and not errors(findings):
             findings += _inside(experiment, dataset, works[0])
     return tuple(dict.fromkeys(findings))

@@ -150,10 +150,7 @@ def run(
     except ForgeSweepError:
         raise
     except Exception as error:
-        failure = training.classify(error)
-        if place := models.where(error):
-            failure = TrialFailed(failure.failure, f"{failure.message} ({place})", hint=failure.hint)
-        raise failure from error
+        raise training.classify(error) from error
     at_best = fitted.history[fitted.best_epoch]
     if not math.isfinite(at_best[experiment.objective.metric]):
         raise TrialFailed("diverged", f"{experiment.objective.metric} is not finite at the best epoch")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from forge_sweep import sources, training
 from forge_sweep.checks.findings import errors
+from forge_sweep.errors import ExperimentError
 from forge_sweep.experiment import parse
 from forge_sweep.preflight import preflight
 
@@ -25,11 +28,6 @@ class Scale(keras.layers.Layer):
     def call(self, x):
         return x * self.by
 """
-ROWS = """
-from sklearn import datasets, model_selection
-ROWS = datasets.load_breast_cancer().data
-ROWS = (ROWS - ROWS.mean(axis=0)) / ROWS.std(axis=0)
-"""
 NOISY = """
 class Net(keras.Model):
     def __init__(self, **kwargs):
@@ -40,31 +38,112 @@ class Net(keras.Model):
         return self.out(self.noise(x, training=True))
 """
 STUCK = "class Own(keras.Model):\n    def train_step(self, data):\n        return {'loss': 0.0}\n"
+OWN_LOSS = """
+class Own(keras.Model):
+    def train_step(self, data):
+        import tensorflow as tf
+        x, y = data[:2]
+        with tf.GradientTape() as tape:
+            loss = keras.ops.mean(keras.ops.square(self(x, training=True) - keras.ops.cast(y, "float32")))
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, self.trainable_variables), self.trainable_variables))
+        return {"loss": loss}
+"""
+SKLEARN = "from sklearn.datasets import load_breast_cancer\n"
+KEEPER = """
+class Near(keras.layers.Layer):
+    def __init__(self, near, **kwargs):
+        super().__init__(**kwargs)
+        self.near = near
+    def call(self, x):
+        return x
+    def get_config(self):
+        return super().get_config()
+    @classmethod
+    def from_config(cls, config):
+        return cls([0], **config)
+"""
+END = "return keras.Model(inputs, heads.only.output(x))"
+COMPILED = "model = keras.Model(inputs, heads.only.output(x))\nmodel.compile({}, 'binary_crossentropy')\nreturn model"
 
 
-def tried(body: str, folder: Path, head: str = "", scaler: str = "standard"):
+def tried(
+    body: str,
+    folder: Path,
+    head: str = "",
+    *,
+    scaler: str = "standard",
+    search: Mapping[str, Any] | None = None,
+    signature: str = "width: int = 4",
+):
     """Findings on a builder of this body; ``x`` are its features."""
     lines = "".join(f"    {line}\n" for line in ['x = inputs["features"]', *body.strip().splitlines()])
-    (folder / "net.py").write_text(f"import keras\n{head}\ndef build(inputs, heads, *, width: int = 4):\n{lines}")
+    (folder / "net.py").write_text(f"import keras\n{head}\ndef build(inputs, heads, *, {signature}):\n{lines}")
     data = {"source": "sample", "name": "breast_cancer", "target": "target", "task": "binary"}
     table = {"name": "own", "data": data, "objective": {"metric": "val_auc"}, "study": {"n_trials": 1}}
-    model = {"builder": "net:build"}
+    model = {"builder": "net:build", "search": dict(search or {})}
     settings = parse({**table, "model": model, "preprocessing": {"scaler": scaler}}, root=folder)
     training.select_backend("tensorflow")
     return preflight(settings, sources.load(settings.data, root=folder, seed=0))
 
 
-def test_a_sound_model_passes(tmp_path):
-    body = "return keras.Model(inputs, heads.only.output(keras.layers.Dense(width)(x)))"
-    assert [found.code for found in tried(body, tmp_path)] == ["memory"]
+@pytest.mark.parametrize(
+    ("body", "head", "options"),
+    [
+        ("return keras.Model(inputs, heads.only.output(keras.layers.Dense(width)(x)))", "", {}),
+        # A loss of its own: validation has that of the task.
+        ("model = Own(x, heads.only.output(x))\nmodel.compile('adam')\nreturn model", OWN_LOSS, {}),
+        # The rate of one group of weights is a share of the one that is asked for.
+        (
+            COMPILED.format("keras.optimizers.Adam(rate / 10)").replace("rate", "learning_rate"),
+            "",
+            {"signature": "learning_rate: float", "search": {"learning_rate": 0.01}},
+        ),
+        # The layer that was made last is not the one that comes last.
+        (
+            "return Net(heads)",
+            "class Net(keras.Model):\n    def __init__(self, heads=None, **kwargs):\n"
+            "        super().__init__(**kwargs)\n"
+            "        self.out, self.hidden = keras.layers.Dense(1, 'sigmoid'), keras.layers.Dense(7, 'softmax')\n"
+            "    def call(self, x):\n        return self.out(self.hidden(x))",
+            {},
+        ),
+    ],
+)
+def test_a_sound_model_passes(body, head, options, tmp_path):
+    assert [str(found) for found in tried(body, tmp_path, head, **options) if found.code != "memory"] == []
 
 
 @pytest.mark.parametrize(
     ("code", "said", "body", "head"),
     [
         ("model-fails", "ZeroDivisionError: division by zero (net.py:5)", "width / 0", ""),
+        (
+            "model-fails",
+            "net cannot be imported: ModuleNotFoundError: No module named 'nott' (net.py:2)",
+            END,
+            "import nott",
+        ),
+        ("model-fails", "net cannot be imported: SystemExit: 2 (net.py:2)", END, "raise SystemExit(2)"),
         ("model-fails", "returned nothing", "pass", ""),
-        ("model-fails", "gives (rows, 2), expected (rows, 1)", "return keras.Model(x, keras.layers.Dense(2)(x))", ""),
+        (
+            "model-fails",
+            "ValueError: not yet (net.py:4)",
+            "return Own(x, heads.only.output(x))",
+            STUCK.replace("return {'loss': 0.0}", "raise ValueError('not yet')"),
+        ),
+        (
+            "model-fails",
+            "compiled without an optimizer",
+            "model = keras.Model(x, heads.only.output(x))\nmodel.compile(None, 'mse')\nreturn model",
+            "",
+        ),
+        ("output-shape", "gives (rows, 2), expected (rows, 1)", "return keras.Model(x, keras.layers.Dense(2)(x))", ""),
+        (
+            "output-shape",
+            "has 2 outputs, expected 1",
+            "return keras.Model(x, [heads.only.output(x), keras.layers.Dense(3)(x)])",
+            "",
+        ),
         (
             "output-activation",
             "softmax over one unit is always 1",
@@ -72,12 +151,7 @@ def test_a_sound_model_passes(tmp_path):
             "",
         ),
         ("output-activation", "values from -", "return keras.Model(x, keras.layers.Dense(1)(x))", ""),
-        (
-            "nothing-trains",
-            "one step changed none",
-            "return Own(x, heads.only.output(x))",
-            STUCK,
-        ),
+        ("nothing-trains", "one step changed none", "return Own(x, heads.only.output(x))", STUCK),
         (
             "nothing-trains",
             "no trainable weights",
@@ -112,16 +186,87 @@ def test_a_sound_model_passes(tmp_path):
     ],
 )
 def test_a_mistake_is_an_error_that_names_it(code, said, body, head, tmp_path):
-    found = [finding for finding in errors(tried(body, tmp_path, head)) if finding.code == code]
-    assert found and said in str(found[0]), [str(finding) for finding in tried(body, tmp_path, head)]
+    (found,) = errors(tried(body, tmp_path, head))
+    assert found.code == code and said in str(found)
 
 
-def test_a_global_array_of_training_rows_is_found(tmp_path):
-    head = ROWS.replace("ROWS = (ROWS - ROWS.mean(axis=0)) / ROWS.std(axis=0)\n", "")
-    body = "return keras.Model(inputs, heads.only.output(x))"
-    found = errors(tried(body, tmp_path, head, scaler="none"))
-    assert "rows-captured" in [finding.code for finding in found]
-    assert "net.ROWS holds" in str(next(finding for finding in found if finding.code == "rows-captured"))
+def test_an_unknown_hyperparameter_is_refused_before_anything_is_built(tmp_path):
+    with pytest.raises(ExperimentError, match=r"model\.search\.widht.*width"):
+        tried(END, tmp_path, search={"widht": 3})
+
+
+@pytest.mark.parametrize(
+    ("said", "body", "head", "files"),
+    [
+        ("net.ROWS: 256 of 256", END, f"{SKLEARN}ROWS = load_breast_cancer().data", {}),
+        ("net.ROWS: 256 of 256", END, f"{SKLEARN}ROWS = load_breast_cancer().data.T", {}),
+        ("net.TABLE: 25", END, f"{SKLEARN}TABLE = load_breast_cancer(as_frame=True).frame", {}),
+        ("net.SOME: 2", END, f"{SKLEARN}SOME = load_breast_cancer().data[:, 4:9].tolist()", {}),
+        ("lab.rows.ROWS: 256 of 256", END, "from lab import near", {"near": "from . import rows"}),
+        (
+            "net.near: rows, which it closes over: 256 of 256",
+            END,
+            f"{SKLEARN}def made(rows):\n    def near(x):\n        return rows\n    return near\n"
+            "near = made(load_breast_cancer().data)",
+            {},
+        ),
+        (
+            "layer near.near",
+            'return keras.Model(x, heads.only.output(Near(rows(), name="near")(x)))',
+            "",
+            {},
+        ),
+        ("arguments", "return keras.Model(x, heads.only.output(keras.ops.matmul(x, rows()[:200].T)))", "", {}),
+    ],
+)
+def test_training_rows_that_a_builder_holds_are_found_wherever_it_keeps_them(said, body, head, files, tmp_path):
+    """As they are read, under a scaler; upright, on their side, with more columns or fewer."""
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "rows.py").write_text(f"{SKLEARN}ROWS = load_breast_cancer().data")
+    for name, text in files.items():
+        (tmp_path / "lab" / f"{name}.py").write_text(text)
+    head += f"{KEEPER}\ndef rows():\n    {SKLEARN}    return load_breast_cancer().data\n"
+    found = [each for each in tried(body, tmp_path, head) if each.code == "rows-captured"]
+    assert found and said in found[0].seen
+
+
+def test_a_copy_of_the_rows_as_they_are_fed_is_found(tmp_path):
+    found = errors(tried(END, tmp_path, f"{SKLEARN}ROWS = load_breast_cancer().data", scaler="none"))
+    assert "rows-captured" in [each.code for each in found]
+
+
+@pytest.mark.parametrize(
+    ("said", "fix", "signature", "search", "body"),
+    [
+        (
+            "learning_rate 0.5, whether learning_rate is 0.01 or 0.005",
+            "give compile the learning_rate",
+            "learning_rate: float = 0.01",
+            {},
+            COMPILED.format("keras.optimizers.SGD(0.5)"),
+        ),
+        (
+            "learning_rate 0.00100",
+            "take learning_rate as an argument",
+            "width: int = 4",
+            {"learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2}},
+            COMPILED.format("'adam'"),
+        ),
+        (
+            "optimizer adam, whether optimizer is sgd or adam",
+            "return the model without compile",
+            "width: int = 4",
+            {"optimizer": "sgd"},
+            COMPILED.format("'adam'"),
+        ),
+    ],
+)
+def test_an_optimizer_that_does_not_go_by_the_trial_is_an_error_with_its_fix(
+    said, fix, signature, search, body, tmp_path
+):
+    found = errors(tried(body, tmp_path, signature=signature, search=search))
+    assert [each.code for each in found] == ["hyperparameter-ignored"]
+    assert said in found[0].seen and fix in found[0].fix
 
 
 def test_a_layer_that_leads_nowhere_is_named(tmp_path):

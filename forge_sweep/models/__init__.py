@@ -11,8 +11,8 @@ from forge_sweep.errors import InputError
 from forge_sweep.experiment import Code
 from forge_sweep.models import mlp, own
 from forge_sweep.models.general import adjust
-from forge_sweep.models.importing import arrays_of, where
-from forge_sweep.models.own import Head, Heads
+from forge_sweep.models.importing import held, where
+from forge_sweep.models.own import Head, Heads, WrongOutput
 from forge_sweep.preprocessing.inputs import FEATURES
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from forge_sweep.preprocessing import Spec
     from forge_sweep.task import Task
 
-__all__ = ["BUILDERS", "Builder", "Head", "Heads", "arrays_of", "build", "size", "where"]
+__all__ = ["BUILDERS", "Builder", "Head", "Heads", "WrongOutput", "build", "held", "size", "where"]
 
 
 @dataclass(frozen=True)

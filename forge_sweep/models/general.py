@@ -49,6 +49,9 @@ def adjust(model: keras.Model, params: Params) -> keras.Model:
             raise InputError("ema under [model.search]: the builder's optimizer has its variables already", hint=hint)
         optimizer.use_ema, optimizer.ema_momentum = True, float(momentum)
     if share := params.get("label_smoothing"):
+        if model.loss is None:
+            seen = "label_smoothing under [model.search]: the builder compiled its model without a loss"
+            raise InputError(seen, hint="remove it, or give the loss to compile")
         _compile_with(model, _smoothed(model.loss, float(share)))
     return model
 

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 OUTPUT = "output"
 """Name of the output layer, as of `mlp`."""
 
+
+class WrongOutput(TrialFailed):
+    """A model whose outputs do not have the shape that the heads score."""
+
+
 MEMORY = ("ResourceExhaustedError", "OutOfMemoryError", "MemoryError", "_ArrayMemoryError")
 
 
@@ -122,11 +127,11 @@ def build(code: Code, spec: Spec, task: Task, params: Params) -> keras.Model:
     for name, each in spec.items():
         if each.vocabulary is not None:
             inputs[name].vocabulary = each.vocabulary  # for the function's Embedding
-    function = getattr(module_of(code), code.function)
+    module = module_of(code)
     chosen = {name: params[name] for name in code.parameters if name in params}
     try:
-        model = function(dict(inputs), Heads.of(task), **chosen)
-    except Exception as error:
+        model = getattr(module, code.function)(dict(inputs), Heads.of(task), **chosen)
+    except (Exception, SystemExit) as error:
         if type(error).__name__ in MEMORY:
             raise
         raise failed(error, code.builder) from error
@@ -142,7 +147,13 @@ def build(code: Code, spec: Spec, task: Task, params: Params) -> keras.Model:
         raise failed(error, f"the model of {code.builder} cannot be called on its inputs") from error
     _check_output(output, task, code)
     if not model.compiled:
-        compiling.compile_model(model, task, params)
+        try:
+            compiling.compile_model(model, task, params)
+        except Exception as error:
+            raise failed(error, f"the model of {code.builder} cannot be compiled") from error
+    if model.optimizer is None:
+        seen = f"the model of {code.builder} is compiled without an optimizer"
+        raise TrialFailed("code", seen, hint="give compile one: its learning rate is followed, and its state is saved")
     return model
 
 
@@ -207,10 +218,10 @@ def _check_output(output: Any, task: Task, code: Code) -> None:
     """Whether the outputs are what the task scores."""
     shape = getattr(output, "shape", None)
     if isinstance(output, dict | list | tuple) and len(output) != 1:
-        raise TrialFailed("code", f"the model of {code.builder} has {len(output)} outputs, expected 1", hint=FIX)
+        raise WrongOutput("code", f"the model of {code.builder} has {len(output)} outputs, expected 1", hint=FIX)
     if shape is None or tuple(shape[1:]) != (task.units,):
         seen = "no tensor" if shape is None else str(tuple(shape)).replace("None", "rows")
-        raise TrialFailed(
+        raise WrongOutput(
             "code",
             f"the model of {code.builder} gives {seen}, expected (rows, {task.units}) for {task.kind} of "
             f"{', '.join(task.targets[:3])}",

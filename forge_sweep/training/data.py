@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forge_sweep.errors import TrialFailed
+from forge_sweep.models import compiling
 
 if TYPE_CHECKING:
     import keras
@@ -119,14 +120,15 @@ def _chunk(values: np.ndarray, start: int, rows: int, filled: int) -> np.ndarray
     return chunk
 
 
-def data_loss(model: keras.Model, encoded: np.ndarray, found: np.ndarray) -> float:
+def data_loss(model: keras.Model, task: Task, encoded: np.ndarray, found: np.ndarray) -> float:
     """The compiled loss averaged over rows, without class weights, smoothed labels and penalties (``model.losses``).
 
-    It so compares with models that have none of these. ``encoded`` are targets, ``found`` the `outputs`.
+    It so compares with models that have none of these. ``encoded`` are targets, ``found`` the `outputs`. A model that
+    was compiled without a loss, since its ``train_step`` computes one, has that of the task.
     """
     from keras import losses, ops
 
-    compiled = losses.get(model.loss)
+    compiled = losses.get(compiling.loss(task) if model.loss is None else model.loss)
     if getattr(compiled, "label_smoothing", 0.0):
         compiled = type(compiled).from_config({**compiled.get_config(), "label_smoothing": 0.0})
     loss = compiled(ops.convert_to_tensor(encoded), ops.convert_to_tensor(found))
@@ -149,4 +151,7 @@ class Validation:
         """``val_loss`` (see `data_loss`) and every metric of the task, nan where an output is not finite."""
         found = outputs(model, self.x)
         metrics = self.task.score(self.y, self.task.to_scores(found))
-        return {"val_loss": data_loss(model, self.y, found), **{f"val_{name}": m for name, m in metrics.items()}}
+        return {
+            "val_loss": data_loss(model, self.task, self.y, found),
+            **{f"val_{name}": m for name, m in metrics.items()},
+        }

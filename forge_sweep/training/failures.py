@@ -9,6 +9,7 @@ import re
 from concurrent.futures import BrokenExecutor
 
 from forge_sweep.errors import Failure, InputError, TrialFailed
+from forge_sweep.models import where
 
 # Class names instead of classes: no backend is imported to find out that it was not the one.
 _OUT_OF_MEMORY = ("ResourceExhaustedError", "OutOfMemoryError", "MemoryError", "_ArrayMemoryError")
@@ -36,7 +37,10 @@ _LONGEST = 300
 
 
 def classify(error: BaseException) -> TrialFailed:
-    """The failure of whatever ended a trial, to raise ``from error``; a ``TrialFailed`` is returned as it is."""
+    """The failure of whatever ended a trial, to raise ``from error``; a ``TrialFailed`` is returned as it is.
+
+    It names the line of the user's own builder that the error passed last.
+    """
     if isinstance(error, TrialFailed):
         return error
     failure = _failure(error)
@@ -46,7 +50,8 @@ def classify(error: BaseException) -> TrialFailed:
     cause = _line(error)
     for pattern, replacement in _VARYING:
         cause = pattern.sub(replacement, cause)
-    return TrialFailed(failure, f"{type(error).__name__}: {cause}", hint=getattr(error, "hint", ""))
+    place = f" ({found})" if (found := where(error)) else ""
+    return TrialFailed(failure, f"{type(error).__name__}: {cause}{place}", hint=getattr(error, "hint", ""))
 
 
 def _failure(error: BaseException) -> Failure:
