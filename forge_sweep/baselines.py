@@ -218,6 +218,9 @@ def _constant(task: Task, encoded: np.ndarray) -> tuple[float, ...]:
     """Share of each class or label in train, or the mean."""
     if not len(encoded):
         raise DataError("there are no train rows", hint="give train more rows under [data.split]")
+    if task.kind == "joint":
+        of_heads = (_constant(head, own) for _, head, own, _ in task.apart(encoded, encoded))
+        return tuple(value for values in of_heads for value in values)
     if task.kind == "multiclass" and not task.one_hot:
         return tuple((np.bincount(encoded, minlength=task.units) / len(encoded)).tolist())
     return tuple(encoded.mean(axis=0, dtype=np.float64).tolist())

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from forge_sweep import baselines, models, training
 from forge_sweep.bundle import Bundle
-from forge_sweep.errors import ForgeSweepError, TrialFailed
-from forge_sweep.experiment import SCALERS, Experiment, Params, Scalar
+from forge_sweep.errors import DataError, ForgeSweepError, TrialFailed
+from forge_sweep.experiment import SCALERS, Experiment, HeadSpec, Params, Scalar
 from forge_sweep.preprocessing import Group, Preprocessor, Schema, Spec, declared, same_settings
 from forge_sweep.sources import Dataset, Split
-from forge_sweep.task import Task, TaskKind
+from forge_sweep.task import Joint, Task, TaskKind
 from forge_sweep.training import Checkpoint, FitSpec, OnEpoch, OnResume, Schedule, TrainingData, begin_anew
 
 if TYPE_CHECKING:
@@ -196,11 +196,7 @@ def run_baseline(experiment: Experiment, splits: Dataset | Arrays, kind: str, se
     model = baselines.fit(kind, task, x_train, data.y_train, seed=seed, class_weight=weigh, timeout_s=limit)
     outputs = model.outputs(x_valid)
     metrics = task.score(data.y_valid, task.to_scores(outputs))
-    if task.kind == "regression":  # the loss of a network without the penalty on its weights
-        distance = data.y_valid - outputs
-        metrics["loss"] = float((distance**2).mean() if task.loss == "mse" else abs(distance).mean())
-    else:
-        metrics["loss"] = metrics["log_loss"]
+    metrics["loss"] = task.loss_of(data.y_valid, outputs)
     metrics = {f"val_{name}": value for name, value in metrics.items()}
     if not math.isfinite(metrics[experiment.objective.metric]):
         raise TrialFailed("diverged", f"{experiment.objective.metric} of {kind} is not finite")
@@ -240,6 +236,8 @@ class Recipe:
     fill: float
     max_categories: int
     inputs: tuple[Group, ...] = ()
+    heads: tuple[tuple[str, HeadSpec], ...] = ()
+    sums: tuple[tuple[str, tuple[tuple[str, float], ...]], ...] = ()
     one_matrix: bool = False  # for a baseline, which takes nothing else
 
     @classmethod
@@ -258,10 +256,21 @@ class Recipe:
             fill=preprocessing.fill,
             max_categories=preprocessing.max_categories,
             inputs=declared(experiment.data.inputs),
+            heads=tuple(experiment.data.heads.items()),
+            sums=tuple((name, tuple(terms.items())) for name, terms in experiment.objective.sums.items()),
         )
 
     def learn_task(self, train_targets: pd.DataFrame) -> Task:
         """The task as these targets show it; see `Task.learn`."""
+        if self.heads:
+            tasks = {}
+            for name, head in self.heads:
+                try:
+                    targets = train_targets[list(head.target)]
+                    tasks[name] = Task.learn(head.task, targets, positive=head.positive, loss=head.loss)
+                except DataError as error:
+                    raise DataError(f"data.heads.{name}: {error.message}", hint=error.hint) from error
+            return Joint.of(tasks, [head.weight for _, head in self.heads], self.sums)
         return Task.learn(
             self.task,
             train_targets,

@@ -15,7 +15,7 @@ from scipy import stats
 
 from forge_sweep.sweep import verdict as verdicts
 from forge_sweep.sweep.confirm import Confirmed, Contender
-from forge_sweep.task import Answers, Judgement, Seeds, Task, judge, part_that_counts, resampled
+from forge_sweep.task import Answers, Judgement, Seeds, Task, judge, resampled
 from forge_sweep.task.bootstrap import expected_max, of_one, widened
 
 RESAMPLES = 200
@@ -104,7 +104,7 @@ class World:
         networks.sort(key=lambda each: -each.values.mean())
         once = scored(0.0, rng.normal(size=self.rows), 1)  # a tree that no seed changes
         baseline = seeds([once] * self.seeds, once[0])
-        smallest = part_that_counts(self.task.kind, encoded)
+        smallest = self.task.fewest(encoded)
         return judge(networks, baseline, rows=self.rows, smallest=smallest, configurations=self.trials, baselines=1)
 
 

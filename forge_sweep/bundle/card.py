@@ -102,10 +102,12 @@ def _subject(
     metadata = about["metadata"]
     experiment = metadata.get("experiment", {})
     said = experiment.get("description") or "No purpose was stated: set `description` in the experiment file."
-    what = f"Predicts {', '.join(task['targets'])} ({task['kind']})"
-    classes = f", one of {_listed(map(str, task['classes']))}" if task["kind"] in ("binary", "multiclass") else ""
+    what = []
+    for each in task.get("heads", {"": task}).values():
+        classes = f", one of {_listed(map(str, each['classes']))}" if each["kind"] in ("binary", "multiclass") else ""
+        what.append(f"{', '.join(each['targets'])} ({each['kind']}){classes}")
     verdict = [metadata["verdict"]] if metadata.get("verdict") else []
-    yield Section("Purpose", (said, f"{what}{classes}.", *verdict))
+    yield Section("Purpose", (said, f"Predicts {'; '.join(what)}.", *verdict))
     yield from registered
     data = {
         "version": metadata.get("dataset_version"),

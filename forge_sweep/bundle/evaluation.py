@@ -18,7 +18,7 @@ from forge_sweep import jsons
 from forge_sweep.bundle.layout import EVALUATION
 from forge_sweep.bundle.security import check_npz
 from forge_sweep.errors import BundleError
-from forge_sweep.task import LEVEL, METRICS, RESAMPLES, SEED, Answers, Gain, Interval, Task, gains, intervals
+from forge_sweep.task import LEVEL, RESAMPLES, SEED, Answers, Gain, Interval, Task, gains, intervals
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -206,7 +206,7 @@ def evaluate(
     for (model, _), its in zip(models, said, strict=True):
         metrics = intervals(task, encoded, its, resamples=fewer)
         scored.append(replace(model, scores=its.scores, threshold=its.threshold, metrics=metrics))
-    names = [objective, *(name for name in METRICS[task.kind] if name != objective)]
+    names = [objective, *(name for name in task.metrics if name != objective)]
     for other, its in zip(scored[1:], said[1:], strict=True):
         for some, count in (names[:1], resamples), (names[1:], fewer):
             found = gains(task, encoded, said[0], its, some, resamples=count)
@@ -270,8 +270,12 @@ def calibration(task: Task, encoded: np.ndarray, scores: np.ndarray) -> dict[str
     Reliability of Reliability Diagrams").
 
     Multiclass: the confidence in the class that was chosen, and the squared error summed over classes (Brier 1950).
-    Multilabel: averages over labels.
+    Multilabel: averages over labels; several heads: averages over those that have probabilities.
     """
+    if task.kind == "joint":
+        each = [calibration(head, own, its) for _, head, own, its in task.apart(encoded, scores)]
+        known = [found for found in each if found is not None]
+        return {name: float(np.mean([found[name] for found in known])) for name in known[0]} if known else None
     if task.kind == "regression" or not len(encoded):
         return None
     if task.kind == "multiclass":
@@ -307,6 +311,11 @@ def _by_class(task: Task, encoded: np.ndarray, answers: Answers) -> Iterator[dic
     """Precision, recall and F1 of each class or label; the errors of each target of a regression with several."""
     from sklearn.metrics import precision_recall_fscore_support
 
+    if task.kind == "joint":
+        for prefix, head, own, its in task.apart(encoded, answers.scores):
+            for found in _by_class(head, own, Answers(its, answers.threshold)):
+                yield {**found, "name": f"{prefix.removesuffix('_')}: {found['name']}"}
+        return
     if task.kind == "regression":
         errors = encoded * np.asarray(task.std) + np.asarray(task.mean) - answers.scores
         for name, error in zip(task.targets, errors.T, strict=True) if len(task.targets) > 1 else ():
@@ -334,7 +343,7 @@ def _by_slice(
         if rows.sum() < SMALLEST:
             continue
         found = bundle.task.score(encoded[rows], answers.scores[rows], threshold=answers.threshold)
-        metrics = jsons.plain({name: found[name] for name in METRICS[bundle.task.kind]})
+        metrics = jsons.plain({name: found[name] for name in bundle.task.metrics})
         yield {"column": column, "category": category, "rows": int(rows.sum()), "metrics": metrics}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from forge_sweep.checks.findings import Finding
 from forge_sweep.preprocessing import is_tensor
 
 if TYPE_CHECKING:
-    from forge_sweep.experiment import PreprocessingSpec
+    from forge_sweep.experiment import HeadSpec, PreprocessingSpec
     from forge_sweep.sources.base import Dataset
     from forge_sweep.task import TaskKind
 
@@ -70,15 +70,27 @@ class Audit:
     features: pd.DataFrame
 
 
-def audit(dataset: Dataset, task_kind: TaskKind, preprocessing: PreprocessingSpec, *, scaled: bool) -> Audit:
+def audit(
+    dataset: Dataset,
+    task_kind: TaskKind,
+    preprocessing: PreprocessingSpec,
+    *,
+    scaled: bool,
+    heads: Mapping[str, HeadSpec] | None = None,
+) -> Audit:
     """Look for what makes training fail in silence or scores lie.
 
     Pure: the same data gives the same findings. Test features and targets are never read; rows shared with test are
     found by the fingerprints that the source took. What a single feature tells is measured on at most 20,000 rows,
-    chosen by a fixed seed. ``scaled`` is False when any scaler that a trial may use is "none".
+    chosen by a fixed seed. ``scaled`` is False when any scaler that a trial may use is "none". Each of several
+    ``heads`` is looked at by itself.
     """
-    evidence = Evidence(table_of(dataset), task_kind, preprocessing.scaler, scaled, Arrays.of(dataset))
-    found = (finding for rule in RULES for finding in _bounded(rule(evidence)))
+    table, arrays, found = table_of(dataset), Arrays.of(dataset), dict[Finding, None]()
+    tasks = [(head.task, list(head.target)) for head in (heads or {}).values()]
+    for kind, targets in tasks or [(task_kind, list(dataset.train.targets))]:
+        train, valid = (replace(split, targets=split.targets[targets]) for split in (table.train, table.valid))
+        evidence = Evidence(replace(table, train=train, valid=valid), kind, preprocessing.scaler, scaled, arrays)
+        found |= dict.fromkeys(finding for rule in RULES for finding in _bounded(rule(evidence)))
     return Audit(tuple(sorted(found, key=_severity)), evidence.features)
 
 

@@ -24,13 +24,12 @@ from forge_sweep.experiment.code import Code, is_own
 from forge_sweep.experiment.code import read as read_code
 from forge_sweep.experiment.rules import RULES, SYNONYMS, as_toml, missing, nearest, wrong
 from forge_sweep.experiment.space import HYPERPARAMETERS, Dimension, Hyperparameter
-from forge_sweep.experiment.spec import DataSpec, Experiment, InputGroup, PreprocessingSpec, section_of
-from forge_sweep.task import direction
+from forge_sweep.experiment.spec import DataSpec, Experiment, HeadSpec, InputGroup, PreprocessingSpec, section_of
 
 INTERNAL = ("root", "overrides", "code")
 """Fields of `Experiment` that are no keys of a file."""
 
-TABLES: dict[str, type[BaseModel]] = {"search": Dimension, "inputs": InputGroup}
+TABLES: dict[str, type[BaseModel]] = {"search": Dimension, "inputs": InputGroup, "heads": HeadSpec}
 """Tables whose keys the user names, and what each holds."""
 
 SECTIONS = {name: section for name, field in Experiment.model_fields.items() if (section := section_of(field))}
@@ -79,6 +78,11 @@ def parse(
         split = data.setdefault("split", {})
         if isinstance(split, dict):
             split.setdefault("kind", "files")
+    if isinstance(data, dict) and (targets := _targets_of_heads(data.get("heads"))):
+        data.setdefault("target", targets)
+        data.setdefault("task", "joint")
+        if isinstance(baselines := tables.setdefault("baselines", {}), dict):
+            baselines.setdefault("kinds", ["constant"])
     code: Code | None = None
     hyperparameters: Mapping[str, Hyperparameter] | None = HYPERPARAMETERS
     if own := _own_builder(tables):
@@ -102,11 +106,21 @@ def parse(
     if mistakes:
         raise ExperimentError(source, list(dict.fromkeys(mistakes)))
     experiment = Experiment.model_validate({**tables, "root": root, "overrides": tuple(overrides)})
-    resolved = {"direction": direction(experiment.data.task, experiment.objective.metric)}
+    objective = experiment.objective
+    better = {**objective.metrics(experiment.data), "loss": "minimize"}[objective.metric.removeprefix("val_")]
+    resolved = {"direction": better}
     update: dict[str, Any] = {"objective": experiment.objective.model_copy(update=resolved)}
     if code is not None:
         update |= {"code": code, "model": experiment.model.model_copy(update={"code": code.digest})}
     return experiment.model_copy(update=update)
+
+
+def _targets_of_heads(heads: Any) -> list[Any]:
+    """The targets of all heads, in their order, as far as they can be read."""
+    of_heads = (
+        [head.get("target", []) for head in heads.values() if isinstance(head, dict)] if isinstance(heads, dict) else []
+    )
+    return [name for names in of_heads for name in (names if isinstance(names, list) else [names])]
 
 
 def _own_builder(tables: Mapping[str, Any]) -> str:

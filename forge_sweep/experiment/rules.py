@@ -12,8 +12,17 @@ from typing import Any
 from forge_sweep.errors import Key, Mistake
 from forge_sweep.experiment.code import Code
 from forge_sweep.experiment.space import Dimension, Hyperparameter, Scalar
-from forge_sweep.experiment.spec import DataSpec, ModelSpec, ObjectiveSpec, PreprocessingSpec, StudySpec, WorkersSpec
-from forge_sweep.task import METRICS, check_pairing, direction, pairings
+from forge_sweep.experiment.spec import (
+    BaselinesSpec,
+    DataSpec,
+    HeadSpec,
+    ModelSpec,
+    ObjectiveSpec,
+    PreprocessingSpec,
+    StudySpec,
+    WorkersSpec,
+)
+from forge_sweep.task import check_pairing, pairings
 
 Mistakes = Iterator[Mistake]
 
@@ -174,14 +183,63 @@ def inputs_fit_their_kind(data: DataSpec) -> Mistakes:
 
 def target_fits_task(data: DataSpec) -> Mistakes:
     """One column for binary and regression, several for multilabel; a positive label only for binary."""
-    if data.task in ("binary", "regression") and len(data.target) > 1:
-        hint = 'task = "multilabel", or "multiclass" for one-hot columns' if data.task == "binary" else ""
-        yield wrong("data.target", data.target, f"one column for {data.task}", hint)
-    if data.task == "multilabel" and len(data.target) < 2:
-        yield wrong("data.target", data.target, "two or more columns of 0 and 1 for multilabel")
-    if data.positive is not None and data.task != "binary":
-        expected = f"nothing for {data.task}: only binary has a positive label"
-        yield wrong("data.positive", data.positive, expected)
+    heads: dict[str, DataSpec | HeadSpec] = {f"data.heads.{name}": head for name, head in data.heads.items()}
+    for path, head in (heads or {"data": data}).items():
+        if head.task in ("binary", "regression") and len(head.target) > 1:
+            hint = 'task = "multilabel", or "multiclass" for one-hot columns' if head.task == "binary" else ""
+            yield wrong(f"{path}.target", head.target, f"one column for {head.task}", hint)
+        if head.task == "multilabel" and len(head.target) < 2:
+            yield wrong(f"{path}.target", head.target, "two or more columns of 0 and 1 for multilabel")
+        if head.positive is not None and head.task != "binary":
+            expected = f"nothing for {head.task}: only binary has a positive label"
+            yield wrong(f"{path}.positive", head.positive, expected)
+
+
+HEAD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+NO_HEAD = ("train", "val", "test", "total", "loss")
+"""What a head's metrics would be taken for something else with."""
+
+
+def heads_are_several(data: DataSpec) -> Mistakes:
+    """Two heads or more, each with targets of its own and a name that an output of Keras can have."""
+    if not data.heads:
+        if data.task == "joint":
+            yield wrong(
+                "data.task", data.task, "the task of one target", "give each target its table under [data.heads]"
+            )
+        return
+    if len(data.heads) < 2:
+        hint = "with one head, set data.target and data.task"
+        yield Mistake("data.heads", as_toml(data.heads), "two heads or more", hint)
+    seen: dict[str, str] = {}
+    for name, head in data.heads.items():
+        path = f"data.heads.{name}"
+        if not HEAD_NAME.fullmatch(name) or name in NO_HEAD:
+            beside = f", but not {', '.join(NO_HEAD)}"
+            yield missing(path, f"a name of letters, digits and _, beginning with a letter{beside}")
+        if name in data.inputs:
+            yield missing(path, "another name than that of an input: both are layers of the network")
+        if head.task == "joint":
+            yield wrong(f"{path}.task", head.task, "binary, multiclass, multilabel or regression")
+        for column in head.target:
+            if column in seen:
+                yield wrong(f"{path}.target", column, f"a column that is not {Key(seen[column])} already")
+            seen.setdefault(column, f"{path}.target")
+    for key, value, follows in (("target", data.target, tuple(seen)), ("task", data.task, "joint")):
+        if value != follows:
+            yield wrong(f"data.{key}", value, "nothing beside [data.heads]", "remove it: each head has its own")
+    if data.positive is not None:
+        yield wrong("data.positive", data.positive, "nothing beside [data.heads]", "give it to the head that it is of")
+    if data.source == "postgres":
+        hint = 'export the rows to a file and set data.source = "file"'
+        yield Mistake("data.heads", as_toml(data.heads), 'nothing beside data.source = "postgres"', hint)
+
+
+def heads_have_no_trees(data: DataSpec, baselines: BaselinesSpec) -> Mistakes:
+    """A baseline of several heads is a constant."""
+    if data.heads and set(baselines.kinds) - {"constant"}:
+        expected = '["constant"] or [] beside [data.heads]: a tree predicts one target'
+        yield wrong("baselines.kinds", baselines.kinds, expected, "sweep each target by itself to compare with trees")
 
 
 def objective_is_of_validation(objective: ObjectiveSpec) -> Mistakes:
@@ -195,18 +253,65 @@ def objective_is_of_validation(objective: ObjectiveSpec) -> Mistakes:
 
 def objective_fits_task(objective: ObjectiveSpec, data: DataSpec) -> Mistakes:
     """The metric exists for the task, in its own direction."""
-    metric, valid = objective.metric, [f"val_{name}" for name in (*METRICS[data.task], "loss")]
+    metric = objective.metric
+    if data.task == "joint" and (not data.heads or any(head.task == "joint" for head in data.heads.values())):
+        return  # said already
+    if objective.sum:
+        mistakes = [*_sum_fits_heads(objective, data)]
+        yield from mistakes
+        if mistakes:
+            return
+    known = {f"val_{name}": better for name, better in objective.metrics(data).items()} | {"val_loss": "minimize"}
     if not metric.startswith("val_"):
         return
-    if metric not in valid:
-        yield wrong("objective.metric", metric, f"a metric of {data.task}: {', '.join(valid)}", nearest(metric, valid))
-    elif objective.direction not in (None, direction(data.task, metric)):
-        expected = f'"{direction(data.task, metric)}", the direction of {metric}'
+    if metric not in known:
+        of = data.task if not data.heads else "these heads"
+        yield wrong("objective.metric", metric, f"a metric of {of}: {', '.join(known)}", nearest(metric, known))
+    elif objective.direction not in (None, known[metric]):
+        expected = f'"{known[metric]}", the direction of {metric}'
         yield wrong("objective.direction", objective.direction, expected, "leave it out: it follows from the metric")
+
+
+def _sum_fits_heads(objective: ObjectiveSpec, data: DataSpec) -> Mistakes:
+    """The terms of a weighted sum are metrics of heads, and more of it is better or worse."""
+    if not data.heads:
+        yield Mistake("objective.sum", as_toml(objective.sum), "nothing without [data.heads]", "remove it")
+        return
+    known = objective.model_copy(update={"sum": {}}).metrics(data)
+    for name, weight in objective.sum.items():
+        if name not in known:
+            yield wrong(f"objective.sum.{name}", weight, f"one of {', '.join(known)}", nearest(name, known))
+        elif not weight:
+            yield wrong(f"objective.sum.{name}", weight, "a weight that is not 0")
+    if objective.metric.removeprefix("val_") in (*known, "loss"):
+        yield wrong("objective.metric", objective.metric, "a name of your own for the sum, such as val_both")
+    elif all(name in known for name in objective.sum):
+        try:
+            objective.metrics(data)
+        except ValueError:
+            errors = [name for name in objective.sum if known[name] == "minimize"]
+            hint = f"give errors ({', '.join(errors)}) a negative weight beside metrics of which more is better"
+            yield Mistake(
+                "objective.sum", as_toml(objective.sum), "terms of which more is better, by their weights", hint
+            )
 
 
 def head_fits_task(data: DataSpec, model: ModelSpec) -> Mistakes:
     """Output activation and loss are a pair that fits the task."""
+    if data.heads:
+        for key in ("activation", "loss", "from_logits", "class_weight"):
+            if getattr(model, key):
+                hint = "set it per head" if key == "loss" else "remove it"
+                yield wrong(f"model.{key}", getattr(model, key), "nothing beside [data.heads]", hint)
+        for name, head in data.heads.items():
+            if head.loss is None or head.task == "joint":
+                continue
+            one_hot = head.task == "multiclass" and len(head.target) > 1
+            problem = check_pairing(head.task, one_hot, pairings(head.task, one_hot)[0].activation, head.loss, False)
+            if problem:
+                yield wrong(f"data.heads.{name}.loss", head.loss, f"a loss that fits {head.task}", problem)
+    if data.task == "joint":
+        return
     default = pairings(data.task, data.one_hot)[0]
     activation = model.activation or ("linear" if model.from_logits else default.activation)
     problem = check_pairing(data.task, data.one_hot, activation, model.loss or default.loss, model.from_logits)
@@ -401,6 +506,8 @@ def schedule_is_named_once(model: ModelSpec, study: StudySpec) -> Mistakes:
 def labels_can_be_smoothed(data: DataSpec, model: ModelSpec) -> Mistakes:
     """The head's loss of the package's own network is one for which Keras smooths labels."""
     share = model.search.get("label_smoothing")
+    if data.task == "joint":
+        return  # said when the network is built
     loss = model.loss or pairings(data.task, data.one_hot)[0].loss
     if model.builder != "mlp" or not share or loss in ("binary_crossentropy", "categorical_crossentropy"):
         return
@@ -469,6 +576,8 @@ RULES: tuple[tuple[Callable[..., Mistakes], tuple[str, ...]], ...] = (
     (inputs_have_names, ("data",)),
     (inputs_fit_their_kind, ("data",)),
     (target_fits_task, ("data",)),
+    (heads_are_several, ("data",)),
+    (heads_have_no_trees, ("data", "baselines")),
     (objective_is_of_validation, ("objective",)),
     (objective_fits_task, ("objective", "data")),
     (head_fits_task, ("data", "model")),

@@ -26,7 +26,8 @@ from forge_sweep.experiment.space import (
     as_tuple,
     by_shape,
 )
-from forge_sweep.task import Direction, TaskKind
+from forge_sweep.task import METRICS, Direction, TaskKind
+from forge_sweep.task.joint import joint_metrics
 
 
 def _declared(group: plugins.Group) -> Callable[[str], str]:
@@ -123,7 +124,7 @@ class SplitSpec(Section):
     train: float = Field(0.70, gt=0, lt=1, description="Share of the training rows.")
     valid: float = Field(0.15, gt=0, lt=1, description="Share of the validation rows.")
     test: float = Field(0.15, gt=0, lt=1, description="Share of the test rows.")
-    stratify: bool = Field(True, description="Keep class shares alike (kind `random`, one target of classes).")
+    stratify: bool = Field(True, description="Keep class shares alike (kind `random`, one target of classes, or the first head that has one).")
     column: str | None = Field(None, description="Column that holds train, valid or test (kind `column`).")
     group: str | None = Field(None, description="Column whose values never stand in two splits (kind `group`).")
     time: str | None = Field(None, description="Column to sort by: the oldest rows train (kind `time`).")
@@ -154,6 +155,16 @@ class InputGroup(Section):
     )
 
 
+class HeadSpec(Section):
+    """``[data.heads]``: one of several things that a network predicts."""
+
+    target: Names = Field(description="Target column, or a list (multilabel, one-hot).", min_length=1)
+    task: TaskKind = Field(description="What this head predicts; not `joint`.")
+    positive: OneScalar | None = Field(None, description="The positive label of a binary target.")
+    loss: str | None = Field(None, description="Loss; follows from the task. For regression `mse` or `mae`.")
+    weight: float = Field(1.0, gt=0, le=1e6, description="Weight of its loss in the loss of the network.")
+
+
 class DataSpec(Section):
     """``[data]``: where the rows come from and what is predicted."""
 
@@ -174,8 +185,10 @@ class DataSpec(Section):
         "relative to the experiment file; or one path each for train, valid and test.",
     )
     name: str | None = Field(None, description="Name of the sample set: breast_cancer, digits, diabetes, iris, wine.")
-    target: Names = Field(description="Target column, or a list (multilabel, one-hot).", min_length=1)
-    task: TaskKind = Field(description="What is predicted.")
+    target: Names = Field(
+        description="Target column, or a list (multilabel, one-hot). Follows from [data.heads].", min_length=1
+    )
+    task: TaskKind = Field(description="What is predicted; `joint` follows from [data.heads].")
     version: str | None = Field(
         None, description="Your name for this content; its digest is recorded in any case. For `postgres`: which."
     )
@@ -196,6 +209,9 @@ class DataSpec(Section):
     split: SplitSpec = Field(default_factory=SplitSpec)
     inputs: Annotated[dict[str, InputGroup], Later({})] = Field(
         default_factory=dict, description="Groups of columns, each an input of the model by its name."
+    )
+    heads: Annotated[dict[str, HeadSpec], Later({})] = Field(
+        default_factory=dict, description="Several things to predict at once, by name, in place of `target` and `task`."
     )
 
     @property
@@ -250,6 +266,25 @@ class ObjectiveSpec(Section):
 
     metric: str = Field(description="A validation metric, such as val_auc.")
     direction: Direction | None = Field(None, description="Follows from the metric; stating another one is refused.")
+    sum: Annotated[dict[str, float], Later({})] = Field(
+        default_factory=dict,
+        description="With [data.heads]: what a metric of a name of your own is, `{ species_auc = 1.0, size_r2 = 0.5 }` "
+        "as the weighted sum of metrics of heads.",
+    )
+
+    @property
+    def sums(self) -> dict[str, dict[str, float]]:
+        """The weighted sum under its own name, where there is one."""
+        return {self.metric.removeprefix("val_"): dict(self.sum)} if self.sum else {}
+
+    def metrics(self, data: DataSpec) -> dict[str, Direction]:
+        """What models of these data are scored by, with the direction that is better; ValueError for a sum of none.
+
+        Of a validation metric the name follows ``val_``; ``loss`` is one besides.
+        """
+        if not data.heads:
+            return METRICS[data.task]
+        return joint_metrics({name: METRICS[head.task] for name, head in data.heads.items()}, self.sums)
 
 
 class StudySpec(Section):
@@ -473,6 +508,11 @@ class Experiment(Section):
     def warnings(self) -> tuple[str, ...]:
         """What is right and surely not meant: ends of ranges, and values of conditions, that no trial will have."""
         found = []
+        if self.data.heads and self.baselines.kinds:
+            found.append(
+                "[data.heads]: trees predict one target, so that a constant is the only baseline. "
+                "fix: sweep each target by itself to compare with trees, and set baselines.kinds = [] here"
+            )
         for name, value in self.model.search.items():
             if not isinstance(value, Dimension):
                 continue

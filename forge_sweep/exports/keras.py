@@ -13,6 +13,7 @@ import numpy as np
 from forge_sweep.bundle import Bundle
 from forge_sweep.exports.base import SCORES, Format, Input, Numbers, Unexportable
 from forge_sweep.preprocessing import FEATURES, Codes, Values
+from forge_sweep.task import Task
 
 if TYPE_CHECKING:
     import keras
@@ -73,13 +74,22 @@ def _scores(bundle: Bundle, features: Any, dtype: str) -> dict[str, Any]:
     """The network, and what `Task.to_scores` gives, in the graph."""
     from keras import ops
 
-    outputs, task = bundle.model(features), bundle.task  # type: ignore[operator]
-    if task.kind == "regression":
-        return {SCORES: ops.cast(outputs, dtype) * np.asarray([task.std], dtype) + np.asarray([task.mean], dtype)}
-    if task.kind == "multiclass":
-        shares = ops.softmax(outputs, axis=-1) if task.from_logits else outputs
-        return {SCORES: shares / ops.sum(shares, axis=-1, keepdims=True)}
-    return {SCORES: ops.sigmoid(outputs) if task.from_logits else ops.cast(outputs, "float32")}
+    def of_head(task: Task, outputs: Any) -> Any:
+        if task.kind == "regression":
+            return ops.cast(outputs, dtype) * np.asarray([task.std], dtype) + np.asarray([task.mean], dtype)
+        if task.kind == "multiclass":
+            shares = ops.softmax(outputs, axis=-1) if task.from_logits else outputs
+            return shares / ops.sum(shares, axis=-1, keepdims=True)
+        return ops.sigmoid(outputs) if task.from_logits else ops.cast(outputs, "float32")
+
+    outputs, begin, scores = bundle.model(features), 0, list[Any]()  # type: ignore[operator]
+    if bundle.task.kind != "joint":
+        return {SCORES: of_head(bundle.task, outputs)}
+    for task in bundle.task.heads.values():
+        of_task = ops.take(outputs, list(range(begin, begin + task.units)), axis=1)
+        scores.append(ops.cast(of_head(task, of_task), dtype))
+        begin += task.units
+    return {SCORES: ops.concatenate(scores, axis=1)}
 
 
 def _tensors(fed: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from forge_sweep.feature_store.diff import TRAIN, VAL
 from forge_sweep.feature_store.source import VisibleRows, as_split, visible
 from forge_sweep.feature_store.words import counted, listed, named
 from forge_sweep.sources import Split
-from forge_sweep.task import direction
 
 if TYPE_CHECKING:
     from forge_sweep.feature_store.versions import Version
@@ -328,7 +327,7 @@ def _score(model: ModelVersion, validation: ValidationRows, store: Path) -> Mode
 def _described(about: ModelScore, bundle: Bundle) -> ModelScore:
     declared = bundle.metadata.get("experiment", {}).get("objective", {}).get("metric", "val_loss")
     metric = bundle.task.scored_as(str(declared))
-    return replace(about, kind=bundle.kind, objective=metric, better=direction(bundle.task.kind, metric))
+    return replace(about, kind=bundle.kind, objective=metric, better=bundle.task.direction(metric))
 
 
 def _refuse_other(bundle: Bundle, validation: ValidationRows) -> None:

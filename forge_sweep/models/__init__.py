@@ -11,8 +11,9 @@ from forge_sweep.errors import InputError
 from forge_sweep.experiment import Code
 from forge_sweep.models import mlp, own
 from forge_sweep.models.general import adjust
+from forge_sweep.models.heads import Head, Heads
 from forge_sweep.models.importing import held, where
-from forge_sweep.models.own import Head, Heads, WrongOutput
+from forge_sweep.models.own import WrongOutput
 from forge_sweep.preprocessing.inputs import FEATURES
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from forge_sweep.experiment import HYPERPARAMETERS
+from forge_sweep.task import Joint
 
 if TYPE_CHECKING:
     import keras
@@ -42,6 +43,11 @@ def loss(task: Task) -> Any:
     """The task's loss as Keras takes it; only the cross-entropies know ``from_logits``."""
     from keras import losses
 
+    if isinstance(task, Joint):
+        from forge_sweep.models.joint import JointLoss
+
+        units = [head.units for head in task.tasks]
+        return JointLoss([loss(head) for head in task.tasks], task.widths, units, task.weights)
     known = {
         "binary_crossentropy": losses.BinaryCrossentropy,
         "categorical_crossentropy": losses.CategoricalCrossentropy,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from forge_sweep.experiment import HYPERPARAMETERS
 from forge_sweep.models.compiling import compile_model
+from forge_sweep.models.heads import Heads
 
 if TYPE_CHECKING:
     import keras
@@ -27,7 +28,8 @@ def build(n_features: int, task: Task, params: Params) -> keras.Model:
 
     Layers are named ``features``, ``dense_1``, ``norm_1``, ``activation_1``, ``dropout_1``, ..., ``output``, so that
     two models of one configuration have the same weight names. Kernels start from He's normal distribution (He et al.
-    2015, https://arxiv.org/abs/1502.01852); the head from Keras' default, Glorot uniform.
+    2015, https://arxiv.org/abs/1502.01852); the head from Keras' default, Glorot uniform. Several heads share all of
+    them but the output layers, which have the names of the heads.
 
     Args:
         n_features: columns of the preprocessed features.
@@ -44,8 +46,8 @@ def build(n_features: int, task: Task, params: Params) -> keras.Model:
     hidden = features
     for number, width in enumerate(widths(params, task.units), start=1):
         hidden = _block(hidden, number, width, params)
-    # float32 in mixed precision too, whose 16 bits make ties of close scores
-    output = keras.layers.Dense(task.units, activation=task.activation, dtype="float32", name="output")(hidden)
+    heads = Heads.of(task)
+    output = heads.join({name: head.output(hidden) for name, head in heads.items()})
     model = keras.Model(features, output, name="mlp")
     compile_model(model, task, params)
     return model

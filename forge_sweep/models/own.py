@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Code
 from forge_sweep.models import compiling
+from forge_sweep.models.heads import Heads
 from forge_sweep.models.importing import failed, module_of
 from forge_sweep.preprocessing.inputs import FEATURES
+from forge_sweep.task import Joint
 
 if TYPE_CHECKING:
     import keras
@@ -21,88 +21,11 @@ if TYPE_CHECKING:
     from forge_sweep.preprocessing import Spec
     from forge_sweep.task import Task
 
-OUTPUT = "output"
-"""Name of the output layer, as of `mlp`."""
-
-
 class WrongOutput(TrialFailed):
     """A model whose outputs do not have the shape that the heads score."""
 
 
 MEMORY = ("ResourceExhaustedError", "OutOfMemoryError", "MemoryError", "_ArrayMemoryError")
-
-
-@dataclass(frozen=True)
-class Head:
-    """One thing that is predicted.
-
-    Attributes:
-        name: of the target, or ``output`` where there are several columns.
-        task: what its targets look like.
-    """
-
-    name: str
-    task: Task
-
-    @property
-    def units(self) -> int:
-        """Output units."""
-        return self.task.units
-
-    @property
-    def activation(self) -> str:
-        """Activation of the output layer: ``sigmoid``, ``softmax`` or ``linear``."""
-        return self.task.activation
-
-    @property
-    def loss(self) -> Any:
-        """The loss, as ``compile`` takes it."""
-        return compiling.loss(self.task)
-
-    def output(self, hidden: Any) -> Any:
-        """The output layer on top of ``hidden``, (rows, any number): a Dense layer with these units and activation.
-
-        It computes in float32, in mixed precision too.
-        """
-        return self.layer()(hidden)
-
-    def layer(self) -> Any:
-        """The output layer by itself, for a Sequential or a subclassed model."""
-        from keras import layers
-
-        return layers.Dense(self.units, activation=self.activation, dtype="float32", name=OUTPUT)
-
-
-class Heads(Mapping[str, Head]):
-    """What is predicted, by name; ``heads.only`` where it is one thing."""
-
-    def __init__(self, tasks: Mapping[str, Task]) -> None:
-        self._heads = {name: Head(name, task) for name, task in tasks.items()}
-
-    @classmethod
-    def of(cls, task: Task) -> Heads:
-        """The one head of a task."""
-        return cls({task.targets[0] if len(task.targets) == 1 else OUTPUT: task})
-
-    @property
-    def only(self) -> Head:
-        """The head, where there is one."""
-        if len(self._heads) != 1:
-            raise ValueError(f"there are several heads: {', '.join(self._heads)}; take each by its name")
-        return next(iter(self._heads.values()))
-
-    def __getitem__(self, name: str) -> Head:
-        if name not in self._heads:
-            close = difflib.get_close_matches(name, self._heads, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise KeyError(f"there is no head {name!r}, there is {', '.join(map(repr, self._heads))}{hint}")
-        return self._heads[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._heads)
-
-    def __len__(self) -> int:
-        return len(self._heads)
 
 
 def build(code: Code, spec: Spec, task: Task, params: Params) -> keras.Model:
@@ -145,6 +68,8 @@ def build(code: Code, spec: Spec, task: Task, params: Params) -> keras.Model:
         output = model(given)
     except Exception as error:
         raise failed(error, f"the model of {code.builder} cannot be called on its inputs") from error
+    if isinstance(task, Joint) and isinstance(output, Mapping | list | tuple):
+        model, output = _joined(model, given, output, task, code)
     _check_output(output, task, code)
     if not model.compiled:
         try:
@@ -212,6 +137,55 @@ def _taking(model: keras.Model, inputs: Mapping[str, Any], given: Any, code: Cod
     if model.compiled:
         again.compile(optimizer=model.optimizer, loss=model.loss)
     return again
+
+
+def _joined(model: keras.Model, given: Any, output: Any, task: Joint, code: Code) -> tuple[keras.Model, Any]:
+    """The model with the outputs of its heads side by side, as they are trained, and that output.
+
+    Outputs that have the names of the heads are taken by name, others in the order of the heads.
+    """
+    import keras
+
+    heads, what = Heads.of(task), f"the model of {code.builder}"
+    names = [*output] if isinstance(output, Mapping) else [*getattr(model, "output_names", [])]
+    if not isinstance(output, Mapping):
+        names = names if set(names) == set(heads) else [*heads]
+        output = dict(zip(names, output, strict=True)) if len(names) == len(output) else dict(enumerate(output))
+    if set(output) != set(heads):
+        seen = f"{what} gives {len(output)} outputs ({', '.join(map(str, output))}), expected one for each head"
+        raise TrialFailed("code", f"{seen}: {', '.join(heads)}", hint="return {name: heads[name].output(hidden), ...}")
+    for name, head in heads.items():
+        if (shape := getattr(output[name], "shape", None)) is None or tuple(shape[1:]) != (head.units,):
+            seen = f"{what} gives {str(shape).replace('None', 'rows')} for the head {name}"
+            expected = f"(rows, {head.units}) for {head.task.kind}"
+            hint = f'end that branch with heads["{name}"].output(hidden)'
+            raise TrialFailed("code", f"{seen}, expected {expected}", hint=hint)
+    functional = any(base.__name__ == "Functional" for base in type(model).__mro__)
+    if not functional and type(model).train_step is not keras.Model.train_step:
+        text = f"{what} has a train_step of its own and several outputs, while targets come side by side in one array"
+        raise TrialFailed("code", text, hint="let call return heads.join(outputs)")
+    if functional:
+        inner = model.output if isinstance(model.output, Mapping) else dict(zip(names, model.outputs, strict=True))
+        again = type(model)(inputs=model.input, outputs=heads.join(inner), name=model.name)
+    else:
+        again = keras.Model(given, heads.join(output), name=model.name)
+    if model.compiled:
+        from forge_sweep.models.joint import JointLoss
+
+        loss, weights = model.loss, model.get_compile_config().get("loss_weights")
+        losses = [_of_head(loss, name, names) or head.loss for name, head in heads.items()]
+        shares = [_of_head(weights, name, names) for name in heads]
+        known = [own if share is None else float(share) for own, share in zip(task.weights, shares, strict=True)]
+        joint = JointLoss(losses, task.widths, [head.units for head in heads.values()], known)
+        again.compile(optimizer=model.optimizer, loss=joint)
+    return again, again.output
+
+
+def _of_head(values: Any, name: str, names: Sequence[str]) -> Any:
+    """What ``compile`` was given for one output: by name, in the order of the outputs, or for all."""
+    if isinstance(values, Mapping):
+        return values.get(name)
+    return values[names.index(name)] if isinstance(values, list | tuple) else values
 
 
 def _check_output(output: Any, task: Task, code: Code) -> None:

@@ -5,6 +5,7 @@ A finding is ``info`` where the gate is passed, ``warning`` where something cann
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -35,7 +36,7 @@ from forge_sweep.registry.candidate import (
     measured,
 )
 from forge_sweep.sources import Dataset
-from forge_sweep.task import LEVEL, SEED, Gain
+from forge_sweep.task import LEVEL, SEED, Gain, Task
 from forge_sweep.tracking import Registry
 
 WARM_UP, TIMED = 10, 200
@@ -47,9 +48,6 @@ FEW = 2
 
 SAME_FIT = 1e-6
 """By how much the validation score of a baseline that is fitted again may differ, in proportion above 1."""
-
-UNBOUNDED = ("rmse", "mae", "medae", "log_loss")
-"""Metrics without an upper end: a margin of theirs is a share of the champion's value."""
 
 
 def without_test(candidate: Candidate, settings: PromotionSpec) -> Iterator[Finding]:
@@ -415,7 +413,7 @@ def _against_champion(
 
 def _calibrated(candidate: Candidate, found: Measured, settings: PromotionSpec) -> Iterator[Finding]:
     uri, (own, its) = candidate.version.uri, found.calibration
-    if candidate.bundle.task.kind == "regression":
+    if all(head.kind == "regression" for head in candidate.bundle.task.heads.values()):
         yield passed("calibration", uri, "a regression has no probabilities", "not applicable")
         return
     if own is None or its is None:
@@ -445,10 +443,10 @@ def _by_group(
         fix = f"correct groups under [promotion]; there is {', '.join(map(str, columns[:10]))}"
         yield Finding("error", "groups", absent, "no such column among the features", "a feature", fix)
     for each in found.groups:
-        yield _group(each, settings, f"the champion {champion.version.uri}")
+        yield _group(each, settings, f"the champion {champion.version.uri}", candidate.bundle.task)
 
 
-def _group(each: GroupGain, settings: PromotionSpec, name: str) -> Finding:
+def _group(each: GroupGain, settings: PromotionSpec, name: str, task: Task) -> Finding:
     subject = f"{each.column} = {each.category}"
     expected = f"not worse than {name} by more than {settings.max_group_loss:g} and by more than noise"
     if each.against is None:
@@ -456,7 +454,8 @@ def _group(each: GroupGain, settings: PromotionSpec, name: str) -> Finding:
     found = each.against.gain
     if not np.isfinite(found.gain.value):
         return passed("groups", subject, f"{found.metric} is not defined on its {each.rows} test rows", expected)
-    share = abs(found.other) if found.metric in UNBOUNDED else 1.0
+    # The margin of a metric without an upper end is a share of the champion's value.
+    share = 1.0 if math.isfinite(task.limits(found.metric)[1]) else abs(found.other)
     seen = f"{found.metric} {found.one:.4f} and {found.other:.4f} on {each.rows:,} rows: {found.gain.value:+.4f} "
     seen += f"({found.gain.low:.4f} to {found.gain.high:.4f})"
     if found.gain.value >= -settings.max_group_loss * share:

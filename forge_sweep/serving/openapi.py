@@ -30,7 +30,8 @@ REFUSALS = {
 
 def complete(document: dict[str, Any], bundle: Bundle, settings: Settings, *, key: bool) -> dict[str, Any]:
     """FastAPI's document with the endpoint that FastAPI does not know, and what callers have to show."""
-    threshold = {"threshold": {"type": "number"}} if bundle.task.kind in ("binary", "multilabel") else {}
+    decides = any(head.kind in ("binary", "multilabel") for head in bundle.task.heads.values())
+    threshold = {"threshold": {"type": "number"}} if decides else {}
     predictions = {"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}}
     columns = _fixed({column.name: _column_schema(column) for column in bundle.preprocessor.schema.columns})
     document.setdefault("components", {})["schemas"] = {
@@ -85,6 +86,13 @@ def _column_schema(column: Column) -> dict[str, Any]:
 
 def _prediction_schema(task: Task) -> dict[str, Any]:
     warnings = {"type": "array", "items": {"$ref": "#/components/schemas/Warning"}}
+    if task.kind == "joint":
+        heads = {name: _fixed(_prediction_properties(head)) for name, head in task.heads.items()}
+        return _fixed({**heads, "warnings": warnings})
+    return _fixed({**_prediction_properties(task), "warnings": warnings})
+
+
+def _prediction_properties(task: Task) -> dict[str, Any]:
     if task.kind == "regression":
         properties = {"values": _fixed({str(name): {"type": "number"} for name in task.targets})}
     else:
@@ -94,7 +102,7 @@ def _prediction_schema(task: Task) -> dict[str, Any]:
         properties["label"] = {"enum": list(task.classes)}
     if task.kind == "multilabel":
         properties["labels"] = _fixed({name: {"enum": [0, 1]} for name in task.class_names})
-    return _fixed({**properties, "warnings": warnings})
+    return properties
 
 
 def _fixed(properties: dict[str, Any]) -> dict[str, Any]:

@@ -126,7 +126,7 @@ class Served:
         self.golden_difference = float("nan")
         self.loaded_at = time.time()
         self._head: dict[str, Any] = {"model": located.name, "version": located.version}
-        if bundle.task.kind in ("binary", "multilabel"):
+        if any(head.kind in ("binary", "multilabel") for head in bundle.task.heads.values()):
             self._head["threshold"] = bundle.threshold
         self._prediction = renderer(bundle.task, bundle.threshold)
         columns = bundle.preprocessor.schema.tabular
@@ -145,7 +145,8 @@ class Served:
         """What callers rely on; a version that differs in it never takes the place of this one."""
         task, schema = self.bundle.task, self.bundle.preprocessor.schema
         columns = {column.name: column.kind for column in schema.columns}
-        return {"task": task.kind, "targets": list(task.targets), "classes": list(task.classes), "columns": columns}
+        classes = [label for head in task.heads.values() for label in head.classes]
+        return {"task": task.kind, "targets": list(task.targets), "classes": classes, "columns": columns}
 
     def answer(self, raw: np.ndarray, tensors: Mapping[str, np.ndarray] = NO_TENSORS) -> Answer:
         """The answer to raw numbers (n, columns) and arrays (n, ...) by column, n > 0; see `RowTransform`."""
@@ -212,6 +213,12 @@ def refused_rows(misfits: Iterable[Misfit]) -> list[int]:
 
 def renderer(task: Task, threshold: float) -> Callable[[list[float]], dict[str, Any]]:
     """What makes a prediction of the scores of one row; the labels are those of `Task.predictions`."""
+    if task.kind == "joint":
+        heads, begin = list[tuple[str, slice, Callable[[list[float]], dict[str, Any]]]](), 0
+        for name, head in task.heads.items():
+            heads.append((name, slice(begin, begin + head.units), renderer(head, threshold)))
+            begin += head.units
+        return lambda scores: {name: of_head(scores[own]) for name, own, of_head in heads}
     names, targets = task.class_names, [str(name) for name in task.targets]
 
     def prediction(scores: list[float]) -> dict[str, Any]:

@@ -42,6 +42,9 @@ COMPARABLE = (
 Others, such as ``study.epochs``, shift the values of good and bad parameters alike: the differences are said.
 """
 
+HEADS = ("data.heads", "objective.sum")
+"""Tables of which the same holds."""
+
 SEARCH = "model.search"  # decided trial by trial: see `fits`
 CREATION_S = 3600  # how long the import of old trials into a fork may take
 
@@ -230,7 +233,7 @@ def _import(
     differences: Mapping[str, str],
 ) -> None:
     """Copy the trials of ``parent`` that mean something in ``study``, and keep what must be said of them."""
-    if why := [text for what, text in differences.items() if what in COMPARABLE]:
+    if why := [text for what, text in differences.items() if what in COMPARABLE or what.startswith(HEADS)]:
         study.set_user_attr(Attr.SKIPPED, f"no trial of {parent} was imported: {'; '.join(why)}")
         return
     trials = storage.get_all_trials(storage.get_study_id_from_name(parent), deepcopy=False)

@@ -321,9 +321,8 @@ def _inspect(experiment: Experiment, dataset: Dataset, watch: Watch) -> Audit:
     """Audit the data; errors stop here, before any training."""
     groups = {"groups": dict(dataset.groups)} if dataset.groups else {}
     watch(Event("phase", {"name": "audit", "dataset": dataset.version, "rows": dict(dataset.sizes), **groups}))
-    audit = audit_dataset(
-        dataset, experiment.data.task, experiment.preprocessing, scaled="none" not in experiment.scalers
-    )
+    data, scaled = experiment.data, "none" not in experiment.scalers
+    audit = audit_dataset(dataset, data.task, experiment.preprocessing, scaled=scaled, heads=data.heads)
     watch(Event("features", {"table": audit.features.reset_index().to_dict("records")}))
     known = experiment.data.known_before
     findings = tuple(

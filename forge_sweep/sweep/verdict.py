@@ -15,20 +15,12 @@ from forge_sweep.bundle import Bundle, Evaluation
 from forge_sweep.sweep.confirm import Confirmed, bundle_folder, confirm_name
 from forge_sweep.sweep.context import Context, baseline_values
 from forge_sweep.task import DEFAULT_THRESHOLD as SEARCHED_AT
-from forge_sweep.task import LEVEL, Answers, Interval, Judgement, Seeds, judge, of_one, part_that_counts, resampled
+from forge_sweep.task import LEVEL, Answers, Interval, Judgement, Seeds, judge, of_one, resampled
 from forge_sweep.task.words import between as ends_in_words
 from forge_sweep.task.words import figure
 
 RESAMPLES = 1000
 FEWEST = 200
-UNBOUNDED = float("inf")
-RANGES = {
-    "mcc": (-1.0, 1.0),
-    "r2": (-UNBOUNDED, 1.0),
-    **dict.fromkeys(("loss", "log_loss", "rmse", "mae", "medae"), (0.0, UNBOUNDED)),
-}
-"""Values that a metric can have, where they are not those from 0 to 1: few seeds say little, but no AUC is above 1."""
-
 BUDGET = 2 * 10**7  # Rows times resamples of one model, above which fewer resamples are drawn, down to `FEWEST`
 
 
@@ -78,9 +70,9 @@ def reach(context: Context, confirmed: tuple[Confirmed, ...]) -> Verdict:
     trained = {each.contender.label: _scored_again(context, each) for each in confirmed}
     task = Bundle.load(bundle_folder(context, confirmed[0].name), trust=context.experiment.model.code or False).task
     encoded = task.encode(context.dataset.valid.targets)
-    smallest = part_that_counts(task.kind, encoded)
+    smallest = task.fewest(encoded)
     sign = 1.0 if context.experiment.direction == "maximize" else -1.0
-    low, high = RANGES.get(context.experiment.objective.metric.removeprefix("val_"), (0.0, 1.0))
+    low, high = task.limits(context.experiment.objective.metric.removeprefix("val_"))
     intervals = {label: _within(of_one(each, smallest).times(sign), low, high) for label, each in trained.items()}
     networks = [each for each in confirmed if not each.contender.baseline]
     trees = [each for each in confirmed if each.contender.baseline]

@@ -15,9 +15,9 @@ from forge_sweep.task.bootstrap import (
     intervals,
     judge,
     of_one,
-    part_that_counts,
     resampled,
 )
+from forge_sweep.task.joint import Joint
 from forge_sweep.task.metrics import METRICS, Direction, Pairing, TaskKind, check_pairing, direction, pairings
 from forge_sweep.task.task import DEFAULT_THRESHOLD, Task
 
@@ -31,6 +31,7 @@ __all__ = [
     "Direction",
     "Gain",
     "Interval",
+    "Joint",
     "Judgement",
     "Pairing",
     "Seeds",
@@ -43,6 +44,5 @@ __all__ = [
     "judge",
     "of_one",
     "pairings",
-    "part_that_counts",
     "resampled",
 ]

@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 
-from forge_sweep.task.metrics import METRICS, Values, direction, mean_of, parts
 from forge_sweep.task.task import Task
 
 RESAMPLES = 1000
@@ -65,7 +64,7 @@ def intervals(
     task: Task, encoded: np.ndarray, answers: Answers, *, resamples: int = RESAMPLES, seed: int = SEED
 ) -> dict[str, Interval]:
     """Every metric of the task with its interval at `LEVEL`; ``encoded`` are targets as `Task.encode` gives them."""
-    names = tuple(METRICS[task.kind])
+    names = tuple(task.metrics)
     exact = task.score(encoded, answers.scores, threshold=answers.threshold)
     drawn = _resampled(task, encoded, (answers,), names, resamples, seed)
     return {name: Interval(exact[name], *_ends(drawn[name][0])) for name in names}
@@ -86,7 +85,7 @@ def gains(
     drawn = _resampled(task, encoded, (one, other), metrics, resamples, seed)
     found = {}
     for name in metrics:
-        sign = 1.0 if direction(task.kind, name) == "maximize" else -1.0
+        sign = 1.0 if task.direction(name) == "maximize" else -1.0
         lead = Interval(sign * (first[name] - second[name]), *_ends(sign * (drawn[name][0] - drawn[name][1])))
         found[name] = Gain(name, first[name], second[name], lead)
     return found
@@ -99,12 +98,11 @@ def resampled(
 
     The resamples (resamples,) are the same for every model; nan where one does not define the metric.
     """
-    name = "log_loss" if metric == "loss" and task.kind != "regression" else metric
-    drawn = _resampled(task, encoded, (answers,), (name,), resamples, seed)[name][0]
-    if name == "loss":
-        (values_of,) = _parts(task, encoded, answers, (name,))
-        return float(values_of(np.ones((1, len(encoded))))[name][0]), drawn
-    return task.score(encoded, answers.scores, threshold=answers.threshold)[name], drawn
+    drawn = _resampled(task, encoded, (answers,), (metric,), resamples, seed)[metric][0]
+    if metric == "loss":
+        (values_of,) = task.parts(encoded, answers.scores, answers.threshold, (metric,))
+        return float(values_of(np.ones((1, len(encoded))))[metric][0]), drawn
+    return task.score(encoded, answers.scores, threshold=answers.threshold)[metric], drawn
 
 
 def _resampled(
@@ -115,7 +113,7 @@ def _resampled(
     if not len(encoded) or any(not np.isfinite(model.scores).all() for model in models):
         return found
     metrics = [name for name in metrics if not any(gap.whole and name in gap.metrics for gap in task.gaps(encoded))]
-    by_model = [_parts(task, encoded, model, metrics) for model in models]
+    by_model = [task.parts(encoded, model.scores, model.threshold, metrics) for model in models]
     done = 0
     for counts in _counts(len(encoded), resamples, seed):
         place = slice(done, done + len(counts))
@@ -126,14 +124,6 @@ def _resampled(
                         found[name][i, place] = values
         done += len(counts)
     return found
-
-
-def _parts(task: Task, encoded: np.ndarray, model: Answers, wanted: Sequence[str]) -> list[Values]:
-    truth = task.truth(encoded)
-    if "loss" not in wanted:
-        return parts(task.kind, truth, model.scores, model.threshold, wanted)
-    error = (truth - model.scores) / np.asarray(task.std)  # of a regression: no metric of `Task.score`
-    return [mean_of("loss", (error**2 if task.loss == "mse" else abs(error)).mean(axis=1))]
 
 
 def _counts(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
@@ -226,7 +216,7 @@ def judge(
 ) -> Judgement:
     """The best network, the first of all confirmed ones, against the best baseline.
 
-    ``smallest`` is what `part_that_counts` gives; the networks were chosen among so many ``configurations``, and the
+    ``smallest`` is what `Task.fewest` gives; the networks were chosen among so many ``configurations``, and the
     baseline among so many ``baselines``.
     """
     network = networks[0]
@@ -287,17 +277,6 @@ def _rows_alone(groups: Sequence[np.ndarray], of_baseline: np.ndarray) -> float:
 def _of_seeds(rng: np.random.Generator, error: float, dof: int) -> np.ndarray:
     """(DRAWS,) how far a mean over seeds may be off."""
     return error * rng.standard_t(dof, DRAWS)
-
-
-def part_that_counts(kind: str, encoded: np.ndarray) -> int:
-    """Rows of the smaller class of a binary target, of an average class, or all: with fewer, metrics are less sure."""
-    if kind == "binary":
-        positive = int(np.count_nonzero(encoded))
-        return min(positive, len(encoded) - positive)
-    if kind == "multiclass":
-        codes = encoded.argmax(axis=1) if encoded.ndim > 1 else encoded
-        return len(codes) // max(1, len(np.unique(codes)))
-    return len(encoded)
 
 
 def widened(n: int) -> float:

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-TaskKind = Literal["binary", "multiclass", "multilabel", "regression"]
+TaskKind = Literal["binary", "multiclass", "multilabel", "regression", "joint"]
 Direction = Literal["maximize", "minimize"]
 _LESS_IS_BETTER = ("log_loss", "brier", "hamming_loss", "rmse", "mae", "medae")
 _NAMES: dict[TaskKind, str] = {
@@ -28,6 +28,13 @@ METRICS: dict[TaskKind, dict[str, Direction]] = {
     for kind, names in _NAMES.items()
 }
 """Metrics that ``Task.score`` gives, without a split in front. ``loss`` (minimize) is valid for every task besides."""
+
+NO_END = float("inf")
+_LIMITS = {
+    "mcc": (-1.0, 1.0),
+    "r2": (-NO_END, 1.0),
+    **dict.fromkeys(("loss", "log_loss", "rmse", "mae", "medae"), (0.0, NO_END)),
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,11 @@ _WRONG_LOSS = {
     ("multilabel", "categorical_crossentropy"): "categorical_crossentropy expects exactly one label per row",
     ("multilabel", "sparse_categorical_crossentropy"): "that loss expects exactly one label per row",
 }
+
+
+def limits(metric: str) -> tuple[float, float]:
+    """Least and greatest value that a metric such as ``auc`` can have."""
+    return _LIMITS.get(metric, (0.0, 1.0))
 
 
 def direction(kind: TaskKind, metric: str) -> Direction:

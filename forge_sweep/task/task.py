@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from forge_sweep.errors import DataError, InputError
-from forge_sweep.task.metrics import METRICS, Gap, TaskKind, check_pairing, gaps, pairings, parts
+from forge_sweep.task.metrics import (
+    METRICS,
+    Direction,
+    Gap,
+    TaskKind,
+    Values,
+    check_pairing,
+    direction,
+    gaps,
+    limits,
+    mean_of,
+    pairings,
+    parts,
+)
 from forge_sweep.task.targets import (
     Label,
     column_names,
@@ -99,6 +113,28 @@ class Task:
             std,
         )
 
+    @property
+    def heads(self) -> dict[str, Task]:
+        """What is predicted, by name: this task by the name of its target, ``output`` where it has several columns."""
+        return {self.targets[0] if len(self.targets) == 1 else "output": self}
+
+    def apart(self, encoded: np.ndarray, outputs: np.ndarray) -> Iterator[tuple[str, Task, np.ndarray, np.ndarray]]:
+        """Each head as (what its metrics begin with, its task, its targets, its outputs or scores)."""
+        yield "", self, encoded, outputs
+
+    @property
+    def metrics(self) -> dict[str, Direction]:
+        """What `score` gives, with the direction that is better."""
+        return METRICS[self.kind]
+
+    def direction(self, metric: str) -> Direction:
+        """Whether more or less of a metric such as ``auc`` or ``val_auc`` is better; ValueError for none of it."""
+        return direction(self.kind, metric)
+
+    def limits(self, metric: str) -> tuple[float, float]:
+        """Least and greatest value that a metric such as ``auc`` can have."""
+        return limits(metric)
+
     def scored_as(self, objective: str) -> str:
         """The metric that an objective is on any rows: ``auc`` for ``val_auc``; its nearest relative for a loss."""
         name = objective.removeprefix("val_")
@@ -151,7 +187,7 @@ class Task:
         return np.asarray(special.expit(outputs)) if self.from_logits else outputs
 
     def score(self, encoded: np.ndarray, scores: np.ndarray, *, threshold: float | None = None) -> dict[str, float]:
-        """Every metric in ``METRICS[kind]``, by its exact definition in scikit-learn.
+        """Every one of the `metrics`, by its exact definition in scikit-learn.
 
         Multiclass ``auc`` is one class against the rest, averaged over the classes present in ``encoded``; ``f1`` is a
         macro average. Multilabel ``auc``, ``pr_auc``, ``f1`` and ``log_loss`` are averages over labels (``auc`` and
@@ -164,15 +200,52 @@ class Task:
             scores: (n, units) as ``to_scores`` gives them.
             threshold: probability from which a label holds, binary and multilabel; default 0.5.
         """
-        found = dict.fromkeys(METRICS[self.kind], float("nan"))
+        found = dict.fromkeys(self.metrics, float("nan"))
         if not len(scores) or not np.isfinite(scores).all():
             return found
         cut = DEFAULT_THRESHOLD if threshold is None else threshold
         once = np.ones((1, len(scores)))
-        for values_of in parts(self.kind, self.truth(encoded), scores, cut, found):
+        for values_of in self.parts(encoded, scores, cut, found):
             found |= {name: float(value[0]) for name, value in values_of(once).items()}
         undefined = {name for gap in self.gaps(encoded) if gap.whole for name in gap.metrics}
         return {name: float("nan") if name in undefined else value for name, value in found.items()}
+
+    def parts(self, encoded: np.ndarray, scores: np.ndarray, threshold: float, wanted: Collection[str]) -> list[Values]:
+        """What computes the wanted metrics, or ``loss`` alone without any penalty; see `metrics.parts`."""
+        truth = self.truth(encoded)
+        if "loss" not in wanted:
+            return parts(self.kind, truth, scores, threshold, wanted)
+        if self.kind == "regression":  # its loss is none of its metrics
+            error = (truth - scores) / np.asarray(self.std)
+            return [mean_of("loss", (error**2 if self.loss == "mse" else abs(error)).mean(axis=1))]
+        (log_loss,) = parts(self.kind, truth, scores, threshold, ("log_loss",))
+        return [lambda counts: {"loss": log_loss(counts)["log_loss"]}]
+
+    def loss_of(self, encoded: np.ndarray, outputs: np.ndarray) -> float:
+        """The loss of a network with these raw outputs, without the penalty on its weights."""
+        if self.kind == "regression":
+            distance = encoded - outputs
+            return float((distance**2).mean() if self.loss == "mse" else abs(distance).mean())
+        return self.score(encoded, self.to_scores(outputs))["log_loss"]
+
+    def chance(self) -> tuple[float, str]:
+        """The loss of a model that knows nothing, and where that figure comes from."""
+        if self.kind == "multiclass":
+            return math.log(self.units), f"-log(1/{self.units}) for {self.units} classes"
+        if self.kind == "regression":
+            of = {"mse": (1.0, "variance of standardised targets")}
+            return of.get(self.loss, (math.sqrt(2 / math.pi), "mean |z| of a normal target"))
+        return math.log(2), "log 2 for a yes or no"
+
+    def fewest(self, encoded: np.ndarray) -> int:
+        """Rows of the smaller class (binary), of an average class, or all: with fewer, metrics are less sure."""
+        if self.kind == "binary":
+            positive = int(np.count_nonzero(encoded))
+            return min(positive, len(encoded) - positive)
+        if self.kind == "multiclass":
+            codes = encoded.argmax(axis=1) if encoded.ndim > 1 else encoded
+            return len(codes) // max(1, len(np.unique(codes)))
+        return len(encoded)
 
     def gaps(self, encoded: np.ndarray) -> tuple[Gap, ...]:
         """Which metrics these targets do not define, whatever a model predicts; see `metrics.gaps`."""
@@ -263,6 +336,10 @@ class Task:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Task:
         """The task that ``to_dict`` described."""
+        if data["kind"] == "joint":
+            from forge_sweep.task.joint import Joint
+
+            return Joint.restore(data)
         fields: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
         }
