@@ -31,6 +31,8 @@ features its logits have a variance of about 2, which lifts the loss by a third.
 REGRESSION_LOSS_FACTOR = 10.0
 """The same for regression, where the variance of the untrained output is added to that of the target in full."""
 
+FIX = "end the model with heads.only.output(hidden)"
+
 CAPTURED = 3
 """Training rows in an array of a user's own module that are no coincidence."""
 
@@ -116,12 +118,8 @@ def failed(error: Exception, subject: str) -> Finding:
 
 def _activation(model: keras.Model, task: Task, few: training.TrainingData, code: Code) -> Iterator[Finding]:
     """Whether the outputs of a user's own model are what the task scores."""
-    last = model.layers[-1] if model.layers else None
-    # Of a subclassed model the last layer is the one that was made last, wherever it stands.
-    told = last is not None and getattr(last, "units", task.units) == task.units
-    name = getattr(getattr(last, "activation", None), "__name__", "") if told else ""
-    found = training.outputs(model, few.x_train).astype(np.float64)
-    if (off := np.abs(training.outputs(model, few.x_train) - found).max()) > GOLDEN_TOLERANCE:
+    outputs = training.outputs(model, few.x_train).astype(np.float64)
+    if (off := np.abs(training.outputs(model, few.x_train) - outputs).max()) > GOLDEN_TOLERANCE:
         drawing = ", ".join(layer.name for layer in model.layers if hasattr(layer, "seed_generator"))
         seen = f"two predictions of the same rows are {off:.3g} apart{f' ({drawing})' if drawing else ''}"
         fix = "call these layers without training=True; a call of your own hands its argument training on"
@@ -129,23 +127,33 @@ def _activation(model: keras.Model, task: Task, few: training.TrainingData, code
             "error", "random-predictions", code.builder, seen, "augmentation and dropout in training only", fix
         )
         return
-    seen = f'the last layer has activation "{name}"' if name else "the outputs"
-    sums, wanted = found.sum(axis=1), ""
+    layers = {layer.name: layer for layer in model.layers}
+    for prefix, head, _, found in task.apart(few.y_train, outputs):
+        own = prefix.removesuffix("_")
+        last = layers.get(own) if own else (model.layers[-1] if model.layers else None)
+        # Of a subclassed model the last layer is the one that was made last, wherever it stands.
+        told = last is not None and getattr(last, "units", head.units) == head.units
+        seen, wanted = _misfit(head, found, getattr(getattr(last, "activation", None), "__name__", "") if told else "")
+        if wanted:
+            fix = f'end that branch with heads["{own}"].output(hidden)' if own else FIX
+            subject = f"{code.builder}, head {own}" if own else code.builder
+            yield Finding("error", "output-activation", subject, seen, wanted, fix)
+
+
+def _misfit(task: Task, found: np.ndarray, activation: str) -> tuple[str, str]:
+    """What is wrong with the outputs of one head, and what they should be; two empty texts where nothing is."""
+    seen, wanted = f'the last layer has activation "{activation}"' if activation else "the outputs", ""
+    low, high, sums = found.min(), found.max(), found.sum(axis=1)
     if task.kind == "regression" or task.from_logits:
-        if name not in ("", "linear"):
+        if activation not in ("", "linear"):
             wanted = "linear outputs" + (" (targets are standardised, half of them below 0)" * (not task.from_logits))
-    elif name == "softmax" and task.kind in ("binary", "multilabel"):
+    elif activation == "softmax" and task.kind in ("binary", "multilabel"):
         wanted = f"sigmoid for {task.kind}" + (": softmax over one unit is always 1" * (task.units == 1))
-    elif found.min() < -1e-6 or found.max() > 1 + 1e-6:
-        seen, wanted = (
-            f"{seen}: values from {found.min():.3g} to {found.max():.3g}",
-            f"{task.activation}: probabilities",
-        )
+    elif low < -1e-6 or high > 1 + 1e-6:
+        seen, wanted = f"{seen}: values from {low:.3g} to {high:.3g}", f"{task.activation}: probabilities"
     elif task.kind == "multiclass" and np.abs(sums - 1).max() > 1e-3:
         seen, wanted = f"{seen}: rows that sum to {sums.min():.3g} to {sums.max():.3g}", "softmax: rows that sum to 1"
-    if wanted:
-        fix = "end the model with heads.only.output(hidden)"
-        yield Finding("error", "output-activation", code.builder, seen, wanted, fix)
+    return seen, wanted
 
 
 def _captured(
@@ -277,15 +285,9 @@ def _saved(model: keras.Model, few: training.TrainingData, code: Code) -> Iterat
 def _initial_loss(model: keras.Model, task: Task, few: training.TrainingData, subject: str) -> Iterator[Finding]:
     """Whether the untrained model's loss is near that of a model that knows nothing."""
     loss = training.data_loss(model, task, few.y_train, training.outputs(model, few.x_train))
-    if task.kind == "multiclass":
-        expected, formula = math.log(task.units), f"-log(1/{task.units}) for {task.units} classes"
-    elif task.loss == "mse":
-        expected, formula = 1.0, "variance of standardised targets"
-    elif task.loss == "mae":
-        expected, formula = math.sqrt(2 / math.pi), "mean |z| of a normal target"
-    else:
-        expected, formula = math.log(2), "log 2 for a yes or no"
-    factor = REGRESSION_LOSS_FACTOR if task.kind == "regression" else CLASS_LOSS_FACTOR
+    expected, formula = task.chance()
+    of_classes = all(head.kind != "regression" for head in task.heads.values())
+    factor = CLASS_LOSS_FACTOR if of_classes else REGRESSION_LOSS_FACTOR
     if not expected / factor <= loss <= expected * factor:
         wanted = f"about {expected:.3g} ({formula}), within a factor of {factor:g}"
         fix = "scale the features (preprocessing.scaler), and check the loss and the head under [model]"

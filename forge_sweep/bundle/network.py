@@ -45,6 +45,7 @@ LAYERS = frozenset(
     }
 )
 MODELS = {
+    ("forge_sweep.models.joint", "JointLoss"),  # of several heads; it is written with the network, and never read
     *(("keras", "Sequential"), ("keras.src.models.sequential", "Sequential")),
     *(("keras", "Functional"), ("keras.src.models.functional", "Functional")),
 }

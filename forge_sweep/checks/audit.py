@@ -87,7 +87,7 @@ def audit(
     """
     table, arrays, found = table_of(dataset), Arrays.of(dataset), dict[Finding, None]()
     tasks = [(head.task, list(head.target)) for head in (heads or {}).values()]
-    for kind, targets in tasks or [(task_kind, list(dataset.train.targets))]:
+    for kind, targets in tasks or [(task_kind, [*dataset.train.targets])]:
         train, valid = (replace(split, targets=split.targets[targets]) for split in (table.train, table.valid))
         evidence = Evidence(replace(table, train=train, valid=valid), kind, preprocessing.scaler, scaled, arrays)
         found |= dict.fromkeys(finding for rule in RULES for finding in _bounded(rule(evidence)))

@@ -15,7 +15,6 @@ from forge_sweep.experiment.space import Dimension, Hyperparameter, Scalar
 from forge_sweep.experiment.spec import (
     BaselinesSpec,
     DataSpec,
-    HeadSpec,
     ModelSpec,
     ObjectiveSpec,
     PreprocessingSpec,
@@ -183,8 +182,7 @@ def inputs_fit_their_kind(data: DataSpec) -> Mistakes:
 
 def target_fits_task(data: DataSpec) -> Mistakes:
     """One column for binary and regression, several for multilabel; a positive label only for binary."""
-    heads: dict[str, DataSpec | HeadSpec] = {f"data.heads.{name}": head for name, head in data.heads.items()}
-    for path, head in (heads or {"data": data}).items():
+    for path, head in data.tasks.items():
         if head.task in ("binary", "regression") and len(head.target) > 1:
             hint = 'task = "multilabel", or "multiclass" for one-hot columns' if head.task == "binary" else ""
             yield wrong(f"{path}.target", head.target, f"one column for {head.task}", hint)
@@ -306,8 +304,8 @@ def head_fits_task(data: DataSpec, model: ModelSpec) -> Mistakes:
         for name, head in data.heads.items():
             if head.loss is None or head.task == "joint":
                 continue
-            one_hot = head.task == "multiclass" and len(head.target) > 1
-            problem = check_pairing(head.task, one_hot, pairings(head.task, one_hot)[0].activation, head.loss, False)
+            activation = pairings(head.task, head.one_hot)[0].activation
+            problem = check_pairing(head.task, head.one_hot, activation, head.loss, False)
             if problem:
                 yield wrong(f"data.heads.{name}.loss", head.loss, f"a loss that fits {head.task}", problem)
     if data.task == "joint":

@@ -124,7 +124,9 @@ class SplitSpec(Section):
     train: float = Field(0.70, gt=0, lt=1, description="Share of the training rows.")
     valid: float = Field(0.15, gt=0, lt=1, description="Share of the validation rows.")
     test: float = Field(0.15, gt=0, lt=1, description="Share of the test rows.")
-    stratify: bool = Field(True, description="Keep class shares alike (kind `random`, one target of classes, or the first head that has one).")
+    stratify: bool = Field(
+        True, description="Keep class shares alike (kind `random`, one target of classes, or the first head with one)."
+    )
     column: str | None = Field(None, description="Column that holds train, valid or test (kind `column`).")
     group: str | None = Field(None, description="Column whose values never stand in two splits (kind `group`).")
     time: str | None = Field(None, description="Column to sort by: the oldest rows train (kind `time`).")
@@ -163,6 +165,11 @@ class HeadSpec(Section):
     positive: OneScalar | None = Field(None, description="The positive label of a binary target.")
     loss: str | None = Field(None, description="Loss; follows from the task. For regression `mse` or `mae`.")
     weight: float = Field(1.0, gt=0, le=1e6, description="Weight of its loss in the loss of the network.")
+
+    @property
+    def one_hot(self) -> bool:
+        """Whether the classes of a multiclass target stand in one column each."""
+        return self.task == "multiclass" and len(self.target) > 1
 
 
 class DataSpec(Section):
@@ -218,6 +225,13 @@ class DataSpec(Section):
     def one_hot(self) -> bool:
         """Whether the classes of a multiclass target stand in one column each."""
         return self.task == "multiclass" and len(self.target) > 1
+
+    @property
+    def tasks(self) -> dict[str, HeadSpec]:
+        """What is predicted, by its TOML path: ``data``, or each of ``data.heads``."""
+        if self.heads:
+            return {f"data.heads.{name}": head for name, head in self.heads.items()}
+        return {"data": HeadSpec(target=self.target, task=self.task, positive=self.positive, loss=None, weight=1.0)}
 
 
 class PreprocessingSpec(Section):

@@ -31,17 +31,18 @@ class JointLoss(keras.losses.Loss):  # type: ignore[misc,unused-ignore]
         name: str = "joint_loss",
     ) -> None:
         super().__init__(name=name)
-        self.losses = [keras.losses.get(loss) for loss in losses]
+        self.losses = [*losses]
         self.widths, self.units, self.weights = [*widths], [*units], [*weights]
         self.label_smoothing = label_smoothing
-        self.smoothed = [_smoothed(loss, label_smoothing) for loss in self.losses] if label_smoothing else self.losses
-        if label_smoothing and all(one is other for one, other in zip(self.losses, self.smoothed, strict=True)):
+        known = [keras.losses.get(loss) for loss in losses]
+        self.used = [_smoothed(loss, label_smoothing) for loss in known] if label_smoothing else known
+        if label_smoothing and all(one is other for one, other in zip(known, self.used, strict=True)):
             raise ValueError("none of the heads' losses smooths labels")
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """The loss of each row, (rows,)."""
         total, y, x = 0.0, 0, 0
-        for loss, width, units, weight in zip(self.smoothed, self.widths, self.units, self.weights, strict=True):
+        for loss, width, units, weight in zip(self.used, self.widths, self.units, self.weights, strict=True):
             of_rows = loss.call if isinstance(loss, keras.losses.Loss) else loss
             total += weight * of_rows(y_true[:, y : y + width], y_pred[:, x : x + units])
             y, x = y + width, x + units
@@ -49,7 +50,7 @@ class JointLoss(keras.losses.Loss):  # type: ignore[misc,unused-ignore]
 
     def get_config(self) -> dict[str, Any]:
         """All that it was made of."""
-        losses = [keras.losses.serialize(loss) for loss in self.losses]
+        losses = [loss if isinstance(loss, str) else keras.losses.serialize(loss) for loss in self.losses]
         parts = {"losses": losses, "widths": self.widths, "units": self.units, "weights": self.weights}
         return {**parts, "label_smoothing": self.label_smoothing, "name": self.name}
 

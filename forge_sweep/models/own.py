@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from forge_sweep.preprocessing import Spec
     from forge_sweep.task import Task
 
+
 class WrongOutput(TrialFailed):
     """A model whose outputs do not have the shape that the heads score."""
 
@@ -153,13 +154,13 @@ def _joined(model: keras.Model, given: Any, output: Any, task: Joint, code: Code
         output = dict(zip(names, output, strict=True)) if len(names) == len(output) else dict(enumerate(output))
     if set(output) != set(heads):
         seen = f"{what} gives {len(output)} outputs ({', '.join(map(str, output))}), expected one for each head"
-        raise TrialFailed("code", f"{seen}: {', '.join(heads)}", hint="return {name: heads[name].output(hidden), ...}")
+        raise WrongOutput("code", f"{seen}: {', '.join(heads)}", hint="return {name: heads[name].output(hidden), ...}")
     for name, head in heads.items():
         if (shape := getattr(output[name], "shape", None)) is None or tuple(shape[1:]) != (head.units,):
             seen = f"{what} gives {str(shape).replace('None', 'rows')} for the head {name}"
             expected = f"(rows, {head.units}) for {head.task.kind}"
             hint = f'end that branch with heads["{name}"].output(hidden)'
-            raise TrialFailed("code", f"{seen}, expected {expected}", hint=hint)
+            raise WrongOutput("code", f"{seen}, expected {expected}", hint=hint)
     functional = any(base.__name__ == "Functional" for base in type(model).__mro__)
     if not functional and type(model).train_step is not keras.Model.train_step:
         text = f"{what} has a train_step of its own and several outputs, while targets come side by side in one array"

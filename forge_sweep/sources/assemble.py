@@ -274,25 +274,27 @@ def refuse_bad_test_rows(
     Says how many and where, nothing else of the test split.
     """
 
-    def refuse(values: pd.Series, bad: np.ndarray, what: str, key: str = "target") -> None:
+    def refuse(values: pd.Series, bad: np.ndarray, what: str, key: str) -> None:
         if bad.any():
             raise DataError(
-                f"data.{key}: column {values.name!r} is {what} in {bad.sum()} rows of the test split "
+                f"{key}: column {values.name!r} is {what} in {bad.sum()} rows of the test split "
                 f"(rows {shown(values.index[bad])})",
                 hint="correct or remove these rows; where a class is missing from train, split otherwise",
             )
 
-    for name in spec.target:
-        values = test.targets[name]
-        said = f" ({listed(words[name])} in all splits, which is read as missing)" if words.get(name) else ""
-        refuse(values, without_target(test.targets[[name]]), f"missing or infinite{said}")
-        if spec.task in ("binary", "multiclass") and not spec.one_hot:
-            unknown = ~values.isin(train[name].dropna()).to_numpy(bool)
-            refuse(values, unknown, "of a class that train does not have")
-        elif spec.task != "regression":
-            refuse(values, ~values.isin((0, 1)).to_numpy(bool), "neither 0 nor 1")
-    if spec.one_hot:
-        several = (test.targets.sum(axis=1) != 1).to_numpy(bool)
-        refuse(test.targets.iloc[:, 0], several, "one of several columns, or of none, that is 1")
+    for path, head in spec.tasks.items():
+        for name in head.target:
+            values, key = test.targets[name], f"{path}.target"
+            said = f" ({listed(words[name])} in all splits, which is read as missing)" if words.get(name) else ""
+            refuse(values, without_target(test.targets[[name]]), f"missing or infinite{said}", key)
+            if head.task in ("binary", "multiclass") and not head.one_hot:
+                unknown = ~values.isin(train[name].dropna()).to_numpy(bool)
+                refuse(values, unknown, "of a class that train does not have", key)
+            elif head.task != "regression":
+                refuse(values, ~values.isin((0, 1)).to_numpy(bool), "neither 0 nor 1", key)
+        if head.one_hot:
+            columns = test.targets[list(head.target)]
+            several = (columns.sum(axis=1) != 1).to_numpy(bool)
+            refuse(columns.iloc[:, 0], several, "one of several columns, or of none, that is 1", f"{path}.target")
     for _, values in test.features.select_dtypes("number").items():
-        refuse(values, np.isinf(values.to_numpy(float, na_value=np.nan)), "infinite", "path")
+        refuse(values, np.isinf(values.to_numpy(float, na_value=np.nan)), "infinite", "data.path")

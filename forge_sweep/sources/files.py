@@ -86,7 +86,7 @@ class FileSource:
             for name in spec.categorical
             if words.get(name)
         ]
-        classes = () if spec.task == "regression" else spec.target
+        classes = [name for head in spec.tasks.values() if head.task != "regression" for name in head.target]
         first, split_files = next(iter(paths.values())), len(paths) > 1
         frame = frame_of(_concatenate(parts), {*spec.categorical, *identities(spec), *classes})
         source = ", ".join(map(str, paths.values()))

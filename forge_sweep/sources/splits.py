@@ -34,8 +34,7 @@ def assign(frame: pd.DataFrame, spec: DataSpec, seed: int) -> np.ndarray:
     shares = np.array([split.train, split.valid, split.test])
     if split.kind == "random":
         targets = frame[list(spec.target)]
-        tasks = [(head.task, head.target) for head in spec.heads.values()] or [(spec.task, spec.target)]
-        of_classes = [list(target) for task, target in tasks if task in ("binary", "multiclass")]
+        of_classes = [list(head.target) for head in spec.tasks.values() if head.task in ("binary", "multiclass")]
         if split.stratify and of_classes:
             roles = at_random_by_class(targets[of_classes[0]], shares, seed)
         else:

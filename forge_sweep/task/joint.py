@@ -86,12 +86,18 @@ class Joint(Task):
 
     def apart(self, encoded: np.ndarray, outputs: np.ndarray) -> Iterator[tuple[str, Task, np.ndarray, np.ndarray]]:
         """See `Task.apart`."""
-        y, x = 0, 0
-        for name, task, width in zip(self.names, self.tasks, self.widths, strict=True):
-            own = encoded[:, y : y + width]
+        begin = 0
+        for (name, task, its), width in zip(self._outputs(outputs), self.widths, strict=True):
+            own = encoded[:, begin : begin + width]
             coded = task.kind == "multiclass" and not task.one_hot
-            yield f"{name}_", task, own[:, 0].astype(np.int32) if coded else own, outputs[:, x : x + task.units]
-            y, x = y + width, x + task.units
+            yield f"{name}_", task, own[:, 0].astype(np.int32) if coded else own, its
+            begin += width
+
+    def _outputs(self, outputs: np.ndarray) -> Iterator[tuple[str, Task, np.ndarray]]:
+        begin = 0
+        for name, task in zip(self.names, self.tasks, strict=True):
+            yield name, task, outputs[:, begin : begin + task.units]
+            begin += task.units
 
     @property
     def metrics(self) -> dict[str, Direction]:
@@ -131,11 +137,7 @@ class Joint(Task):
 
     def to_scores(self, outputs: np.ndarray) -> np.ndarray:
         """See `Task.to_scores`; each head's scores stand where its outputs were."""
-        outputs = np.asarray(outputs)
-        parts = [
-            task.to_scores(own) for _, task, _, own in self.apart(np.empty((len(outputs), sum(self.widths))), outputs)
-        ]
-        return np.concatenate(parts, axis=1)
+        return np.concatenate([task.to_scores(own) for _, task, own in self._outputs(np.asarray(outputs))], axis=1)
 
     def parts(self, encoded: np.ndarray, scores: np.ndarray, threshold: float, wanted: Collection[str]) -> list[Values]:
         """See `Task.parts`."""
@@ -210,7 +212,7 @@ class Joint(Task):
 
         new_scores, new_labels = (iter(names) for names in self.columns())
         frames = []
-        for _, task, _, own in self.apart(np.empty((len(scores), sum(self.widths))), scores):
+        for _, task, own in self._outputs(scores):
             frame = task.predictions(own, threshold)
             names = {name: next(new_scores) for name in task.columns()[0]}
             names |= {name: next(new_labels) for name in task.columns()[1]}
