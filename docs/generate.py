@@ -19,7 +19,7 @@ from typer.main import get_command
 
 from forge_sweep import errors
 from forge_sweep.cli import app
-from forge_sweep.experiment import HYPERPARAMETERS, Dimension, Experiment, InputGroup, json_schema
+from forge_sweep.experiment import HYPERPARAMETERS, Dimension, Experiment, HeadSpec, InputGroup, json_schema
 
 FOLDER = Path(__file__).parent
 
@@ -30,6 +30,21 @@ Each key is the name of an input, which the builder finds in `inputs`:
 [data.inputs]
 amounts = { columns = ["amount", "balance_*"] }
 merchant = { columns = ["merchant"], encode = "codes" }
+```
+"""
+
+HEADS = """
+Each key is the name of a head, which the builder finds in `heads`; see [models.md](models.md):
+
+```toml
+[data.heads.outcome]
+target = "status"
+task = "binary"
+
+[data.heads.price]
+target = "price"
+task = "regression"
+weight = 0.5
 ```
 """
 
@@ -60,6 +75,7 @@ def experiment_reference() -> str:
     sections = [table(f"[{path}]", model, note) for path, model, note in sections_of(Experiment)]
     place = next(i for i, text in enumerate(sections) if text.startswith("## [data.split]")) + 1
     sections.insert(place, table("[data.inputs]", InputGroup, "Optional: several inputs.\n" + INPUTS.rstrip()))
+    sections.insert(place + 1, table("[data.heads]", HeadSpec, "Optional: several targets.\n" + HEADS.rstrip()))
     rows = [
         f"| `{name}` | {known.expected} | {'-' if known.default is None else toml(known.default)} | {known.doc} |"
         for name, known in HYPERPARAMETERS.items()

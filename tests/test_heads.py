@@ -22,7 +22,7 @@ from forge_sweep.preflight import preflight
 from forge_sweep.preprocessing.inputs import one_matrix
 from forge_sweep.serving.predict import renderer
 from forge_sweep.sweep.run import load_data
-from forge_sweep.task import Answers, Joint, Task, gains, intervals, resampled
+from forge_sweep.task import Answers, Joint, Task, gains, intervals, resampled, task_of
 from forge_sweep.tracking import locate
 from forge_sweep.trial import Recipe
 from tests.serving import COMMAND, need_the_extra, records, serving
@@ -90,7 +90,7 @@ def test_resamples_give_the_same_values_as_scores_of_the_drawn_rows() -> None:
 
 
 def test_it_is_described_and_restored() -> None:
-    again = Task.from_dict(json.loads(json.dumps(JOINT.to_dict())))
+    again = task_of(json.loads(json.dumps(JOINT.to_dict())))
     assert again == JOINT and again.score(ENCODED, SCORES) == JOINT.score(ENCODED, SCORES)
 
 
@@ -333,10 +333,9 @@ def test_labels_are_smoothed_where_a_head_can() -> None:
     assert model.loss.label_smoothing == 0.2
     x = FRAME[["a", "b"]].to_numpy(np.float32)
     outputs = training.outputs(model, x)
-    assert training.data_loss(model, JOINT, ENCODED, outputs) == pytest.approx(
-        JOINT.loss_of(ENCODED, outputs), rel=1e-5
-    )
-    assert float(model.loss(ENCODED, outputs)) != pytest.approx(JOINT.loss_of(ENCODED, outputs), rel=1e-3)
+    loss = JOINT.loss_of(ENCODED, outputs)
+    assert training.data_loss(model, JOINT, ENCODED, outputs) == pytest.approx(loss, rel=1e-5)
+    assert float(model.loss(ENCODED, outputs)) != pytest.approx(loss, rel=1e-3)
 
 
 def test_the_package_s_own_network_is_swept_and_kept_with_its_preprocessing_inside(tmp_path: Path) -> None:

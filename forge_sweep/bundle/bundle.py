@@ -26,7 +26,7 @@ from forge_sweep.checks.profile import Profile
 from forge_sweep.errors import BundleError, ForgeSweepError, InputError
 from forge_sweep.experiment import Code
 from forge_sweep.preprocessing import Preprocessor, RowTransform, Schema
-from forge_sweep.task import Task
+from forge_sweep.task import Task, task_of
 
 if TYPE_CHECKING:
     import keras
@@ -180,7 +180,7 @@ class Bundle:
         folder = Path(folder)
         about = read_about(folder, files.check_manifest(folder))
         with _readable(folder / "task.json", about):
-            task = Task.from_dict(files.read_json(folder / "task.json"))
+            task = task_of(files.read_json(folder / "task.json"))
         with _readable(folder / "preprocessor.json", about):
             security.check_npz(folder / "preprocessor.npz")
             preprocessor = Preprocessor.load(folder)

@@ -17,7 +17,7 @@ from forge_sweep.task.bootstrap import (
     of_one,
     resampled,
 )
-from forge_sweep.task.joint import Joint
+from forge_sweep.task.joint import Joint, task_of
 from forge_sweep.task.metrics import METRICS, Direction, Pairing, TaskKind, check_pairing, direction, pairings
 from forge_sweep.task.task import DEFAULT_THRESHOLD, Task
 
@@ -45,4 +45,5 @@ __all__ = [
     "of_one",
     "pairings",
     "resampled",
+    "task_of",
 ]

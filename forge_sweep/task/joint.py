@@ -226,8 +226,10 @@ class Joint(Task):
         about = {"kind": self.kind, "targets": list(self.targets), "classes": []}
         return {**about, "heads": heads, "weights": list(self.weights), "sums": sums}
 
-    @classmethod
-    def restore(cls, data: Mapping[str, Any]) -> Joint:
-        """The task that `to_dict` described."""
-        sums = tuple((name, tuple(terms.items())) for name, terms in data["sums"].items())
-        return cls.of({name: Task.from_dict(task) for name, task in data["heads"].items()}, data["weights"], sums)
+
+def task_of(data: Mapping[str, Any]) -> Task:
+    """The task that `Task.to_dict` described, of one head or of several."""
+    if data["kind"] != "joint":
+        return Task.from_dict(data)
+    sums = tuple((name, tuple(terms.items())) for name, terms in data["sums"].items())
+    return Joint.of({name: Task.from_dict(task) for name, task in data["heads"].items()}, data["weights"], sums)

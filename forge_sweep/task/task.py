@@ -335,11 +335,7 @@ class Task:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Task:
-        """The task that ``to_dict`` described."""
-        if data["kind"] == "joint":
-            from forge_sweep.task.joint import Joint
-
-            return Joint.restore(data)
+        """The task that ``to_dict`` described; of several heads see `task_of`."""
         fields: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
         }
