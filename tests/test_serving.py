@@ -21,6 +21,7 @@ from pyarrow import feather
 
 from forge_sweep.bundle import Bundle, files
 from forge_sweep.errors import InputError
+from forge_sweep.preprocessing import NO_TENSORS
 from forge_sweep.serving.settings import Settings, api_key
 from forge_sweep.task import TaskKind
 from tests.serving import COMMAND, Api, customers, fitted, need_the_extra, records, serving
@@ -396,10 +397,10 @@ class Slow(Served):
         self.go = threading.Event()
         self.passes: list[int] = []
 
-    def answer(self, raw: np.ndarray) -> Answer:
+    def answer(self, raw: np.ndarray, tensors: Any = NO_TENSORS) -> Answer:
         self.passes.append(len(raw))
         assert self.go.wait(60)
-        return super().answer(raw)
+        return super().answer(raw, tensors)
 
 
 async def until(condition: Any) -> None:

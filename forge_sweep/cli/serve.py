@@ -23,6 +23,9 @@ def serve(
     max_wait_ms: Annotated[float, typer.Option(help="Maximum wait for the requests of a batch.", min=0)] = 2.0,
     max_rows: Annotated[int, typer.Option(help="Maximum rows per request.", min=1)] = 10_000,
     max_body_mb: Annotated[float, typer.Option(help="Maximum size of a request body.", min=0.001)] = 16.0,
+    max_array_mb: Annotated[
+        float, typer.Option(help="Maximum size of the arrays and images of a request, decoded.", min=0.001)
+    ] = 256.0,
     max_waiting: Annotated[int, typer.Option(help="Maximum queued rows; beyond it, status 503.", min=1)] = 20_000,
     timeout_s: Annotated[float, typer.Option(help="Request timeout.", min=0.1)] = 30.0,
     poll_s: Annotated[float, typer.Option(help="Interval between checks of the alias.", min=0.1)] = 10.0,
@@ -47,6 +50,7 @@ def serve(
         max_wait_ms=max_wait_ms,
         max_rows=max_rows,
         max_body_mb=max_body_mb,
+        max_array_mb=max_array_mb,
         max_waiting=max_waiting,
         timeout_s=timeout_s,
         poll_s=poll_s,
@@ -62,7 +66,7 @@ def serve(
 
 def predict(
     model: ModelUri,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Raw rows: CSV or Parquet.", show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Raw rows: CSV, Parquet or .npz.", show_default=False)],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="File to write: .csv, .parquet or .jsonl.", show_default="CSV on stdout"),

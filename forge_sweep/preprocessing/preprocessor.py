@@ -17,7 +17,7 @@ import pandas as pd
 from forge_sweep.errors import BundleError, DataError, SchemaError
 from forge_sweep.preprocessing.inputs import Batch, Feed, Group, Spec, by_default, resolved
 from forge_sweep.preprocessing.schema import Schema
-from forge_sweep.preprocessing.tensors import Unreadable, from_text
+from forge_sweep.preprocessing.tensors import images
 
 FORMAT = 1
 """Version of preprocessor.json and preprocessor.npz."""
@@ -159,14 +159,21 @@ class Preprocessor:
         return {column.name: column.shape for column in self.schema.tensors if column.name in names}
 
     def with_images(self, features: pd.DataFrame) -> pd.DataFrame:
-        """The rows with arrays in place of images that come as base64.
+        """The rows with arrays in place of images that come as base64, or as the bytes of a file.
 
         Raises:
-            SchemaError: a text is no such image.
+            SchemaError: one is no such image.
         """
         for name, shape in self.images.items():
-            if name in features and any(isinstance(cell, str) for cell in features[name]):
-                features = features.assign(**{name: _from_texts(features[name], shape)})
+            if name in features and any(isinstance(cell, str | bytes) for cell in features[name]):
+                found, wrong = images(features[name], shape)
+                for row, why in wrong.items():
+                    raise SchemaError(
+                        f"column {name!r}: the image of row {row} cannot be taken: {why}"
+                        + f" ({len(wrong)} such rows)" * (len(wrong) > 1),
+                        hint=f"give a PNG or JPEG of {shape[0]} x {shape[1]} pixels as base64, or an array of {shape}",
+                    )
+                features = features.assign(**{name: found})
         return features
 
     def transform(self, features: pd.DataFrame) -> np.ndarray:
@@ -332,20 +339,6 @@ class Matrix:
         else:
             scaled = (numbers - learned["mean_" if scaler == "standard" else "center_"]) / learned["scale_"]
         return scaled
-
-
-def _from_texts(series: pd.Series, shape: tuple[int, ...]) -> np.ndarray:
-    found = series.to_numpy(object).copy()
-    for row, cell in enumerate(found):
-        if isinstance(cell, str):
-            try:
-                found[row] = from_text(cell, shape)
-            except Unreadable as error:
-                raise SchemaError(
-                    f"column {series.name!r}: the image of row {row} cannot be taken: {error}",
-                    hint=f"give a PNG or JPEG of {shape[0]} x {shape[1]} pixels as base64, or an array of {shape}",
-                ) from None
-    return found
 
 
 def _center(column: np.ndarray, impute: str, fill: float) -> float:

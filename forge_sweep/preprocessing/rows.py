@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,13 +20,14 @@ from forge_sweep.experiment.rules import nearest
 from forge_sweep.preprocessing.inputs import NO_TENSORS, Batch
 from forge_sweep.preprocessing.preprocessor import Preprocessor
 from forge_sweep.preprocessing.schema import UNKNOWN, WORDS, Column
+from forge_sweep.preprocessing.tensors import images
 
 MISSING = float("nan")
 
 LISTED = 20
 """How many misfits a refusal lists."""
 
-What = Literal["missing-column", "unknown-column", "repeated-column", "mistyped", "not-finite", "no-score"]
+What = Literal["missing-column", "unknown-column", "repeated-column", "mistyped", "image", "not-finite", "no-score"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class RowTransform:
         self.schema = preprocessor.schema
         self.ignore_extra = ignore_extra
         self._readers = [(column.name, reader(column)) for column in self.schema.tabular]
+        self._arrays, self._images = [column.name for column in self.schema.tensors], preprocessor.images
         self._matrix, self._feed = preprocessor.matrix, preprocessor.feed
 
     def read(self, row: Mapping[str, Any], position: int = 0) -> list[float]:
@@ -126,16 +129,29 @@ class RowTransform:
             raise RowsRefused(misfits, count)
         return raw
 
-    def tensors(self, frame: pd.DataFrame, first: int = 0) -> dict[str, np.ndarray]:
-        """The arrays (n, ...) of a frame by column; RowsRefused as `read_frame` has it."""
+    def tensors(self, frame: pd.DataFrame, first: int = 0, folder: Path | None = None) -> dict[str, np.ndarray]:
+        """The arrays (n, ...) of a frame by column; RowsRefused as `read_frame` has it.
+
+        Images may come as arrays, base64 or bytes of a file; with a ``folder`` as paths that start there.
+        """
         found, misfits, count = {}, list[Misfit](), 0
         for column in self.schema.tensors:
             if (series := frame.get(column.name)) is None or series.ndim > 1:
                 continue  # said by `read_frame`
-            found[column.name], wrong = column.read(series)
+            read, why = series, dict[int, str]()
+            if column.name in self._images:
+                taken, why = images(series, column.shape, None if folder is None else [folder] * len(series))
+                read = pd.Series(taken, dtype=object)
+            found[column.name], wrong = column.read(read)
             count += int(wrong.sum())
-            rows = np.flatnonzero(wrong)[:LISTED].tolist()
-            misfits += [mistyped(column, series.iloc[row], first + row) for row in rows]
+            for row in np.flatnonzero(wrong)[:LISTED].tolist():
+                cell = series.iloc[row]
+                if row not in why:
+                    misfits.append(mistyped(column, cell, first + row))
+                    continue
+                seen = f"{cut(cell)}: {why[row]}" if isinstance(cell, str) and folder is not None else why[row]
+                expected = f"a PNG or JPEG of {column.shape[0]} x {column.shape[1]} pixels, or {column.expected(cell)}"
+                misfits.append(Misfit(first + row, column.name, "image", seen, expected))
         if misfits:
             raise RowsRefused(misfits, count)
         return found
@@ -159,7 +175,10 @@ class RowTransform:
 
     def _try(self, row: Mapping[str, Any]) -> list[float] | None:
         """The raw numbers of a row; None where it does not fit."""
-        if len(row) != len(self._readers) and not (self.ignore_extra and len(row) > len(self._readers)):
+        width = len(self._readers) + len(self._arrays)
+        if len(row) != width and not (self.ignore_extra and len(row) > width):
+            return None
+        if not all(name in row for name in self._arrays):
             return None
         try:
             return [read(row[name]) for name, read in self._readers]
@@ -232,7 +251,7 @@ def reader(column: Column) -> Callable[[Any], float]:
 
 def mistyped(column: Column, value: Any, row: int) -> Misfit:
     """A value of another type."""
-    kind = "text" if isinstance(value, str) else type(value).__name__
+    kind = "text" if isinstance(value, str) else "array" if isinstance(value, np.ndarray) else type(value).__name__
     return Misfit(row, column.name, "mistyped", f"{kind} {shown(value)}", column.expected(value) + column.fix(value))
 
 
@@ -247,8 +266,12 @@ def unknown_column(name: Any, absent: Sequence[str]) -> Misfit:
 def shown(value: Any) -> str:
     """A value as a message shows it: in one line, and no more of it than tells what it is."""
     value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, np.ndarray):
+        return f"of shape {value.shape}, {value.dtype}"
     if isinstance(value, int) and value.bit_length() > 200:
         return f"of {value.bit_length()} bits"
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return f"of shape {np.shape(np.asarray(value, object))}"
     if isinstance(value, dict | list):
         return f"of {len(value)} values"
     return repr(cut(value)) if isinstance(value, str) else cut(repr(value))

@@ -50,12 +50,8 @@ def stacked(series: pd.Series, shape: tuple[int, ...], dtype: str) -> tuple[np.n
     """
     values, wrong = np.zeros((len(series), *shape), dtype), np.zeros(len(series), bool)
     for row, cell in enumerate(series.to_numpy(object)):
-        try:
-            array = np.asarray(cell)
-        except ValueError:  # lists of different lengths
-            wrong[row] = True
-            continue
-        if array.shape != shape or array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+        array = _as_array(cell, shape)
+        if array is None or array.dtype.kind not in "biuf" or not np.isfinite(array).all():
             wrong[row] = True
             continue
         with np.errstate(over="ignore", invalid="ignore"):
@@ -63,6 +59,39 @@ def stacked(series: pd.Series, shape: tuple[int, ...], dtype: str) -> tuple[np.n
         if not np.isfinite(values[row]).all() or (values.dtype.kind in "biu" and (values[row] != array).any()):
             values[row], wrong[row] = 0, True
     return values, wrong
+
+
+def _as_array(cell: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A cell as an array of this shape, if it is one or nested lists of numbers.
+
+    Lists are looked through first: NumPy makes texts in a list as long as the longest, whatever memory that takes.
+    """
+    if hasattr(cell, "__array__") and not _holds_objects(cell):
+        array = np.asarray(cell)
+        return array if array.shape == shape else None
+    try:
+        return np.asarray(_lists(cell)) if _is_nested(cell, shape) else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _is_nested(cell: Any, shape: tuple[int, ...]) -> bool:
+    if isinstance(cell, np.ndarray) and not _holds_objects(cell):
+        return bool(cell.shape == shape)
+    if not isinstance(cell, list | tuple | np.ndarray) or getattr(cell, "ndim", 1) != 1 or len(cell) != shape[0]:
+        return False
+    if len(shape) > 1:
+        return all(_is_nested(each, shape[1:]) for each in cell)
+    return all(issubclass(kind, int | float | np.number | np.bool_) for kind in set(map(type, cell)))
+
+
+def _lists(cell: Any) -> Any:
+    """Arrays of arrays, as pandas has nested lists of a file, as lists."""
+    return [_lists(each) for each in cell] if _holds_objects(cell) else cell
+
+
+def _holds_objects(cell: Any) -> bool:
+    return isinstance(cell, np.ndarray) and cell.dtype.hasobject
 
 
 def read_image(content: bytes | Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -84,6 +113,8 @@ def read_image(content: bytes | Path, shape: tuple[int, ...]) -> np.ndarray:
                 width, height = image.size
                 if (height, width) != shape[:2]:
                     raise Unreadable(f"{height} x {width} pixels, not {shape[0]} x {shape[1]}")
+                if image.mode[0] in "IF":  # Pillow would cut all values beyond 255
+                    raise Unreadable("more than 8 bits per channel")
                 pixels = np.array(image.convert(MODES[shape[2]]), np.uint8)
     except FileNotFoundError:
         raise Unreadable("there is no such file") from None
@@ -105,6 +136,8 @@ def from_text(text: str, shape: tuple[int, ...]) -> np.ndarray:
         Unreadable: it is no such text, or see `read_image`.
     """
     encoded = text.partition(",")[2] if text.startswith("data:") else text
+    if len(encoded) > LARGEST_FILE * 4 // 3:
+        raise Unreadable(f"more than {LARGEST_FILE // 1_000_000} MB")
     try:
         content = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
@@ -112,26 +145,31 @@ def from_text(text: str, shape: tuple[int, ...]) -> np.ndarray:
     return read_image(content, shape)
 
 
-def images(series: pd.Series, shape: tuple[int, ...], folders: Sequence[Path]) -> tuple[np.ndarray, dict[int, str]]:
-    """Images that a column names by paths or holds as base64 (after ``data:``), and why some (by row) cannot be taken.
+def images(
+    series: pd.Series, shape: tuple[int, ...], folders: Sequence[Path] | None = None
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Images as arrays, and why some (by row) cannot be taken.
 
     Args:
-        series: texts; cells that are arrays already stay.
+        series: texts, or bytes, which are the content of a file; arrays and lists stay as they are.
         shape: of each image.
-        folders: per row, where relative paths start.
+        folders: per row, where relative paths start. A text is then a path, or base64 after ``data:image/png;base64,``;
+            without folders it is base64 in any case.
     """
     found, wrong = np.empty(len(series), object), dict[int, str]()
-    for row, (cell, folder) in enumerate(zip(series.to_numpy(object), folders, strict=True)):
+    for row, cell in enumerate(series.to_numpy(object)):
         try:
-            found[row] = _image(cell, shape, folder)
+            found[row] = _image(cell, shape, folders[row] if folders is not None else None)
         except Unreadable as error:
             wrong[row] = str(error)
     return found, wrong
 
 
-def _image(cell: Any, shape: tuple[int, ...], folder: Path) -> Any:
-    if isinstance(cell, np.ndarray):
+def _image(cell: Any, shape: tuple[int, ...], folder: Path | None) -> Any:
+    if isinstance(cell, np.ndarray | list):
         return cell
+    if isinstance(cell, bytes):
+        return read_image(cell, shape)
     if not isinstance(cell, str) or not cell or "\0" in cell:
-        raise Unreadable("no path is given")
-    return from_text(cell, shape) if cell.startswith("data:") else read_image(folder / cell, shape)
+        raise Unreadable("no image is given" if folder is None else "no path is given")
+    return from_text(cell, shape) if folder is None or cell.startswith("data:") else read_image(folder / cell, shape)

@@ -34,6 +34,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 SMALL = 65_536  # bytes of JSON that the loop's thread reads; a larger body would keep other requests waiting
 MANY = 500  # rows from which another thread writes the answer
 BODIES_IN_MEMORY = 8  # so many of the largest size
+DECODING = 2  # requests whose arrays and images are read at a time
 OPEN = ("/healthz", "/readyz")  # without a key: whoever keeps a container alive has none
 FLUSH_S = 0.1
 CLIENT_GONE = 499
@@ -126,6 +127,7 @@ class Gate:
         self.log = _AccessLog() if service.settings.access_log else None
         self._key = key
         self._bytes = 0  # of the bodies that are being read or answered
+        self._decoding = asyncio.Semaphore(DECODING)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, whatever happens."""
@@ -224,18 +226,22 @@ class Gate:
 
     async def _answer(self, served: Served, media: str, body: bytes, scope: Scope) -> bytes:
         settings = self.service.settings
+        most = settings.most_rows(served.row_bytes)
         try:
-            if media == bodies.JSON and len(body) <= SMALL:
-                rows = bodies.read(media, body, served.transform, settings.max_rows)
+            if served.row_bytes:  # few at a time: what a few bytes decode to is bounded by request
+                async with self._decoding:
+                    rows = await asyncio.to_thread(bodies.read, media, body, served.transform, most)
+            elif media == bodies.JSON and len(body) <= SMALL:
+                rows = bodies.read(media, body, served.transform, most)
             else:
-                rows = await asyncio.to_thread(bodies.read, media, body, served.transform, settings.max_rows)
+                rows = await asyncio.to_thread(bodies.read, media, body, served.transform, most)
         except RowsRefused as refused:
             raise _misfits_refused(refused.misfits, refused.count) from None
         scope["forge.rows"], scope["forge.version"] = len(rows.raw), served.located.version
         answer = Answer(np.empty((0, served.bundle.task.units)))
         if len(rows.raw):
             try:
-                future = self.service.batcher.submit(served, rows.raw)
+                future = self.service.batcher.submit(served, rows.raw, rows.tensors)
             except Busy:
                 more = {"max_waiting": settings.max_waiting}
                 raise Refused(503, "busy", "too many rows wait; try again", more=more, headers=RETRY) from None

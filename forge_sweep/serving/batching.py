@@ -8,11 +8,12 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from forge_sweep.preprocessing import NO_TENSORS
 from forge_sweep.serving.predict import Answer, Served, refused_rows
 
 logger = logging.getLogger(__name__)
@@ -24,10 +25,11 @@ class Busy(Exception):
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """Raw rows (n, columns) of one request and the version that answers them, whatever the alias means by then."""
+    """Raw rows (n, columns) and arrays (n, ...) of a request, and the version that answers, though old by then."""
 
     served: Served
     rows: np.ndarray | Sequence[Sequence[float]]
+    tensors: Mapping[str, np.ndarray]
     future: asyncio.Future[Answer] = field(repr=False)
 
 
@@ -62,13 +64,18 @@ class Batcher:
         """Whether the model's thread is alive."""
         return self._thread.is_alive()
 
-    def submit(self, served: Served, rows: np.ndarray | Sequence[Sequence[float]]) -> asyncio.Future[Answer]:
-        """Queue rows, n > 0, or raise Busy."""
+    def submit(
+        self,
+        served: Served,
+        rows: np.ndarray | Sequence[Sequence[float]],
+        tensors: Mapping[str, np.ndarray] = NO_TENSORS,
+    ) -> asyncio.Future[Answer]:
+        """Queue rows, n > 0, with their arrays by column, or raise Busy."""
         future: asyncio.Future[Answer] = self._loop.create_future()
         with self._ready:
             if self._closed or self.rows_waiting + len(rows) > self.max_waiting:
                 raise Busy
-            self._waiting.append(_Job(served, rows, future))
+            self._waiting.append(_Job(served, rows, tensors, future))
             self.rows_waiting += len(rows)
             if len(self._waiting) in (1, self._expected):
                 self._ready.notify()
@@ -125,7 +132,8 @@ def _answered(jobs: Sequence[_Job]) -> list[Answer | Exception]:
     served = jobs[0].served
     try:
         raw = np.concatenate([np.asarray(job.rows, np.float64) for job in jobs])
-        answer = served.answer(raw)
+        tensors = {name: np.concatenate([job.tensors[name] for job in jobs]) for name in jobs[0].tensors}
+        answer = served.answer(raw, tensors)
         refused = refused_rows(answer.misfits)
         served.window.add(np.delete(raw, refused, axis=0) if refused else raw)
         found, end = list[Answer | Exception](), 0

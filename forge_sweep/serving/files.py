@@ -17,9 +17,11 @@ import numpy as np
 from forge_sweep import jsons
 from forge_sweep.bundle import Bundle, ready_backend
 from forge_sweep.errors import DataError, InputError
-from forge_sweep.preprocessing import RowsRefused, images
+from forge_sweep.experiment import DataSpec
+from forge_sweep.preprocessing import RowsRefused, is_tensor
 from forge_sweep.serving import tables
 from forge_sweep.serving.predict import Answer, Served, Window
+from forge_sweep.sources.arrays import SUFFIX, read_archive
 from forge_sweep.sources.reading import (
     ENDINGS,
     content_names,
@@ -35,10 +37,12 @@ from forge_sweep.task.task import free_name
 from forge_sweep.tracking import fetched, locate
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
 
 CHUNK_ROWS = 65_536
 WARNINGS = "warnings"
+KINDS = (*ENDINGS, SUFFIX)
 
 Write = Callable[["pa.Table"], None]
 
@@ -75,7 +79,7 @@ def predict_file(
 
     Args:
         reference: which model, see `forge_sweep.tracking.locate`.
-        file: ``.csv``, ``.csv.gz`` or ``.parquet``.
+        file: ``.csv``, ``.csv.gz``, ``.parquet`` or ``.npz``; images as paths that start at its folder.
         output: ``.csv``, ``.parquet`` or ``.jsonl``; None for CSV on standard output.
         store: folder of the embedded stores.
         keep: columns of the file that are written before the predictions and are not features.
@@ -101,14 +105,18 @@ def predict_file(
     if len(mark) != 1 or not mark.isascii() or mark in '"\r\n':
         raise InputError(f"--separator {mark!r}: expected one ASCII character", hint="such as --separator ';'")
     with _in_options():
-        refuse_unreadable(file, "FILE", mark)
+        if not _is_archive(file):
+            refuse_unreadable(file, "FILE", mark)
+    targets = [data["target"]] if isinstance(data.get("target"), str) else data.get("target") or []
+    spec = DataSpec.model_construct(target=tuple(targets), task=data.get("task"), drop=())  # as an archive is read by
     others = {name for name in _known_before(data) if name not in bundle.preprocessor.schema.names}
     rows, counts, ignored = 0, Counter[str](), list[str]()
     with writing(output) as write:
-        for table in _chunks(file, mark):
+        for table in _chunks(file, mark, spec):
             extra = [name for name in table.column_names if name in others and name not in keep]
-            if not rows:
+            if not rows and not _is_archive(file):
                 _refuse_header(table.column_names, served, {*extra}, keep, file, mark)
+            if not rows:
                 ignored = list(dict.fromkeys(extra))
             table = table.drop_columns(extra) if extra else table
             found, codes = _predicted(served, table, keep, rows, file)
@@ -160,16 +168,8 @@ def _predicted(
     schema, task = served.transform.schema, served.bundle.task
     features, text = table.drop_columns(list(keep)), _is_csv(file)
     frame = tables.framed(tables.without_missing_words(features) if text else features, schema, text=text)
-    for image, shape in served.bundle.preprocessor.images.items():
-        if image in frame:  # paths start at the folder of the file
-            frame[image], wrong = images(frame[image], shape, [file.absolute().parent] * len(frame))
-            if wrong:
-                row, why = next(iter(wrong.items()))
-                raise DataError(
-                    f"column {image!r}: {len(wrong)} images cannot be taken; the first, of row {first + row}: {why}",
-                    hint="give paths of PNG or JPEG files, or data:image/png;base64,... ; rows are counted from 0",
-                )
-    raw, tensors = served.transform.read_frame(frame, first), served.transform.tensors(frame, first)
+    raw = served.transform.read_frame(frame, first)
+    tensors = served.transform.tensors(frame, first, file.absolute().parent)
     # No rows have the types of one row.
     answer = served.answer(raw, tensors) if len(raw) else Answer(np.zeros((1, task.units)))
     if answer.misfits:
@@ -187,12 +187,16 @@ def _predicted(
     return pa.table([*(table[name] for name in keep), *values.columns], names=names), codes
 
 
-def _chunks(file: Path, separator: str) -> Iterator[pa.Table]:
+def _chunks(file: Path, separator: str, spec: DataSpec) -> Iterator[pa.Table]:
     """The rows of a file, a chunk at a time, after one without rows; of a CSV file as text, where only "" is null."""
     import pyarrow as pa
     from pyarrow import parquet
 
     what = f"FILE: {file}"
+    if _is_archive(file):
+        whole = _as_table(read_archive(file, "FILE", spec))
+        yield from (whole.slice(start, CHUNK_ROWS) for start in range(0, whole.num_rows, CHUNK_ROWS))
+        return
     if _is_csv(file):
         types = dict.fromkeys(csv_schema(file, separator, what).names, pa.string())
         yield from (piece.table for piece in text_pieces(file, separator, types, what, missing=[""]))
@@ -202,6 +206,19 @@ def _chunks(file: Path, separator: str) -> Iterator[pa.Table]:
         yield opened.schema_arrow.empty_table().select(names)
         for batch in opened.iter_batches(batch_size=CHUNK_ROWS, columns=names):
             yield pa.Table.from_batches([batch])
+
+
+def _as_table(frame: pd.DataFrame) -> pa.Table:
+    """The columns of an archive, arrays as Arrow's tensors."""
+    import pyarrow as pa
+
+    def column(values: pd.Series) -> Any:
+        if not is_tensor(values):
+            return pa.array(values)
+        arrays = np.stack(list(values))
+        return pa.FixedShapeTensorArray.from_numpy_ndarray(arrays.astype(np.uint8) if arrays.dtype == bool else arrays)
+
+    return pa.table({str(name): column(frame[name]) for name in frame})
 
 
 @contextlib.contextmanager
@@ -280,11 +297,15 @@ def _kind_of(path: Path, kinds: Any) -> str:
 
 
 def _is_csv(file: Path) -> bool:
-    return _kind_of(file, ENDINGS) != ".parquet"
+    return _kind_of(file, KINDS) not in (".parquet", SUFFIX)
+
+
+def _is_archive(file: Path) -> bool:
+    return _kind_of(file, KINDS) == SUFFIX
 
 
 def _refuse_kinds(file: Path, output: Path | None) -> None:
-    for path, kinds in ((file, ENDINGS), (output, tuple(WRITERS))):
+    for path, kinds in ((file, KINDS), (output, tuple(WRITERS))):
         if path is not None and not _kind_of(path, kinds):
             raise InputError(f"{path} has an unknown suffix; expected {', '.join(kinds)}", hint="name it otherwise")
     if not os.path.isfile(file):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from forge_sweep.bundle import Bundle
 from forge_sweep.preprocessing import Column
-from forge_sweep.serving.bodies import ARROW, CSV, JSON
+from forge_sweep.serving.bodies import ARROW, CSV, FORM, JSON
 from forge_sweep.task import Task
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 EXAMPLES = 10
 NULL = {"type": "null"}
 TEXT = {"type": "string"}
+FILE = {**TEXT, "format": "binary", "description": "A PNG or JPEG file."}
 
 REFUSALS = {
     "400": "The body is not what its media type says.",
@@ -33,7 +35,10 @@ def complete(document: dict[str, Any], bundle: Bundle, settings: Settings, *, ke
     decides = any(head.kind in ("binary", "multilabel") for head in bundle.task.heads.values())
     threshold = {"threshold": {"type": "number"}} if decides else {}
     predictions = {"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}}
-    columns = _fixed({column.name: _column_schema(column) for column in bundle.preprocessor.schema.columns})
+    schema, images = bundle.preprocessor.schema, bundle.preprocessor.images
+    columns = _fixed({column.name: _column_schema(column, column.name in images) for column in schema.columns})
+    fields = _fixed({c.name: FILE if c.name in images else TEXT for c in schema.columns})
+    most = settings.most_rows(4 * sum(math.prod(column.shape) for column in schema.tensors))
     document.setdefault("components", {})["schemas"] = {
         "Row": {**columns, "additionalProperties": settings.ignore_extra},
         "Prediction": _prediction_schema(bundle.task),
@@ -42,16 +47,17 @@ def complete(document: dict[str, Any], bundle: Bundle, settings: Settings, *, ke
         "Error": ERROR,
     }
     row = {"$ref": "#/components/schemas/Row"}
-    rows = {"type": "array", "items": row, "maxItems": settings.max_rows}
+    rows = {"type": "array", "items": row, "maxItems": most}
     tables = {media: {"schema": {"type": "string", "format": "binary"}} for media in (CSV, *ARROW)}
+    form = {FORM: {"schema": {**fields, "additionalProperties": settings.ignore_extra}}}
     answered = {"description": "Predictions, in the order of the rows.", "content": _json_of("Answer")}
     predict = {
         "operationId": "predict",
         "summary": "Predict raw rows",
-        "description": "An object is one row, an array of objects is several; CSV has a header line. "
-        f"At most {settings.max_rows} rows and {settings.max_body} bytes. "
+        "description": "An object is one row, an array of objects is several, a form is one row; CSV has a header. "
+        f"At most {most} rows and {settings.max_body} bytes. "
         "Values that the training rows did not have are predicted, with a warning.",
-        "requestBody": {"required": True, "content": {JSON: {"schema": {"oneOf": [row, rows]}}, **tables}},
+        "requestBody": {"required": True, "content": {JSON: {"schema": {"oneOf": [row, rows]}}, **tables, **form}},
         "responses": {"200": answered, **{status: _refusal(status) for status in REFUSALS if status != "401"}},
     }
     document["paths"]["/predict"] = {"post": predict}
@@ -71,8 +77,17 @@ def complete(document: dict[str, Any], bundle: Bundle, settings: Settings, *, ke
     return document
 
 
-def _column_schema(column: Column) -> dict[str, Any]:
-    """What a column takes; whatever is missing is null."""
+def _column_schema(column: Column, image: bool) -> dict[str, Any]:
+    """What a column takes; whatever is missing is null. Arrays are nested lists, images also base64."""
+    if column.kind == "tensor":
+        nested: dict[str, Any] = {"type": "number"}
+        for size in reversed(column.shape):
+            nested = {"type": "array", "items": nested, "minItems": size, "maxItems": size}
+        nested["description"] = f"{column.dtype} array of shape {column.shape}"
+        if not image:
+            return nested
+        about = f"a PNG or JPEG of {column.shape[0]} x {column.shape[1]} pixels, also after data:image/png;base64,"
+        return {"anyOf": [{**TEXT, "contentEncoding": "base64", "description": about}, nested]}
     rare = "sometimes missing in train" if column.missing else "never missing in train"
     if column.kind == "numeric":
         about = f"{column.dtype}, {column.low:g} to {column.high:g}" if column.low is not None else column.dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +17,7 @@ from forge_sweep import training
 from forge_sweep.bundle import GOLDEN_TOLERANCE, Bundle, read_golden, read_profile, ready_backend
 from forge_sweep.checks.drift import Drift
 from forge_sweep.checks.profile import Profile
-from forge_sweep.errors import BundleError, InputError
+from forge_sweep.errors import BundleError
 from forge_sweep.preprocessing import NO_TENSORS, UNKNOWN, Misfit, RowTransform
 from forge_sweep.task import Task
 from forge_sweep.tracking import Located, fetched
@@ -31,15 +32,21 @@ WARMED = tuple(1 << power for power in range(4, 13))  # rows of every chunk that
 class Window:
     """A ring of the ``size`` last raw rows, whose drift is measured from ``least`` of them on.
 
-    One thread adds, others measure. Nothing is kept without a profile of the training rows.
+    One thread adds, others measure. Nothing is kept without a profile of the training rows, or without ``columns`` of a
+    table: arrays have no drift.
     """
 
     def __init__(self, profile: Profile | None, columns: int, size: int, least: int) -> None:
-        self.profile = profile
+        self.profile = profile if columns else None
+        self._why = (
+            "the bundle was saved before bundles kept the distribution of the training rows; save it again"
+            if columns
+            else "the model takes arrays only; drift is measured on the columns of a table"
+        )
         self.size = size
         self.least = min(least, size)
         self.seen = 0
-        self._rows = np.empty((size if profile is not None else 0, columns))
+        self._rows = np.empty((size if self.profile is not None else 0, columns))
         self._lock = threading.Lock()
         self._measured: tuple[int, Drift] | None = None
 
@@ -77,8 +84,7 @@ class Window:
         """The drift as JSON values, with the reason where there is none."""
         about: dict[str, Any] = {"rows": self.rows, "window": self.size, "least": self.least, "seen": self.seen}
         if self.profile is None:
-            why = "the bundle was saved before bundles kept the distribution of the training rows; save it again"
-            return {**about, "state": "no-reference", "why": why, "columns": [], "findings": []}
+            return {**about, "state": "no-reference", "why": self._why, "columns": [], "findings": []}
         about["training_rows"] = self.profile.rows
         if (found := self.drift()) is None:
             why = f"{self.rows} rows were answered; {self.least} are needed"
@@ -129,7 +135,9 @@ class Served:
         if any(head.kind in ("binary", "multilabel") for head in bundle.task.heads.values()):
             self._head["threshold"] = bundle.threshold
         self._prediction = renderer(bundle.task, bundle.threshold)
-        columns = bundle.preprocessor.schema.tabular
+        schema = bundle.preprocessor.schema
+        columns = schema.tabular
+        self.row_bytes = 4 * sum(math.prod(column.shape) for column in schema.tensors)
         self._low = np.array([-np.inf if c.low is None or c.kind != "numeric" else c.low for c in columns])
         self._high = np.array([np.inf if c.high is None or c.kind != "numeric" else c.high for c in columns])
         self._low[[c.kind == "categorical" for c in columns]] = UNKNOWN + 0.5
@@ -144,7 +152,7 @@ class Served:
     def shape(self) -> dict[str, Any]:
         """What callers rely on; a version that differs in it never takes the place of this one."""
         task, schema = self.bundle.task, self.bundle.preprocessor.schema
-        columns = {column.name: column.kind for column in schema.columns}
+        columns = {c.name: f"{c.kind} {c.shape} {c.dtype}" if c.shape else c.kind for c in schema.columns}
         classes = [label for head in task.heads.values() for label in head.classes]
         return {"task": task.kind, "targets": list(task.targets), "classes": classes, "columns": columns}
 
@@ -166,11 +174,11 @@ class Served:
     def warm_up(self, golden: Path) -> None:
         """Compute every shape that will occur, and refuse other golden scores than when the bundle was saved."""
         frame, scores = read_golden(golden)
-        raw = self.transform.read_frame(frame)
-        features = self.transform.features(raw)
-        for rows in WARMED:
+        raw, tensors = self.transform.read_frame(frame), self.transform.tensors(frame)
+        features = self.transform.features(raw, tensors)
+        for rows in (rows for rows in WARMED if rows <= training.chunk_rows(features)):
             self.bundle.scores_of(training.each(partial(_repeated, rows=rows), features))
-        self.golden_difference = float(np.abs(self.answer(raw).scores - scores).max())
+        self.golden_difference = float(np.abs(self.answer(raw, tensors).scores - scores).max())
         allowed = GOLDEN_TOLERANCE * max(1.0, float(np.abs(scores).max()))
         if not self.golden_difference <= allowed:
             raise BundleError(
@@ -242,14 +250,7 @@ def load(located: Located, settings: Settings) -> Served:
         ready_backend(folder)
         bundle = Bundle.load(folder, verify=True, trust=settings.trust)
         schema = bundle.preprocessor.schema
-        if schema.tensors:
-            raise InputError(
-                f"{located.name}/{located.version} takes arrays ({', '.join(c.name for c in schema.tensors)}), and "
-                "`serve` takes the rows of a table",
-                hint="use `forge-sweep predict`, or MLflow's server (`mlflow models serve`), which take them",
-            )
-        columns = len(schema.columns)
-        rows = Window(read_profile(folder), columns, settings.drift_window, settings.drift_least)
+        rows = Window(read_profile(folder), len(schema.tabular), settings.drift_window, settings.drift_least)
         served = Served(bundle, located, rows, ignore_extra=settings.ignore_extra)
         served.warm_up(folder)
     return served

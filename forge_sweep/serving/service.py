@@ -33,10 +33,11 @@ class Service:
         self.reference = reference
         self.settings = settings
         self.metrics = Metrics(self)
+        most = settings.most_rows(served.row_bytes)
         self.batcher = Batcher(
-            max_batch=settings.max_batch,
+            max_batch=min(settings.max_batch, most),
             max_wait_s=settings.max_wait_ms / 1000,
-            max_waiting=settings.max_waiting,
+            max_waiting=min(settings.max_waiting, 2 * most) if served.row_bytes else settings.max_waiting,
             observe=self.metrics.batch,
         )
         self.served = served
@@ -84,7 +85,8 @@ class Service:
             "loaded_at": served.loaded_at,
             "training_rows": None if profile is None else profile.rows,
             "extra_columns": "ignored" if settings.ignore_extra else "refused",
-            "limits": {name: getattr(settings, name) for name in ("max_rows", "max_body", "max_waiting", "timeout_s")},
+            "limits": {name: getattr(settings, name) for name in ("max_body", "max_waiting", "timeout_s")}
+            | {"max_rows": settings.most_rows(served.row_bytes)},
         }
 
     async def follow(self) -> None:

@@ -25,6 +25,7 @@ class Settings:
     max_wait_ms: float = 2.0  # that a forward pass waits for requests that are expected
     max_rows: int = 10_000  # of one request
     max_body_mb: float = 16.0  # of 10**6 bytes
+    max_array_mb: float = 256.0  # of arrays and images of one request, once they are decoded to float32
     max_waiting: int = 20_000  # rows in the queue; beyond, requests are answered with 503
     timeout_s: float = 30.0  # from the first byte of a request to its answer
     poll_s: float = 10.0  # between two look-ups of the alias
@@ -47,6 +48,12 @@ class Settings:
     def max_body(self) -> int:
         """In bytes."""
         return int(self.max_body_mb * 1_000_000)
+
+    def most_rows(self, row_bytes: int) -> int:
+        """Rows of one request, whose arrays take ``row_bytes`` each, decoded; one in any case."""
+        return (
+            max(1, min(self.max_rows, int(self.max_array_mb * 1_000_000) // row_bytes)) if row_bytes else self.max_rows
+        )
 
 
 def api_key() -> bytes | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +38,13 @@ def without_missing_words(table: pa.Table) -> pa.Table:
     words, nothing = pa.array(MISSING_WORDS, pa.string()), pa.scalar(None, pa.string())
     columns = [compute.if_else(compute.is_in(column, value_set=words), nothing, column) for column in table.columns]
     return pa.table(columns, names=table.column_names)
+
+
+def of_texts(row: Mapping[str, str]) -> pa.Table:
+    """One row of texts, as those of a CSV file, with the words for a missing value as missing values."""
+    import pyarrow as pa
+
+    return without_missing_words(pa.table({name: pa.array([text], pa.string()) for name, text in row.items()}))
 
 
 def read_csv(body: bytes, names: list[str]) -> pa.Table:
@@ -102,11 +110,12 @@ def from_hex(text: str | None) -> Any:
     return float(number - 2**64 if number >= 2**63 else number)
 
 
-def read_arrow(body: bytes, max_rows: int) -> pa.Table:
-    """An Arrow stream or file of plain columns.
+def read_arrow(body: bytes, max_rows: int, schema: Schema) -> pa.Table:
+    """An Arrow stream or file of plain columns, and for the arrays of the schema lists, tensors or binary images.
 
     Raises:
-        DataError: it is damaged, compressed, too long, or has columns other than numbers, booleans or text.
+        DataError: it is damaged, compressed, too long, or has columns other than numbers, booleans or text, or lists
+            with more values than the arrays of the schema have.
     """
     import pyarrow as pa
 
@@ -114,9 +123,13 @@ def read_arrow(body: bytes, max_rows: int) -> pa.Table:
     with readable("Arrow data"):
         _check_batches(stream, max_rows)
         table = pa.ipc.open_stream(stream).read_all().replace_schema_metadata(None)
-        for name, column in zip(table.column_names, table.columns, strict=True):
-            _refuse_type(name, column.type)
         table.validate(full=True)
+        arrays = {column.name: column for column in schema.tensors}
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            if (about := arrays.get(name)) is None:
+                _refuse_type(name, column.type)
+            elif not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+                _refuse_type(name, _innermost(column, about, table.num_rows))
         return table
 
 
@@ -130,6 +143,23 @@ def readable(what: str) -> Iterator[None]:
     except (pa.ArrowException, struct.error, ValueError, OSError, LookupError, MemoryError) as error:
         hint = "send what its media type says, with a header line in a CSV"
         raise DataError(f"the {what} cannot be read: {_first_line(error)}", hint=hint) from error
+
+
+def _innermost(values: pa.ChunkedArray, column: Column, rows: int) -> pa.DataType:
+    """The type of the values in lists of lists, which have no more of them than arrays of this column."""
+    import pyarrow as pa
+    from pyarrow import compute, types
+
+    if isinstance(values.type, pa.FixedShapeTensorType):
+        values = values.cast(values.type.storage_type)
+    while types.is_list(values.type) or types.is_large_list(values.type) or types.is_fixed_size_list(values.type):
+        values = compute.list_flatten(values)
+        if len(values) > rows * math.prod(column.shape):
+            raise DataError(
+                f"column {column.name!r} holds more values than {rows} arrays of shape {column.shape}",
+                hint="send lists of this shape",
+            )
+    return values.type
 
 
 def _refuse_type(name: str, kind: pa.DataType) -> None:

@@ -17,7 +17,7 @@ from forge_sweep.training.backend import (
     settle,
 )
 from forge_sweep.training.checkpoint import Checkpoint, FileCheckpoint
-from forge_sweep.training.data import Features, TrainingData, data_loss, each, leaves, outputs
+from forge_sweep.training.data import Features, TrainingData, chunk_rows, data_loss, each, leaves, outputs
 from forge_sweep.training.failures import classify
 from forge_sweep.training.fit import FitResult, FitSpec, OnEpoch, OnResume, Schedule, begin_anew, fit
 from forge_sweep.training.networks import forget, reuse
@@ -36,6 +36,7 @@ __all__ = [
     "accelerators",
     "as_variables",
     "begin_anew",
+    "chunk_rows",
     "classify",
     "data_loss",
     "dtype_policy",

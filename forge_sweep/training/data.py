@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -85,10 +86,18 @@ def check_data(data: TrainingData) -> None:
             raise TrialFailed("data", seen, hint="check [preprocessing] and the audit of the data")
 
 
-SMALLEST_CHUNK = 16
+SMALLEST_CHUNK, LARGEST_CHUNK = 16, 4096
+CHUNK_VALUES = 4_194_304
+"""Values of arrays such as images in a chunk: convolutions hold dozens of numbers for each of them."""
 
 
-def outputs(model: keras.Model, x: Features, batch_size: int = 4096) -> np.ndarray:
+def chunk_rows(x: Features) -> int:
+    """Most rows that go through a network at a time: a power of two, fewer where a row is an image or another array."""
+    size = max((math.prod(values.shape[1:]) for values in leaves(x) if values.ndim > 2), default=1)
+    return max(SMALLEST_CHUNK, min(LARGEST_CHUNK, 1 << (max(CHUNK_VALUES // size, 1).bit_length() - 1)))
+
+
+def outputs(model: keras.Model, x: Features, batch_size: int | None = None) -> np.ndarray:
     """Raw outputs of a network, in inference mode.
 
     Rows go through in chunks that are filled up to a power of two: a backend compiles a few shapes at most, and a row
@@ -97,7 +106,7 @@ def outputs(model: keras.Model, x: Features, batch_size: int = 4096) -> np.ndarr
     Args:
         model: a Keras model with one output, compiled or not.
         x: (n, features), or such an array for each input.
-        batch_size: most rows per chunk.
+        batch_size: most rows per chunk; default: see `chunk_rows`.
 
     Returns:
         (n, units) float32.
@@ -105,7 +114,7 @@ def outputs(model: keras.Model, x: Features, batch_size: int = 4096) -> np.ndarr
     total = len(leaves(x)[0])
     if not total:
         return np.empty((0, *model.output_shape[1:]), dtype=np.float32)
-    found = []
+    found, batch_size = list[np.ndarray](), batch_size or chunk_rows(x)
     for start in range(0, total, batch_size):
         rows = min(batch_size, total - start)
         filled = min(batch_size, max(SMALLEST_CHUNK, 1 << (rows - 1).bit_length()))
