@@ -502,7 +502,7 @@ def _name_of(builder: Callable[..., Any], root: Path) -> str:
 
 def _refuse_import() -> None:
     """Whatever imports the script that runs the sweep, for its builder or as a worker, would run it once more."""
-    from forge_sweep.models.importing import PREFIX
+    from forge_sweep.experiment.importing import PREFIX
 
     frame = inspect.currentframe()
     while frame is not None:

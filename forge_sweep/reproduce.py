@@ -76,7 +76,7 @@ def reproduce(
         root: folder that the experiment's paths start from; default: the recorded one, else the working directory.
         seed: replaces the recorded one; the verdict is then not written.
         tolerance: see `TOLERANCE`.
-        trust: run the source that was recorded of an own builder, where the one below ``root`` is another.
+        trust: run the code that was recorded of an own builder or source, where the one below ``root`` is another.
 
     Raises:
         InputError: there is no such run, it did not finish, or its data cannot be read.
@@ -88,8 +88,11 @@ def reproduce(
     experiment = restore(record.experiment, root=recorded if root is None else root)
     if is_own(experiment.model.builder) and experiment.code is None and not record.params.get("baseline"):
         experiment = experiment.model_copy(update={"code": _recorded_code(experiment, record, trust)})
+    if is_own(experiment.data.source) and experiment.source_code is None:
+        found_code = _recorded_code(experiment, record, trust, source=True)
+        experiment = experiment.model_copy(update={"source_code": found_code})
     planned = plan(record, experiment, seed)
-    dataset = sources.load(experiment.data, root=experiment.root, seed=experiment.seed)
+    dataset = _rows(experiment)
     here = environment.capture(experiment.root, experiment.backend)
     differences = compare(record, experiment, planned, dataset, here)
     if record.model is None:
@@ -106,13 +109,20 @@ def reproduce(
     return found
 
 
-def _recorded_code(experiment: Experiment, record: Record, trust: bool) -> Code:
-    """The source of an own builder as its sweep recorded it."""
-    builder, digest = experiment.model.builder, str(experiment.model.code)
+def _rows(experiment: Experiment) -> Dataset:
+    if experiment.source_code is not None:
+        training.select_backend(experiment.backend)  # the user's module may import Keras
+    return sources.load(experiment.data, root=experiment.root, seed=experiment.seed, code=experiment.source_code)
+
+
+def _recorded_code(experiment: Experiment, record: Record, trust: bool, *, source: bool = False) -> Code:
+    """The code of an own builder, or of an own source, as its sweep recorded it."""
+    builder = experiment.data.source if source else experiment.model.builder
+    digest = str(experiment.data.code if source else experiment.model.code)
     module, _, function = builder.partition(":")
     seen = f"{builder} in {experiment.root} is not what run {record.run_id} was trained with (digest {digest[:12]})"
     try:
-        code = from_files(module, function, record.code)
+        code = from_files(module, function, record.source_code if source else record.code, source=source)
     except ExperimentError:
         code = None
     if code is None or code.digest != digest:
@@ -255,7 +265,7 @@ class Order:
     def __call__(self, say: Say) -> Again:
         """Load the rows, train and compare."""
         experiment, began = self.experiment, time.monotonic()
-        dataset = sources.load(experiment.data, root=experiment.root, seed=experiment.seed)
+        dataset = _rows(experiment)
         try:
             result = self._train(dataset)
         except Exception as error:

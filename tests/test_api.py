@@ -25,7 +25,7 @@ from forge_sweep.checks.findings import Finding, Findings
 from forge_sweep.cli import app
 from forge_sweep.errors import BundleError, ExperimentError, GateRefused, InputError
 from forge_sweep.experiment import Experiment
-from forge_sweep.models.importing import PREFIX
+from forge_sweep.experiment.importing import PREFIX
 from forge_sweep.sweep import Event, Interrupted, SweepResult
 from tests.surface import EPOCHS, experiment, fake_run, no_network
 

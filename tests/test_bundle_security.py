@@ -28,7 +28,7 @@ from forge_sweep.bundle import Bundle, bundle, files, security
 from forge_sweep.errors import BundleError, InputError
 from forge_sweep.experiment import Code
 from forge_sweep.experiment.code import from_files
-from forge_sweep.models.importing import module_of, package_of
+from forge_sweep.experiment.importing import module_of, package_of
 from forge_sweep.task import TaskKind
 from forge_sweep.tracking import _load_pyfunc
 from forge_sweep.training import checkpoint

@@ -14,7 +14,7 @@ from forge_sweep.bundle import network
 from forge_sweep.errors import BundleError, TrialFailed
 from forge_sweep.experiment import Code
 from forge_sweep.experiment.code import from_files, read
-from forge_sweep.models.importing import module_of, package_of
+from forge_sweep.experiment.importing import module_of, package_of
 from forge_sweep.preprocessing.inputs import InputSpec, one_matrix
 from forge_sweep.task import Task
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from forge_sweep.bundle import security
 from forge_sweep.errors import BundleError, TrialFailed
 from forge_sweep.experiment import Code
-from forge_sweep.models.importing import module_of, package_of
+from forge_sweep.experiment.importing import module_of, package_of
 
 if TYPE_CHECKING:
     import keras

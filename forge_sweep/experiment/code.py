@@ -1,12 +1,13 @@
-"""A user's own builder, ``module:function``: found, read and digested without being imported.
+"""A user's own builder or source, ``module:function``: found, read and digested without being imported.
 
-The function's signature is the schema of [model.search]; its source, with the local modules that it imports, is part of
-what a sweep is, and goes wherever its models go.
+A builder's signature is the schema of [model.search]; its source, with the local modules that it imports, is part of
+what a sweep is, and goes wherever its models go. The function of ``data.source`` gives the rows.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -15,7 +16,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -23,7 +24,7 @@ from typing import Any, NoReturn, cast
 from forge_sweep.errors import ExperimentError, Mistake
 from forge_sweep.experiment.space import GENERAL, HYPERPARAMETERS, Hyperparameter
 
-KEY = "model.builder"
+KEY, SOURCE_KEY = "model.builder", "data.source"
 NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 FORM = re.compile(rf"({NAME}(?:\.{NAME})*):({NAME})", re.ASCII)
 PACKAGE = "__init__"
@@ -33,20 +34,20 @@ MOST_FILES = 200
 MOST_BYTES = 1_000_000
 """Of one file."""
 
-EXAMPLE = "def build(inputs, heads, *, width: int = 64): ..."
+EXAMPLE, SOURCE_EXAMPLE = "def build(inputs, heads, *, width: int = 64): ...", "def load(): ..."
 
 
 @dataclass(frozen=True)
 class Code:
-    """The source of a builder.
+    """The text of a builder or of a source.
 
     Attributes:
         module: dotted name, such as ``fraud_two_branch``.
-        function: that builds a model.
+        function: that builds a model, or gives the rows.
         files: the text of the module, of its packages (as ``nets.__init__``) and of the local modules that it imports,
             by dotted name.
-        parameters: what the function takes by name, in its order; ``default`` is None for one that is left out unless
-            the experiment names it.
+        parameters: what a builder takes by name, in its order; ``default`` is None for one that is left out unless the
+            experiment names it.
         required: those that have no default.
         paths: where each file was read, for people and debuggers.
     """
@@ -83,17 +84,29 @@ class Code:
         return {**general, **self.parameters}
 
 
-def is_own(builder: object) -> bool:
-    """Whether ``model.builder`` names a function of the user's own."""
-    return isinstance(builder, str) and ":" in builder
+def is_own(name: object) -> bool:
+    """Whether ``model.builder`` or ``data.source`` names a function of the user's own."""
+    return isinstance(name, str) and ":" in name
 
 
-def read(builder: str, root: Path) -> Code:
+def read(builder: str, root: Path, *, source: bool = False) -> Code:
     """Read a builder beside the experiment file (``root``), or else on Python's path; nothing is imported.
+
+    Args:
+        builder: as ``model.builder`` names it.
+        root: folder of the experiment file.
+        source: it is what ``data.source`` names.
 
     Raises:
         ExperimentError: there is no such function, it cannot be a builder, or its source cannot be read.
     """
+    if source:
+        with _about_source():
+            return _read(builder, root, source=True)
+    return _read(builder, root, source=False)
+
+
+def _read(builder: str, root: Path, *, source: bool) -> Code:
     form = FORM.fullmatch(builder)
     if form is None:
         _refuse("module:function, such as net:build for the function build in net.py", _meant(builder), builder)
@@ -101,18 +114,35 @@ def read(builder: str, root: Path) -> Code:
     for local in (True, False):
         if (files := _collect(module, root, local=local)) is not None:
             texts = {name: _text(name, path) for name, path in files.items()}
-            return from_files(module, function, texts, paths={name: str(path) for name, path in files.items()})
+            paths = {name: str(path) for name, path in files.items()}
+            return from_files(module, function, texts, paths=paths, source=source)
     where = f"in {root}, where the experiment file is, and none on Python's path"
     _refuse(f"a module; there is no {file_name(module)} {where}", _meant(builder), builder)
 
 
-def from_files(module: str, function: str, files: Mapping[str, str], paths: Mapping[str, str] | None = None) -> Code:
-    """The builder in files that were read before; see `read`."""
+def from_files(
+    module: str,
+    function: str,
+    files: Mapping[str, str],
+    paths: Mapping[str, str] | None = None,
+    *,
+    source: bool = False,
+) -> Code:
+    """The builder or source in files that were read before; see `read`."""
     own = module if module in files else f"{module}.{PACKAGE}"
     if own not in files:
         _refuse(f"the source of {module} among {', '.join(sorted(files)) or 'no files'}", "", f"{module}:{function}")
     tree = _parsed(own, files[own])
     found = _function(tree, function, own, f"{module}:{function}")
+    if source:
+        given, bare = found.args, len(found.args.args) - len(found.args.defaults)
+        named = zip(given.kwonlyargs, given.kw_defaults, strict=True)
+        needed = [*given.posonlyargs, *given.args[:bare], *(each for each, default in named if default is None)]
+        if asked := [each.arg for each in needed if each.arg != "root"]:
+            where = f"({file_name(own)}:{found.lineno})"
+            expected = f"a function without arguments, or with root, the folder of the experiment file {where}"
+            _refuse(f"{expected}; it takes {', '.join(asked)}", f"such as {EXAMPLE}", f"{module}:{function}")
+        return Code(module, function, dict(sorted(files.items())), {}, paths=paths or {})
     parameters, required = _Signature(tree, file_name(own), f"{module}:{function}").read(found)
     return Code(module, function, dict(sorted(files.items())), parameters, required, paths or {})
 
@@ -120,6 +150,18 @@ def from_files(module: str, function: str, files: Mapping[str, str], paths: Mapp
 def file_name(name: str) -> str:
     """A file as people call it: ``nets/two.py`` for ``nets.two``."""
     return f"{name.replace('.', '/')}.py"
+
+
+@contextlib.contextmanager
+def _about_source() -> Iterator[None]:
+    """Mistakes are of ``data.source``."""
+    try:
+        yield
+    except ExperimentError as error:
+        found = [
+            replace(each, path=SOURCE_KEY, hint=each.hint.replace(EXAMPLE, SOURCE_EXAMPLE)) for each in error.mistakes
+        ]
+        raise ExperimentError(SOURCE_KEY, found) from None
 
 
 def _refuse(expected: str, hint: str, builder: str) -> NoReturn:

@@ -26,7 +26,7 @@ from forge_sweep.experiment.rules import RULES, SYNONYMS, as_toml, missing, near
 from forge_sweep.experiment.space import HYPERPARAMETERS, Dimension, Hyperparameter
 from forge_sweep.experiment.spec import DataSpec, Experiment, HeadSpec, InputGroup, PreprocessingSpec, section_of
 
-INTERNAL = ("root", "overrides", "code")
+INTERNAL = ("root", "overrides", "code", "source_code")
 """Fields of `Experiment` that are no keys of a file."""
 
 TABLES: dict[str, type[BaseModel]] = {"search": Dimension, "inputs": InputGroup, "heads": HeadSpec}
@@ -85,17 +85,24 @@ def parse(
             baselines.setdefault("kinds", ["constant"])
     code: Code | None = None
     hyperparameters: Mapping[str, Hyperparameter] | None = HYPERPARAMETERS
-    if own := _own_builder(tables):
+    if own := _own(tables, "model", "builder"):
         hyperparameters = None
         try:
             code = read_code(own, root)
             hyperparameters = code.hyperparameters
         except ExperimentError as error:
             mistakes += error.mistakes
+    source_code: Code | None = None
+    if own_source := _own(tables, "data", "source"):
+        try:
+            source_code = read_code(own_source, root, source=True)
+        except ExperimentError as error:
+            mistakes += error.mistakes
     mistakes += _field_mistakes(tables, own or "mlp", hyperparameters)
     sections = {name: _lenient(section, tables.get(name, {})) for name, section in SECTIONS.items()}
     sections["preprocessing"] = sections["preprocessing"] or PreprocessingSpec()  # its defaults contradict nothing
     sections |= {"backend": str(tables.get("backend")), "code": code, "hyperparameters": hyperparameters}
+    sections["source_code"] = source_code
     for rule, names in RULES:
         needed = [sections[name] for name in names]
         if not any(each is None for each in needed):
@@ -112,6 +119,9 @@ def parse(
     update: dict[str, Any] = {"objective": experiment.objective.model_copy(update=resolved)}
     if code is not None:
         update |= {"code": code, "model": experiment.model.model_copy(update={"code": code.digest})}
+    if source_code is not None:
+        data_with = experiment.data.model_copy(update={"code": source_code.digest})
+        update |= {"source_code": source_code, "data": data_with}
     return experiment.model_copy(update=update)
 
 
@@ -123,29 +133,32 @@ def _targets_of_heads(heads: Any) -> list[Any]:
     return [name for names in of_heads for name in (names if isinstance(names, list) else [names])]
 
 
-def _own_builder(tables: Mapping[str, Any]) -> str:
-    """The own builder that an experiment names, or ""."""
-    model = tables.get("model")
-    builder = model.get("builder") if isinstance(model, dict) else None
-    return builder if isinstance(builder, str) and is_own(builder) else ""
+def _own(tables: Mapping[str, Any], section: str, key: str) -> str:
+    """The own builder or source that an experiment names, or ""."""
+    table = tables.get(section)
+    name = table.get(key) if isinstance(table, dict) else None
+    return name if isinstance(name, str) and is_own(name) else ""
 
 
 def restore(values: Mapping[str, Any], *, root: Path) -> Experiment:
     """The experiment that `Experiment.resolved` described; a key that is younger than the record takes its default.
 
-    It has the source of its own builder where that lies below ``root`` as it was.
+    It has the code of its own builder and source where that lies below ``root`` as it was.
     """
     try:
         experiment = Experiment.model_validate({**values, "root": root})
     except ValidationError as error:
         mistakes = [_as_mistake(detail) for detail in error.errors(include_url=False)]
         raise ExperimentError("the recorded experiment", mistakes) from None
-    if is_own(experiment.model.builder):
+    found: dict[str, Code] = {}
+    for field, name, digest in (
+        ("code", experiment.model.builder, experiment.model.code),
+        ("source_code", experiment.data.source, experiment.data.code),
+    ):
         with contextlib.suppress(ExperimentError):
-            code = read_code(experiment.model.builder, root)
-            if code.digest == experiment.model.code:
-                return experiment.model_copy(update={"code": code})
-    return experiment
+            if is_own(name) and (code := read_code(name, root, source=field == "source_code")).digest == digest:
+                found[field] = code
+    return experiment.model_copy(update=found)
 
 
 def parse_data(sections: Mapping[str, Any]) -> tuple[DataSpec, PreprocessingSpec]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from forge_sweep.errors import Key, Mistake
-from forge_sweep.experiment.code import Code
+from forge_sweep.experiment.code import Code, is_own
 from forge_sweep.experiment.space import Dimension, Hyperparameter, Scalar
 from forge_sweep.experiment.spec import (
     BaselinesSpec,
@@ -95,6 +95,11 @@ INGESTED = ("key", "drop", "categorical", "separator", "split")
 
 def source_fits(data: DataSpec) -> Mistakes:
     """A file has a path, a sample has a name, a version in the store has its name, and none has another's."""
+    own = is_own(data.source)
+    for key in ("path", "name") if own else ("code", "digest"):
+        if (value := getattr(data, key)) is not None:
+            hint = "its function says where the rows are" if own else 'only of your own source, "module:function"'
+            yield wrong(f"data.{key}", value, f'nothing beside data.source = "{data.source}"', hint)
     if data.source not in PLACE:  # a plugin says itself what it needs
         return
     if getattr(data, PLACE[data.source]) is None:
@@ -354,6 +359,14 @@ def builder_gets_what_it_needs(model: ModelSpec, code: Code) -> Mistakes:
         yield wrong("model.code", model.code, f'"{code.digest}", the digest of {read}', hint)
 
 
+def source_is_as_pinned(data: DataSpec, source_code: Code) -> Mistakes:
+    """The files of an own source are those that are pinned."""
+    if data.code is not None and data.code != source_code.digest:
+        read = ", ".join(sorted(source_code.paths.values()))
+        hint = "put the source back, or remove this key"
+        yield wrong("data.code", data.code, f'"{source_code.digest}", the digest of {read}', hint)
+
+
 def _range_is_known(path: str, dimension: Dimension, known: Hyperparameter) -> Mistakes:
     if known.type in ("choice", "bool"):
         yield wrong(f"{path}.type", dimension.type, '"categorical"', f"{path} takes {known.expected}")
@@ -581,6 +594,7 @@ RULES: tuple[tuple[Callable[..., Mistakes], tuple[str, ...]], ...] = (
     (head_fits_task, ("data", "model")),
     (search_values_are_known, ("model", "hyperparameters")),
     (builder_gets_what_it_needs, ("model", "code")),
+    (source_is_as_pinned, ("data", "source_code")),
     (conditions_can_hold, ("model",)),
     (momentum_has_a_user, ("model",)),
     (sampler_fits_space, ("model", "study")),

@@ -34,7 +34,7 @@ def _declared(group: plugins.Group) -> Callable[[str], str]:
     """Refuses a name that neither the package nor a plugin declares, as a `Literal` does."""
 
     def check(name: str) -> str:
-        if group is plugins.BUILDERS and is_own(name):
+        if is_own(name):
             return name
         if not plugins.is_known(group, name):
             *others, last = map(repr, plugins.names(group))
@@ -45,10 +45,15 @@ def _declared(group: plugins.Group) -> Callable[[str], str]:
     return check
 
 
-def _builder_names(schema: dict[str, Any]) -> None:
-    del schema["type"]
-    own = {"type": "string", "pattern": ":", "description": "`module:function`"}
-    schema["anyOf"] = [{"enum": [*plugins.names(plugins.BUILDERS)]}, own]
+def _names_of(group: plugins.Group) -> Callable[[dict[str, Any]], None]:
+    """Adds to the schema for editors: a known name, or a function of the user's own."""
+
+    def add(schema: dict[str, Any]) -> None:
+        del schema["type"]
+        own = {"type": "string", "pattern": ":", "description": "`module:function`"}
+        schema["anyOf"] = [{"enum": [*plugins.names(group)]}, own]
+
+    return add
 
 
 SourceName = Annotated[str, AfterValidator(_declared(plugins.SOURCES))]
@@ -177,8 +182,9 @@ class DataSpec(Section):
 
     source: SourceName = Field(
         "file",
-        description="A file, a sample set of scikit-learn, a version in the feature store (PostgreSQL), or a plugin.",
-        json_schema_extra=lambda schema: schema.update(enum=[*plugins.names(plugins.SOURCES)]),
+        description="A file, a sample set of scikit-learn, a version in the feature store (PostgreSQL), a plugin, or "
+        "with `module:function` your own ([docs/guide.md](guide.md#rows-from-your-own-python)).",
+        json_schema_extra=_names_of(plugins.SOURCES),
     )
     path: (
         Annotated[
@@ -221,6 +227,18 @@ class DataSpec(Section):
         default_factory=dict, description="Several things to predict at once, by name, in place of `target` and `task`."
     )
 
+    code: Annotated[str | None, Later(None)] = Field(
+        None,
+        description="SHA-256 of your own source's files, as `forge-sweep check` shows it. Follows from them; stating "
+        "another one is refused.",
+    )
+    digest: Annotated[str | None, Later(None)] = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="SHA-256 by which you know the content of your own source; taken as it is, where it would be "
+        "computed over all rows.",
+    )
+
     @property
     def one_hot(self) -> bool:
         """Whether the classes of a multiclass target stand in one column each."""
@@ -252,7 +270,7 @@ class ModelSpec(Section):
         "mlp",
         description="Which network is built: `mlp`, a plugin, or with `module:function` your own "
         "([docs/models.md](models.md)).",
-        json_schema_extra=_builder_names,
+        json_schema_extra=_names_of(plugins.BUILDERS),
     )
     code: Annotated[str | None, Later(None)] = Field(
         None,
@@ -463,6 +481,7 @@ class Experiment(Section):
     root: Path = Field(Path(), exclude=True)
     overrides: tuple[str, ...] = Field((), exclude=True)
     code: SkipValidation[Code | None] = Field(None, exclude=True)
+    source_code: SkipValidation[Code | None] = Field(None, exclude=True)
 
     @property
     def hyperparameters(self) -> Mapping[str, Hyperparameter]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from forge_sweep import plugins
 from forge_sweep.errors import InputError
 from forge_sweep.experiment import Code
+from forge_sweep.experiment.importing import held, where
 from forge_sweep.models import mlp, own
 from forge_sweep.models.general import adjust
 from forge_sweep.models.heads import Head, Heads
-from forge_sweep.models.importing import held, where
 from forge_sweep.models.own import WrongOutput
 from forge_sweep.preprocessing.inputs import FEATURES
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Code
+from forge_sweep.experiment.importing import failed, module_of
 from forge_sweep.models import compiling
 from forge_sweep.models.heads import Heads
-from forge_sweep.models.importing import failed, module_of
 from forge_sweep.preprocessing.inputs import FEATURES
 from forge_sweep.task import Joint
 

@@ -22,6 +22,7 @@ from forge_sweep.bundle.evaluation import calibration, gain_from_dict, slices
 from forge_sweep.bundle.files import MANIFEST, sha256
 from forge_sweep.errors import BundleError, DataError, ForgeSweepError
 from forge_sweep.experiment import Experiment, PromotionSpec, restore
+from forge_sweep.experiment.code import is_own
 from forge_sweep.sources import Dataset, Split
 from forge_sweep.task import Answers, Gain, gains
 from forge_sweep.tracking import ModelVersion, Registry, fetched
@@ -39,7 +40,7 @@ class Candidate:
     """A version with its bundle, loaded and its hashes checked.
 
     ``packages`` are those that the bundle was saved with, ``requirements`` what the registered model names. Paths of
-    its data start from ``root``, or else from the recorded directory.
+    its data start from ``root``, or else from the recorded directory. An own source runs if ``trusted``.
     """
 
     version: ModelVersion
@@ -49,6 +50,7 @@ class Candidate:
     requirements: tuple[str, ...] | None
     evaluation: Evaluation | None
     root: Path | None = None
+    trusted: bool = False
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -75,7 +77,12 @@ class Candidate:
     def dataset(self) -> Dataset:
         """The rows it was trained on; DataError where they are gone, or others stand in their place."""
         experiment = self.experiment()
-        found = sources.load(experiment.data, root=experiment.root, seed=experiment.seed)
+        if is_own(experiment.data.source) and not self.trusted:
+            raise DataError(
+                f"{self.version.uri} names code that gives its rows: {experiment.data.source} in {experiment.root}",
+                hint="read that file, and give --trust to run it",
+            )
+        found = sources.load(experiment.data, root=experiment.root, seed=experiment.seed, code=experiment.source_code)
         if (found.digest, found.split_digest) != self.frozen:
             what = "rows" if found.digest != self.frozen[0] else "split"
             recorded = self.metadata.get("dataset_version")
@@ -97,7 +104,7 @@ def opened(
         bundle = Bundle.load(folder, trust=trust)
         packages = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["packages"]
         requirements, evaluation = _requirements_beside(folder), Evaluation.load(folder)
-        found = Candidate(version, folder, bundle, packages, requirements, evaluation, root)
+        found = Candidate(version, folder, bundle, packages, requirements, evaluation, root, trust)
         if evaluation is not None and not evaluation.is_of(*found.frozen):
             raise BundleError(
                 f"the evaluation in {version.uri} is not of the test rows that the bundle names",

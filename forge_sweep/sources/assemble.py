@@ -52,7 +52,8 @@ def assemble(
     """Check, order, split and digest the rows of a source.
 
     Content, and so part of the digest, are features, targets and key; dropped columns and the columns that split are
-    not. With a key, rows are put in its order before anything else looks at them.
+    not. With a key, rows are put in its order before anything else looks at them. A digest that is declared
+    (``data.digest``) stands in the place of the computed one.
 
     Args:
         frame: every row, with the columns as the source names them.
@@ -80,7 +81,7 @@ def assemble(
     refuse_empty(roles, spec)
 
     content = frame.drop(columns=list(splitting_columns(spec)))
-    digest = content_digest(content)
+    digest = spec.digest or content_digest(content)
     targets = content[list(spec.target)]
     features = content.drop(columns=[*spec.target, *key_column(spec)])
     masks = {role: roles == code for code, role in enumerate(ROLES)}

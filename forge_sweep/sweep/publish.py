@@ -18,7 +18,7 @@ from forge_sweep.sweep.confirm import Confirmed, bundle_folder
 from forge_sweep.sweep.context import Context, baseline_values, finite
 from forge_sweep.sweep.verdict import Verdict, in_words, reach
 from forge_sweep.task.words import MARK, between, figure, side_by_side
-from forge_sweep.tracking import CODE, FORM_TAG, Run, requirements
+from forge_sweep.tracking import CODE, FORM_TAG, SOURCE_CODE, Run, requirements
 from forge_sweep.training import classify
 
 
@@ -283,8 +283,9 @@ def register(context: Context, bundle: Bundle, folder: Path, run_key: str) -> st
 def log_setting(context: Context, parent: Run, audit: Audit) -> None:
     """Everything that is known before the first trial: experiment, environment, audit."""
     parent.log_text(jsons.dumps(context.experiment.resolved(), indent=2), "experiment.json")
-    for name, text in ({} if context.experiment.code is None else context.experiment.code.files).items():
-        parent.log_text(text, f"{CODE}/{name}.py")
+    for folder, code in ((CODE, context.experiment.code), (SOURCE_CODE, context.experiment.source_code)):
+        for name, text in ({} if code is None else code.files).items():
+            parent.log_text(text, f"{folder}/{name}.py")
     findings = [dataclasses.asdict(finding) for finding in audit.findings]
     parent.log_text(jsons.dumps(findings, indent=2), "audit/findings.json")
     parent.log_text(audit.features.to_csv(), "audit/features.csv")

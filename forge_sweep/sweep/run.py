@@ -307,7 +307,15 @@ def refuse_gpu_budget(experiment: Experiment, here: Environment) -> None:
 
 def load_data(experiment: Experiment, watch: Watch) -> Dataset:
     """The rows of an experiment, split; what their source has to say about them is said."""
-    dataset = sources.load(experiment.data, root=experiment.root, seed=experiment.seed)
+    code = experiment.source_code
+    if code is not None:
+        files, asked = ", ".join(map(file_name, code.files)), experiment.data.digest
+        message(watch, f"{code.builder}, which gives the rows, is read from {files}; digest {code.digest}")
+        training.load_backend()  # before the user's module does
+    dataset = sources.load(experiment.data, root=experiment.root, seed=experiment.seed, code=code)
+    if code is not None:
+        how = "is the declared one" if asked else f"was computed over {sum(dataset.sizes.values()):,} rows"
+        message(watch, f"the digest of the rows, {dataset.digest[:12]}, {how}")
     warn_all(watch, dataset.warnings)
     known = list(map(str, dataset.train.features.columns))
     for name in experiment.promotion.groups:  # before anything is trained: the promotion could not compare them

@@ -20,7 +20,16 @@ from forge_sweep.tracking.models import (
 )
 from forge_sweep.tracking.registration import FORM_TAG, requirements
 from forge_sweep.tracking.run import FIRST_EPOCH, Run, Tracker, environment_tags
-from forge_sweep.tracking.runs import CODE, Found, Record, Review, model_is_there, read_record, write_verdict
+from forge_sweep.tracking.runs import (
+    CODE,
+    SOURCE_CODE,
+    Found,
+    Record,
+    Review,
+    model_is_there,
+    read_record,
+    write_verdict,
+)
 from forge_sweep.tracking.schema import upgrade as upgrade_store
 from forge_sweep.tracking.writes import EPOCH_TAG, PARENT_TAG, Status
 
@@ -30,6 +39,7 @@ __all__ = [
     "FIRST_EPOCH",
     "FORM_TAG",
     "PARENT_TAG",
+    "SOURCE_CODE",
     "Entry",
     "ForeignModel",
     "Found",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 TRAININGS = ("trial", "baseline", "confirm")  # kinds of runs that train a model
 SHOWN = 5  # runs in a message
 CODE = "code"  # artifact folder of a sweep's run: the source of its own builder, by dotted module name
+SOURCE_CODE = "source_code"  # likewise: the code of its own source of rows
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Record:
     root: str  # folder of the experiment file at the time; "" if not recorded
     model: ModelVersion | None  # registered from the run
     code: Mapping[str, str] = field(default_factory=dict)  # source of an own builder, as `experiment.Code.files`
+    source_code: Mapping[str, str] = field(default_factory=dict)  # likewise, of an own source of rows
     best_epoch: int | None = None  # whose weights were kept, counted from 0; None for a baseline
 
     @property
@@ -109,13 +111,14 @@ def _read(client: MlflowClient, run_id: str, model: ModelVersion | None) -> Reco
         git_diff=clients.text_of(client, parent_id, f"{folder}/git.diff") or "",
         root=client.get_run(parent_id).data.tags.get("forge.root", ""),
         model=model,
-        code=_code(client, parent_id) if is_own(experiment.get("model", {}).get("builder")) else {},
+        code=_code(client, parent_id, CODE) if is_own(experiment.get("model", {}).get("builder")) else {},
+        source_code=_code(client, parent_id, SOURCE_CODE) if is_own(experiment.get("data", {}).get("source")) else {},
         best_epoch=int(metrics["best_epoch"]) - first if "best_epoch" in metrics else None,
     )
 
 
-def _code(client: MlflowClient, run_id: str) -> dict[str, str]:
-    paths = [file.path for file in client.list_artifacts(run_id, CODE)]
+def _code(client: MlflowClient, run_id: str, folder: str) -> dict[str, str]:
+    paths = [file.path for file in client.list_artifacts(run_id, folder)]
     return {Path(path).stem: clients.text_of(client, run_id, path) or "" for path in paths}
 
 

@@ -1,4 +1,4 @@
-"""Importing a user's own module from its source, as often as there are versions of it.
+"""Importing a user's own module, of a builder or of a source, as often as there are versions of it.
 
 Each version is a package of its own in ``sys.modules``, named by the digest, in which the files have their names. Two
 versions, as in a bundle and beside the experiment, do not see each other, nor what else is called ``net`` on the path.
@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forge_sweep.errors import TrialFailed
-from forge_sweep.experiment import Code
-from forge_sweep.experiment.code import PACKAGE, file_name
+from forge_sweep.experiment.code import PACKAGE, Code, file_name
 
 if TYPE_CHECKING:
     import keras
@@ -42,7 +41,7 @@ _lock = threading.Lock()
 
 
 def module_of(code: Code) -> ModuleType:
-    """The module of a builder; its code runs.
+    """The module of a builder or of a source; its code runs.
 
     Raises:
         TrialFailed: it cannot be imported; says where.
