@@ -233,6 +233,9 @@ API = {
         "forge_sweep.experiment.json_schema",
         "forge_sweep.tracking.upgrade_store",
     ],
+    "Tests of your own (pytest)": [
+        "forge_sweep.testing.BuilderContract",
+    ],
     "The feature store": [
         "forge_sweep.feature_store.schema.init",
         "forge_sweep.feature_store.admin.ingest_file",
@@ -340,6 +343,8 @@ def signature(found: Any, name: str) -> list[str]:
         defaults = [default_text(each.default) if each.default_factory is MISSING else made for each in fields(found)]
         listed = [f"{each.name}: {each.type}{text}" for each, text in zip(fields(found), defaults, strict=True)]
     elif inspect.isclass(found):
+        if found.__init__ is object.__init__:
+            return []  # to be subclassed
         listed = parameters(inspect.signature(found.__init__))
     else:
         listed = parameters(inspect.signature(found))

@@ -12,21 +12,113 @@ Example::
 
 from __future__ import annotations
 
+import functools
+import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from forge_sweep import sources
+from forge_sweep import sources, training
+from forge_sweep.checks.findings import Finding
 from forge_sweep.errors import DataError
-from forge_sweep.experiment import DataSpec
+from forge_sweep.experiment import DataSpec, load, parse
+from forge_sweep.preflight import preflight
 from forge_sweep.sources import Dataset, Split
 
 ROWS = 120
+
+
+class BuilderContract:
+    """What every builder promises, at the smallest and the largest point of its search space.
+
+    These are the findings of ``forge-sweep check`` as tests, by default on breast cancer (binary, 30 columns).
+
+    Attributes:
+        builder: ``module:function`` as ``model.builder`` has it, or the function itself; None for that of
+            ``experiment``.
+        experiment: tables of an experiment, each in place of its default; or an experiment file.
+        root: folder that the builder and paths start from; default: that of the subclass's file.
+        allowed: codes of findings that are meant, such as ``weights-unchanged`` for a gate that starts at 0.
+
+    Example::
+
+        class TestGated(BuilderContract):
+            builder = "gated:build"  # gated.py beside this file
+            experiment = {"model": {"search": {"units": {"type": "int", "low": 16, "high": 256}}}}
+    """
+
+    builder: ClassVar[str | Callable[..., Any] | None] = None
+    experiment: ClassVar[Mapping[str, Any] | str | Path] = {}
+    root: ClassVar[Path | None] = None
+    allowed: ClassVar[Collection[str]] = ()
+
+    @classmethod
+    @functools.cache
+    def findings(cls) -> tuple[Finding, ...]:
+        """What the pre-flight finds, tried once per class."""
+        root, builder = cls.root or Path(inspect.getfile(cls)).parent, inspect.getattr_static(cls, "builder")
+        builder = getattr(builder, "__func__", builder)  # of a staticmethod
+        if callable(builder):
+            builder = f"{builder.__module__}:{builder.__name__}"
+        named = {} if builder is None else {"builder": builder}
+        if isinstance(cls.experiment, Mapping):
+            data = {"source": "sample", "name": "breast_cancer", "target": "target", "task": "binary"}
+            rest = {"name": "contract", "data": data, "objective": {"metric": "val_loss"}, "study": {"n_trials": 1}}
+            tables = {**rest, **cls.experiment}
+            settings = parse({**tables, "model": {**tables.get("model", {}), **named}}, root=root)
+        else:
+            settings = load(root / cls.experiment, [f"model.builder={name}" for name in named.values()])
+        training.select_backend(settings.backend, settings.deterministic)
+        training.load_backend()
+        return preflight(settings, sources.load(settings.data, root=settings.root, seed=settings.seed))
+
+    def expect_none(self, *codes: str) -> None:
+        """Fail where there are findings of these codes, or where nothing else could be tried."""
+        wanted = {*codes, "model-fails", "output-shape"} - {*self.allowed}
+        found = [str(finding) for finding in self.findings() if finding.code in wanted]
+        assert not found, "\n".join(found)
+
+    def test_it_is_built_and_trained_at_the_corners_of_the_space(self) -> None:
+        """A step of training neither fails nor leads to numbers that are not finite."""
+        self.expect_none()
+
+    def test_its_outputs_are_what_the_heads_score(self) -> None:
+        """As many as the heads have, and probabilities, or free numbers for regression."""
+        self.expect_none("output-activation")
+
+    def test_the_same_rows_are_predicted_the_same(self) -> None:
+        """Dropout and augmentation are active in training only."""
+        self.expect_none("random-predictions")
+
+    def test_saved_and_loaded_it_predicts_the_same(self) -> None:
+        """Keras can make every layer again from its configuration."""
+        self.expect_none("model-not-saved")
+
+    def test_one_step_changes_every_trainable_weight(self) -> None:
+        """No layer leads nowhere."""
+        self.expect_none("nothing-trains", "weights-unchanged")
+
+    def test_its_loss_begins_near_chance(self) -> None:
+        """Before training it knows nothing, and claims nothing."""
+        self.expect_none("initial-loss")
+
+    def test_it_knows_no_training_rows(self) -> None:
+        """Neither its module nor its layers hold any."""
+        self.expect_none("rows-captured")
+
+    def test_it_is_compiled_with_what_the_trial_asks_for(self) -> None:
+        """Where it comes compiled, with an optimizer that goes by the hyperparameters of the trial."""
+        self.expect_none("hyperparameter-ignored")
+
+    def test_nothing_else_stops_a_sweep(self) -> None:
+        """All other errors: memory, scaler, objective."""
+        self.expect_none(*(finding.code for finding in self.findings() if finding.severity == "error"))
 
 
 class SourceContract(ABC):

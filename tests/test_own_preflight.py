@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -13,6 +14,7 @@ from forge_sweep.checks.findings import errors
 from forge_sweep.errors import ExperimentError
 from forge_sweep.experiment import parse
 from forge_sweep.preflight import preflight
+from forge_sweep.testing import BuilderContract
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
@@ -281,3 +283,34 @@ class Net(keras.Model):
 """
     found = [each for each in tried("return Net()", tmp_path, head) if each.code == "weights-unchanged"]
     assert found and "kernel" in found[0].seen
+
+
+class TestSubclassed(BuilderContract):
+    """A builder that keeps the contract, from its experiment file."""
+
+    experiment = "../experiments/subclassed.toml"
+
+
+def test_the_contract_of_a_builder_that_breaks_it_fails_with_the_finding(tmp_path):
+    """A function is found beside the tests; tables that are not given have defaults; what is meant is allowed."""
+    (tmp_path / "net.py").write_text(
+        "import keras\ndef build(inputs, heads):\n"
+        "    model = keras.Model(inputs, heads.only.output(inputs['features']))\n"
+        "    model.compile('sgd', 'binary_crossentropy')\n    return model"
+    )
+    spec = importlib.util.spec_from_file_location("net", tmp_path / "net.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    class Broken(BuilderContract):
+        root = tmp_path
+        builder = module.build
+        experiment: ClassVar[dict[str, Any]] = {"model": {"search": {"optimizer": "adam"}}}
+
+    class Allowed(Broken):
+        allowed = ("hyperparameter-ignored",)
+
+    Broken().test_its_outputs_are_what_the_heads_score()
+    with pytest.raises(AssertionError, match=r"net:build: .*optimizer sgd.*\[hyperparameter-ignored\]"):
+        Broken().test_it_is_compiled_with_what_the_trial_asks_for()
+    Allowed().test_it_is_compiled_with_what_the_trial_asks_for()
