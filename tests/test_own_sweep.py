@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from mlflow import MlflowClient
 from sklearn.datasets import load_wine
+from typer.testing import CliRunner
 
 from forge_sweep import registry, reproduce, sweep
-from forge_sweep.errors import BundleError, InputError
+from forge_sweep.cli import app
+from forge_sweep.errors import BundleError, GateRefused, InputError
 from forge_sweep.experiment import load
 from forge_sweep.serving.files import predict_file
 from forge_sweep.tracking import read_record
+from tests.serving import need_the_extra, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 Swept = tuple[Path, sweep.SweepResult]
 
 FILE = Path(__file__).parent.parent / "experiments" / "subclassed.toml"
+
+TRIALS = ["study.n_trials=2"]
 
 LOADED = """
 import json, sys
@@ -31,11 +40,23 @@ print(json.dumps(model.predict(pd.read_csv(sys.argv[2])).iloc[:, 0].tolist()))
 """
 
 
+def killed(store: str) -> None:
+    """A sweep whose process is killed in the second epoch of its second trial."""
+
+    def watch(event: sweep.Event) -> None:
+        if event.kind == "epoch" and (event.data["number"], event.data["epoch"]) == (1, 2):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sweep.run(load(FILE, TRIALS), store=Path(store), watch=watch)
+
+
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
-    """The store of a sweep, and how it ended."""
+    """The store of a sweep that was killed and run again, and how it ended."""
     store = tmp_path_factory.mktemp("own") / "mlruns"
-    return store, sweep.run(load(FILE, ["study.n_trials=2"]), store=store)
+    ended = subprocess.run([sys.executable, "-m", "tests.test_own_sweep", str(store)], cwd=FILE.parent.parent)
+    assert ended.returncode == -signal.SIGKILL
+    return store, sweep.run(load(FILE, TRIALS), store=store)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +72,20 @@ def test_it_is_swept_and_registered_with_its_source(swept: Swept) -> None:
     assert result.model == "models:/subclassed/1" and result.trials["finished"] == 2
     (source,) = store.glob("artifacts/**/code.subclassed.py")
     assert source.read_text() == FILE.with_suffix(".py").read_text()
+
+
+def test_a_killed_sweep_goes_on_with_the_trial_that_it_was_in(swept: Swept) -> None:
+    """Its two trials have a run each, and every epoch of each once."""
+    store, _ = swept
+    client = MlflowClient(f"sqlite:///{store.absolute()}/mlflow.db")
+    found = client.search_runs(["1"], "tags.`forge.kind` = 'trial'")
+    assert sorted((run.info.run_name, run.info.status) for run in found) == [
+        ("trial-0000", "FINISHED"),
+        ("trial-0001", "FINISHED"),
+    ]
+    for run in found:
+        steps = [each.step for each in client.get_metric_history(run.info.run_id, "val_loss")]
+        assert steps == [*range(1, len(steps) + 1)]
 
 
 def test_raw_rows_are_predicted_with_trust_only(swept: Swept, rows: Path, tmp_path: Path) -> None:
@@ -85,9 +120,43 @@ def test_without_its_file_a_run_is_reproduced_with_trust_only(swept: Swept, tmp_
         reproduce.reproduce(result.model, store=store, root=tmp_path)
 
 
-def test_it_is_promoted_with_trust(swept: Swept) -> None:
+def test_it_is_promoted_and_rolled_back_with_trust(swept: Swept) -> None:
     store, _ = swept
-    with pytest.raises(registry.Refused, match="code that came with it"):
-        registry.promote("subclassed", "1", store=store, dry_run=True)
-    found = registry.promote("subclassed", "1", store=store, dry_run=True, trust=True, tell=lambda finding: None)
-    assert not found.refused
+    again = load(FILE, ["study.n_trials=1", "name=again", "tracking.model_name=subclassed"])
+    assert sweep.run(again, store=store).model == "models:/subclassed/2"
+    for version in ("1", "2"):
+        with pytest.raises(registry.Refused, match="code that came with it"):
+            registry.promote("subclassed", version, store=store, dry_run=True)
+        registry.promote("subclassed", version, store=store, trust=True, force="" if version == "1" else "a test")
+    with pytest.raises(GateRefused, match="code that came with it"):
+        registry.rollback("subclassed", store=store)
+    assert registry.rollback("subclassed", store=store, trust=True).to == "1"
+
+
+def test_it_is_exported_with_trust(swept: Swept, tmp_path: Path) -> None:
+    store, _ = swept
+    words = ["export", "models:/subclassed/1", "--format", "onnx", "-o", str(tmp_path / "net.onnx")]
+    words += ["--store", str(store)]
+    refused = CliRunner().invoke(app, words)
+    assert "code that came with it" in str(refused.exception) and "--trust" in str(refused.exception)
+    done = CliRunner().invoke(app, [*words, "--trust"], catch_exceptions=False)
+    assert done.exit_code == 0 and (tmp_path / "net.onnx").is_file()
+
+
+def test_it_is_served_with_trust(swept: Swept, rows: Path, tmp_path: Path) -> None:
+    """Over HTTP, as curl asks; the answers are those of a file of the same rows."""
+    need_the_extra()
+    store, _ = swept
+    words = ["serve", "models:/subclassed/1", "--port", "0", "--store", str(store)]
+    refused = CliRunner().invoke(app, words)
+    assert "code that came with it" in str(refused.exception) and "--trust" in str(refused.exception)
+    predict_file("models:/subclassed/1", rows, tmp_path / "out.csv", store=store, trust=True)
+    labels = pd.read_csv(tmp_path / "out.csv")["label"].tolist()
+    with serving("models:/subclassed/1", tmp_path / "server", "--trust", "--store", str(store)) as api:
+        answer = api.predict(pd.read_csv(rows).to_dict("records"))
+        assert answer.status == 200, answer.body
+        assert [each["label"] for each in answer.json["predictions"]] == labels
+
+
+if __name__ == "__main__":
+    killed(sys.argv[1])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from forge_sweep import trial
+from forge_sweep.bundle import Bundle
 from forge_sweep.errors import SweepStopped, TrialFailed
 from forge_sweep.experiment import Params, derived_seed
 from forge_sweep.study import TrialRow
@@ -260,3 +261,8 @@ def _train_baseline(context: Context, kind: str, seed: int, folder: Path) -> Out
 def bundle_folder(context: Context, name: str) -> Path:
     """Where the bundle of a confirmed contender waits."""
     return context.checkpoints / name
+
+
+def waiting_bundle(context: Context, name: str) -> Bundle:
+    """The bundle of a confirmed contender; its code is that of the experiment, and so needs no trust."""
+    return Bundle.load(bundle_folder(context, name), trust=context.experiment.model.code or False)

@@ -14,7 +14,7 @@ from forge_sweep.checks.audit import Audit, histograms_html
 from forge_sweep.errors import BundleError
 from forge_sweep.experiment import Experiment, derived_seed
 from forge_sweep.study import StudyView
-from forge_sweep.sweep.confirm import Confirmed, bundle_folder
+from forge_sweep.sweep.confirm import Confirmed, waiting_bundle
 from forge_sweep.sweep.context import Context, baseline_values, finite
 from forge_sweep.sweep.verdict import Verdict, in_words, reach
 from forge_sweep.task.words import MARK, between, figure, side_by_side
@@ -42,7 +42,7 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
     """Reach the verdict, evaluate on test once, and register what is shipped; returns what is worth noting."""
     verdict = reach(context, confirmed)
     winner = verdict.winner
-    bundle = Bundle.load(bundle_folder(context, winner.name), trust=context.experiment.model.code or False)
+    bundle = waiting_bundle(context, winner.name)
     if _wants_raw(context.experiment) and bundle.kind != "network":
         context.warn(
             f'model.preprocessing = "in_model": the winner is a {bundle.kind}, which no Keras file can hold; it '
@@ -172,7 +172,7 @@ def _compared_with(context: Context, verdict: Verdict) -> list[tuple[ScoredModel
         (_scored_model(each, bundle), bundle)
         for each in (verdict.baseline, verdict.network)
         if each is not None and each is not verdict.winner
-        for bundle in [Bundle.load(bundle_folder(context, each.name), trust=context.experiment.model.code or False)]
+        for bundle in [waiting_bundle(context, each.name)]
     ]
     if registered := verdict.winner.contender.baseline:
         others = [kind for kind in baseline_values(context) if kind != registered]

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from forge_sweep.bundle import Bundle, Evaluation
-from forge_sweep.sweep.confirm import Confirmed, bundle_folder, confirm_name
+from forge_sweep.bundle import Evaluation
+from forge_sweep.sweep.confirm import Confirmed, confirm_name, waiting_bundle
 from forge_sweep.sweep.context import Context, baseline_values
 from forge_sweep.task import DEFAULT_THRESHOLD as SEARCHED_AT
 from forge_sweep.task import LEVEL, Answers, Interval, Judgement, Seeds, judge, of_one, resampled
@@ -68,7 +68,7 @@ class Verdict:
 def reach(context: Context, confirmed: tuple[Confirmed, ...]) -> Verdict:
     """Judge the confirmed contenders, the best mean first, on the validation rows."""
     trained = {each.contender.label: _scored_again(context, each) for each in confirmed}
-    task = Bundle.load(bundle_folder(context, confirmed[0].name), trust=context.experiment.model.code or False).task
+    task = waiting_bundle(context, confirmed[0].name).task
     encoded = task.encode(context.dataset.valid.targets)
     smallest = task.fewest(encoded)
     sign = 1.0 if context.experiment.direction == "maximize" else -1.0
@@ -102,10 +102,7 @@ def _scored_again(context: Context, confirmed: Confirmed) -> Seeds:
     resamples = max(FEWEST, min(RESAMPLES, BUDGET // max(len(valid.rows), 1)))
     values, drawn = [], []
     for s in confirmed.seeds:
-        bundle = Bundle.load(
-            bundle_folder(context, confirm_name(confirmed.contender.label, s)),
-            trust=context.experiment.model.code or False,
-        )
+        bundle = waiting_bundle(context, confirm_name(confirmed.contender.label, s))
         answers = Answers(bundle.scores(valid.features), SEARCHED_AT)
         encoded = bundle.task.encode(valid.targets)
         value, over = resampled(bundle.task, encoded, answers, metric, resamples=resamples)
