@@ -175,7 +175,7 @@ def test_lists_in_parquet_are_arrays_with_their_shape(kind: str, tmp_path: Path)
 
 def test_lists_without_one_shape_are_refused(tmp_path: Path) -> None:
     for lists, words in {
-        ((1.0, 2.0), (1.0,)): r"arrays of the shapes \(1,\), \(2,\)",
+        ((1.0, 2.0), (1.0,)): r"arrays of the shapes \(2,\) \(60 rows\), \(1,\) \(60 rows\)",
         ((1.0, 2.0), (1.0, None)): "float32 does not have in 60 rows",
         ((1.0, 2.0), None): "expected one shape, of numbers",
     }.items():

@@ -141,3 +141,29 @@ def test_the_audit_names_what_it_leaves_out_and_images_in_two_splits(tmp_path: P
     found = audit(dataset, made.data.task, PreprocessingSpec(), scaled=True).findings
     codes = {(finding.code, finding.subject) for finding in found}
     assert {("left-out", "logo_path"), ("blank-array", "logo_path"), ("repeated-array", "logo_path")} <= codes
+
+
+@pytest.mark.parametrize(
+    ("x", "images", "said"),
+    [
+        (X[..., None], {"X"}, ""),
+        (X[..., None] // 16, {"X"}, "stretch the images to 0..255"),
+        (X[..., None], (), 'take X as kind = "image"'),
+        (X[..., None] / 255, (), ""),
+        (X[..., None] * 1.0, (), "scale X before it is stored"),
+    ],
+)
+def test_the_audit_names_ranges_that_no_network_should_get(x: Any, images: Any, said: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", X=x, y=Y)
+    _, dataset = read(tmp_path, "d.npz")
+    found = audit(dataset, "multiclass", PreprocessingSpec(), scaled=True, images=images).findings
+    assert [finding.fix for finding in found if finding.code == "array-range" and said in finding.fix] or not said
+    assert said or "array-range" not in {finding.code for finding in found}
+
+
+def test_lists_of_different_shapes_are_refused_with_their_rows(tmp_path: Path) -> None:
+    lists = [row.tolist() for row in X[:20].reshape(20, 64)]
+    lists[7] = lists[7][:63]
+    pd.DataFrame({"X": lists, "y": Y[:20]}).to_parquet(tmp_path / "d.parquet")
+    with pytest.raises(DataError, match=r"shapes \(64,\) \(19 rows\), \(63,\) \(1 rows\).*unlike the others: rows 7"):
+        read(tmp_path, "d.parquet")

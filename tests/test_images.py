@@ -21,7 +21,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from forge_sweep import sweep
+from forge_sweep import exports, sweep
 from forge_sweep.bundle import Bundle
 from forge_sweep.errors import InputError
 from forge_sweep.experiment import load
@@ -305,3 +305,25 @@ def test_the_openapi_document_describes_arrays_and_images(store: Path) -> None:
     assert body["multipart/form-data"]["schema"]["properties"]["image"]["format"] == "binary"
     image = documents["table_and_image"]["components"]["schemas"]["Row"]["properties"]["image"]["anyOf"][0]
     assert image["contentEncoding"] == "base64" and "8 x 8 pixels" in image["description"]
+
+
+# Exports
+
+
+@pytest.mark.parametrize("kind", ["keras", "onnx"])
+@pytest.mark.parametrize("name", ["digits_cnn", "table_and_image"])
+def test_an_export_takes_raw_arrays_and_pixels(name: str, kind: str, store: Path, tmp_path: Path) -> None:
+    """The golden rows are compared by the export itself; augmentation is not in it."""
+    path = tmp_path / ("out.keras" if kind == "keras" else "out.onnx")
+    with fetched(locate(f"models:/{name}/1", store), store) as found:
+        done = exports.export(found, kind, path)
+    column = "X" if name == "digits_cnn" else "image"
+    (about,) = (each for each in done.inputs if each["column"] == column)
+    assert (about["type"], about["shape"]) == ("float32" if column == "X" else "uint8", [8, 8, 1])
+
+
+def test_raw_keras_takes_pixels_beside_columns(folder: Path, store: Path, tmp_path: Path) -> None:
+    loaded, table = bundle(store, "table_and_image"), pd.DataFrame(raw(folder)["table_and_image"])
+    loaded.save(tmp_path / "bundle", loaded.preprocessor.with_images(table), raw=exports.write_raw)
+    assert Bundle.load(tmp_path / "bundle", verify=True)
+    assert (tmp_path / "bundle/raw.keras").exists()

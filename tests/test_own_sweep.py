@@ -15,12 +15,12 @@ from mlflow import MlflowClient
 from sklearn.datasets import load_wine
 from typer.testing import CliRunner
 
-from forge_sweep import registry, reproduce, sweep
+from forge_sweep import exports, registry, reproduce, sweep
 from forge_sweep.cli import app
 from forge_sweep.errors import BundleError, GateRefused, InputError
 from forge_sweep.experiment import load
 from forge_sweep.serving.files import predict_file
-from forge_sweep.tracking import read_record
+from forge_sweep.tracking import fetched, locate, read_record
 from tests.serving import need_the_extra, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -103,6 +103,14 @@ def test_a_fresh_process_predicts_through_mlflow(swept: Swept, rows: Path, tmp_p
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(json.loads(done.stdout.splitlines()[-1])) == 5
+
+
+def test_a_class_of_its_own_is_exported_as_what_it_computes(swept: Swept, tmp_path: Path) -> None:
+    store, result = swept
+    with fetched(locate(result.model, store), store) as folder:
+        with pytest.raises(InputError, match=r"(?s)classes of your own \(Consistent\).*saved_model, onnx or tflite"):
+            exports.export(folder, "keras", tmp_path / "net.keras", trust=True)
+        assert exports.export(folder, "saved_model", tmp_path / "net", trust=True).difference < 1e-5
 
 
 def test_its_winner_is_reproduced_exactly(swept: Swept) -> None:

@@ -11,6 +11,9 @@ from forge_sweep.checks.evidence import Evidence, Seen, drop_fix, rule
 SMALL = 10.0
 """Values beyond +-10 are too large for a network as they are."""
 
+DARK = 64
+"""Images none of whose pixels reaches a quarter of 255 were probably stored in another range, such as 0..16."""
+
 
 @rule("warning", "blank-array", expected="arrays whose values differ, as those of an image with something on it")
 def blank_arrays(evidence: Evidence) -> Iterator[Seen]:
@@ -42,15 +45,29 @@ def repeated_arrays(evidence: Evidence) -> Iterator[Seen]:
                 yield Seen(name, f"{share} have the array of a {fitted} row", fix)
 
 
-@rule("warning", "array-range", expected=f"values within -{SMALL:g}..{SMALL:g}, or an image of 0..255")
+@rule(
+    "warning", "array-range", expected=f"0..255 in an image, which the network gets as 0..1; else -{SMALL:g}..{SMALL:g}"
+)
 def array_range(evidence: Evidence) -> Iterator[Seen]:
-    """Arrays whose values reach the network as they are, and are large."""
-    for name, by_role in evidence.arrays.values.items() if evidence.arrays else ():
+    """Arrays whose values reach the network as they are, and are large; images that use little of their range."""
+    if evidence.arrays is None:
+        return
+    for name, by_role in evidence.arrays.values.items():
         train = by_role["train"]
         low, high = float(train.min()), float(train.max())
-        if train.dtype != np.uint8 and max(abs(low), abs(high)) > SMALL:
-            fix = f"scale {name} before it is stored, or by a Rescaling or Normalization layer in the builder"
-            yield Seen(name, f"train values range from {low:.6g} to {high:.6g}", fix)
+        seen = f"train values range from {low:.6g} to {high:.6g}"
+        scale = "by a Rescaling or Normalization layer in the builder"
+        if name in evidence.arrays.images:
+            if 0 < high < DARK:
+                yield Seen(name, seen, f"stretch the images to 0..255 before they are stored, or {scale}")
+        elif max(abs(low), abs(high)) > SMALL:
+            as_image = train.dtype == np.uint8 and train.ndim == 4 and train.shape[-1] in (1, 3, 4)
+            first = (
+                f'take {name} as kind = "image" under [data.inputs]'
+                if as_image
+                else f"scale {name} before it is stored"
+            )
+            yield Seen(name, seen, f"{first}, or {scale}")
 
 
 @rule("info", "left-out", expected="columns of a table for the other checks, the baselines and drift")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -77,15 +77,16 @@ def audit(
     *,
     scaled: bool,
     heads: Mapping[str, HeadSpec] | None = None,
+    images: Collection[str] = (),
 ) -> Audit:
     """Look for what makes training fail in silence or scores lie.
 
     Pure: the same data gives the same findings. Test features and targets are never read; rows shared with test are
     found by the fingerprints that the source took. What a single feature tells is measured on at most 20,000 rows,
     chosen by a fixed seed. ``scaled`` is False when any scaler that a trial may use is "none". Each of several
-    ``heads`` is looked at by itself.
+    ``heads`` is looked at by itself. ``images`` are columns of arrays that the network gets as 0..1.
     """
-    table, arrays, found = table_of(dataset), Arrays.of(dataset), dict[Finding, None]()
+    table, arrays, found = table_of(dataset), Arrays.of(dataset, images), dict[Finding, None]()
     tasks = [(head.task, list(head.target)) for head in (heads or {}).values()]
     for kind, targets in tasks or [(task_kind, [*dataset.train.targets])]:
         train, valid = (replace(split, targets=split.targets[targets]) for split in (table.train, table.valid))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,19 +22,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """Columns of arrays in the visible splits: by name and role (n, ...), and per role their fingerprints."""
+    """Columns of arrays in the visible splits: by name and role (n, ...), and per role their fingerprints.
+
+    ``images`` are those that the network gets as 0..1; the others it gets as they are.
+    """
 
     values: Mapping[str, Mapping[Role, np.ndarray]]
     prints: Mapping[str, Mapping[Role, np.ndarray]]
+    images: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, dataset: Dataset) -> Arrays:
+    def of(cls, dataset: Dataset, images: Collection[str] = ()) -> Arrays:
         """The columns of a dataset that hold arrays."""
         train = dataset.train.features
         visible: tuple[tuple[Role, Split], ...] = (("train", dataset.train), ("valid", dataset.valid))
         names = [str(name) for name in train if is_tensor(train[name])]
         values = {name: {role: np.stack(list(split.features[name])) for role, split in visible} for name in names}
-        return cls(values, dataset.array_prints)
+        return cls(values, dataset.array_prints, frozenset(images))
 
 
 NEAR_UNIQUE = 0.95

@@ -180,7 +180,8 @@ def export(
     say(f"wrote {found.path}: golden scores {found.difference:.2g} off, {found.allowed:.2g} allowed")
     for each in found.inputs:
         column = f" takes column {each['column']!r}" if each["column"] else ""
-        say(f"  input {each['input']}{column}, {each['type']}, missing: {each['missing'] or 'empty text'}")
+        shape = f" of shape {tuple(each['shape'])}" if "shape" in each else ""
+        say(f"  input {each['input']}{column}, {each['type']}{shape}, missing: {each['missing'] or 'empty text'}")
 
 
 COMMANDS = (promote, rollback, card, reproduce, export)

@@ -27,13 +27,14 @@ _TAKEN = re.compile(
 
 
 class Unexportable(InputError):
-    """Preprocessing that a format cannot hold.
+    """What a format cannot hold: preprocessing, or the network.
 
-    ``fix`` says what to change about the model or the format; ``--without-preprocessing`` is always a way out.
+    ``fix`` says what to change about the model or the format; for preprocessing, ``--without-preprocessing`` is always
+    a way out.
     """
 
-    def __init__(self, message: str, fix: str) -> None:
-        super().__init__(message, hint=f"{fix}, or export with --without-preprocessing")
+    def __init__(self, message: str, fix: str, *, network: bool = False) -> None:
+        super().__init__(message, hint=fix if network else f"{fix}, or export with --without-preprocessing")
         self.fix = fix
 
 
@@ -47,11 +48,19 @@ class Input:
     categories: tuple[str, ...] = ()  # those with an output of their own, in their order
     other: bool = False  # whether the rest has an output
     missing: bool = False  # whether missing values have one
+    shape: tuple[int, ...] = (1,)  # of a row
+    image: bool = False  # whether it takes pixels, uint8
 
     @property
     def is_text(self) -> bool:
         """Whether it takes text."""
         return self.kind == "categorical"
+
+    def dtype(self, numbers: str) -> str:
+        """What it takes: text, pixels, float32 for other arrays, or ``numbers`` as in `Format`."""
+        if self.kind == "tensor":
+            return "uint8" if self.image else "float32"
+        return "string" if self.is_text else numbers
 
     @property
     def codes(self) -> tuple[list[str], list[int]]:
@@ -68,8 +77,8 @@ class Format:
     Attributes:
         write: writes a bundle with a network to a path that does not exist yet. The inputs are raw columns; without
             any, the model takes what the bundle's preprocessor gives: the one input ``features``, or those of its spec.
-            Raises `Unexportable` for preprocessing that the format cannot hold.
-        run: feeds what was written to its own runtime: scores (rows, units) of inputs (rows, 1) each.
+            Raises `Unexportable` for what the format cannot hold.
+        run: feeds what was written to its own runtime: scores (rows, units) of inputs (rows, 1), arrays (rows, ...).
         tolerance: largest accepted difference of a golden score, in proportion to the largest one above 1.
         numbers: type of numeric and boolean inputs, ``float64`` or ``float32``.
         suffix: that the path must end with, or "".
@@ -86,11 +95,6 @@ class Format:
 
 def inputs_of(preprocessor: Preprocessor) -> tuple[Input, ...]:
     """One input per column, in the order of the schema."""
-    if arrays := [column.name for column in preprocessor.schema.tensors]:
-        raise Unexportable(
-            f"the columns {', '.join(arrays)} hold arrays, and an export with preprocessing takes a table's columns",
-            "serve the bundle",
-        )
     taken, found = set[str](), []
     for column in preprocessor.schema.columns:
         kept = column.categories[: preprocessor.max_categories]
@@ -106,15 +110,19 @@ def inputs_of(preprocessor: Preprocessor) -> tuple[Input, ...]:
             name, number = f"{safe}_{number}", number + 1
         taken.add(name.lower())
         other = len(column.categories) > len(kept)
-        found.append(Input(name, column.name, column.kind, kept, other, column.missing))
+        image, shape = column.name in preprocessor.images, column.shape or (1,)
+        found.append(Input(name, column.name, column.kind, kept, other, column.missing, shape, image))
     return tuple(found)
 
 
 def feed(inputs: tuple[Input, ...], schema: Schema, frame: pd.DataFrame, numbers: str) -> dict[str, np.ndarray]:
-    """Raw rows as the inputs take them, (rows, 1) each; ``numbers`` as in `Format`."""
+    """Raw rows as the inputs take them, (rows, 1) each, arrays (rows, ...); ``numbers`` as in `Format`."""
     values, fed = schema.values(frame), {}
     for each in inputs:
         cells = values[each.column]
+        if each.kind == "tensor":
+            fed[each.name] = cells.astype(each.dtype(numbers))
+            continue
         if each.is_text:
             column = np.array([MISSING_TEXT if as_json(cell) is None else cell for cell in cells], object)
         else:

@@ -21,7 +21,7 @@ from forge_sweep.bundle import Bundle, network
 from forge_sweep.bundle.files import sync, write_json
 from forge_sweep.bundle.layout import MODEL_FILES, RAW, read_golden
 from forge_sweep.errors import BundleError, ForgeSweepError, InputError, MissingExtra
-from forge_sweep.exports.base import MISSING_TEXT, SCORES, Format, Unexportable, feed, inputs_of
+from forge_sweep.exports.base import MISSING_TEXT, SCORES, Format, Input, Unexportable, feed, inputs_of
 from forge_sweep.exports.keras import KERAS, SAVED_MODEL, TFLITE
 from forge_sweep.exports.onnx import ONNX
 from forge_sweep.preprocessing import FEATURES
@@ -90,13 +90,20 @@ def _export(bundle: Bundle, folder: Path, kind: str, path: Path, preprocessing: 
     frame, scores = read_golden(folder)
     if inputs:
         fed = feed(inputs, bundle.preprocessor.schema, frame, form.numbers)
-        texts = {True: {"type": "string", "missing": MISSING_TEXT}, False: {"type": form.numbers, "missing": "NaN"}}
-        about = [{"input": each.name, "column": each.column, **texts[each.is_text]} for each in inputs]
+        about = [
+            {"input": each.name, "column": each.column, "type": each.dtype(form.numbers), "missing": missing(each)}
+            | ({"shape": list(each.shape)} if each.kind == "tensor" else {})
+            for each in inputs
+        ]
     else:
         batch = bundle.preprocessor.batch(frame)
         fed = batch if isinstance(batch, dict) else {FEATURES: batch}
         spec = bundle.preprocessor.spec
-        about = [{"input": name, "column": "", "type": each.dtype, "missing": "none"} for name, each in spec.items()]
+        about = [
+            {"input": name, "column": "", "type": each.dtype, "missing": "none"}
+            | ({"shape": list(each.shape)} if len(each.shape) > 1 else {})
+            for name, each in spec.items()
+        ]
     allowed = form.tolerance * max(1.0, float(np.abs(scores).max()))
     # The hidden folder is not named after the path, whose name may be as long as a name can be.
     hidden = path.absolute().parent / f".export.{secrets.token_hex(4)}.tmp"
@@ -110,16 +117,31 @@ def _export(bundle: Bundle, folder: Path, kind: str, path: Path, preprocessing: 
                 f"{allowed:.1g} allowed",
                 hint="try another format, or export with --without-preprocessing",
             )
-        write_json(hidden / "inputs.json", {"inputs": about, "output": SCORES, "shape": "(rows, 1) each"})
+        shape = "(rows, 1) each; where an input has a shape, rows of that shape"
+        write_json(hidden / "inputs.json", {"inputs": about, "output": SCORES, "shape": shape})
         for written in [*hidden.rglob("*"), hidden]:
             sync(written)
         (hidden / "inputs.json").rename(_beside(path))
         (hidden / path.name).rename(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}", hint="name another output") from error
+    except ForgeSweepError:
+        raise
+    except Exception as error:  # of a converter or a runtime, each of its own kind
+        why = " ".join(str(error).split())[:300]
+        raise Unexportable(
+            f"{kind} cannot hold this network: {type(error).__name__}: {why}",
+            "export as saved_model, which takes any network that TensorFlow runs, or serve the bundle",
+            network=True,
+        ) from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
     return Exported(path, about, difference, allowed)
+
+
+def missing(taken: Input) -> str:
+    """How a missing value is written for an input."""
+    return "none" if taken.kind == "tensor" else MISSING_TEXT if taken.is_text else "NaN"
 
 
 def _format(kind: str) -> Format:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forge_sweep.bundle import Bundle
+from forge_sweep.bundle import Bundle, network
 from forge_sweep.exports.base import SCORES, Format, Input, Numbers, Unexportable
-from forge_sweep.preprocessing import FEATURES, Codes, Values
+from forge_sweep.preprocessing import FEATURES, Codes, Tensor
 from forge_sweep.task import Task
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ def model_of(bundle: Bundle, inputs: tuple[Input, ...], dtype: str) -> keras.Mod
     def joined(parts: list[Any], dtype: str, name: str) -> Any:
         return keras.layers.Concatenate(dtype=dtype, name=name)(parts) if len(parts) > 1 else parts[0]
 
-    kinds = {each.name: "string" if each.is_text else dtype for each in inputs}
-    columns = {name: keras.Input((1,), name=name, dtype=kind) for name, kind in kinds.items()}
+    columns = {each.name: keras.Input(each.shape, name=each.name, dtype=each.dtype(dtype)) for each in inputs}
     parts = []
     numbers = Numbers.of(bundle.preprocessor, inputs)
     if numbers.inputs:
@@ -64,7 +63,12 @@ def model_of(bundle: Bundle, inputs: tuple[Input, ...], dtype: str) -> keras.Mod
         if isinstance(part, Codes):
             ordered = [codes[column] for column in feed.spec[name].columns]
             made[name] = joined(ordered, "int32", f"prepared.{name}") + part.starts[None, :]
-        elif isinstance(part, Values):  # arrays are refused by `inputs_of`
+        elif isinstance(part, Tensor):
+            (taken,) = (columns[each.name] for each in inputs if each.column == part.column)
+            made[name] = (
+                taken if part.scale == 1.0 else keras.layers.Rescaling(part.scale, name=f"prepared.{name}")(taken)
+            )
+        else:
             made[name] = ops.take(features, part.outputs.tolist(), axis=1)
     fed = features if not made else made[FEATURES] if list(made) == [FEATURES] else made
     return keras.Model(columns, _scores(bundle, fed, dtype), name="raw_rows")
@@ -82,7 +86,8 @@ def _scores(bundle: Bundle, features: Any, dtype: str) -> dict[str, Any]:
             return shares / ops.sum(shares, axis=-1, keepdims=True)
         return ops.sigmoid(outputs) if task.from_logits else ops.cast(outputs, "float32")
 
-    outputs, begin, scores = bundle.model(features), 0, list[Any]()  # type: ignore[operator]
+    # Layers for augmentation are active unless they are told otherwise.
+    outputs, begin, scores = bundle.model(features, training=False), 0, list[Any]()  # type: ignore[operator]
     if bundle.task.kind != "joint":
         return {SCORES: of_head(bundle.task, outputs)}
     for task in bundle.task.heads.values():
@@ -100,6 +105,13 @@ def _tensors(fed: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def _write_keras(bundle: Bundle, inputs: tuple[Input, ...], path: Path) -> None:
     model_of(bundle, inputs, "float64").save(path)
+    if own := network.check(path, bundle.code, trust=True, raw=True):
+        names = ", ".join(sorted({each.__name__ for each in own.values()}))
+        raise Unexportable(
+            f"the network has classes of your own ({names}), which a Keras file names but does not hold",
+            "export as saved_model, onnx or tflite, which hold what they compute, or serve the bundle",
+            network=True,
+        )
 
 
 def _run_keras(path: Path, fed: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from forge_sweep.bundle import Bundle
 from forge_sweep.exports.base import SCORES, Format, Input, Numbers
 from forge_sweep.exports.keras import model_of
-from forge_sweep.preprocessing import FEATURES, Codes, Preprocessor, Values
+from forge_sweep.preprocessing import FEATURES, Codes, Preprocessor, Tensor
 
 OPSET = 18
 ML_OPSET = 2
@@ -96,14 +96,29 @@ def _preprocessing(
             shifted = add("Concat", *(coded[column] for column in feed.spec[name].columns), axis=1)
             shifted = add("Add", shifted, constant([part.starts], "int64"))
             add("Cast", shifted, to=TensorProto.INT32, output=PREPARED.format(name))
-        elif isinstance(part, Values):  # arrays are refused by `inputs_of`
+        elif isinstance(part, Tensor):
+            (taken_by,) = (each.name for each in inputs if each.column == part.column)
+            add(
+                "Mul",
+                add("Cast", taken_by, to=TensorProto.FLOAT),
+                constant(part.scale, "float32"),
+                output=PREPARED.format(name),
+            )
+        else:
             add("Gather", whole, constant(part.outputs, "int64"), axis=1, output=PREPARED.format(name))
 
-    kinds = {True: TensorProto.STRING, False: TensorProto.DOUBLE}
-    taken = [helper.make_tensor_value_info(each.name, kinds[each.is_text], ["rows", 1]) for each in inputs]
-    types = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
+    types = {
+        "string": TensorProto.STRING,
+        "float64": TensorProto.DOUBLE,
+        "float32": TensorProto.FLOAT,
+        "int32": TensorProto.INT32,
+        "uint8": TensorProto.UINT8,
+    }
+    taken = [
+        helper.make_tensor_value_info(each.name, types[each.dtype("float64")], ["rows", *each.shape]) for each in inputs
+    ]
     made = [
-        helper.make_tensor_value_info(PREPARED.format(name), types[each.dtype], ["rows", None])
+        helper.make_tensor_value_info(PREPARED.format(name), types[each.dtype], ["rows", *[None] * len(each.shape)])
         for name, each in feed.spec.items()
     ]
     graph = helper.make_graph(nodes, "prepare", taken, made, constants)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -149,11 +150,14 @@ def tensors_of(column: pd.Series, source: str) -> pd.Series:
         DataError: they have different shapes, or hold something else.
     """
     found = [np.asarray(cell) for cell in column]
-    shapes = {array.shape for array in found}
+    shapes = Counter(array.shape for array in found)
     if len(shapes) > 1 or any(array.dtype.kind not in "biuf" for array in found):
-        seen = ", ".join(map(str, sorted(shapes, key=str)[:SHOWN]))
+        seen = ", ".join(f"{shape} ({count} rows)" for shape, count in shapes.most_common(SHOWN))
+        (usual, _), *_ = shapes.most_common(1)
+        odd = [row for row, array in enumerate(found) if array.shape != usual or array.dtype.kind not in "biuf"]
         raise DataError(
-            f"column {column.name!r} of {source} holds arrays of the shapes {seen}; expected one shape, of numbers",
+            f"column {column.name!r} of {source} holds arrays of the shapes {seen}; expected one shape, of numbers; "
+            f"unlike the others: rows {shown(odd)}",
             hint=f"leave it out with {Key('data.drop', str([str(column.name)]))}, or write arrays of one shape",
         )
     return pd.Series(cells(_finite(np.stack(found), str(column.name), source)), index=column.index, name=column.name)

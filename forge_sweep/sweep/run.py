@@ -330,7 +330,8 @@ def _inspect(experiment: Experiment, dataset: Dataset, watch: Watch) -> Audit:
     groups = {"groups": dict(dataset.groups)} if dataset.groups else {}
     watch(Event("phase", {"name": "audit", "dataset": dataset.version, "rows": dict(dataset.sizes), **groups}))
     data, scaled = experiment.data, "none" not in experiment.scalers
-    audit = audit_dataset(dataset, data.task, experiment.preprocessing, scaled=scaled, heads=data.heads)
+    images = {str(group.column) for group in data.inputs.values() if group.kind == "image"}
+    audit = audit_dataset(dataset, data.task, experiment.preprocessing, scaled=scaled, heads=data.heads, images=images)
     watch(Event("features", {"table": audit.features.reset_index().to_dict("records")}))
     known = experiment.data.known_before
     findings = tuple(
