@@ -18,18 +18,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from forge_sweep import sources, training
+from forge_sweep import exports, models, sources, training
+from forge_sweep.bundle import Bundle
 from forge_sweep.checks.findings import Finding
-from forge_sweep.errors import DataError
+from forge_sweep.errors import DataError, InputError
 from forge_sweep.experiment import DataSpec, load, parse
 from forge_sweep.preflight import preflight
+from forge_sweep.preprocessing import FEATURES, Preprocessor, Schema
 from forge_sweep.sources import Dataset, Split
+from forge_sweep.task import Task
 
 ROWS = 120
 
@@ -376,3 +379,84 @@ def table() -> pd.DataFrame:
 def look(dataset: Dataset, folder: Path) -> Split:
     """The test split, with its look recorded in ``folder``."""
     return dataset.look_at_test("a test", folder / "looks.jsonl")
+
+
+class FormatContract:
+    """What every `forge_sweep.exports.Format` promises, tried on a small binary network with new weights.
+
+    Attributes:
+        format: its name, as ``--format`` takes it.
+        builder: which network it is tried with.
+        preprocessing: whether it holds preprocessing, and so takes raw columns.
+        text: whether it takes columns of text.
+
+    Example::
+
+        class TestCoefficients(FormatContract):
+            format, builder, preprocessing = "coefficients", "linear", False
+    """
+
+    format: ClassVar[str]
+    builder: ClassVar[str] = "mlp"
+    preprocessing: ClassVar[bool] = True
+    text: ClassVar[bool] = True
+
+    def saved(self, folder: Path, scaler: Literal["standard", "quantile"] = "standard") -> Path:
+        """The folder of a bundle."""
+        features = self.rows()
+        preprocessor = Preprocessor.fit(
+            features, Schema.learn(features), scaler=scaler, impute="median", fill=0.0, max_categories=10
+        )
+        task = Task.learn("binary", table()[["label"]])
+        training.load_backend()
+        training.seed_everything(1)
+        model = models.build(self.builder, preprocessor.spec, task, {})
+        Bundle(model, preprocessor, task, 0.5, {"dataset_digest": TABLE_DIGEST}).save(folder / "bundle", features)
+        return folder / "bundle"
+
+    def rows(self) -> pd.DataFrame:
+        """Raw features, some of them missing."""
+        return table()[["amount", "age", "member", "active", *(["city"] if self.text else [])]]
+
+    def path(self, folder: Path) -> Path:
+        """Where to export to, in an empty folder."""
+        (folder / "exported").mkdir()
+        return folder / "exported" / f"model{exports.format_of(self.format).suffix}"
+
+    def test_its_runtime_gives_the_scores_of_the_bundle(self, tmp_path: Path) -> None:
+        """For many rows as for one, also for rows that differ from those it was written by."""
+        saved, path, form = self.saved(tmp_path), self.path(tmp_path), exports.format_of(self.format)
+        found = exports.export(saved, self.format, path, preprocessing=self.preprocessing)
+        assert found.difference <= found.allowed
+        bundle, rows = Bundle.load(saved), self.rows().sample(40, random_state=2)
+        rows["amount"] = rows["amount"] * 1.5 - 2
+        for some in (rows, rows.head(1)):
+            if self.preprocessing:
+                fed = exports.feed(
+                    exports.inputs_of(bundle.preprocessor), bundle.preprocessor.schema, some, form.numbers
+                )
+            else:
+                fed = {FEATURES: bundle.preprocessor.transform(some)}
+            scores = form.run(path, fed)
+            assert scores.shape == (len(some), 1)
+            np.testing.assert_allclose(scores, bundle.scores(some), atol=form.tolerance)
+
+    def test_it_writes_what_it_was_asked_to_and_nothing_else(self, tmp_path: Path) -> None:
+        """The export and its list of inputs; the bundle stays as it was, and so does what stands there already."""
+        saved, path = self.saved(tmp_path), self.path(tmp_path)
+        before = {each.name: each.read_bytes() for each in saved.iterdir()}
+        found = exports.export(saved, self.format, path, preprocessing=self.preprocessing)
+        assert found.path == path
+        assert {each.name for each in path.parent.iterdir()} == {path.name, f"{path.name}.inputs.json"}
+        assert {each.name: each.read_bytes() for each in saved.iterdir()} == before
+        with pytest.raises(InputError, match="exists"):
+            exports.export(saved, self.format, path, preprocessing=self.preprocessing)
+
+    def test_preprocessing_that_it_cannot_hold_is_refused(self, tmp_path: Path) -> None:
+        """With a way out, and without a trace; a format that holds it gives the scores of the bundle."""
+        saved, path = self.saved(tmp_path, "quantile"), self.path(tmp_path)
+        try:
+            exports.export(saved, self.format, path)
+        except exports.Unexportable as error:
+            assert "--without-preprocessing" in error.hint
+            assert not list(path.parent.iterdir())

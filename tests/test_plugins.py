@@ -20,7 +20,7 @@ from forge_sweep.cli import app
 from forge_sweep.cli.entry import HELP
 from forge_sweep.errors import ExperimentError, InputError
 from forge_sweep.experiment import json_schema, parse
-from forge_sweep.testing import SourceContract, table
+from forge_sweep.testing import BuilderContract, FormatContract, SourceContract, table
 
 EXAMPLE = Path(__file__).with_name("plugin")
 
@@ -85,6 +85,32 @@ class TestJsonLines(SourceContract):
         frame = table().drop(columns=["booked", "part"])
         frame.to_json(folder / "rows.jsonl", orient="records", lines=True)
         return {"source": "jsonlines", "path": "rows.jsonl", "target": "label", "task": "binary"}
+
+
+class TestLinear(BuilderContract):
+    """Its builder what every builder promises."""
+
+    builder = "linear"
+
+    @pytest.fixture(autouse=True)
+    def installed(self, plugin: None) -> None:
+        """For every test."""
+
+
+class TestCoefficients(FormatContract):
+    """And its format what every format promises."""
+
+    format, builder, preprocessing = "coefficients", "linear", False
+
+    @pytest.fixture(autouse=True)
+    def installed(self, plugin: None) -> None:
+        """For every test."""
+
+
+class TestOnnx(FormatContract):
+    """As ours do."""
+
+    format = "onnx"
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def _export(bundle: Bundle, folder: Path, kind: str, path: Path, preprocessing: 
     if isinstance(bundle.model, Baseline):
         hint = "serve the bundle (forge-sweep serve, mlflow models serve), or export a network"
         raise InputError(f"the model is a {bundle.kind}, and {kind} is for networks", hint=hint)
-    form = _format(kind)
+    form = format_of(kind)
     inputs = inputs_of(bundle.preprocessor) if preprocessing else ()
     frame, scores = read_golden(folder)
     if inputs:
@@ -144,14 +144,15 @@ def missing(taken: Input) -> str:
     return "none" if taken.kind == "tensor" else MISSING_TEXT if taken.is_text else "NaN"
 
 
-def _format(kind: str) -> Format:
+def format_of(kind: str) -> Format:
+    """The format that ``--format`` calls so; InputError where there is none, or its distribution is broken."""
     found: Format = FORMATS.get(kind) or plugins.load(plugins.FORMATS, kind, ["write", "run"])
     return found
 
 
 def _refuse(kind: str, path: Path) -> None:
     """Refuse what can be told before the bundle is read."""
-    form = _format(kind)
+    form = format_of(kind)
     if form.suffix and path.suffix != form.suffix:
         hint = f"-o {path}{form.suffix}"
         raise InputError(f"{path} does not end with {form.suffix}, by which {kind} is recognised", hint=hint)
