@@ -5,6 +5,7 @@
     python -m benchmarks trials --problems credit --sides ours plain
     python -m benchmarks memory          # 200 trials
     python -m benchmarks backends        # the quickstart on TensorFlow, JAX and PyTorch, each model on the others
+    python -m benchmarks epochs          # the compiled epoch against model.fit, on TensorFlow and JAX
     python -m benchmarks calibrate       # the targets of `target`, to be put into benchmarks/target.py
 
 Each side runs in a process of its own, on a store of its own. Imports are not counted; the start of worker processes
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import backends, determinism, memory, overhead, suggestions, target, trials
+from benchmarks import backends, determinism, epochs, memory, overhead, suggestions, target, trials
 from benchmarks.problems import PROBLEMS
 from benchmarks.running import SideFailed
 from benchmarks.sides import OURS_2, SIDES
@@ -93,6 +94,13 @@ def do_backends(asked: argparse.Namespace) -> Results:
     return found
 
 
+def do_epochs(asked: argparse.Namespace) -> Results:
+    """The compiled epoch."""
+    found = epochs.measure(asked.epochs)
+    epochs.show(found)
+    return found
+
+
 def do_calibrate(asked: argparse.Namespace) -> Results:
     """The targets, for benchmarks/target.py."""
     found = {problem: target.calibrate(problem) for problem in asked.target_problems}
@@ -108,6 +116,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Results]] = {
     "determinism": do_determinism,
     "memory": do_memory,
     "backends": do_backends,
+    "epochs": do_epochs,
     "calibrate": do_calibrate,
 }
 COMMANDS = {
@@ -137,6 +146,7 @@ def parser() -> argparse.ArgumentParser:
     add("--cap-s", type=float, default=60.0, help="after which a search for the target is given up")
     add("--finished", nargs="+", type=int, default=list(suggestions.FINISHED), help="trials, for suggestions")
     add("--memory-trials", type=int, default=200)
+    add("--epochs", type=int, default=12, help="of each side, for epochs")
     add("--set", nargs="+", default=[], help="overrides of the quickstart, for backends, such as study.n_trials=2")
     add("--json", type=Path, help="file for all figures")
     return made

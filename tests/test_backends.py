@@ -95,7 +95,8 @@ def test_a_trial_needs_no_tensorflow_and_its_bundle_predicts_the_same_on_it(
     assert words == [], "nothing is printed but the word on the other bundle"
     assert found["same"], "one seed, equal weights"
     assert found["value"] > 0.9
-    assert found["events"] == [f"trained by model.fit, not by the compiled epoch: the backend is {backend}"]
+    by_fit = ["trained by model.fit, not by the compiled epoch: the backend is torch"]
+    assert found["events"] == (by_fit if backend == "torch" else [])
     theirs = result.bundle.scores(dataset.valid.features)
     assert np.abs(np.array(found["tensorflow's"]) - theirs).max() < BACKEND_TOLERANCE
 

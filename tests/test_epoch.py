@@ -205,13 +205,13 @@ def test_an_epoch_taken_up_again_continues_bit_by_bit():
 
 
 def test_steps_per_call_change_nothing(monkeypatch):
-    from forge_sweep.training import epoch
+    from forge_sweep.training import loop
 
     task, data = problem()
     many, single = build(task, dropout=0.2, batch_norm=True), build(task, dropout=0.2, batch_norm=True)
-    monkeypatch.setattr(epoch, "SEGMENT_S", 1e9)
+    monkeypatch.setattr(loop, "SEGMENT_S", 1e9)
     train(many, data)
-    monkeypatch.setattr(epoch, "SEGMENT_S", 0.0)
+    monkeypatch.setattr(loop, "SEGMENT_S", 0.0)
     train(single, data)
     assert all(np.array_equal(a, b) for a, b in zip(state(many), state(single), strict=True))
 

@@ -144,6 +144,10 @@ class Averaging(keras.callbacks.Callback):
         if getattr(optimizer, "inner_optimizer", optimizer).use_ema and int(optimizer.iterations):
             self.trained = [np.array(variable) for variable in self.model.trainable_variables]
             optimizer.finalize_variable_values(self.model.trainable_variables)
+            for (
+                variable
+            ) in self.model.trainable_variables:  # a copy: JAX would share the array, and predicting takes it
+                variable.assign(np.array(variable))
 
     def leave(self) -> None:
         """Put the trained weights back."""
@@ -166,6 +170,48 @@ class Reduce(keras.callbacks.ReduceLROnPlateau):
         """See Keras' own."""
         if epoch >= self.begins_after:
             super().on_epoch_end(epoch, logs)
+
+
+class Guard(BetweenSteps):
+    """Stands before, and again after, the callbacks of the user's: they cannot undo what ours decided or recorded.
+
+    What is kept is the model of the best epoch as it was scored, whatever they make of the weights in the end; weights
+    that they change at the end of an epoch are those that training goes on with.
+    """
+
+    def __init__(self, before: Guard | None = None) -> None:
+        super().__init__()
+        self.before = before
+        self.stopped = False
+        self.logs: dict[str, float] = {}
+        self.weights: list[np.ndarray] = []
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Keep to a stop."""
+        self._keep()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Keep to a stop, and to the logs."""
+        assert logs is not None
+        self._keep()
+        if self.before is None:
+            self.logs = dict(logs)
+        else:
+            logs.clear()
+            logs.update(self.before.logs)
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        """Keep the best weights, which were put back before."""
+        if self.before is None:
+            self.weights = self.model.get_weights()
+        else:
+            self.model.set_weights(self.before.weights)
+
+    def _keep(self) -> None:
+        if self.before is None:
+            self.stopped = self.model.stop_training
+        else:
+            self.model.stop_training = self.model.stop_training or self.before.stopped
 
 
 class Report(keras.callbacks.Callback):

@@ -6,115 +6,48 @@ Here the loop over the batches is part of the graph; one step is Keras' own ``tr
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from forge_sweep import environment
 from forge_sweep.training import networks
 from forge_sweep.training.data import TrainingData
-from forge_sweep.training.rates import Rates
-
-SEGMENT_S = 1.0
-"""About how long one call may last. Between calls the deadline is checked and Ctrl-C is handled."""
-
-RESIDENT_SHARE = 0.5
-"""Most of the device's free memory that the train rows may take; the rest is for the network and its activations."""
+from forge_sweep.training.loop import RESIDENT_SHARE, Epochs
 
 PREFETCH = 8
 """Batches that are made ready ahead of the step that needs them, where rows are streamed."""
 
 
-class CompiledEpoch:
-    """Runs the gradient steps of one epoch after the other on a compiled model.
-
-    The order of the rows in epoch ``k`` follows from ``seed`` and ``k`` alone, whether or not training was interrupted.
+class CompiledEpoch(Epochs):
+    """See `Epochs`.
 
     The rows are copied to the device of the model's weights, or streamed to it where they are too large (see
-    `RESIDENT_SHARE`). The last batch of an epoch has what is left.
+    `RESIDENT_SHARE`).
     """
 
-    def __init__(
-        self, model: keras.Model, data: TrainingData, batch_size: int, seed: int, rates: Rates | None = None
-    ) -> None:
-        self.model = model
-        self.batch_size = batch_size
-        self.rates = rates
-        self.device = str(model.variables[0].value.device)
-        self.stride = 1  # steps per call: doubled as long as a call is short
-        if not model.optimizer.built:  # inside the function it would be traced twice, as for all that makes variables
-            model.optimizer.build(model.trainable_variables)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self._run = tf.function(self._steps, autograph=False)
-        self.begin(data, seed)
 
-    def begin(self, data: TrainingData, seed: int) -> None:
-        """Take other rows and another order; arguments as for the class. What is traced serves rows of equal shapes."""
-        self.rows = len(data.y_train)
-        self.steps = -(-self.rows // self.batch_size)
-        self.seed = seed
-        placed = networks.rows_on(self.device, data, place)
-        self.base_rate = float(self.model.optimizer.learning_rate)
-        self.data: Any = placed.arrays
-        self.streamed = placed.streamed
+    def place(self, data: TrainingData) -> networks.Rows:
+        """See `Epochs.place`."""
+        self.device = str(self.model.variables[0].value.device)
+        return networks.rows_on(self.device, data, place)
 
-    def end(self) -> None:
-        """Let go of the rows; `begin` comes before the next epoch."""
-        self.data = None
-
-    def fit(self, epochs: range, callbacks: Sequence[keras.callbacks.Callback]) -> None:
-        """Train epochs, with what ``model.fit`` does around them."""
-        model = self.model
-        listed = keras.callbacks.CallbackList(
-            list(callbacks), add_history=True, model=model, epochs=epochs.stop, steps=self.steps, verbose=0
-        )
-        model.stop_training = False
-        listed.on_train_begin()
-        logs: dict[str, float] = {}
-        for number in epochs:
-            model.reset_metrics()
-            listed.on_epoch_begin(number)
-            logs = self(number, listed)
-            listed.on_epoch_end(number, logs)
-            if model.stop_training:
-                break
-        model.optimizer.finalize_variable_values(model.trainable_weights)
-        listed.on_train_end(logs)
-
-    def __call__(self, epoch: int, callbacks: keras.callbacks.CallbackList) -> dict[str, float]:
-        """Train one epoch, or a part of it if a callback stops training or the mean loss is no longer finite.
-
-        The callbacks' ``on_train_batch_begin`` and ``on_train_batch_end`` are called around each call, which is one or
-        more steps. Returns the model's loss and metrics, as ``model.fit`` gives them to ``on_epoch_end``.
-        """
-        source = self._source(epoch)
-        done = 0
-        while done < self.steps and not self.model.stop_training:
-            callbacks.on_train_batch_begin(done)
-            began = time.monotonic()
-            last = min(done + self.stride, self.steps)
-            begins = tf.constant(epoch * self.steps, tf.int64), tf.constant(self.base_rate)
-            done = int(self._run(source, tf.constant(done), tf.constant(last), begins))
-            self._pace(time.monotonic() - began)
-            callbacks.on_train_batch_end(done - 1, self.model.get_metrics_result())
-        return dict(self.model.get_metrics_result())
-
-    def _pace(self, seconds: float) -> None:
-        """Choose the number of steps of the next call from what this one took."""
-        if seconds < SEGMENT_S / 2:
-            self.stride = min(2 * self.stride, self.steps)
-        elif seconds > SEGMENT_S:
-            self.stride = max(self.stride // 2, 1)
-
-    def _source(self, epoch: int) -> Any:
-        """Where the steps of an epoch take their batches from: all rows and the epoch, or an iterator over batches."""
+    def source(self, epoch: int) -> Any:
+        """All rows and the epoch, or an iterator over batches."""
         seeds = tf.constant((self.seed, epoch), tf.int64)
         if self.streamed:
             return iter(batches(self.data, shuffled(self.rows, seeds), self.batch_size))
         return self.data, seeds
+
+    def advance(self, source: Any, epoch: int, first: int, last: int) -> int:
+        """See `Epochs.advance`."""
+        begins = tf.constant(epoch * self.steps, tf.int64), tf.constant(self.base_rate)
+        return int(self._run(source, tf.constant(first), tf.constant(last), begins))
 
     def _steps(self, source: Any, first: tf.Tensor, last: tf.Tensor, begins: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         """Steps from ``first`` until ``last``, or until the mean loss is not finite; gives the step to go on with.
@@ -151,19 +84,6 @@ class CompiledEpoch:
             return tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), data)
 
         return gathered
-
-
-def compiled_epoch(
-    model: keras.Model, data: TrainingData, batch_size: int, seed: int, rates: Rates | None = None
-) -> CompiledEpoch:
-    """The `CompiledEpoch` that was compiled for this network before, or a new one."""
-    known: dict[tuple[int, Rates | None], CompiledEpoch] = networks.epochs_of(model)
-    key = batch_size, rates
-    if key in known:
-        known[key].begin(data, seed)
-    else:
-        known[key] = CompiledEpoch(model, data, batch_size, seed, rates)
-    return known[key]
 
 
 def place(arrays: Any, device: str) -> tuple[Any, bool]:

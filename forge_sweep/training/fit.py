@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import keras
 
     from forge_sweep.training.callbacks import Course
+    from forge_sweep.training.loop import Epochs
     from forge_sweep.training.rates import Rates
 
 OnEpoch = Callable[[int, dict[str, float]], bool]
@@ -130,7 +131,7 @@ def fit(
             the best weights.
         on_resume: see `OnResume`; called before the epochs of a checkpoint are reported again.
         callbacks: more of Keras' callbacks; they see the logs of `Validation` and run before ``on_epoch`` is called.
-            Where a fit is taken up again they begin anew.
+            Where a fit is taken up again they begin anew. See also `Guard`.
 
     Raises:
         TrialFailed: ``diverged``, ``time-out``, ``out-of-memory``, ``data``, or ``code`` with what is wrong. Nothing is
@@ -156,7 +157,7 @@ def fit(
             rates = _rates(model, spec, len(data.y_train), batch_size, course)
             listed = _callbacks(model, spec, rates, validate, on_epoch, course, began, callbacks, progress)
             epochs = range(len(course.history), spec.epochs)
-            if reason := obstacle(model, listed):
+            if reason := obstacle(model, listed, data):
                 course.note(f"trained by model.fit, not by the compiled epoch: {reason}")
                 if not model.optimizer.built:  # what is put back needs its variables
                     model.optimizer.build(model.trainable_variables)
@@ -172,10 +173,10 @@ def fit(
                     verbose=0,
                 )
             else:
-                from forge_sweep.training.epoch import compiled_epoch
+                from forge_sweep.training.loop import compiled_epochs
 
                 seed = random.getrandbits(32) if spec.seed is None else spec.seed
-                compiled_epoch(model, data, batch_size, seed, rates).fit(epochs, listed)
+                compiled_epochs(_kind(), model, data, batch_size, seed, rates).fit(epochs, listed)
     except Exception as error:
         raise course.raised or classify(error) from error
     if ended := course.raised or course.failure:
@@ -272,7 +273,7 @@ def _callbacks(
     """The callbacks in the order in which they have to run; no improvement is too small to count."""
     from keras.callbacks import EarlyStopping
 
-    from forge_sweep.training.callbacks import Averaging, Evaluate, Progressing, Reduce, Report
+    from forge_sweep.training.callbacks import Averaging, Evaluate, Guard, Progressing, Reduce, Report
     from forge_sweep.training.rates import Follow, is_settable
 
     mode = "max" if spec.direction == "maximize" else "min"
@@ -292,22 +293,46 @@ def _callbacks(
         rememberers["reducer"] = (reducer, ("best", "wait", "cooldown_counter"))
         first.append(reducer)
     progressing = Progressing(spec, rememberers, progress, began, course, averaging)
-    return [*first, *more, Report(on_epoch, stopper, course), progressing]
+    guarded = [before := Guard(), *more, Guard(before)] if more else []
+    return [*first, *guarded, Report(on_epoch, stopper, course), progressing]
 
 
-def obstacle(model: keras.Model, callbacks: Sequence[keras.callbacks.Callback]) -> str | None:
+def _kind() -> type[Epochs]:
+    """The compiled epoch of the backend."""
+    import keras
+
+    if keras.config.backend() == "jax":
+        from forge_sweep.training import epoch_jax
+
+        return epoch_jax.CompiledEpoch
+    from forge_sweep.training import epoch
+
+    return epoch.CompiledEpoch
+
+
+def obstacle(
+    model: keras.Model, callbacks: Sequence[keras.callbacks.Callback], data: TrainingData | None = None
+) -> str | None:
     """Why a model cannot be trained by the compiled epoch but by ``model.fit`` only; None where it can."""
     import keras
 
     from forge_sweep.training.callbacks import needs_batches
 
-    if keras.config.backend() != "tensorflow":
-        return f"the backend is {keras.config.backend()}"
-    if model.run_eagerly:
+    backend = keras.config.backend()
+    if backend == "torch":
+        return f"the backend is {backend}"
+    if model.run_eagerly or (backend == "jax" and not model.jit_compile):
         return "the model runs eagerly"
-    if model.distribute_strategy.num_replicas_in_sync > 1:
+    spread = keras.distribution.distribution() is not None
+    if spread or (backend == "tensorflow" and model.distribute_strategy.num_replicas_in_sync > 1):
         return "the model is spread over several devices"
     if any(getattr(type(model), name) is not getattr(keras.Model, name) for name in ("train_step", "fit")):
         return f"{type(model).__name__} trains in a way of its own"
     batchwise = [type(callback).__name__ for callback in callbacks if needs_batches(callback)]
-    return f"{', '.join(batchwise)} wants to see every batch" if batchwise else None
+    if batchwise:
+        return f"{', '.join(batchwise)} wants to see every batch"
+    if backend == "jax" and data is not None:
+        from forge_sweep.training.epoch_jax import room
+
+        return "the train rows have no room on the device" if room(model, data).streamed else None
+    return None

@@ -1,4 +1,4 @@
-"""Networks of one architecture share what TensorFlow traced for the first of them.
+"""Networks of one architecture share what TensorFlow traced, or XLA compiled, for the first of them.
 
 Tracing and the first call take a third of a small trial (docs/decisions/0009-compiled-epoch.md). The network of an
 earlier trial is taken again, with the initial weights, random states and learning rate of the new one.
@@ -75,8 +75,8 @@ _lock = threading.Lock()
 def reuse(model: keras.Model) -> keras.Model:
     """The network to train in place of a new one: an idle one of the same signature in the new one's state, or itself.
 
-    ``model`` is compiled and was not trained yet. What is returned is the caller's until `release`; on backends other
-    than TensorFlow it is always the new one.
+    ``model`` is compiled and was not trained yet. What is returned is the caller's until `release`; on PyTorch it is
+    always the new one.
     """
     kind = signature(model)
     if kind is None:
@@ -126,7 +126,7 @@ def signature(model: keras.Model) -> str | None:
     """
     import keras
 
-    if keras.config.backend() != "tensorflow" or not _is_keras(model, ("Functional", "Sequential")):
+    if keras.config.backend() == "torch" or not _is_keras(model, ("Functional", "Sequential")):
         return None
     if not all(_is_keras(layer, LAYERS) for layer in model.layers):
         return None
