@@ -75,6 +75,8 @@ def preflight(experiment: Experiment, dataset: Dataset) -> tuple[Finding, ...]:
     outline, available = _outline(experiment, dataset), environment.memory().available
     try:
         need = {which: _need(experiment, outline, which) for which in WHICH}
+        if experiment.code is not None:
+            models.callbacks(experiment.code, experiment.model.callbacks)
     except Exception as error:
         if experiment.code is None:
             raise

@@ -140,7 +140,8 @@ def run(
             seed=seed,
         )
         fit_began = time.monotonic()
-        fitted = training.fit(model, prepared.task, prepared.data, spec, on_epoch, on_resume=on_resume)
+        more = models.callbacks(experiment.code, experiment.model.callbacks) if experiment.code is not None else ()
+        fitted = training.fit(model, prepared.task, prepared.data, spec, on_epoch, on_resume=on_resume, callbacks=more)
         earlier_s = max(0.0, fitted.seconds - (time.monotonic() - fit_began))
         if precision != "float32":
             weights = model.get_weights()

@@ -24,7 +24,7 @@ from typing import Any, NoReturn, cast
 from forge_sweep.errors import ExperimentError, Mistake
 from forge_sweep.experiment.space import GENERAL, HYPERPARAMETERS, Hyperparameter
 
-KEY, SOURCE_KEY = "model.builder", "data.source"
+KEY, SOURCE_KEY, CALLBACKS = "model.builder", "data.source", "model.callbacks"
 NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 FORM = re.compile(rf"({NAME}(?:\.{NAME})*):({NAME})", re.ASCII)
 PACKAGE = "__init__"
@@ -69,6 +69,19 @@ class Code:
         """SHA-256 (hex) over all files; line ends count as one kind."""
         return hashlib.sha256(json.dumps(dict(self.files), sort_keys=True).encode()).hexdigest()
 
+    def names(self, module: str) -> list[str]:
+        """What a module among the files defines or imports at its top: functions, classes and other values."""
+        own = module if module in self.files else f"{module}.{PACKAGE}"
+        found: list[str] = []
+        for node in _parsed(own, self.files.get(own, "")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.append(node.name)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                found += [alias.asname or alias.name for alias in node.names]
+            elif isinstance(node, ast.Assign):
+                found += [target.id for target in node.targets if isinstance(target, ast.Name)]
+        return found
+
     @property
     def hyperparameters(self) -> dict[str, Hyperparameter]:
         """What [model.search] may hold: the general hyperparameters, and the function's own.
@@ -89,13 +102,14 @@ def is_own(name: object) -> bool:
     return isinstance(name, str) and ":" in name
 
 
-def read(builder: str, root: Path, *, source: bool = False) -> Code:
+def read(builder: str, root: Path, *, source: bool = False, callbacks: Sequence[str] = ()) -> Code:
     """Read a builder beside the experiment file (``root``), or else on Python's path; nothing is imported.
 
     Args:
         builder: as ``model.builder`` names it.
         root: folder of the experiment file.
         source: it is what ``data.source`` names.
+        callbacks: what ``model.callbacks`` names; modules among it are read from the same place.
 
     Raises:
         ExperimentError: there is no such function, it cannot be a builder, or its source cannot be read.
@@ -103,16 +117,21 @@ def read(builder: str, root: Path, *, source: bool = False) -> Code:
     if source:
         with _about_source():
             return _read(builder, root, source=True)
-    return _read(builder, root, source=False)
+    return _read(builder, root, source=False, callbacks=callbacks)
 
 
-def _read(builder: str, root: Path, *, source: bool) -> Code:
+def _read(builder: str, root: Path, *, source: bool, callbacks: Sequence[str] = ()) -> Code:
     form = FORM.fullmatch(builder)
     if form is None:
         _refuse("module:function, such as net:build for the function build in net.py", _meant(builder), builder)
     module, function = form.groups()
     for local in (True, False):
         if (files := _collect(module, root, local=local)) is not None:
+            for other in {name.rpartition(":")[0] for name in callbacks if FORM.fullmatch(name)}:
+                if (more := _collect(other, root, local=local)) is None:
+                    expected = f"modules beside that of {builder}; there is no {file_name(other)}"
+                    raise ExperimentError(CALLBACKS, [Mistake(CALLBACKS, json.dumps(list(callbacks)), expected, "")])
+                files |= more
             texts = {name: _text(name, path) for name, path in files.items()}
             paths = {name: str(path) for name, path in files.items()}
             return from_files(module, function, texts, paths=paths, source=source)

@@ -40,8 +40,8 @@ MOST_ITEMS = 1000
 _lock = threading.Lock()
 
 
-def module_of(code: Code) -> ModuleType:
-    """The module of a builder or of a source; its code runs.
+def module_of(code: Code, name: str = "") -> ModuleType:
+    """The module of a builder or of a source, or another one of its files by name; its code runs.
 
     Raises:
         TrialFailed: it cannot be imported; says where.
@@ -51,9 +51,9 @@ def module_of(code: Code) -> ModuleType:
         if not any(isinstance(finder, _Finder) and finder.package == package for finder in sys.meta_path):
             sys.meta_path.append(_Finder(package, code))
     try:
-        return importlib.import_module(f"{package}.{code.module}")
+        return importlib.import_module(f"{package}.{name or code.module}")
     except (Exception, SystemExit) as error:  # a script that parses its own command line ends so
-        raise failed(error, f"{code.module} cannot be imported") from error
+        raise failed(error, f"{name or code.module} cannot be imported") from error
 
 
 def held(model: keras.Model, code: Code) -> Iterator[tuple[str, np.ndarray]]:

@@ -23,7 +23,7 @@ from forge_sweep.errors import ExperimentError, InputError, Mistake
 from forge_sweep.experiment.code import Code, is_own
 from forge_sweep.experiment.code import read as read_code
 from forge_sweep.experiment.rules import RULES, SYNONYMS, as_toml, missing, nearest, wrong
-from forge_sweep.experiment.space import HYPERPARAMETERS, Dimension, Hyperparameter
+from forge_sweep.experiment.space import HYPERPARAMETERS, Dimension, Hyperparameter, as_tuple
 from forge_sweep.experiment.spec import DataSpec, Experiment, HeadSpec, InputGroup, PreprocessingSpec, section_of
 
 INTERNAL = ("root", "overrides", "code", "source_code")
@@ -88,7 +88,8 @@ def parse(
     if own := _own(tables, "model", "builder"):
         hyperparameters = None
         try:
-            code = read_code(own, root)
+            named = tables["model"].get("callbacks", ())
+            code = read_code(own, root, callbacks=[each for each in as_tuple(named) if isinstance(each, str)])
             hyperparameters = code.hyperparameters
         except ExperimentError as error:
             mistakes += error.mistakes
@@ -156,7 +157,9 @@ def restore(values: Mapping[str, Any], *, root: Path) -> Experiment:
         ("source_code", experiment.data.source, experiment.data.code),
     ):
         with contextlib.suppress(ExperimentError):
-            if is_own(name) and (code := read_code(name, root, source=field == "source_code")).digest == digest:
+            source = field == "source_code"
+            named = () if source else experiment.model.callbacks
+            if is_own(name) and (code := read_code(name, root, source=source, callbacks=named)).digest == digest:
                 found[field] = code
     return experiment.model_copy(update=found)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from forge_sweep.errors import Key, Mistake
-from forge_sweep.experiment.code import Code, is_own
+from forge_sweep.experiment.code import Code, file_name, is_own
 from forge_sweep.experiment.space import Dimension, Hyperparameter, Scalar
 from forge_sweep.experiment.spec import (
     BaselinesSpec,
@@ -367,6 +367,23 @@ def source_is_as_pinned(data: DataSpec, source_code: Code) -> Mistakes:
         yield wrong("data.code", data.code, f'"{source_code.digest}", the digest of {read}', hint)
 
 
+def callbacks_come_with_an_own_builder(model: ModelSpec) -> Mistakes:
+    """The source that callbacks are read from is that of an own builder."""
+    if model.callbacks and not is_own(model.builder):
+        hint = 'write a builder of your own, builder = "net:build", and put them into its module'
+        yield wrong("model.callbacks", model.callbacks, f'none with builder = "{model.builder}"', hint)
+
+
+def callbacks_are_there(model: ModelSpec, code: Code) -> Mistakes:
+    """Every callback is something that its module has."""
+    for each in model.callbacks:
+        module, _, name = each.rpartition(":")
+        module = module or code.module
+        if name not in (known := code.names(module)):
+            expected = f"names in {file_name(module)}, which has {', '.join(known)}"
+            yield wrong("model.callbacks", each, expected, nearest(name, known))
+
+
 def _range_is_known(path: str, dimension: Dimension, known: Hyperparameter) -> Mistakes:
     if known.type in ("choice", "bool"):
         yield wrong(f"{path}.type", dimension.type, '"categorical"', f"{path} takes {known.expected}")
@@ -595,6 +612,8 @@ RULES: tuple[tuple[Callable[..., Mistakes], tuple[str, ...]], ...] = (
     (search_values_are_known, ("model", "hyperparameters")),
     (builder_gets_what_it_needs, ("model", "code")),
     (source_is_as_pinned, ("data", "source_code")),
+    (callbacks_come_with_an_own_builder, ("model",)),
+    (callbacks_are_there, ("model", "code")),
     (conditions_can_hold, ("model",)),
     (momentum_has_a_user, ("model",)),
     (sampler_fits_space, ("model", "study")),

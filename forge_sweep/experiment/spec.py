@@ -277,6 +277,11 @@ class ModelSpec(Section):
         description="SHA-256 of your own builder's source, as `forge-sweep check` shows it. Follows from its "
         "files; stating another one is refused.",
     )
+    callbacks: Annotated[Names, Later([])] = Field(
+        (),
+        description="Keras callbacks of your own for every trial, by name: classes, or functions without arguments, of "
+        "the module of your own builder, or `module:name` of another one beside the experiment file.",
+    )
     class_weight: Literal["balanced"] | None = Field(
         None, description="Weigh classes by the inverse of their frequency."
     )

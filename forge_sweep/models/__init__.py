@@ -13,7 +13,7 @@ from forge_sweep.experiment.importing import held, where
 from forge_sweep.models import mlp, own
 from forge_sweep.models.general import adjust
 from forge_sweep.models.heads import Head, Heads
-from forge_sweep.models.own import WrongOutput
+from forge_sweep.models.own import WrongOutput, callbacks
 from forge_sweep.preprocessing.inputs import FEATURES
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from forge_sweep.preprocessing import Spec
     from forge_sweep.task import Task
 
-__all__ = ["BUILDERS", "Builder", "Head", "Heads", "WrongOutput", "build", "held", "size", "where"]
+__all__ = ["BUILDERS", "Builder", "Head", "Heads", "WrongOutput", "build", "callbacks", "held", "size", "where"]
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,30 @@ def build(code: Code, spec: Spec, task: Task, params: Params) -> keras.Model:
     return model
 
 
+def callbacks(code: Code, names: Sequence[str]) -> list[keras.callbacks.Callback]:
+    """New callbacks by their names in ``model.callbacks``: the user's classes or functions, called without arguments.
+
+    Raises:
+        TrialFailed: of kind ``code``: one raised, or is no callback of Keras.
+    """
+    import keras
+
+    found = []
+    for each in names:
+        module, _, name = each.rpartition(":")
+        try:
+            made = getattr(module_of(code, module), name)()
+        except TrialFailed:
+            raise
+        except Exception as error:
+            raise failed(error, f"model.callbacks: {each}() failed") from error
+        if not isinstance(made, keras.callbacks.Callback):
+            seen = f"model.callbacks: {each}() gives a {type(made).__name__}, expected a keras.callbacks.Callback"
+            raise TrialFailed("code", seen, hint="name a class of callbacks, or a function that returns one")
+        found.append(made)
+    return found
+
+
 def size(code: Code, spec: Spec, task: Task, params: Params) -> tuple[int, int]:
     """Parameters and values per row that the layers give; the model is built and counted.
 
