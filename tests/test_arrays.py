@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from forge_sweep import models, sources, trial
-from forge_sweep.bundle import Bundle
+from forge_sweep.bundle import Bundle, choose_golden, read_golden
+from forge_sweep.bundle.layout import write_golden
 from forge_sweep.checks.audit import audit
 from forge_sweep.errors import DataError, ExperimentError, SchemaError, TrialFailed
 from forge_sweep.experiment import Experiment, PreprocessingSpec, parse
-from forge_sweep.preprocessing import InputSpec
+from forge_sweep.preprocessing import InputSpec, cells
 
 X, Y = (load_digits().images[:200] * 15.9).astype(np.uint8), load_digits().target[:200]
 LOGO = {"logo": {"kind": "image", "column": "logo_path", "shape": [8, 8, 1]}, "rest": {"columns": ["ink"]}}
@@ -159,6 +161,22 @@ def test_the_audit_names_ranges_that_no_network_should_get(x: Any, images: Any, 
     found = audit(dataset, "multiclass", PreprocessingSpec(), scaled=True, images=images).findings
     assert [finding.fix for finding in found if finding.code == "array-range" and said in finding.fix] or not said
     assert said or "array-range" not in {finding.code for finding in found}
+
+
+def test_golden_arrays_are_kept_bit_by_bit_and_those_of_older_bundles_are_read(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"X": pd.Series(cells(np.float32(X[:30, :, :, None] / 7)), dtype=object), "a": range(30)})
+    golden = choose_golden(frame)
+    write_golden(tmp_path, golden, np.zeros((len(golden), 1)))
+    found, _ = read_golden(tmp_path)
+    stored = json.loads((tmp_path / "golden.json").read_text())
+    stored["rows"] = [[x.tolist(), a] for x, a in zip(golden["X"], golden["a"].tolist(), strict=True)]
+    del stored["shapes"]
+    (tmp_path / "golden.json").write_text(json.dumps(stored))
+    for each in (found, read_golden(tmp_path)[0]):
+        np.testing.assert_array_equal(np.stack(list(each["X"])), np.stack(list(golden["X"])))
+        assert each["X"].iloc[0].dtype == np.float32 and len(each) == 20
+    large = pd.DataFrame({"X": pd.Series(cells(np.zeros((9, 400, 1000), np.uint8)), dtype=object)})
+    assert len(choose_golden(large)) == 5
 
 
 def test_lists_of_different_shapes_are_refused_with_their_rows(tmp_path: Path) -> None:

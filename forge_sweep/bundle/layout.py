@@ -22,6 +22,7 @@ A later format may change everything but the layout of ``manifest.json`` and the
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,6 +62,7 @@ CODE = re.compile(r"code\.([A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)\
 REQUIRED = {"bundle.json", "task.json", "schema.json", "preprocessor.json", "preprocessor.npz", GOLDEN}
 
 GOLDEN_ROWS = 20
+GOLDEN_VALUES = 2_000_000  # of arrays in golden rows: fewer rows are kept where they are large images
 
 TENSOR = "array of "
 """In golden.json before the type of the numbers of a column of arrays."""
@@ -131,22 +133,32 @@ def read_code(folder: Path, about: Mapping[str, Any]) -> Code | None:
 
 
 def choose_golden(frame: pd.DataFrame) -> pd.DataFrame:
-    """At most `GOLDEN_ROWS` rows in their order: up to a quarter with missing values, and the first others."""
+    """At most `GOLDEN_ROWS` rows in their order: up to a quarter with missing values, and the first others.
+
+    Of large arrays there are fewer, see `GOLDEN_VALUES`.
+    """
     if not len(frame):
         raise BundleError("a bundle needs golden rows, and none was given", hint="give some rows of train")
-    gaps = np.flatnonzero(frame.isna().any(axis=1))[: GOLDEN_ROWS // 4]
-    others = np.setdiff1d(np.arange(len(frame)), gaps)[: GOLDEN_ROWS - len(gaps)]
+    size = sum(frame[name].iloc[0].size for name in frame.columns if is_tensor(frame[name]))
+    most = max(2, min(GOLDEN_ROWS, GOLDEN_VALUES // size)) if size else GOLDEN_ROWS
+    gaps = np.flatnonzero(frame.isna().any(axis=1))[: most // 4]
+    others = np.setdiff1d(np.arange(len(frame)), gaps)[: most - len(gaps)]
     return frame.iloc[np.sort(np.concatenate([gaps, others]))]
 
 
 def write_golden(folder: Path, frame: pd.DataFrame, scores: np.ndarray, profile: Profile | None = None) -> None:
-    """Write rows, scores and the profile of train as JSON: every float reads back as the same float."""
+    """Write rows, scores and the profile of train as JSON: every float reads back as the same float.
+
+    Arrays are base64 of their values in little-endian order; bundles of before that have nested lists.
+    """
     if not np.isfinite(scores).all():
         raise BundleError("the model gives scores that are not finite; such a model is not saved")
     cells = [[as_json(cell) for cell in frame[name].tolist()] for name in frame.columns]
     arrays = {name: f"{TENSOR}{frame[name].iloc[0].dtype}" for name in frame.columns if is_tensor(frame[name])}
+    shapes = {name: list(frame[name].iloc[0].shape) for name in arrays}
     golden = {
         "columns": list(frame.columns),
+        **({"shapes": shapes} if shapes else {}),
         "dtypes": [arrays.get(name, str(frame[name].dtype)) for name in frame.columns],
         "rows": [list(row) for row in zip(*cells, strict=True)],
         "scores": scores.tolist(),
@@ -158,7 +170,7 @@ def write_golden(folder: Path, frame: pd.DataFrame, scores: np.ndarray, profile:
 def as_json(cell: Any) -> Any:
     """A cell as JSON has it; a missing one is null."""
     if isinstance(cell, np.ndarray):
-        return cell.tolist()
+        return base64.b64encode(cell.astype(cell.dtype.newbyteorder("<")).tobytes()).decode()
     if pd.isna(cell):
         return None
     return cell.item() if isinstance(cell, np.generic) else cell
@@ -170,7 +182,8 @@ def read_golden(folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
     try:
         cells = zip(*golden["rows"], strict=True)
         columns = zip(golden["columns"], golden["dtypes"], cells, strict=True)
-        kept = {name: _column(values, dtype) for name, dtype, values in columns}
+        shapes = golden.get("shapes", {})
+        kept = {name: _column(values, dtype, shapes.get(name)) for name, dtype, values in columns}
         frame = pd.DataFrame(kept)
         scores = np.asarray(golden["scores"], dtype=np.float64)
     except (KeyError, TypeError, ValueError) as error:
@@ -180,9 +193,13 @@ def read_golden(folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
     return frame, scores
 
 
-def _column(values: Sequence[Any], dtype: str) -> pd.Series:
+def _column(values: Sequence[Any], dtype: str, shape: Sequence[int] | None) -> pd.Series:
     if dtype.startswith(TENSOR):
-        return pd.Series(tensor_cells(np.asarray(values, dtype.removeprefix(TENSOR))), dtype=object)
+        kind = np.dtype(dtype.removeprefix(TENSOR))
+        if shape is None:
+            return pd.Series(tensor_cells(np.asarray(values, kind)), dtype=object)
+        flat = (np.frombuffer(base64.b64decode(text, validate=True), kind.newbyteorder("<")) for text in values)
+        return pd.Series(tensor_cells(np.stack([each.reshape(shape) for each in flat]).astype(kind)), dtype=object)
     return pd.Series(values, dtype=dtype if is_numeric_dtype(dtype) else "object")
 
 
