@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from forge_sweep import experiment as experiments
-from forge_sweep import sources, training, trial
+from forge_sweep import models, sources, training, trial
 from forge_sweep.bundle import Bundle
 from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Experiment
 from forge_sweep.experiment.code import from_files
+from forge_sweep.preprocessing import one_matrix
 from forge_sweep.training import backend
 
 PARAMS = {"width": 16, "depth": 1, "learning_rate": 0.01, "batch_size": 64, "ema": 0.5, "clip_norm": 1.0}
@@ -50,6 +51,10 @@ def trained(spec: Experiment, params: Any = PARAMS) -> trial.TrialResult:
     return trial.run(spec, dataset, params, 3, lambda epoch, metrics: False)
 
 
+def of(spec: Experiment) -> tuple[Any, trial.Recipe]:
+    return sources.load(spec.data, root=spec.root, seed=spec.seed), trial.Recipe.of(spec)
+
+
 def policies(model: Any) -> set[str]:
     return {layer.dtype_policy.name for layer in model.layers}
 
@@ -81,6 +86,32 @@ def test_a_network_in_16_bits_has_a_float32_head_and_says_where_it_has_none() ->
     with pytest.raises(TrialFailed, match=r"net:build gives bfloat16(?s:.*)heads\.only\.output"):
         trained(spec, {"batch_size": 64, "own_head": True})
     trained(own("float32"), {"batch_size": 64, "own_head": True})
+
+
+STEP = """
+    class Own(keras.Model):
+        def train_step(self, data):
+            import tensorflow as tf
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(x, y, self(x, training=True))
+            self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+            return {"loss": loss}
+    model = Own(inputs, head)
+"""
+
+
+def test_a_train_step_of_ones_own_that_scales_no_loss_is_refused_in_float16() -> None:
+    task = trial.prepare(*of(experiment())).task
+    text = OWN.replace("    model = keras.Model(inputs, head)\n", STEP[1:])
+    inputs = one_matrix(30)
+    for precision, refused in (("mixed_float16", True), ("mixed_bfloat16", False)):
+        with training.dtype_policy(precision):
+            if refused:
+                with pytest.raises(TrialFailed, match=r"Own: in mixed_float16(?s:.*)scale_loss\(loss\)"):
+                    models.build(from_files("net", "build", {"net": text}), inputs, task, {})
+                text = text.replace("tape.gradient(loss", "tape.gradient(self.optimizer.scale_loss(loss)")
+            models.build(from_files("net", "build", {"net": text}), inputs, task, {})
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,15 @@ def build(code: Code, spec: Spec, task: Task, params: Params) -> keras.Model:
     if model.optimizer is None:
         seen = f"the model of {code.builder} is compiled without an optimizer"
         raise TrialFailed("code", seen, hint="give compile one: its learning rate is followed, and its state is saved")
+    scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    if scaled and type(model).train_step is not keras.Model.train_step:
+        texts = "".join(code.files.values())
+        if "scale_loss" not in texts and "super().train_step" not in texts:
+            seen = (
+                "in mixed_float16 the optimizer divides gradients by the scale of a loss that train_step does not scale"
+            )
+            hint = 'derive self.optimizer.scale_loss(loss), or set precision = "mixed_bfloat16", which needs no scale'
+            raise TrialFailed("code", f"{type(model).__name__}: {seen}", hint=hint)
     return model
 
 
