@@ -267,7 +267,7 @@ def _saved(model: keras.Model, few: training.TrainingData, code: Code) -> Iterat
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             path = Path(folder) / "model.keras"
-            model.save(path)
+            network.save(model, path)
             again = network.load(path, code, trust=True)
         off = np.abs(training.outputs(again, few.x_train) - training.outputs(model, few.x_train)).max()
         if not off <= GOLDEN_TOLERANCE:

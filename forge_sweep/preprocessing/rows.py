@@ -272,6 +272,8 @@ def shown(value: Any) -> str:
         return f"of {value.bit_length()} bits"
     if isinstance(value, list) and value and isinstance(value[0], list):
         return f"of shape {np.shape(np.asarray(value, object))}"
+    if isinstance(value, bytes):
+        return f"of {len(value)} bytes"
     if isinstance(value, dict | list):
         return f"of {len(value)} values"
     return repr(cut(value)) if isinstance(value, str) else cut(repr(value))
