@@ -230,12 +230,22 @@ class Sweep:
         return self._study().status()
 
     @property
+    def findings(self) -> Findings:
+        """What the finished trials say together, as ``forge-sweep diagnose`` prints it; see docs/failures.md.
+
+        What one trial says of itself is in the column ``findings`` of `trials`, by its code.
+        """
+        from forge_sweep.checks.findings import Findings
+
+        return Findings(self._study().findings())
+
+    @property
     def trials(self) -> pd.DataFrame:
         """Every trial, one per row, by its number.
 
         Columns: ``state``, ``value`` (the objective at the best epoch; NaN while a trial runs and where it failed),
         ``epochs``, ``seconds``, ``cpu_s``, ``gpu_s``, ``attempt``, ``failure``, ``cause``, ``imported`` (the trial that
-        a fork took it from), and ``params_<name>`` for each hyperparameter.
+        a fork took it from), ``findings`` and ``params_<name>`` for each hyperparameter.
         """
         import pandas as pd
 
@@ -253,6 +263,7 @@ class Sweep:
             "failure": [row.failure for row in rows],
             "cause": [row.cause for row in rows],
             "imported": [row.imported for row in rows],
+            "findings": [", ".join(each.code for each in row.findings) for row in rows],
         }
         names = dict.fromkeys(name for row in rows for name in row.params)
         columns |= {f"params_{name}": [row.params.get(name) for row in rows] for name in names}

@@ -89,7 +89,9 @@ def fit(
         DataError: ``balanced`` for a task that is neither binary nor multiclass.
     """
     if kind == "constant":
-        return Baseline(kind, _constant(task, y_train), {}, task)
+        if not len(y_train):
+            raise DataError("there are no train rows", hint="give train more rows under [data.split]")
+        return Baseline(kind, task.constant(y_train), {}, task)
     labels, weight = _labels(task, y_train), None
     if class_weight == "balanced":
         weights = task.class_weights(y_train)
@@ -212,18 +214,6 @@ def _labels(task: Task, encoded: np.ndarray) -> np.ndarray:
         return np.asarray(encoded.argmax(axis=1))
     flat = encoded.ravel() if encoded.ndim > 1 and encoded.shape[1] == 1 else encoded
     return np.asarray(flat if task.kind == "regression" else flat.astype(np.int64))
-
-
-def _constant(task: Task, encoded: np.ndarray) -> tuple[float, ...]:
-    """Share of each class or label in train, or the mean."""
-    if not len(encoded):
-        raise DataError("there are no train rows", hint="give train more rows under [data.split]")
-    if task.kind == "joint":
-        of_heads = (_constant(head, own) for _, head, own, _ in task.apart(encoded, encoded))
-        return tuple(value for values in of_heads for value in values)
-    if task.kind == "multiclass" and not task.one_hot:
-        return tuple((np.bincount(encoded, minlength=task.units) / len(encoded)).tolist())
-    return tuple(encoded.mean(axis=0, dtype=np.float64).tolist())
 
 
 def _probabilities(task: Task, found: Any, classes: Any) -> np.ndarray:

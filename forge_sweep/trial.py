@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from forge_sweep import baselines, models, training
 from forge_sweep.bundle import Bundle
+from forge_sweep.checks import diagnose
+from forge_sweep.checks.diagnose import Training
+from forge_sweep.checks.findings import Finding
 from forge_sweep.errors import DataError, ForgeSweepError, TrialFailed
 from forge_sweep.experiment import SCALERS, Experiment, HeadSpec, Params, Scalar
 from forge_sweep.preprocessing import Group, Preprocessor, Schema, Spec, declared, same_settings
@@ -63,6 +66,7 @@ class TrialResult:
         events: what happened on the way, such as ``learning rate 0.001 -> 0.0005 after epoch 12``, which counts from 1.
         bundle: the model with all it needs to take raw rows.
         halvings: how often the batch was halved because memory ran out.
+        findings: why it learned nothing, or less than it could; see `checks.diagnose`.
         precision: in what it was trained; the bundle computes in float32.
     """
 
@@ -76,6 +80,7 @@ class TrialResult:
     events: tuple[str, ...]
     bundle: Bundle
     halvings: int = 0
+    findings: tuple[Finding, ...] = ()
     precision: str = "float32"
 
 
@@ -155,6 +160,24 @@ def run(
     at_best = fitted.history[fitted.best_epoch]
     if not math.isfinite(at_best[experiment.objective.metric]):
         raise TrialFailed("diverged", f"{experiment.objective.metric} is not finite at the best epoch")
+    seen = Training(
+        history=fitted.history,
+        monitor=experiment.objective.metric,
+        direction=experiment.direction,
+        best_epoch=fitted.best_epoch,
+        epochs=experiment.study.epochs,
+        task=prepared.task,
+        encoded=prepared.data.y_valid,
+        scores=scores,
+        params=used,
+        silent=lambda: training.silent_units(model, prepared.data.x_valid),
+    )
+    findings: tuple[Finding, ...] = ()
+    undiagnosed = ""
+    try:
+        findings = diagnose.of_training(seen)
+    except Exception as error:  # a network of the user's own may be one that nothing can be asked of
+        undiagnosed = f"not diagnosed: {type(error).__name__}: {error}"[:200]
     return TrialResult(
         state=fitted.state,
         value=at_best[experiment.objective.metric],
@@ -163,9 +186,10 @@ def run(
         best_epoch=fitted.best_epoch,
         seconds=earlier_s + time.monotonic() - began,
         batch_size=fitted.batch_size,
-        events=(*filter(None, [said]), *halved_event(params, used), *fitted.events),
+        events=(*filter(None, [said, undiagnosed]), *halved_event(params, used), *fitted.events),
         bundle=as_bundle(experiment, prepared, model, scores, {"params": used, "seed": seed}),
         halvings=halvings,
+        findings=findings,
         precision=precision,
     )
 

@@ -145,12 +145,38 @@ def trials(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> 
     cells = []
     for row in rows:
         params = (row.params.get(name) for name in names)
-        cells.append((str(row.number), row.state, row.value, row.epochs, *params, *map(tenths, costs_of(row))))
-    print_table(("trial", "state", "value", "epochs", *names, *COSTS), cells)
+        said = ", ".join(each.code for each in row.findings) or "-"
+        cells.append((str(row.number), row.state, row.value, row.epochs, *params, *map(tenths, costs_of(row)), said))
+    print_table(("trial", "state", "value", "epochs", *names, *COSTS, "findings"), cells)
     print_costs(study.costs_by_state())
     for row in rows:
         if row.failure:
             say(f"trial {row.number} failed ({row.failure}): {row.cause}")
+
+
+def diagnose(
+    experiment: Name,
+    trial: Annotated[int | None, typer.Option(help="Of this trial only.")] = None,
+    store: Store = MLRUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Say why trials learned nothing, or less than they could, and what the sweep should try next."""
+    study = _find(experiment, store)
+    rows = [row for row in study.rows() if trial in (None, row.number)]
+    if not rows and trial is not None:
+        known = f"it has 0 to {len(study.rows()) - 1}" if study.rows() else "it has none yet"
+        raise InputError(f"{study.name} has no trial {trial}", hint=known)
+    found = [(f"trial {row.number}", each) for row in rows for each in row.findings]
+    if trial is None:
+        found = [("sweep", each) for each in study.findings()] + found
+    if as_json:
+        emit([{"of": of, **asdict(each)} for of, each in found])
+        return
+    for of, each in found:
+        say(f"{of}: {each}")
+    ended = sum(row.state in ("finished", "pruned") for row in rows)
+    if not found:
+        say(f"nothing to say of {ended} ended trial{'' if ended == 1 else 's'}")
 
 
 def best(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
@@ -250,7 +276,7 @@ def reconcile(
         raise typer.Exit(1)
 
 
-COMMANDS = (run, worker, check, schema, status, trials, best, report, ui, reconcile)
+COMMANDS = (run, worker, check, schema, status, trials, diagnose, best, report, ui, reconcile)
 
 store_app = typer.Typer(help="Maintain the embedded store.", no_args_is_help=True)
 

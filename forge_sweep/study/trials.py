@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from forge_sweep.experiment import Params
+from forge_sweep.checks.diagnose import Tried, of_sweep
+from forge_sweep.checks.findings import Finding
+from forge_sweep.experiment import Dimension, Params
 from forge_sweep.study.budget import PHASES, Over, Progress, Spent, over, union_s
 
 if TYPE_CHECKING:
@@ -144,11 +146,17 @@ class TrialRow:
     imported: str = ""  # ``<study>#<number>`` that a fork took the trial from
     cost: TrialCost | None = None  # None for an imported trial, and for one that has not cost a few seconds yet
 
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What its training says of itself; see `checks.diagnose`."""
+        return tuple(Finding(**{**each, "rows": tuple(each["rows"])}) for each in self.attrs.get("findings", ()))
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         names = ("number", "state", "value", "params", "failure", "cause", "epochs", "seconds", "imported")
         cost = None if self.cost is None else self.cost.to_dict()
-        return {**{name: getattr(self, name) for name in names}, "cost": cost}
+        codes = [each.code for each in self.findings]
+        return {**{name: getattr(self, name) for name in names}, "cost": cost, "findings": codes}
 
 
 @dataclass(frozen=True)
@@ -194,6 +202,17 @@ class StudyView:
     def resolved(self) -> dict[str, Any]:
         """The experiment that the study was last run with, as `Experiment.resolved` gave it."""
         return dict(self._study.user_attrs[Attr.RESOLVED])
+
+    def findings(self) -> tuple[Finding, ...]:
+        """What the finished trials say together; see `checks.diagnose`."""
+        search = self.resolved["model"]["search"]
+        space = {name: Dimension.model_validate(value) for name, value in search.items() if isinstance(value, dict)}
+        tried = [
+            Tried(row.number, row.value, row.params, tuple(each.code for each in row.findings))
+            for row in self.rows()
+            if row.state == "finished" and row.value is not None
+        ]
+        return of_sweep(tried, space, self.direction)
 
     @property
     def n_trials(self) -> int:

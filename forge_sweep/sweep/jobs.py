@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from forge_sweep import training
 from forge_sweep.bundle.files import replace_whole
+from forge_sweep.checks.findings import Finding
 from forge_sweep.errors import BundleError, TrialFailed
 from forge_sweep.experiment import Experiment, Params
 from forge_sweep.sources import Dataset
@@ -66,11 +67,13 @@ class Outcome:
     weights: str = ""  # `Bundle.weights_sha256`
     halvings: int = 0  # how often the batch was halved because memory ran out
     precision: str = "float32"  # that it was trained in
+    findings: tuple[Finding, ...] = ()  # see `checks.diagnose`
 
     @property
     def tags(self) -> dict[str, str]:
         """What `forge_sweep.reproduce` needs to know of it, besides parameters and seed."""
         known = {"forge.events": "; ".join(self.events), "forge.batch_size": str(self.batch_size)}
+        known |= {f"forge.finding.{each.code}": str(each) for each in self.findings}
         known |= {} if self.precision == "float32" else {"forge.precision": self.precision}
         return {**known, "forge.weights_sha256": self.weights, "forge.halvings": str(self.halvings)}
 
@@ -90,6 +93,7 @@ class Outcome:
             weights=result.bundle.weights_sha256,
             halvings=result.halvings,
             precision=result.precision,
+            findings=result.findings,
         )
 
     def summary(self, objective: str, first_epoch: int) -> dict[str, float]:

@@ -10,6 +10,7 @@ import functools
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from forge_sweep import training, trial
@@ -275,7 +276,8 @@ def _end_scored(context: Context, asked: Asked, run: Run, result: Outcome) -> di
     figures = {**result.summary(context.experiment.objective.metric, context.first_epoch), **took, **compared}
     finish(run, result.state, "FINISHED" if result.state == "finished" else "KILLED", figures, result.tags)
     best_epoch = result.best_epoch + context.first_epoch
-    attrs = {"metrics": finite(result.metrics), "best_epoch": best_epoch, Attr.COST: cost.to_dict()}
+    findings = {"findings": [asdict(each) for each in result.findings]} if result.findings else {}
+    attrs = {"metrics": finite(result.metrics), "best_epoch": best_epoch, Attr.COST: cost.to_dict(), **findings}
     context.study.tell(asked.number, result.state, result.value, attrs=attrs)
     context.budget.settle(asked.number, result.value if result.state == "finished" else None)
     shown = {"state": result.state, "value": result.value, "delta": delta, "epochs": result.epochs}

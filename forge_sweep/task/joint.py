@@ -165,6 +165,10 @@ class Joint(Task):
 
         return [values]
 
+    def constant(self, encoded: np.ndarray) -> tuple[float, ...]:
+        """See `Task.constant`."""
+        return tuple(value for _, task, own, _ in self.apart(encoded, encoded) for value in task.constant(own))
+
     def loss_of(self, encoded: np.ndarray, outputs: np.ndarray) -> float:
         """See `Task.loss_of`."""
         losses = [task.loss_of(own, its) for _, task, own, its in self.apart(encoded, outputs)]

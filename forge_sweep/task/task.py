@@ -221,6 +221,12 @@ class Task:
         (log_loss,) = parts(self.kind, truth, scores, threshold, ("log_loss",))
         return [lambda counts: {"loss": log_loss(counts)["log_loss"]}]
 
+    def constant(self, encoded: np.ndarray) -> tuple[float, ...]:
+        """The raw outputs (units,), without logits, of what knows the targets alone: shares of classes, or means."""
+        if self.kind == "multiclass" and not self.one_hot:
+            return tuple((np.bincount(encoded, minlength=self.units) / len(encoded)).tolist())
+        return tuple(encoded.mean(axis=0, dtype=np.float64).tolist())
+
     def loss_of(self, encoded: np.ndarray, outputs: np.ndarray) -> float:
         """The loss of a network with these raw outputs, without the penalty on its weights."""
         if self.kind == "regression":

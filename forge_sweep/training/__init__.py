@@ -17,7 +17,16 @@ from forge_sweep.training.backend import (
     settle,
 )
 from forge_sweep.training.checkpoint import Checkpoint, FileCheckpoint
-from forge_sweep.training.data import Features, TrainingData, chunk_rows, data_loss, each, leaves, outputs
+from forge_sweep.training.data import (
+    Features,
+    TrainingData,
+    chunk_rows,
+    data_loss,
+    each,
+    leaves,
+    outputs,
+    silent_units,
+)
 from forge_sweep.training.failures import classify
 from forge_sweep.training.fit import FitResult, FitSpec, OnEpoch, OnResume, Schedule, begin_anew, fit
 from forge_sweep.training.networks import forget, reuse
@@ -54,4 +63,5 @@ __all__ = [
     "seed_everything",
     "select_backend",
     "settle",
+    "silent_units",
 ]

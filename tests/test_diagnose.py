@@ -1,0 +1,210 @@
+"""Trainings that run to their end and learn nothing, or less than they could, say why; sound ones say nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from forge_sweep import sources, sweep, training, trial
+from forge_sweep.checks.diagnose import ENOUGH, Training, Tried, of_sweep, of_training
+from forge_sweep.experiment import Dimension, parse
+from forge_sweep.study import find_shared
+from forge_sweep.task import Task
+from tests.serving import COMMAND
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+BINARY = Task.learn("binary", pd.DataFrame({"y": [0, 1] * 50}))
+TRUTH = np.tile([[0.0], [1.0]], (50, 1)).astype(np.float32)
+GOOD = np.where(TRUTH == 1, 0.9, 0.1) + np.linspace(0, 0.05, 100)[:, None]
+
+
+def seen(loss: Any, val_loss: Any = None, *, scores: np.ndarray = GOOD, epochs: int = 10, **changes: Any) -> Training:
+    """A training with these curves; ``val_auc`` is 1 less the validation loss."""
+    val = list(loss if val_loss is None else val_loss)
+    history = [{"loss": a, "val_loss": b, "val_auc": 1 - b} for a, b in zip(loss, val, strict=True)]
+    given: dict[str, Any] = {
+        **{"monitor": "val_auc", "direction": "maximize", "best_epoch": int(np.argmin(val)), "epochs": epochs},
+        **{"task": BINARY, "encoded": TRUTH, "scores": scores, "params": {"learning_rate": 1e-3}, "silent": dict},
+    }
+    return Training(history=history, **{**given, **changes})
+
+
+def codes(found: Training) -> list[str]:
+    """The codes of what is said."""
+    return [each.code for each in of_training(found)]
+
+
+def test_a_training_that_went_well_says_nothing() -> None:
+    assert codes(seen([0.7, 0.5, 0.3, 0.25, 0.24], [0.7, 0.5, 0.35, 0.36, 0.36])) == []
+    assert codes(seen([0.7, 0.7])) == []  # two epochs say nothing yet
+
+
+@pytest.mark.parametrize(
+    ("cause", "fix", "changes"),
+    [
+        ("learning_rate 1e-09", "learning_rate = 1e-3", {"params": {"learning_rate": 1e-9}}),
+        ("learning_rate 5", "learning_rate = 1e-3", {"params": {"learning_rate": 5.0}}),
+        ("90% of the units of dense_2", 'activation = "gelu"', {"silent": lambda: {"dense_1": 0.1, "dense_2": 0.9}}),
+        ("dropout 0.95", "dropout = 0.0", {"params": {"dropout": 0.95}}),
+        ("l2 10", "l2 = 0.0", {"params": {"l2": 10.0}}),
+        ("the features may say nothing of the target", "rows and labels belong together", {}),
+    ],
+)
+def test_a_flat_loss_has_its_likely_cause(cause: str, fix: str, changes: dict[str, Any]) -> None:
+    (found,) = of_training(seen([0.693, 0.692, 0.693, 0.693], **changes))
+    assert found.code == "flat-loss" and cause in found.seen and fix in found.fix
+    assert "0.6931 of a constant" in found.seen
+
+
+def test_a_loss_that_is_flat_below_that_of_a_constant_is_no_fault() -> None:
+    assert codes(seen([0.1, 0.1, 0.1], scores=GOOD)) == []
+
+
+def test_one_answer_and_one_class_are_told_apart() -> None:
+    assert codes(seen([0.7, 0.6, 0.5], scores=np.full((100, 1), 0.5))) == ["one-answer"]
+    (found,) = of_training(seen([0.7, 0.6, 0.5], scores=GOOD / 3))
+    assert found.code == "one-class" and found.seen == "every validation row is called 0, and none 1 (50% of them)"
+    rare = TRUTH.copy()
+    rare[10:] = 0  # five of a hundred rows
+    assert codes(seen([0.7, 0.6, 0.5], scores=GOOD / 3, encoded=rare)) == []
+
+
+def test_curves_that_part_rise_or_end_too_early() -> None:
+    (found,) = of_training(seen([0.7, 0.5, 0.3, 0.2, 0.1], [0.7, 0.5, 0.4, 0.5, 0.6]))
+    assert found.code == "overfitting" and "from 0.4 after epoch 3 to 0.6" in found.seen and found.severity == "info"
+    (found,) = of_training(seen([0.7, 0.3, 0.2, 0.9, 2.0], [0.7, 0.3, 0.2, 0.21, 0.2]))
+    assert found.code == "unstable-loss" and "0.2 after epoch 3 and rose to 2 at learning_rate 0.001" in found.seen
+    (found,) = of_training(seen(np.linspace(0.7, 0.3, 8), epochs=8))
+    assert found.code == "still-improving" and found.fix == "epochs = 16 under [study]"
+    assert codes(seen(np.linspace(0.7, 0.3, 8), epochs=9)) == []  # it was pruned
+
+
+# Real trainings: each fault trains without any error
+
+
+def trained(folder: Path, labels: str = "", **search: Any) -> tuple[str, ...]:
+    """The codes of a training on real rows, 30 columns, with these hyperparameters."""
+    from sklearn.datasets import load_breast_cancer
+
+    frame = load_breast_cancer(as_frame=True).frame
+    if labels == "shuffled":
+        frame["target"] = frame["target"].sample(frac=1, random_state=1).to_numpy()
+    frame.to_csv(folder / "rows.csv", index=False)
+    table: dict[str, Any] = {
+        "name": "garden",
+        "data": {"path": "rows.csv", "target": "target", "task": "binary"},
+        "objective": {"metric": "val_auc"},
+        "study": {"n_trials": 1, "epochs": 6},
+        "model": {"search": {"width": 16, "depth": 2, **search}},
+    }
+    declared = parse(table, root=folder)
+    training.select_backend("tensorflow")
+    params: Any = dict(declared.space)
+    rows = sources.load(declared.data, root=folder, seed=0)
+    found = trial.run(declared, rows, params, 1, lambda epoch, logs: False).findings
+    training.release()
+    return tuple(each.code for each in found if each.severity != "info")
+
+
+@pytest.mark.parametrize(
+    ("expected", "search"),
+    [
+        ((), {}),
+        ((), {"activation": "gelu", "dropout": 0.3}),
+        (("flat-loss",), {"learning_rate": 1e-8, "batch_norm": False}),
+        (("one-answer",), {"l2": 10.0, "learning_rate": 0.04, "optimizer": "sgd", "batch_norm": False}),
+    ],
+)
+def test_a_planted_fault_is_said_of_a_real_training(tmp_path: Path, expected: Any, search: dict[str, Any]) -> None:
+    assert trained(tmp_path, **search) == expected
+
+
+def test_units_that_give_nothing_are_counted_by_layer() -> None:
+    training.select_backend("tensorflow")
+    training.load_backend()
+    import keras
+
+    inputs = keras.Input((3,))
+    dead = keras.layers.Dense(4, activation="relu", bias_initializer=keras.initializers.Constant(-10.0), name="dead")
+    alive = keras.layers.Dense(4, activation="relu", bias_initializer=keras.initializers.Constant(10.0), name="alive")
+    model = keras.Model(inputs, keras.layers.Concatenate()([dead(inputs), alive(inputs)]))
+    x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    assert training.silent_units(model, x) == {"dead": 1.0, "alive": 0.0}
+
+
+# A sweep
+
+RATE = Dimension(type="float", low=1e-4, high=1e-2, log=True)
+
+
+def tried(place: float, n: int = 20, **more: Any) -> list[Tried]:
+    """Trials spread over `RATE`, the better the nearer they are to a place from 0 to 1."""
+    shares = [float(share) for share in np.linspace(0, 1, n)]
+    return [Tried(i, 1 - abs(s - place), {"learning_rate": 1e-4 * 100**s}, **more) for i, s in enumerate(shares)]
+
+
+def test_the_best_trials_at_the_edge_of_a_range_widen_it() -> None:
+    space = {"learning_rate": RATE}
+    (found,) = of_sweep(tried(1.0), space, "maximize")
+    assert found.code == "edge-of-range" and "near to high = 0.01" in found.seen
+    assert found.fix == 'learning_rate = { type = "float", low = 0.0001, high = 0.1, log = true } under [model.search]'
+    assert of_sweep(tried(0.5), space, "maximize") == ()
+    assert of_sweep(tried(1.0, ENOUGH - 1), space, "maximize") == ()
+    (found,) = of_sweep([Tried(t.number, -t.value, t.params) for t in tried(0.0)], space, "minimize")
+    assert "low = 1e-05" in found.fix
+
+
+def test_a_range_ends_where_nothing_lies_beyond() -> None:
+    trials = [Tried(i, 1 - i / 20, {"dropout": i / 40}) for i in range(20)]
+    assert of_sweep(trials, {"dropout": Dimension(type="float", low=0.0, high=0.5)}, "maximize") == ()
+
+
+def test_epochs_that_are_too_few_for_the_best_trials() -> None:
+    (found,) = of_sweep(tried(0.5, codes=("still-improving",)), {"learning_rate": RATE}, "maximize")
+    assert found.code == "epochs-too-few"
+    (found,) = of_sweep(tried(0.5, codes=("flat-loss",)), {"learning_rate": RATE}, "maximize")
+    assert found.code == "nothing-learned" and found.seen.startswith("20 of 20")
+
+
+def test_findings_are_kept_with_the_trial_and_shown(tmp_path: Path) -> None:
+    data = {"source": "sample", "name": "breast_cancer", "target": "target", "task": "binary"}
+    table: dict[str, Any] = {
+        **{"name": "flat", "data": data, "objective": {"metric": "val_auc"}, "baselines": {"kinds": ["constant"]}},
+        **{"study": {"n_trials": 1, "epochs": 4}, "confirm": {"top": 1, "seeds": 1}},
+        "model": {"search": {"width": 4, "depth": 1, "learning_rate": 1e-8, "batch_norm": False}},
+    }
+    sweep.run(parse(table, root=tmp_path), store=tmp_path / "mlruns")
+    study = find_shared("flat", tmp_path / "mlruns")
+    assert study is not None
+    (row,) = study.rows()
+    assert [each.code for each in row.findings] == ["flat-loss"] and "learning_rate 1e-08" in row.findings[0].seen
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlruns' / 'mlflow.db'}")
+    found = client.search_runs([e.experiment_id for e in client.search_experiments()], "tags.`forge.kind` = 'trial'")
+    assert "flat-loss" in found[0].data.tags["forge.finding.flat-loss"]
+
+    def forge_sweep(*words: str) -> str:
+        done = subprocess.run([*COMMAND, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "flat-loss" in forge_sweep("trials", "flat")
+    (one,) = json.loads(forge_sweep("diagnose", "flat", "--json"))
+    assert (one["of"], one["code"]) == ("trial 0", "flat-loss") and "learning_rate = 1e-3" in one["fix"]
+
+
+def test_every_code_has_its_section() -> None:
+    root = Path(__file__).parents[1]
+    text = (root / "forge_sweep/checks/diagnose.py").read_text()
+    page = (root / "docs/failures.md").read_text()
+    known = set(re.findall(r'Finding\(\s*"(?:warning|info)", "([a-z-]+)"', text))
+    assert len(known) >= 9 and known == set(re.findall(r"^### ([a-z-]+)$", page, re.MULTILINE))
