@@ -117,11 +117,13 @@ def _one_answer(seen: Training) -> Iterator[Finding]:
 def _flat(seen: Training) -> Iterator[Finding]:
     """Whether the training loss never fell, and validation is no better than a constant."""
     losses = _curve(seen, "loss")
+    fell = float((losses[0] - np.nanmin(losses)) / max(abs(losses[0]), 1e-12))
+    if fell >= FLAT:
+        return
     outputs = np.tile(seen.task.constant(seen.encoded), (len(seen.encoded), 1))
     constant = replace(seen.task, from_logits=False).loss_of(seen.encoded, outputs)
     reached = float(np.nanmin(_curve(seen, "val_loss")))
-    fell = float((losses[0] - np.nanmin(losses)) / max(abs(losses[0]), 1e-12))
-    if fell < FLAT and reached > KNOWS_NOTHING * constant:
+    if reached > KNOWS_NOTHING * constant:
         cause, fix = _why_stuck(seen)
         text = f"the training loss fell by {max(fell, 0.0):.2%} in {len(losses)} epochs, from {losses[0]:.4g}"
         text += f"; val_loss {reached:.4g}, {constant:.4g} of a constant{cause}"
