@@ -173,6 +173,7 @@ PYTHON = {
     "schema": "forge_sweep.experiment.json_schema",
     "status": "forge_sweep.Sweep.status",
     "trials": "forge_sweep.Sweep.trials",
+    "diagnose": "forge_sweep.Sweep.findings",
     "best": "forge_sweep.Sweep.best",
     "report": "forge_sweep.Sweep.report",
     "ui": "forge_sweep.Sweep.ui",
