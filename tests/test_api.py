@@ -331,7 +331,7 @@ def test_a_real_sweep_from_tables_gives_a_model_that_takes_raw_rows(store: Path,
     with pytest.raises(BundleError, match="trust=True"):
         forge_sweep.load_model(name, store=store)
     pd.testing.assert_frame_equal(forge_sweep.load_model(name, store=store, trust=True).predict(rows), predicted)
-    done = forge_sweep.export_model(result.model, "keras", tmp_path / "network.keras", store=store, trust=True)
+    done = forge_sweep.export_model(result.model, "saved_model", tmp_path / "network", store=store, trust=True)
     assert done.path.exists() and done.difference <= done.allowed
     with pytest.raises(InputError, match="no alias @champion"):
         forge_sweep.load_model("models:/tumours@champion", store=store)
