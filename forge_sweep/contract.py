@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,6 +23,8 @@ from forge_sweep import models, training
 from forge_sweep.bundle import GOLDEN_TOLERANCE, network
 from forge_sweep.checks.findings import Finding
 from forge_sweep.experiment import Code, Params, Scalar
+from forge_sweep.experiment.code import PACKAGE
+from forge_sweep.experiment.importing import package_of
 from forge_sweep.preprocessing import Spec
 from forge_sweep.task import Task
 
@@ -33,10 +40,16 @@ REGRESSION_LOSS_FACTOR = 10.0
 
 FIX = "end the model with heads.only.output(hidden)"
 
+MOST_OBJECTS, MOST_ITEMS = 20_000, 1000
+"""In which arrays are looked for, and of one list."""
+
+MOST_NUMBERS = 2**25
+"""Of one array; of a larger one the first rows are taken."""
+
 CAPTURED = 3
 """Training rows in an array of a user's own module that are no coincidence."""
 
-MOST_NUMBERS = 2**20
+MOST_COMPARED = 2**20
 """Of one array, in which rows are looked for that have other columns than those of the model."""
 
 
@@ -166,7 +179,7 @@ def _captured(
         tables = [each.reshape(len(each), -1).astype(np.float32) for each in (*fed.values(), *unscaled, raw)]
         # Rows of a few flags are everywhere.
         known = [rows for rows in tables if rows.shape[1] > 1 and len(np.unique(rows, axis=0)) > len(rows) / 2]
-        held = models.held(model, code)
+        held = _held(model, code)
         counts = {where: max((_common(values, rows) for rows in known), default=0) for where, values in held}
     if places := [where for where, count in counts.items() if count >= CAPTURED]:
         most = max(counts.values())
@@ -174,6 +187,71 @@ def _captured(
         expected = "a model that learns from rows only as it is trained"
         fix = "read no rows in the builder's modules, and hand none to a layer or a function"
         yield Finding("error", "rows-captured", code.builder, seen, expected, fix)
+
+
+def _held(model: keras.Model, code: Code) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of numbers that a model and the modules of its builder keep, each with where it is.
+
+    These are weights, attributes of layers, constants of the graph, globals of every local module, and what functions
+    close over or have as defaults. Of tables these are the columns of numbers. `MOST_OBJECTS` objects are looked at,
+    those that are near first.
+    """
+    package = package_of(code)
+    waiting = deque[tuple[str, Any]]((f"weight {weight.path}", weight) for weight in model.weights)
+    for file in code.files:
+        name = file.removesuffix(f".{PACKAGE}")
+        globals_of = vars(sys.modules.get(f"{package}.{name}", object)).items()
+        waiting += [(f"{name}.{key}", value) for key, value in globals_of if not key.startswith("__")]
+    waiting += [(f"layer {layer.name}", layer) for layer in model.layers] + [("the model", model)]
+    seen = dict[int, Any]()  # the objects too: of one that is gone another may have the number
+    while waiting and len(seen) < MOST_OBJECTS:
+        where, value = waiting.popleft()
+        if id(value) in seen:
+            continue
+        seen[id(value)] = value
+        if (array := _array(value)) is not None:
+            yield where, array
+            continue
+        waiting += [(f"{where}{name}", each) for name, each in _inside(value, package)]
+
+
+def _array(value: Any) -> np.ndarray | None:
+    """An array, a tensor, a table or a list of rows as an array of numbers; None for anything else."""
+    try:
+        if hasattr(value, "select_dtypes"):
+            value = value.select_dtypes("number")
+        of_rows = isinstance(value, list | tuple) and value and isinstance(value[0], list | tuple)
+        if isinstance(value, type) or not (of_rows or hasattr(value, "__array__")):
+            return None
+        shape = getattr(value, "shape", ())
+        if math.prod(shape) > MOST_NUMBERS:  # a file that is read where it is looked at, among others
+            value = value[: MOST_NUMBERS // math.prod(shape[1:])]
+        found = np.asarray(value)
+    except Exception:  # rows of different lengths, a tensor of a graph, a device that no array can be had from
+        return None
+    return found if found.dtype.kind in "biuf" else None
+
+
+def _inside(value: Any, package: str) -> Iterator[tuple[str, Any]]:
+    """What an object keeps, with what to call it behind the object's own name."""
+    of_type = type(value) if not isinstance(value, type | FunctionType) else value
+    own = f"{getattr(of_type, '__module__', '')}.".startswith(f"{package}.")
+    if isinstance(value, Mapping):
+        yield from ((f"[{key!r}]", each) for key, each in list(value.items())[:MOST_ITEMS])
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from ((f"[{i}]", each) for i, each in enumerate(list(value)[:MOST_ITEMS]))
+    elif isinstance(value, MethodType | staticmethod | classmethod):
+        yield from (("", value.__func__), ("", getattr(value, "__self__", None)))
+    elif isinstance(value, functools.partial):
+        yield from (("", value.func), ("", value.args), ("", value.keywords))
+    elif isinstance(value, FunctionType) and own:
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # not set yet
+                yield f": {name}, which it closes over", cell.cell_contents
+        yield from ((": a default", each) for each in (value.__defaults__, value.__kwdefaults__))
+    elif own or (not isinstance(value, type) and of_type.__module__.startswith("keras.")):
+        yield from ((f".{name}", each) for name, each in list(getattr(value, "__dict__", {}).items()))
+        yield "", None if isinstance(value, type) else type(value)
 
 
 def _common(values: np.ndarray, known: np.ndarray) -> int:
@@ -188,7 +266,7 @@ def _common(values: np.ndarray, known: np.ndarray) -> int:
             mine, theirs = (np.ascontiguousarray(each, np.float32) + 0.0 for each in (known, upright))  # -0 is 0
             counts.append(int(np.isin(mine.view(whole), theirs.view(whole)).sum()))
         if max(counts) < CAPTURED:
-            rows = upright[: MOST_NUMBERS // width].astype(np.float32)
+            rows = upright[: MOST_COMPARED // width].astype(np.float32)
             counts.append(_joined(known, rows) if known.shape[1] <= width else _joined(rows, known))
     return max(counts)
 
@@ -205,10 +283,11 @@ def _joined(narrow: np.ndarray, wide: np.ndarray) -> int:
     order = np.argsort(teller)
     place = order[np.searchsorted(teller, wide, sorter=order).clip(max=len(order) - 1)]
     at, column = np.nonzero(teller[place] == wide)
-    if not len(at):
+    pairs = MOST_COMPARED // (narrow.shape[1] * wide.shape[1])
+    if not len(at) or not pairs:
         return 0
     at = at[column == (home := np.bincount(column).argmax())]
-    at = at[np.linspace(0, len(at) - 1, min(len(at), MOST_NUMBERS // (narrow.shape[1] * wide.shape[1]))).astype(int)]
+    at = at[np.linspace(0, len(at) - 1, min(len(at), pairs)).astype(int)]
     mine = place[at, home]
     alike = (narrow[mine][:, :, None] == wide[at][:, None, :]) | np.isnan(narrow[mine])[:, :, None]
     best = alike.mean(axis=0).argmax(axis=1)
@@ -231,7 +310,9 @@ def _ignored(model: keras.Model, code: Code, spec: Spec, task: Task, params: Par
             continue
         other: Scalar = ("sgd" if asked != "sgd" else "adam") if isinstance(asked, str) else asked / 2 or 0.5
         if _optimizer(models.build(code, spec, task, {**params, name: other}))[name] == found:
-            seen = f"the model is compiled with {name} {found}, whether {name} is {asked} or {other}"
+            shown = found.get("class_name") if isinstance(found, dict) else found  # a schedule
+            shown = f"{shown:.4g}" if isinstance(shown, float) else shown
+            seen = f"the model is compiled with {name} {shown}, whether {name} is {asked} or {other}"
             fix = f"give compile the {name} of the trial" if name in code.parameters else f"take {name} as an argument"
             fix += ", or return the model without compile: it then gets the optimizer of the experiment"
             yield Finding("error", "hyperparameter-ignored", code.builder, seen, f"the {name} of the trial", fix)

@@ -17,25 +17,31 @@ import pytest
 from forge_sweep import experiment as experiments
 from forge_sweep import sources, training, trial
 from forge_sweep.bundle import BACKEND_TOLERANCE, Bundle, ready_backend
+from forge_sweep.checks.findings import errors
 from forge_sweep.errors import MissingExtra
 from forge_sweep.experiment import Experiment
+from forge_sweep.preflight import preflight
 from forge_sweep.sources import Dataset
 from forge_sweep.trial import TrialResult
 
 PARAMS = {"width": 16, "depth": 1, "dropout": 0.2, "learning_rate": 0.01, "l2": 1e-4, "batch_size": 64}
 
 
-def experiment(backend: str) -> Experiment:
+def experiment(backend: str, builder: str = "mlp", root: Path = Path()) -> Experiment:
     return experiments.parse(
         {
             "name": "backends",
             "backend": backend,
             "data": {"source": "sample", "name": "breast_cancer", "target": "target", "task": "binary"},
-            "model": {"class_weight": "balanced", "search": {"width": 16}},
+            "model": {
+                "builder": builder,
+                "class_weight": "balanced",
+                "search": {"width": 16} if builder == "mlp" else {},
+            },
             "objective": {"metric": "val_auc"},
             "study": {"n_trials": 1, "epochs": 3},
         },
-        root=Path(),
+        root=root,
     )
 
 
@@ -53,7 +59,12 @@ def on_another_backend(backend: str, of_tensorflow: Path, folder: Path) -> dict[
     second, _ = trained(backend)
     first.bundle.save(folder, dataset.train.features)
     ready_backend(of_tensorflow)
+    (folder.parent / "net.py").write_text(
+        "import keras\ndef build(inputs, heads):\n    return keras.Model(inputs, heads.only.output(inputs['features']))"
+    )
+    spec = experiment(backend, builder="net:build", root=folder.parent)
     return {
+        "own model": [str(finding) for finding in errors(preflight(spec, dataset))],
         "value": first.value,
         "same": first.bundle.weights_sha256 == second.bundle.weights_sha256,
         "events": first.events,
@@ -94,6 +105,7 @@ def test_a_trial_needs_no_tensorflow_and_its_bundle_predicts_the_same_on_it(
     words = [line for line in done.stderr.splitlines() if "its golden rows give the same scores here" not in line]
     assert words == [], "nothing is printed but the word on the other bundle"
     assert found["same"], "one seed, equal weights"
+    assert found["own model"] == [], "nothing that the pre-flight refuses"
     assert found["value"] > 0.9
     by_fit = ["trained by model.fit, not by the compiled epoch: the backend is torch"]
     assert found["events"] == (by_fit if backend == "torch" else [])

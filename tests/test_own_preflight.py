@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from typer.testing import CliRunner
 
 from forge_sweep import sources, training
 from forge_sweep.checks.findings import errors
-from forge_sweep.errors import ExperimentError
+from forge_sweep.cli import app
+from forge_sweep.errors import ExperimentError, GateRefused
 from forge_sweep.experiment import parse
 from forge_sweep.preflight import preflight
 from forge_sweep.testing import BuilderContract
@@ -192,6 +194,20 @@ def test_a_mistake_is_an_error_that_names_it(code, said, body, head, tmp_path):
     assert found.code == code and said in str(found)
 
 
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_check_and_run_refuse_it_before_anything_is_trained(command, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import keras\ndef build(inputs, heads):\n    return keras.Sequential([keras.layers.Dense(2)])"
+    )
+    (tmp_path / "own.toml").write_text(
+        'name = "own"\n[data]\nsource = "sample"\nname = "breast_cancer"\ntarget = "target"\ntask = "binary"\n'
+        '[model]\nbuilder = "net:build"\n[objective]\nmetric = "val_auc"\n[study]\nn_trials = 1\n'
+    )
+    done = CliRunner().invoke(app, [command, str(tmp_path / "own.toml"), "--store", str(tmp_path / "mlruns")])
+    assert isinstance(done.exception, GateRefused) and "no trial was started" in str(done.exception)
+    assert [finding.code for finding in done.exception.findings] == ["output-shape"]
+
+
 def test_an_unknown_hyperparameter_is_refused_before_anything_is_built(tmp_path):
     with pytest.raises(ExperimentError, match=r"model\.search\.widht.*width"):
         tried(END, tmp_path, search={"widht": 3})
@@ -248,7 +264,7 @@ def test_a_copy_of_the_rows_as_they_are_fed_is_found(tmp_path):
             COMPILED.format("keras.optimizers.SGD(0.5)"),
         ),
         (
-            "learning_rate 0.00100",
+            "learning_rate 0.001, whether learning_rate is 0.0001 or 5e-05",
             "take learning_rate as an argument",
             "width: int = 4",
             {"learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2}},

@@ -7,35 +7,21 @@ versions, as in a bundle and beside the experiment, do not see each other, nor w
 from __future__ import annotations
 
 import ast
-import contextlib
-import functools
 import importlib
 import importlib.util
 import sys
 import threading
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from types import CodeType, ModuleType
+from typing import Any
 
 from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment.code import PACKAGE, Code, file_name
 
-if TYPE_CHECKING:
-    import keras
-
 PREFIX = "forge_sweep_own_"
-
-MOST = 20_000
-"""Objects in which `held` looks for arrays."""
-
-MOST_ITEMS = 1000
-"""Of one list."""
 
 _lock = threading.Lock()
 
@@ -54,68 +40,6 @@ def module_of(code: Code, name: str = "") -> ModuleType:
         return importlib.import_module(f"{package}.{name or code.module}")
     except (Exception, SystemExit) as error:  # a script that parses its own command line ends so
         raise failed(error, f"{name or code.module} cannot be imported") from error
-
-
-def held(model: keras.Model, code: Code) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays of numbers that a model and the modules of its builder keep, each with where it is.
-
-    These are weights, attributes of layers, constants of the graph, globals of every local module, and what functions
-    close over or have as defaults. Of tables these are the columns of numbers. `MOST` objects are looked at, those that
-    are near first.
-    """
-    package = package_of(code)
-    waiting = deque[tuple[str, Any]]((f"weight {weight.path}", weight) for weight in model.weights)
-    for file in code.files:
-        name = file.removesuffix(f".{PACKAGE}")
-        globals_of = vars(sys.modules.get(f"{package}.{name}", object)).items()
-        waiting += [(f"{name}.{key}", value) for key, value in globals_of if not key.startswith("__")]
-    waiting += [(f"layer {layer.name}", layer) for layer in model.layers] + [("the model", model)]
-    seen = dict[int, Any]()  # the objects too: of one that is gone another may have the number
-    while waiting and len(seen) < MOST:
-        where, value = waiting.popleft()
-        if id(value) in seen:
-            continue
-        seen[id(value)] = value
-        if (array := _array(value)) is not None:
-            yield where, array
-            continue
-        waiting += [(f"{where}{name}", each) for name, each in _inside(value, package)]
-
-
-def _array(value: Any) -> np.ndarray | None:
-    """An array, a tensor, a table or a list of rows as an array of numbers; None for anything else."""
-    try:
-        if hasattr(value, "select_dtypes"):
-            value = value.select_dtypes("number")
-        of_rows = isinstance(value, list | tuple) and value and isinstance(value[0], list | tuple)
-        if isinstance(value, type) or not (of_rows or hasattr(value, "__array__")):
-            return None
-        found = np.asarray(value)
-    except Exception:  # rows of different lengths, a tensor of a graph, a device that no array can be had from
-        return None
-    return found if found.dtype.kind in "biuf" else None
-
-
-def _inside(value: Any, package: str) -> Iterator[tuple[str, Any]]:
-    """What an object keeps, with what to call it behind the object's own name."""
-    of_type = type(value) if not isinstance(value, type | FunctionType) else value
-    own = f"{getattr(of_type, '__module__', '')}.".startswith(f"{package}.")
-    if isinstance(value, Mapping):
-        yield from ((f"[{key!r}]", each) for key, each in list(value.items())[:MOST_ITEMS])
-    elif isinstance(value, list | tuple | set | frozenset):
-        yield from ((f"[{i}]", each) for i, each in enumerate(list(value)[:MOST_ITEMS]))
-    elif isinstance(value, MethodType | staticmethod | classmethod):
-        yield from (("", value.__func__), ("", getattr(value, "__self__", None)))
-    elif isinstance(value, functools.partial):
-        yield from (("", value.func), ("", value.args), ("", value.keywords))
-    elif isinstance(value, FunctionType) and own:
-        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
-            with contextlib.suppress(ValueError):  # not set yet
-                yield f": {name}, which it closes over", cell.cell_contents
-        yield from ((": a default", each) for each in (value.__defaults__, value.__kwdefaults__))
-    elif own or (not isinstance(value, type) and of_type.__module__.startswith("keras.")):
-        yield from ((f".{name}", each) for name, each in list(getattr(value, "__dict__", {}).items()))
-        yield "", None if isinstance(value, type) else type(value)
 
 
 def package_of(code: Code) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from forge_sweep import plugins
 from forge_sweep.errors import InputError
 from forge_sweep.experiment import Code
-from forge_sweep.experiment.importing import held, where
+from forge_sweep.experiment.importing import where
 from forge_sweep.models import mlp, own
 from forge_sweep.models.general import adjust
 from forge_sweep.models.heads import Head, Heads
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from forge_sweep.preprocessing import Spec
     from forge_sweep.task import Task
 
-__all__ = ["BUILDERS", "Builder", "Head", "Heads", "WrongOutput", "build", "callbacks", "held", "size", "where"]
+__all__ = ["BUILDERS", "Builder", "Head", "Heads", "WrongOutput", "build", "callbacks", "size", "where"]
 
 
 @dataclass(frozen=True)
