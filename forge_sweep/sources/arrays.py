@@ -40,7 +40,7 @@ def read_archive(path: Path, key: str, spec: DataSpec) -> pd.DataFrame:
         with zipfile.ZipFile(path) as archive:
             sizes = {entry.filename.removesuffix(".npy"): entry.file_size for entry in archive.infolist()}
         absent = [name for name in spec.drop if name not in sizes]
-        refuse_too_much(2 * sum(sizes[name] for name in sizes if name not in spec.drop), f"{key}: {path}")
+        refuse_too_much(2.5 * sum(sizes[name] for name in sizes if name not in spec.drop), f"{key}: {path}")
         with np.load(path, allow_pickle=False) as opened:
             arrays = {name: np.asarray(opened[name]) for name in opened.files if name not in spec.drop}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, MemoryError) as error:
