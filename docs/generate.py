@@ -170,6 +170,7 @@ PYTHON = {
     "run": "forge_sweep.Sweep.run",
     "worker": "forge_sweep.Sweep.join",
     "check": "forge_sweep.Sweep.check",
+    "doctor": "forge_sweep.doctor.examine",
     "schema": "forge_sweep.experiment.json_schema",
     "status": "forge_sweep.Sweep.status",
     "trials": "forge_sweep.Sweep.trials",
@@ -231,6 +232,7 @@ API = {
         "forge_sweep.reproduce.commands",
     ],
     "Experiments and stores": [
+        "forge_sweep.doctor.examine",
         "forge_sweep.experiment.json_schema",
         "forge_sweep.tracking.upgrade_store",
     ],

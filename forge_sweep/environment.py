@@ -139,7 +139,7 @@ def capture(root: Path, backend: str) -> Environment:
     """
     contained = in_container()
     commit, dirty, diff, remote = _git_state(root)
-    gpus = _gpus()
+    found = gpus()
     return Environment(
         image_digest=image_digest(os.environ, contained),
         in_container=contained,
@@ -153,8 +153,8 @@ def capture(root: Path, backend: str) -> Environment:
         cpu=_cpu(),
         cores=cores(),
         memory_bytes=memory().total,
-        gpus=gpus,
-        cuda=_cuda() if gpus else NONE,
+        gpus=found,
+        cuda=_cuda() if found else NONE,
         backend=backend,
         threads=_variables(_THREADS),
         flags=_variables(_FLAGS),
@@ -170,13 +170,16 @@ def unset_empty_variables() -> None:
 
     TensorFlow ends the process over some of them. ``CUDA_VISIBLE_DEVICES`` stays: empty, it means no GPU.
     """
-    for name in (*_THREADS, *_FLAGS, *_VARIABLES, *KERAS_LIMITS, "KERAS_HOME"):
+    for name in SETTINGS:
         if os.environ.get(name) == "" and name != "CUDA_VISIBLE_DEVICES":
             del os.environ[name]
 
 
 KERAS_LIMITS = ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH")
 """Variables that cut every training short, which Keras has for debugging."""
+
+SETTINGS = (*_THREADS, *_FLAGS, *_VARIABLES, *KERAS_LIMITS, "KERAS_HOME")
+"""Variables that change what is computed, or how."""
 
 
 def keras_file() -> Path:
@@ -230,7 +233,7 @@ def in_container(filesystem: Path = Path("/"), environ: Mapping[str, str] = os.e
 
 def cuda_version() -> str:
     """CUDA version of the driver, ``none`` without a GPU."""
-    return _cuda() if _gpus() else NONE
+    return _cuda() if gpus() else NONE
 
 
 def cores() -> int:
@@ -316,7 +319,7 @@ def _packages() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _gpus() -> tuple[str, ...]:
+def gpus() -> tuple[str, ...]:
     """One line per GPU from nvidia-smi, or model names from the kernel driver where nvidia-smi is not installed."""
     query = "--query-gpu=name,memory.total,driver_version"
     lines = (_output("nvidia-smi", query, "--format=csv,noheader") or "").splitlines()

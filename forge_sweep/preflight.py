@@ -250,13 +250,14 @@ def _gpu(experiment: Experiment) -> Iterator[Finding]:
     """Whether a GPU of this machine lies idle, unless it was hidden on purpose."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return
-    gpus = environment.capture(experiment.root, experiment.backend).gpus
-    if gpus and not training.accelerators():
-        seen = f"{len(gpus)} GPU ({gpus[0]}), but {experiment.backend} computes on the CPU"
-        install = {
-            "tensorflow": "in a checkout of forge-sweep pip install '.[gpu]'",
-            "jax": "pip install 'jax[cuda13]'",
-        }
-        how = install.get(experiment.backend, "install a CUDA build of PyTorch that its driver can run")
-        fix = f"{how}, or set CUDA_VISIBLE_DEVICES=-1 to mean it"
-        yield Finding("warning", "gpu-unused", "backend", seen, "a backend that uses it", fix)
+    if (gpus := environment.gpus()) and not training.accelerators():
+        yield unused_gpu(experiment.backend, gpus)
+
+
+def unused_gpu(backend: str, gpus: Sequence[str]) -> Finding:
+    """What to say of a backend that computes on the CPU beside GPUs that were not hidden on purpose."""
+    seen = f"{len(gpus)} GPU ({gpus[0]}), but {backend} computes on the CPU"
+    install = {"tensorflow": "in a checkout of forge-sweep pip install '.[gpu]'", "jax": "pip install 'jax[cuda13]'"}
+    how = install.get(backend, "install a CUDA build of PyTorch that its driver can run")
+    fix = f"{how}, or set CUDA_VISIBLE_DEVICES=-1 to mean it"
+    return Finding("warning", "gpu-unused", "backend", seen, "a backend that uses it", fix)

@@ -63,7 +63,12 @@ WORDS: dict[str, str] = {
 ADDRESSED = {("serve",), ("predict",), ("export",)}
 """Commands whose MODEL is an address."""
 
-EXTRA = {("worker",): ["--wait", "0"], ("data", "drop"): ["--yes"], ("data", "ingest"): ["--version", "v1"]}
+EXTRA = {
+    ("worker",): ["--wait", "0"],
+    ("doctor",): ["--quick"],
+    ("data", "drop"): ["--yes"],
+    ("data", "ingest"): ["--version", "v1"],
+}
 
 
 def words_of(path: tuple[str, ...], given: Mapping[str, str]) -> list[str]:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from forge_sweep.cli.options import MLRUNS, AsJson, Model, ModelUri, Reason, Run, Store, Trust, Version
-from forge_sweep.cli.printing import complain, echo, emit, print_table, say
+from forge_sweep.cli.printing import complain, echo, emit, print_finding, print_table, say
 from forge_sweep.cli.surroundings import REFUSED, refuse_unwritable
 from forge_sweep.errors import InputError
 
 if TYPE_CHECKING:
-    from forge_sweep.checks.findings import Finding
     from forge_sweep.registry import Champions, Change
 
 app = typer.Typer(
@@ -61,7 +60,7 @@ def promote(
             reason=reason,
             experiment=experiment,
             trust=trust,
-            tell=(lambda found: None) if as_json else _print_gate,
+            tell=(lambda found: None) if as_json else (lambda found: print_finding(found, error="REFUSED")),
             say=_note,
         )
     except registry.Refused as refusal:
@@ -280,13 +279,6 @@ def _champions(model: str, store: Path) -> Champions:
 def _note(*texts: str) -> None:
     for text in texts:
         say(f"note: {text}", err=True)
-
-
-def _print_gate(found: Finding) -> None:
-    mark = {"info": "ok", "warning": "warning", "error": "REFUSED"}[found.severity]
-    say(f"{mark:<8} {found.code:<15} {found.subject}: {found.seen}")
-    if found.severity != "info":
-        say(f"{'':<24} expected {found.expected}; fix: {found.fix}")
 
 
 def _print_change(model: str, change: Change) -> None:

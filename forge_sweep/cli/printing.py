@@ -21,6 +21,7 @@ from rich.text import Text
 from forge_sweep import jsons
 
 if TYPE_CHECKING:
+    from forge_sweep.checks.findings import Finding
     from forge_sweep.study import StateCost
 
 REPLACED = "forge_sweep.ascii"
@@ -154,6 +155,14 @@ def _blocks(widths: Sequence[int], width: int) -> list[list[int]]:
         parts[-1].append(column)
         used += needed
     return parts
+
+
+def print_finding(found: Finding, *, error: str = "ERROR") -> None:
+    """Print a finding, with what to do where it is none of the good ones; ``error`` is the word for those that stop."""
+    mark = {"info": "ok", "warning": "warning", "error": error}[found.severity]
+    say(f"{mark:<8} {found.code:<15} {found.subject}: {found.seen}")
+    if found.severity != "info":
+        say(f"{'':<24} expected {found.expected}; fix: {found.fix}")
 
 
 def print_costs(costs: list[StateCost]) -> None:

@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forge_sweep.cli.options import MLRUNS, AsJson, File, Name, Overrides, Store
-from forge_sweep.cli.printing import cell, complain, console, echo, emit, print_costs, print_features, print_table, say
+from forge_sweep.cli.printing import (
+    cell,
+    complain,
+    console,
+    echo,
+    emit,
+    print_costs,
+    print_features,
+    print_finding,
+    print_table,
+    say,
+)
 from forge_sweep.cli.surroundings import INTERRUPTED, REFUSED, refuse_unwritable
 from forge_sweep.errors import InputError
 
@@ -97,6 +108,45 @@ def check(experiment: File, overrides: Overrides = None, store: Store = MLRUNS, 
     if not as_json:
         warnings = said + sum(finding.severity == "warning" for finding in findings)
         say(f"{loaded.name}: ready to run ({warnings} warning{'' if warnings == 1 else 's'})")
+
+
+def doctor(
+    experiment: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[EXPERIMENT]", help="Experiment file (TOML): check what it asks for too.", show_default=False
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Start no backend: nothing on what it computes on, and how fast.")
+    ] = False,
+    store: Store = MLRUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Check packages, variables, devices, stores and disk; exit code 3 if there are errors."""
+    loaded = None if experiment is None else _load(experiment, overrides)
+    from forge_sweep.doctor import examine
+
+    areas = examine(loaded, store=store, quick=quick)
+    counts = {
+        kind: sum(found.severity == kind for findings in areas.values() for found in findings)
+        for kind in ("error", "warning")
+    }
+    if as_json:
+        listed = {area: [asdict(found) for found in findings] for area, findings in areas.items()}
+        emit({"errors": counts["error"], "warnings": counts["warning"], "findings": listed})
+    else:
+        for area, findings in areas.items():
+            say(area)
+            for found in findings:
+                print_finding(found)
+    words = ", ".join(f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in counts.items())
+    if counts["error"]:
+        complain(words)
+        raise typer.Exit(REFUSED)
+    if not as_json:
+        say(words)
 
 
 def schema() -> None:
@@ -276,7 +326,7 @@ def reconcile(
         raise typer.Exit(1)
 
 
-COMMANDS = (run, worker, check, schema, status, trials, diagnose, best, report, ui, reconcile)
+COMMANDS = (run, worker, check, doctor, schema, status, trials, diagnose, best, report, ui, reconcile)
 
 store_app = typer.Typer(help="Maintain the embedded store.", no_args_is_help=True)
 

@@ -137,13 +137,16 @@ def _parts(url: str) -> tuple[str, str, str]:
     return login, at, f"{hosts}{slash}{path}".partition("?")[0]
 
 
-def connect(address: Address, *, role: str | None = None, autocommit: bool = False) -> psycopg.Connection[Any]:
-    """Connect, waiting up to half a minute for a server that restarts.
+def connect(
+    address: Address, *, role: str | None = None, autocommit: bool = False, patience_s: float = PATIENCE_S
+) -> psycopg.Connection[Any]:
+    """Connect, waiting for a server that restarts.
 
     Args:
         address: the database.
         role: the role to act in from here on, such as `TUNER`.
         autocommit: whether each statement is a transaction of its own.
+        patience_s: how long to try again.
 
     Raises:
         DataError: the server refuses: password, name of the database, role, or its version.
@@ -152,7 +155,7 @@ def connect(address: Address, *, role: str | None = None, autocommit: bool = Fal
     import psycopg
 
     try:
-        connection = _attempts(PATIENCE_S)(_open, address, autocommit)
+        connection = _attempts(patience_s)(_open, address, autocommit)
     except psycopg.OperationalError as error:
         refusal = _refusal(address, error)
     else:

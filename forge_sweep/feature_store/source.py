@@ -25,6 +25,7 @@ from forge_sweep.feature_store.connection import (
     privileges,
     retrying,
 )
+from forge_sweep.feature_store.schema import HEAD, require_schema
 from forge_sweep.feature_store.versions import (
     RESTORE,
     SPLITS,
@@ -59,6 +60,18 @@ class FeatureStoreSource:
         """See `forge_sweep.sources.base.Source.load`; order and split were fixed at ingest, whatever ``seed`` is."""
         address = Address.from_environment()
         return retrying(lambda: _load(address, spec))
+
+    def state(self) -> str:
+        """Where the store is, of which revision, and how many versions it holds, in a sentence.
+
+        Raises:
+            DataError: it refuses the login, or has tables of another version of forge_sweep.
+            StoreDown: it does not answer, at the first attempt.
+        """
+        address = Address.from_environment()
+        with connect(address, patience_s=0.0) as connection:
+            require_schema(connection)
+            return f"{address} has revision {HEAD} and {len(versions(connection))} versions"
 
     def successor(self, name: str) -> Successor | None:
         """See `forge_sweep.sources.base.Versioned.successor`."""

@@ -10,7 +10,7 @@ from forge_sweep.study.resume import (
     require_packages,
     resumable,
 )
-from forge_sweep.study.storage import check_storage, storage_url
+from forge_sweep.study.storage import check_storage, state, storage_url
 from forge_sweep.study.study import Asked, Requeued, Shared, Study
 from forge_sweep.study.trials import (
     PHASES_NOTE,
@@ -53,6 +53,7 @@ __all__ = [
     "require_packages",
     "resumable",
     "span",
+    "state",
     "storage_url",
     "union_s",
 ]

@@ -98,11 +98,7 @@ def open_storage(url: str, store: Path) -> Database:
     path = _file(url)
     try:
         if path is not None:
-            if url != embedded_url(store) and not path.parent.is_dir():  # any other folder than the store may be a slip
-                raise InputError(
-                    f"the study database cannot be used: FORGE_SWEEP_STORAGE: {path.parent} is not a directory",
-                    hint="create that directory, or unset FORGE_SWEEP_STORAGE for SQLite in the store",
-                )
+            _refuse_no_folder(path, url, store)
             addresses.refuse_damaged(path, WHAT)
             with creating(url, store):
                 return _sqlite(url)
@@ -116,6 +112,51 @@ def open_storage(url: str, store: Path) -> Database:
     except RuntimeError as error:  # Optuna's, of tables that another version made
         hint = "install the version of Optuna that made it, or give another store"
         raise InputError(f"the study database cannot be used: {str(error).splitlines()[0]}", hint=hint) from error
+
+
+def state(store: Path) -> str:
+    """Where studies are kept and of which schema that is, in a sentence; neither a file nor a table is made.
+
+    Raises:
+        InputError: it is damaged, cannot be written, was made by another version of Optuna, or is none.
+        SweepStopped: its server does not answer.
+    """
+    import sqlalchemy
+
+    check_storage(store)
+    url = storage_url(store)
+    path = _file(url)
+    if path is not None and not path.exists():
+        _refuse_no_folder(path, url, store)
+        addresses.refuse_unwritable(path.parent)
+        return f"{path} does not exist yet; the first run makes it"
+    where = path or f"the {url.partition(':')[0]} server"
+    try:
+        engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=_patience(url))
+        with engine.connect() as connection:
+            made = sqlalchemy.inspect(connection).has_table("version_info")
+            if path is None and connection.exec_driver_sql("SHOW transaction_read_only").scalar() == "on":
+                raise InputError(f"{where} of the study database may only be read", hint="name the primary server")
+    except (ImportError, sqlalchemy.exc.SQLAlchemyError) as error:
+        if path is None and isinstance(error, sqlalchemy.exc.OperationalError) and "FATAL" not in str(error.orig):
+            hint = f"start it, or correct {VARIABLE}, or unset it for SQLite in the store"
+            raise SweepStopped(f"{where} of the study database does not answer", hint=hint) from error
+        raise (_unusable(url, error) if path is None else _unusable_file(path, error)) from error
+    if not made:
+        return f"{where} has no tables yet; the first run makes them"
+    storage = open_storage(url, store)
+    try:
+        return f"{where} has schema {storage.backend.get_current_version()}"
+    finally:
+        storage.engine.dispose()
+
+
+def _refuse_no_folder(path: Path, url: str, store: Path) -> None:
+    if url != embedded_url(store) and not path.parent.is_dir():  # any other folder than the store may be a slip
+        raise InputError(
+            f"the study database cannot be used: FORGE_SWEEP_STORAGE: {path.parent} is not a directory",
+            hint="create that directory, or unset FORGE_SWEEP_STORAGE for SQLite in the store",
+        )
 
 
 def _unusable_file(path: Path, error: Exception) -> InputError:

@@ -4,7 +4,7 @@ from forge_sweep.sweep.context import Event, Interrupted, Watch, ignore
 from forge_sweep.sweep.join import Joined, join
 from forge_sweep.sweep.reconcile import Difference, Reconciled, reconcile
 from forge_sweep.sweep.result import LINKED, SweepResult, result_of
-from forge_sweep.sweep.run import check, check_stores, run
+from forge_sweep.sweep.run import check, check_stores, refuse_gpu_budget, run
 
 __all__ = [
     "LINKED",
@@ -20,6 +20,7 @@ __all__ = [
     "ignore",
     "join",
     "reconcile",
+    "refuse_gpu_budget",
     "result_of",
     "run",
 ]

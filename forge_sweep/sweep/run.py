@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -245,7 +245,7 @@ def look_around(experiment: Experiment, store: Path, watch: Watch) -> Environmen
     check_storage(store)
     check_store(store)
     here = capture_environment(experiment, watch)
-    refuse_gpu_budget(experiment, here)
+    refuse_gpu_budget(experiment, here.gpus)
     return here
 
 
@@ -295,10 +295,10 @@ def capture_environment(experiment: Experiment, watch: Watch) -> Environment:
     return here
 
 
-def refuse_gpu_budget(experiment: Experiment, here: Environment) -> None:
+def refuse_gpu_budget(experiment: Experiment, gpus: Sequence[str]) -> None:
     """A budget of GPU-seconds that no trial can spend would never end anything."""
     limit, spec = experiment.study.gpu_budget_s, experiment.workers
-    if limit is not None and not (spec.gpus if spec.kind == "ray" else here.gpus):
+    if limit is not None and not (spec.gpus if spec.kind == "ray" else gpus):
         raise InputError(
             f"study.gpu_budget_s = {limit:g}, but no trial holds a GPU",
             hint="set study.cpu_budget_s, or on a Ray cluster workers.gpus",

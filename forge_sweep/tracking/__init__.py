@@ -7,7 +7,7 @@ killed. The package is also the ``loader_module`` of registered models: MLflow c
 
 from __future__ import annotations
 
-from forge_sweep.tracking.client import check_store, default_uri, prepare_store
+from forge_sweep.tracking.client import check_store, default_uri, prepare_store, state
 from forge_sweep.tracking.ledger import Entry, Ledger
 from forge_sweep.tracking.mlmodel import ForeignModel, _load_pyfunc
 from forge_sweep.tracking.models import (
@@ -63,6 +63,7 @@ __all__ = [
     "prepare_store",
     "read_record",
     "requirements",
+    "state",
     "upgrade_store",
     "write_verdict",
 ]

@@ -146,13 +146,7 @@ def connect(uri: str, store: Path, *, reading: bool = False) -> MlflowClient:
     _quiet()
     from mlflow import MlflowClient
 
-    # A version refers to the run and the files of the store in which it is registered.
-    other = addresses.variable("MLFLOW_REGISTRY_URI")
-    if other and other.rstrip("/") != uri.rstrip("/"):
-        raise InputError(
-            f"MLFLOW_REGISTRY_URI = {masked(other)} is another store than that of the runs, {masked(uri)}",
-            hint="unset it: models are registered where their runs are",
-        )
+    _refuse_other_registry(uri)
     if (path := addresses.sqlite_file(uri)) is not None:
         addresses.refuse_damaged(path, CONTENT)
     _probe(uri)
@@ -161,6 +155,41 @@ def connect(uri: str, store: Path, *, reading: bool = False) -> MlflowClient:
         refuse_read_only(uri)
     address = readable(uri)
     return MlflowClient(address, address)
+
+
+def _refuse_other_registry(uri: str) -> None:
+    """A version refers to the run and the files of the store in which it is registered."""
+    other = addresses.variable("MLFLOW_REGISTRY_URI")
+    if other and other.rstrip("/") != uri.rstrip("/"):
+        raise InputError(
+            f"MLFLOW_REGISTRY_URI = {masked(other)} is another store than that of the runs, {masked(uri)}",
+            hint="unset it: models are registered where their runs are",
+        )
+
+
+def state(store: Path) -> str:
+    """Where runs go and of which schema that is, in a sentence; no store is made.
+
+    Raises:
+        InputError: it is damaged, cannot be written, has another schema than the installed MLflow's, or is none.
+        TrackingDown: it does not answer.
+    """
+    uri = default_uri(store)
+    _refuse_other_registry(uri)
+    if (path := addresses.sqlite_file(uri)) is not None:
+        addresses.refuse_damaged(path, CONTENT)
+        refuse_read_only(uri)
+        if not path.exists():
+            addresses.refuse_unwritable(path.parent)
+            return f"{path} does not exist yet; the first run makes it"
+    with translated("the first request"):
+        _probe(uri)
+        if _scheme(uri) not in _DATABASES:
+            return (
+                f"{masked(uri)} answers as MLflow; its schema is up to it, and whether it may be written was not tried"
+            )
+        schema = refuse_other_schema(uri)
+    return f"{path or masked(uri)} has " + (f"schema {schema}" if schema else "no tables yet; the first run makes them")
 
 
 _synced_at_ends: set[str] = set()

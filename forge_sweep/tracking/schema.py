@@ -38,20 +38,20 @@ class Upgrade:
     copy: Path | None
 
 
-def refuse_other_schema(uri: str) -> None:
-    """Refuse a database that the installed MLflow would migrate, or that it is too old to read.
+def refuse_other_schema(uri: str) -> str | None:
+    """Refuse a database that the installed MLflow would migrate, or that it is too old to read; give its revision.
 
     A file beside an SQLite store names the version that was last found to fit: the next check takes 10 ms instead of
     half a second.
     """
     path, found = sqlite_file(uri), _revision(uri)
     if found is None:  # not made yet, or not MLflow's: what creates or opens it says so
-        return
+        return None
     stamp = None if path is None else path.with_name(f".{path.name}.schema")
     fits = f"mlflow {_installed()} {found}\n"
     with contextlib.suppress(OSError):
         if stamp is not None and stamp.read_text(encoding="utf-8") == fits:
-            return
+            return found
     scripts, where = _scripts(), path or masked(uri)
     if found == scripts.get_current_head():
         if stamp is not None:
@@ -59,7 +59,7 @@ def refuse_other_schema(uri: str) -> None:
                 new = stamp.with_name(f"{stamp.name}.{os.getpid()}")
                 new.write_text(fits, encoding="utf-8")
                 new.replace(stamp)
-        return
+        return found
     if all(each.revision != found for each in scripts.walk_revisions()):
         raise InputError(
             f"{where} was written by a newer MLflow (schema {found}); the installed {_installed()} cannot read it",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from forge_sweep.training.backend import (
+    BACKENDS,
     Setup,
     accelerators,
     as_variables,
+    check_backend,
     dtype_policy,
     fix_operations,
     load_backend,
@@ -32,6 +34,7 @@ from forge_sweep.training.fit import FitResult, FitSpec, OnEpoch, OnResume, Sche
 from forge_sweep.training.networks import forget, reuse
 
 __all__ = [
+    "BACKENDS",
     "Checkpoint",
     "Features",
     "FileCheckpoint",
@@ -45,6 +48,7 @@ __all__ = [
     "accelerators",
     "as_variables",
     "begin_anew",
+    "check_backend",
     "chunk_rows",
     "classify",
     "data_loss",

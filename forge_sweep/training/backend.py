@@ -40,6 +40,21 @@ def select_backend(name: str, deterministic: bool | None = None) -> None:
         deterministic: what the experiment says, where something is to be trained.
 
     Raises:
+        InputError: see `check_backend`.
+    """
+    check_backend(name, deterministic)
+    os.environ["KERAS_BACKEND"] = name
+    if name == "tensorflow" and not os.environ.get("TF_CPP_MIN_LOG_LEVEL"):
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2" if _has_nvidia_device() else "3"
+        # It warns of retracing where one short-lived model follows another, as in every sweep. A filter, since it sets
+        # a level of its own when it is imported in a notebook.
+        logging.getLogger("tensorflow").addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+def check_backend(name: str, deterministic: bool | None = None) -> None:
+    """Refuse a backend that cannot be chosen here; nothing is imported, nothing is set.
+
+    Raises:
         InputError: the name is unknown, its package is not installed, ``KERAS_BACKEND`` names another one, or Keras
             runs on another one already; or a variable asks for other numbers than the experiment does.
     """
@@ -64,12 +79,6 @@ def select_backend(name: str, deterministic: bool | None = None) -> None:
         if name == "tensorflow":  # comes with this package
             raise InputError('backend = "tensorflow" is not installed', hint="pip install tensorflow")
         raise MissingExtra(f'backend = "{name}"', name)
-    os.environ["KERAS_BACKEND"] = name
-    if name == "tensorflow" and not os.environ.get("TF_CPP_MIN_LOG_LEVEL"):
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2" if _has_nvidia_device() else "3"
-        # It warns of retracing where one short-lived model follows another, as in every sweep. A filter, since it sets
-        # a level of its own when it is imported in a notebook.
-        logging.getLogger("tensorflow").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 def _has_nvidia_device() -> bool:
