@@ -388,7 +388,8 @@ def _refused(code: str, subject: str, expected: str, check: Callable[[], object]
 
 
 def _refusal(code: str, subject: str, expected: str, error: ForgeSweepError) -> Finding:
-    return Finding("error", code, subject, masked(error.message), expected, masked(error.hint))
+    fix = masked(error.hint) or "start that server, or correct the variable that names it"  # an outage has no hint
+    return Finding("error", code, subject, masked(error.message), expected, fix)
 
 
 def _fine(code: str, subject: str, seen: str) -> Finding:

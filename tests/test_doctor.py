@@ -182,7 +182,7 @@ def test_servers_that_nobody_reaches_and_passwords_that_nobody_sees(
     assert done.exit_code == 3 and found["errors"] == 3 and "geheim" not in done.output
     bad = {each["subject"]: each for each in found["findings"]["stores"] if each["severity"] == "error"}
     assert set(bad) == {"MLflow", "Optuna", "the feature store"}
-    assert all("does not answer" in each["seen"] for each in bad.values())
+    assert all("does not answer" in each["seen"] and each["fix"] for each in bad.values())
     assert "geheim" not in CliRunner().invoke(app, words).output
 
 
