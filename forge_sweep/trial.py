@@ -294,7 +294,8 @@ class Recipe:
                     targets = train_targets[list(head.target)]
                     tasks[name] = Task.learn(head.task, targets, positive=head.positive, loss=head.loss)
                 except DataError as error:
-                    raise DataError(f"data.heads.{name}: {error.message}", hint=error.hint) from error
+                    hint = error.hint.replace("under [data]", f"under [data.heads.{name}]")
+                    raise DataError(f"data.heads.{name}: {error.message}", hint=hint) from error
             return Joint.of(tasks, [head.weight for _, head in self.heads], self.sums)
         return Task.learn(
             self.task,

@@ -202,6 +202,22 @@ def test_a_mistake_is_named(path: str, said: str, changes: dict[str, Any]) -> No
     assert any(mistake.path == path and said in str(mistake) for mistake in caught.value.mistakes), caught.value
 
 
+@pytest.mark.parametrize(
+    ("path", "said", "heads"),
+    [
+        ("data.heads.sale.task", "this key is required", {**HEADS, "sale": {"target": "sold"}}),
+        ("data.heads.sale.weight", "greater than 0", {**HEADS, "sale": {**HEADS["sale"], "weight": -1.0}}),
+        ("data.heads.sale.target", "already", {**HEADS, "sale": {**HEADS["sale"], "target": "kind"}}),
+        ("data.heads", "a table, such as [data.heads.NAME]", [{"target": "sold", "task": "binary"}]),
+    ],
+)
+def test_one_mistake_in_a_head_is_one_mistake(path: str, said: str, heads: Any) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        parse(table(data__heads=heads, objective__metric="val_s", objective__sum={"sale_auc": 1.0}), root=Path())
+    (mistake,) = caught.value.mistakes
+    assert mistake.path == path and said in str(mistake)
+
+
 def test_heads_need_a_table_of_theirs_and_a_sum_needs_heads() -> None:
     alone = {"path": "rows.csv", "target": "sold", "task": "joint"}
     with pytest.raises(ExperimentError, match=r"under \[data\.heads\]"):
@@ -217,6 +233,11 @@ def test_targets_that_do_not_fit_name_their_head(tmp_path: Path) -> None:
     found = parse(table(), root=tmp_path)
     with pytest.raises(DataError, match=r"^data\.heads\.sale: "):
         Recipe.of(found).learn_task(FRAME.assign(sold=FRAME["kind"]))
+    FRAME.assign(sold=FRAME["price"]).to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(
+        DataError, match=r'^data\.heads\.sale\.task = "binary": target \'sold\' has \d+ different values'
+    ):
+        load_data(found, lambda event: None)
 
 
 def test_rows_are_stratified_by_the_first_head_of_classes_and_each_head_is_audited(tmp_path: Path) -> None:

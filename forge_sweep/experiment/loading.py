@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from forge_sweep import plugins
 from forge_sweep.errors import ExperimentError, InputError, Mistake
 from forge_sweep.experiment.code import Code, is_own
 from forge_sweep.experiment.code import read as read_code
@@ -99,7 +100,11 @@ def parse(
             source_code = read_code(own_source, root, source=True)
         except ExperimentError as error:
             mistakes += error.mistakes
+    builder = model.get("builder", "mlp") if isinstance(model := tables.get("model", {}), dict) else "mlp"
+    if not own and not plugins.is_known(plugins.BUILDERS, str(builder)):
+        hyperparameters = None  # of which network, cannot be told
     mistakes += _field_mistakes(tables, own or "mlp", hyperparameters)
+    of_heads = [mistake for mistake in mistakes if mistake.path.startswith("data.heads")]
     sections = {name: _lenient(section, tables.get(name, {})) for name, section in SECTIONS.items()}
     sections["preprocessing"] = sections["preprocessing"] or PreprocessingSpec()  # its defaults contradict nothing
     sections |= {"backend": str(tables.get("backend")), "code": code, "hyperparameters": hyperparameters}
@@ -108,6 +113,9 @@ def parse(
         needed = [sections[name] for name in names]
         if not any(each is None for each in needed):
             mistakes += rule(*needed)
+    if of_heads:  # a head that could not be read is not there for what was compared with it
+        follow = ("data.target", "data.task", "data.heads", "objective.sum", "objective.metric")
+        mistakes = [*of_heads, *(each for each in mistakes if not each.path.startswith(follow))]
     if any(mistake.path.startswith("model.search.") for mistake in mistakes):
         # a search value that could not be read may have been the one that is searched
         mistakes = [mistake for mistake in mistakes if mistake.path != "model.search"]
@@ -131,7 +139,8 @@ def _targets_of_heads(heads: Any) -> list[Any]:
     of_heads = (
         [head.get("target", []) for head in heads.values() if isinstance(head, dict)] if isinstance(heads, dict) else []
     )
-    return [name for names in of_heads for name in (names if isinstance(names, list) else [names])]
+    names = [name for names in of_heads for name in (names if isinstance(names, list) else [names])]
+    return list(dict.fromkeys(name for name in names if isinstance(name, str)))
 
 
 def _own(tables: Mapping[str, Any], section: str, key: str) -> str:
@@ -275,6 +284,9 @@ def _as_mistake(detail: Any) -> Mistake:
     elif kind == "literal_error":
         words = [word.strip("'") for word in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")]
         expected, hint = f"one of {', '.join(words)}", nearest(str(value), words)
+        if path in ("model.builder", "data.source"):
+            function = "build" if path == "model.builder" else "load"
+            expected += f", or a function of your own such as {str(value).removesuffix('.py')}:{function}"
     elif kind == "string_pattern_mismatch":
         expected = "letters, digits, _ . and -, beginning with a letter or a digit"
         if path == "data.separator":
@@ -303,6 +315,7 @@ EXPECTED: Mapping[str, Callable[[Any], str]] = {
     "string_type": lambda detail: "a text in quotes",
     "bool_type": lambda detail: "true or false",
     "finite_number": lambda detail: "a finite number",
+    "dict_type": lambda detail: f"a table, such as [{'.'.join(_location(detail))}.NAME]",
 }
 """Pydantic's words where ours are better."""
 

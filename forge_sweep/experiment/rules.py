@@ -269,7 +269,10 @@ def objective_fits_task(objective: ObjectiveSpec, data: DataSpec) -> Mistakes:
         return
     if metric not in known:
         of = data.task if not data.heads else "these heads"
-        yield wrong("objective.metric", metric, f"a metric of {of}: {', '.join(known)}", nearest(metric, known))
+        hint = nearest(metric, known, 0.75 if data.heads else 0.6)
+        if not hint and data.heads:
+            hint = "for a weighted sum of your own, set objective.sum = { HEAD_METRIC = 1.0, ... }"
+        yield wrong("objective.metric", metric, f"a metric of {of}: {', '.join(known)}", hint)
     elif objective.direction not in (None, known[metric]):
         expected = f'"{known[metric]}", the direction of {metric}'
         yield wrong("objective.direction", objective.direction, expected, "leave it out: it follows from the metric")

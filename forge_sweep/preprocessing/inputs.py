@@ -142,7 +142,7 @@ def resolved(groups: Sequence[Group], schema: Schema) -> tuple[Group, ...]:
     if lines:
         hints = {
             "put each feature into exactly one group by its name or a pattern such as balance_*, or leave it out with "
-            f"{Key('data.drop')}": len(lines) > len(numeric),
+            f"{Key('data.drop')}, or name it as {Key('data.key')} where it tells rows apart": len(lines) > len(numeric),
             f"name columns of numeric codes in {Key('data.categorical')}, or take them as values": bool(numeric),
         }
         raise DataError(

@@ -288,6 +288,10 @@ def refuse_bad_test_rows(
             values, key = test.targets[name], f"{path}.target"
             said = f" ({listed(words[name])} in all splits, which is read as missing)" if words.get(name) else ""
             refuse(values, without_target(test.targets[[name]]), f"missing or infinite{said}", key)
+            if head.task == "binary" and (found := train[name].nunique()) > 2:
+                hint = '"multiclass" is for classes, "regression" for a quantity'
+                text = f'{path}.task = "binary": target {name!r} has {found} different values in train, expected 2'
+                raise DataError(text, hint=hint)
             if head.task in ("binary", "multiclass") and not head.one_hot:
                 unknown = ~values.isin(train[name].dropna()).to_numpy(bool)
                 refuse(values, unknown, "of a class that train does not have", key)
