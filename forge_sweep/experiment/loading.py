@@ -284,7 +284,7 @@ def _as_mistake(detail: Any) -> Mistake:
     elif kind == "literal_error":
         words = [word.strip("'") for word in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")]
         expected, hint = f"one of {', '.join(words)}", nearest(str(value), words)
-        if path in ("model.builder", "data.source"):
+        if not hint and path in ("model.builder", "data.source"):
             function = "build" if path == "model.builder" else "load"
             expected += f", or a function of your own such as {str(value).removesuffix('.py')}:{function}"
     elif kind == "string_pattern_mismatch":

@@ -288,7 +288,8 @@ def refuse_bad_test_rows(
             values, key = test.targets[name], f"{path}.target"
             said = f" ({listed(words[name])} in all splits, which is read as missing)" if words.get(name) else ""
             refuse(values, without_target(test.targets[[name]]), f"missing or infinite{said}", key)
-            if head.task == "binary" and (found := train[name].nunique()) > 2:
+            labels = train.loc[~without_target(train[[name]]), name]
+            if head.task == "binary" and (found := labels.nunique()) > 2:
                 hint = '"multiclass" is for classes, "regression" for a quantity'
                 text = f'{path}.task = "binary": target {name!r} has {found} different values in train, expected 2'
                 raise DataError(text, hint=hint)
