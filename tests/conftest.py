@@ -52,7 +52,10 @@ def one_schema_of_mlflow(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True)
 def no_stores_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the user's variables nor what another test's `mlflow.set_tracking_uri` exported says where runs go."""
-    foreign = ("MLFLOW_TRACKING", "MLFLOW_REGISTRY", "FORGE_SWEEP_")
+    """Neither the user's variables nor what another test's `mlflow.set_tracking_uri` exported says where runs go.
+
+    Nor does what JAX exported when another test imported it say how much TensorFlow prints in a process of its own.
+    """
+    foreign = ("MLFLOW_TRACKING", "MLFLOW_REGISTRY", "FORGE_SWEEP_", "TF_CPP_MIN_LOG_LEVEL")
     for name in [name for name in os.environ if name.startswith(foreign)]:
         monkeypatch.delenv(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import subprocess
 import sys
 
@@ -381,6 +382,16 @@ def test_a_backend_that_contradicts_the_environment_is_refused(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     with pytest.raises(InputError, match="KERAS_BACKEND=jax"):
         training.select_backend("tensorflow")
+
+
+@pytest.mark.parametrize(("level", "loaded", "expected"), [("1", True, "23"), ("1", False, "1"), ("0", True, "0")])
+def test_tensorflow_is_quiet_though_jax_has_set_a_level(monkeypatch, level, loaded, expected):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level)
+    monkeypatch.setitem(sys.modules, "jax" if loaded else "no_jax", sys)
+    if not loaded:
+        monkeypatch.delitem(sys.modules, "jax", raising=False)
+    training.select_backend("tensorflow")
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] in expected
 
 
 def test_a_backend_is_refused_once_keras_runs_on_another(monkeypatch):

@@ -28,6 +28,9 @@ from forge_sweep.workers import WorkerUnfit
 
 BACKENDS = ("tensorflow", "jax", "torch")
 
+JAX_LEVEL = "1"
+"""What JAX sets ``TF_CPP_MIN_LOG_LEVEL`` to when it is imported, where nobody else did."""
+
 
 def select_backend(name: str, deterministic: bool | None = None) -> None:
     """Choose Keras' backend, before Keras is imported: it reads the choice once.
@@ -44,7 +47,8 @@ def select_backend(name: str, deterministic: bool | None = None) -> None:
     """
     check_backend(name, deterministic)
     os.environ["KERAS_BACKEND"] = name
-    if name == "tensorflow" and not os.environ.get("TF_CPP_MIN_LOG_LEVEL"):
+    level = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "")
+    if name == "tensorflow" and (not level or (level == JAX_LEVEL and "jax" in sys.modules)):
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2" if _has_nvidia_device() else "3"
         # It warns of retracing where one short-lived model follows another, as in every sweep. A filter, since it sets
         # a level of its own when it is imported in a notebook.

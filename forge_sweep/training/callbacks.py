@@ -144,10 +144,8 @@ class Averaging(keras.callbacks.Callback):
         if getattr(optimizer, "inner_optimizer", optimizer).use_ema and int(optimizer.iterations):
             self.trained = [np.array(variable) for variable in self.model.trainable_variables]
             optimizer.finalize_variable_values(self.model.trainable_variables)
-            for (
-                variable
-            ) in self.model.trainable_variables:  # a copy: JAX would share the array, and predicting takes it
-                variable.assign(np.array(variable))
+            for variable in self.model.trainable_variables:
+                variable.assign(np.array(variable))  # a copy: JAX would share the array, and predicting takes it
 
     def leave(self) -> None:
         """Put the trained weights back."""
