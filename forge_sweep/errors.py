@@ -164,6 +164,10 @@ class BundleError(ForgeSweepError):
     """A model folder that is incomplete, was changed, or holds something unsafe."""
 
 
+class NotTrusted(BundleError):
+    """A model that runs code of its own, and whoever loads it has not said that it may."""
+
+
 class TrackingDown(ForgeSweepError):
     """The MLflow store cannot be reached; what was not written waits in the local journal."""
 

@@ -388,8 +388,9 @@ def test_trust_in_one_source_is_trust_in_no_other(own: Path) -> None:
 
 
 def test_mlflow_trusts_only_what_its_caller_says(own: Path) -> None:
-    with pytest.raises(BundleError, match="code that came with it"):
+    with pytest.raises(BundleError, match="code that came with it") as refused:
         _load_pyfunc(str(own))
+    assert f"read code.own_layers.py in {own}, and give mlflow.pyfunc model_config={{" in refused.value.hint
     assert len(_load_pyfunc(str(own), {"trust": True}).predict(customers())) == 90
     with pytest.raises(InputError, match="model_config has 'trusted'"):
         _load_pyfunc(str(own), {"trusted": True})

@@ -16,13 +16,14 @@ import pytest
 from forge_sweep import sources
 from forge_sweep.bundle import Bundle
 from forge_sweep.checks.findings import Finding
+from forge_sweep.errors import NotTrusted
 from forge_sweep.experiment import DataSpec
 from forge_sweep.feature_store.connection import Address
 from forge_sweep.feature_store.ingest import ingest
-from forge_sweep.registry import Refused, gates, promote
+from forge_sweep.registry import Refused, candidate, gates, promote, promotion
 from forge_sweep.sources import Dataset
 from forge_sweep.sources import test_looks as looks_at_test
-from forge_sweep.tracking import Registry
+from forge_sweep.tracking import ModelVersion, Registry
 from tests.shop import NAME, Shop, copied, loans, opened
 
 pytestmark = pytest.mark.slow
@@ -280,6 +281,23 @@ def test_a_champion_that_predicts_something_else_cannot_be_beaten(shop: Shop) ->
     assert refused(found) == {"beats-champion"}
     assert "cannot be compared with the champion: it predicts label (binary" in found["beats-champion"][0].seen
     assert promote(NAME, version, store=shop.store, force="new labels").change is not None
+
+
+def test_a_champion_of_own_code_is_compared_with_trust_only(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def untrusted(registry: Registry, version: ModelVersion, *given: Any, **options: Any) -> Any:
+        if version.version == "1":
+            raise NotTrusted("it holds objects of its code: net.Gate", hint="read code.net.py, and give --trust")
+        return candidate.opened(registry, version, *given, **options)
+
+    monkeypatch.setattr(promotion, "opened", untrusted)
+    found = judged(shop, shop.register(shop.bundle(seed=2)))
+    assert refused(found) == {"beats-champion"}
+    assert found["beats-champion"][0].fix.startswith("read code.net.py, and give --trust; --force REASON promotes")
+    assert found["calibration"][0].seen.endswith("; not compared with the champion")
+    promote(NAME, "2", store=shop.store, force="a test")
+    with pytest.raises(Refused) as refusal:
+        promote(NAME, "1", store=shop.store, force="a gate that --force does not overrule")
+    assert [each.code for each in refusal.value.promotion.refused] == ["trust"]
 
 
 def test_a_regression_is_judged_by_its_errors(tmp_path: Path) -> None:

@@ -89,9 +89,13 @@ def test_a_killed_sweep_goes_on_with_the_trial_that_it_was_in(swept: Swept) -> N
 
 
 def test_raw_rows_are_predicted_with_trust_only(swept: Swept, rows: Path, tmp_path: Path) -> None:
+    """The refusal has the command that fetches the code to be read."""
     store, _ = swept
-    with pytest.raises(BundleError, match=r"(?s)code that came with it: subclassed\.Consistent.*--trust"):
+    with pytest.raises(BundleError, match=r"code that came with it: subclassed\.Consistent") as refused:
         predict_file("models:/subclassed/1", rows, tmp_path / "out.csv", store=store)
+    command = f"`MLFLOW_TRACKING_URI=sqlite:///{store.absolute()}/mlflow.db mlflow artifacts download "
+    assert f"{command}-u models:/subclassed/1 -d FOLDER` fetches its files" in refused.value.hint
+    assert "read code.subclassed.py in models:/subclassed/1, and give --trust" in refused.value.hint
     assert predict_file("models:/subclassed/1", rows, tmp_path / "out.csv", store=store, trust=True).rows == 5
 
 
@@ -133,8 +137,9 @@ def test_it_is_promoted_and_rolled_back_with_trust(swept: Swept) -> None:
     again = load(FILE, ["study.n_trials=1", "name=again", "tracking.model_name=subclassed"])
     assert sweep.run(again, store=store).model == "models:/subclassed/2"
     for version in ("1", "2"):
-        with pytest.raises(registry.Refused, match="code that came with it"):
+        with pytest.raises(registry.Refused, match="code that came with it") as refusal:
             registry.promote("subclassed", version, store=store, dry_run=True)
+        assert [each.code for each in refusal.value.promotion.refused] == ["trust"]
         registry.promote("subclassed", version, store=store, trust=True, force="" if version == "1" else "a test")
     with pytest.raises(GateRefused, match="code that came with it"):
         registry.rollback("subclassed", store=store)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forge_sweep.bundle import security
-from forge_sweep.errors import BundleError, TrialFailed
+from forge_sweep.errors import BundleError, NotTrusted, TrialFailed
 from forge_sweep.experiment import Code
 from forge_sweep.experiment.importing import module_of, package_of
 
@@ -169,9 +169,9 @@ def check(path: Path, code: Code | None = None, *, trust: bool = False, raw: boo
     if outside or code is None:
         raise BundleError(f"{path} holds objects that are not trusted: {listed}", hint=HINT)
     if not trust:
-        raise BundleError(
+        raise NotTrusted(
             f"{path} holds objects of the code that came with it: {listed}",
-            hint=f"read {', '.join(f'code.{name}.py' for name in code.files)} in that folder, and give --trust "
+            hint=f"read {', '.join(f'code.{name}.py' for name in code.files)} in {path.parent}, and give --trust "
             "(trust=True) to run that code",
         )
     return dict(_defined(path, foreign, code))

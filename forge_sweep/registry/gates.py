@@ -193,12 +193,13 @@ def contest(
     registry: Registry,
     *,
     unknown: str = "",
+    fix: str = "",
     gone: str = "",
 ) -> Contest:
     """Every gate on the test rows: no worse than the best baseline, better than the champion by more than chance?
 
     A test evaluation that this takes is recorded, and its figures are kept. ``champion`` is None where there is none or
-    it cannot be loaded (``unknown`` says why); ``gone`` says what became of the champion by the ledger.
+    it cannot be loaded (``unknown`` says why, ``fix`` what helps); ``gone`` says what became of the champion by the ledger.
     """
     uri, ledger = candidate.version.uri, registry.store / LEDGER
     try:
@@ -213,9 +214,8 @@ def contest(
     except TrackingDown:
         raise
     except ForgeSweepError as error:
-        fix = error.hint or "name the experiment file: --experiment FILE"
-        seen = " ".join(error.message.split())
-        return Contest((Finding("error", "dataset", uri, seen, "the frozen rows it was trained on", fix),))
+        seen, hint = " ".join(error.message.split()), error.hint or "name the experiment file: --experiment FILE"
+        return Contest((Finding("error", "dataset", uri, seen, "the frozen rows it was trained on", hint),))
     looked = found is None
     if found is None:
         rivals = [question.champion.version.uri] if question.champion is not None else []
@@ -232,8 +232,8 @@ def contest(
         *_differences(candidate, found),
         *leaks,
         against_baseline(candidate, found.baseline),
-        *_against_champion(candidate, champion, found, unknown, gone),
-        *_calibrated(candidate, found, settings),
+        *_against_champion(candidate, champion, found, unknown, fix, gone),
+        *_calibrated(candidate, found, settings, unknown),
         *(_by_group(candidate, champion, found, settings, dataset) if found.champion is not None else ()),
     ]
     figures: dict[str, Any] = {"metric": candidate.metric, "rows": rows, "dataset": dataset.version, "looked": looked}
@@ -383,12 +383,12 @@ def _incomparable(candidate: Candidate, champion: Candidate, dataset: Dataset, u
 
 
 def _against_champion(
-    candidate: Candidate, champion: Candidate | None, found: Measured, unknown: str, gone: str
+    candidate: Candidate, champion: Candidate | None, found: Measured, unknown: str, fix: str, gone: str
 ) -> Iterator[Finding]:
     uri, expected = candidate.version.uri, "better than the champion"
     if unknown:
         seen = f"it cannot be compared with the champion: {unknown}"
-        fix = "fix what is named; --force REASON promotes without the comparison, on the record"
+        fix = f"{fix or 'fix what is named'}; --force REASON promotes without the comparison, on the record"
         yield Finding("error", "beats-champion", uri, seen, expected, fix)
         return
     if champion is None or found.champion is None:
@@ -411,14 +411,16 @@ def _against_champion(
     yield gate(found.champion.gain.beyond_noise, "beats-champion", uri, seen, expected, fix)
 
 
-def _calibrated(candidate: Candidate, found: Measured, settings: PromotionSpec) -> Iterator[Finding]:
+def _calibrated(
+    candidate: Candidate, found: Measured, settings: PromotionSpec, unknown: str
+) -> Iterator[Finding]:
     uri, (own, its) = candidate.version.uri, found.calibration
     if all(head.kind == "regression" for head in candidate.bundle.task.heads.values()):
         yield passed("calibration", uri, "a regression has no probabilities", "not applicable")
         return
     if own is None or its is None:
         words = ", ".join(f"{name} {value:.4f}" for name, value in (own or {}).items()) or "not recorded"
-        seen = f"{words}; there is no champion to compare with"
+        seen = f"{words}; {'not compared with the champion' if unknown else 'there is no champion to compare with'}"
         yield passed("calibration", uri, seen, "not worse than the champion")
         return
     for name, allowed in (("ece", settings.max_ece_loss), ("brier", settings.max_brier_loss)):

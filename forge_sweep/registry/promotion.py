@@ -11,14 +11,14 @@ from typing import Any
 from forge_sweep.bundle.card import Card, Section, card_of
 from forge_sweep.bundle.files import check_manifest
 from forge_sweep.checks.findings import Finding, Findings, errors
-from forge_sweep.errors import BundleError, GateRefused, InputError
+from forge_sweep.errors import BundleError, GateRefused, InputError, NotTrusted
 from forge_sweep.experiment import PromotionSpec, load
 from forge_sweep.registry.candidate import opened
 from forge_sweep.registry.champions import CHAMPION, PREVIOUS, PROMOTE, ROLLBACK, Champions, Change, refuse_long, shown
 from forge_sweep.registry.gates import Contest, contest, without_test
 from forge_sweep.tracking import ForeignModel, ModelVersion, Registry, fetched
 
-UNFIT = ("hashes", "loader")
+UNFIT = ("hashes", "loader", "trust")
 """Gates that ``--force`` does not overrule: such a version cannot be served, or should not be."""
 
 Tell = Callable[[Finding], None]
@@ -170,15 +170,15 @@ def judge(
             keep(finding)
         if errors(findings) and not forced:
             return Contest(tuple(findings))
-        champion, unknown = None, ""
+        champion, unknown, fix = None, "", ""
         if rival is not None:
             try:
                 champion = stack.enter_context(
                     opened(registry, registry.version(wanted.name, rival), root, trust=trust)
                 )
             except (BundleError, InputError) as error:
-                unknown = f"version {rival} cannot be loaded: {error.message}"
-        found = contest(candidate, champion, settings, registry, unknown=unknown, gone=gone)
+                unknown, fix = f"version {rival} cannot be loaded: {error.message}", error.hint
+        found = contest(candidate, champion, settings, registry, unknown=unknown, fix=fix, gone=gone)
         for finding in found.findings:
             keep(finding)
     return Contest(tuple(findings), found.figures)
@@ -217,9 +217,13 @@ def rollback(model: str, *, store: Path, reason: str = "", trust: bool = False, 
 
 
 def _unreadable(version: ModelVersion, error: BundleError) -> Finding:
-    code, seen = "loader" if isinstance(error, ForeignModel) else "hashes", " ".join(error.message.split())
-    fix = error.hint or "register it again"
-    return Finding("error", code, version.uri, seen, "a model as it was registered, with our loader and no code", fix)
+    code, expected = "hashes", "a model as it was registered"
+    if isinstance(error, ForeignModel):
+        code, expected = "loader", f"{expected}, which MLflow loads with our loader and no other code"
+    elif isinstance(error, NotTrusted):
+        code, expected = "trust", "--trust, since its layers are code that came with it"
+    seen, fix = " ".join(error.message.removeprefix(f"{version.uri}: ").split()), error.hint or "register it again"
+    return Finding("error", code, version.uri, seen, expected, fix)
 
 
 @dataclass(frozen=True)

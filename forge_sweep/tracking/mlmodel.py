@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forge_sweep.errors import BundleError, InputError
+from forge_sweep.errors import BundleError, InputError, NotTrusted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -195,4 +195,8 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Bundl
         if not isinstance(ours, dict) or ours.get("config") not in (None, UNTRUSTED):
             raise ForeignModel(f"{about} has settings that forge-sweep does not register; it is not trusted", hint=HINT)
     ready_backend(path)
-    return BundleModel(Bundle.load(Path(path), trust=trust))
+    try:
+        return BundleModel(Bundle.load(Path(path), trust=trust))
+    except NotTrusted as error:
+        error.hint = error.hint.replace("--trust (trust=True)", 'mlflow.pyfunc model_config={"trust": True}')
+        raise

@@ -15,8 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from forge_sweep.addresses import sqlite_file
-from forge_sweep.errors import ForgeSweepError, InputError
+from forge_sweep.addresses import sqlite_file, variable
+from forge_sweep.errors import ForgeSweepError, InputError, NotTrusted
 from forge_sweep.experiment.rules import nearest
 from forge_sweep.tracking import client as clients
 from forge_sweep.tracking.mlmodel import bundle_in
@@ -103,6 +103,9 @@ def fetched(model: ModelVersion, store: Path) -> Iterator[Path]:
                 text.replace(f"{bundle}{os.sep}", f"{model.uri}: ").replace(str(bundle), model.uri)
                 for text in (error.message, error.hint)
             )
+            if isinstance(error, NotTrusted):
+                place = "" if variable(clients.VARIABLE) else f"{clients.VARIABLE}={clients.default_uri(store)} "
+                error.hint += f"; `{place}mlflow artifacts download -u {model.uri} -d FOLDER` fetches its files"
             raise
 
 
