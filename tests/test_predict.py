@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 from dataclasses import replace
@@ -15,14 +16,15 @@ from pyarrow import parquet
 
 from forge_sweep import baselines, sources
 from forge_sweep.bundle import Bundle
-from forge_sweep.errors import DataError, InputError
+from forge_sweep.errors import DataError, InputError, SchemaError
 from forge_sweep.experiment import DataSpec
 from forge_sweep.preprocessing import Preprocessor, RowsRefused, Schema
 from forge_sweep.serving import files, tables
 from forge_sweep.serving.files import predict_file
 from forge_sweep.sources import reading
 from forge_sweep.task import Task
-from tests.serving import COMMAND, customers, fitted
+from forge_sweep.tracking import Located
+from tests.serving import COMMAND, customers, fitted, need_the_extra
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +125,46 @@ def test_other_columns_are_refused_or_dropped(bundle: Path, tmp_path: Path) -> N
     with pytest.raises(RowsRefused, match="bought: no such column"):
         predict_file(str(bundle), file, tmp_path / "out.csv", store=tmp_path)
     assert predict_file(str(bundle), file, tmp_path / "out.csv", store=tmp_path, ignore_extra=True).rows == 5
+
+
+def test_columns_of_the_training_rows_that_are_no_features_are_left_out_of_rows_by_every_way() -> None:
+    """Of a frame and of a request; a column that is none of theirs is refused as ever."""
+    need_the_extra()
+    from forge_sweep.serving import bodies, openapi
+    from forge_sweep.serving.predict import Served, Window
+    from forge_sweep.serving.settings import Settings
+
+    model = fitted("xgboost")
+    data = {"target": "bought", "drop": ["age"], "key": "id", "split": {"time": "seen"}}  # age is a feature again
+    model = replace(model, metadata={**model.metadata, "experiment": {"data": data}})
+    frame, late = customers(5).assign(member=True), pd.Timestamp("2026-05-01")
+    rows = frame.assign(bought="yes", id=range(5), seen=late)
+    predicted = model.predict(frame)
+    pd.testing.assert_frame_equal(model.predict(rows), predicted)
+    assert len(model.predict(rows.head(0))) == 0
+    transform = Served(model, Located("m", "1"), Window(None, 0, 0, 0)).transform
+    arrow = io.BytesIO()
+    with pa.ipc.new_stream(arrow, (table := pa.Table.from_pandas(rows, preserve_index=False)).schema) as stream:
+        stream.write_table(table)
+    sent = {
+        bodies.JSON: rows.to_json(orient="records", date_format="iso", double_precision=15).encode(),
+        bodies.CSV: rows.to_csv(index=False).encode(),
+        bodies.ARROW[0]: arrow.getvalue(),
+    }
+    for media, body in sent.items():
+        raw = bodies.read(media, body, transform, 100).raw
+        np.testing.assert_allclose(raw, transform.read_frame(frame), rtol=1e-14, err_msg=media)
+    one = json.loads(rows.to_json(orient="records", date_format="iso", double_precision=15))[0]
+    with pytest.raises(RowsRefused, match="note: no such column") as refused:
+        transform.read({**one, "note": 1})
+    assert refused.value.count == 1
+    with pytest.raises(RowsRefused, match="age: the column is missing"):
+        transform.read({name: value for name, value in one.items() if name != "age"})
+    with pytest.raises(SchemaError, match=r"\+ note: unknown"):
+        model.predict(rows.assign(note=1))
+    document = openapi.complete({"paths": {}}, model, Settings(), key=False)
+    row = document["components"]["schemas"]["Row"]
+    assert row["required"] == [*frame.columns] and {"bought", "id", "seen"} == {*row["properties"]} - {*frame.columns}
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,19 @@ class Bundle:
         """Names what was learned, bit by bit: equal for the same weights, saved and loaded or not."""
         return weights_digest(self.model)
 
+    @functools.cached_property
+    def others(self) -> frozenset[str]:
+        """Columns of the training rows that are no features: target, key, split, dropped ones. Raw rows may have them.
+
+        A bundle that was made without an experiment knows of none.
+        """
+        experiment = self.metadata.get("experiment")
+        data = (experiment.get("data") if isinstance(experiment, dict) else None) or {}
+        split, target = data.get("split") or {}, data.get("target") or ()
+        named = [*([target] if isinstance(target, str) else target), *(data.get("drop") or ()), data.get("key")]
+        named += [split.get("column"), split.get("group"), split.get("time")]
+        return frozenset(filter(None, named)) - {*self.preprocessor.schema.names}
+
     def scores(self, frame: pd.DataFrame) -> np.ndarray:
         """Probabilities, or regression values in original units, of raw rows with their columns in any order.
 
@@ -86,8 +99,10 @@ class Bundle:
             (n, task.units) float64; n may be 0.
 
         Raises:
-            SchemaError: missing, extra or mistyped columns, by name.
+            SchemaError: missing, extra or mistyped columns, by name; `others` are left out.
         """
+        if known := [name for name in frame.columns if name in self.others]:
+            frame = frame.drop(columns=known)
         if not len(frame):
             self.preprocessor.schema.align(frame)
             return np.empty((0, self.task.units))

@@ -7,7 +7,7 @@ and drift is measured on them, and `Preprocessor.matrix` makes the matrix of a m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -71,11 +71,15 @@ class RowTransform:
     Args:
         preprocessor: what was learned on train.
         ignore_extra: drop columns that the schema does not have, instead of refusing them.
+        others: such columns that are dropped in any case.
     """
 
-    def __init__(self, preprocessor: Preprocessor, *, ignore_extra: bool = False) -> None:
+    def __init__(
+        self, preprocessor: Preprocessor, *, ignore_extra: bool = False, others: Collection[str] = frozenset()
+    ) -> None:
         self.schema = preprocessor.schema
         self.ignore_extra = ignore_extra
+        self.others = others
         self._readers = [(column.name, reader(column)) for column in self.schema.tabular]
         self._arrays, self._images = [column.name for column in self.schema.tensors], preprocessor.images
         self._matrix, self._feed = preprocessor.matrix, preprocessor.feed
@@ -176,7 +180,7 @@ class RowTransform:
     def _try(self, row: Mapping[str, Any]) -> list[float] | None:
         """The raw numbers of a row; None where it does not fit."""
         width = len(self._readers) + len(self._arrays)
-        if len(row) != width and not (self.ignore_extra and len(row) > width):
+        if len(row) != width and not self.ignore_extra and len(row) - sum(name in row for name in self.others) != width:
             return None
         if not all(name in row for name in self._arrays):
             return None
@@ -201,7 +205,7 @@ class RowTransform:
     def _name_misfits(self, given: list[Any]) -> tuple[list[Misfit], int]:
         """Columns that are missing, unknown or given several times: the first `LISTED`, and how many in all."""
         absent, unknown, times = self.schema.name_differences(given)
-        unknown = [] if self.ignore_extra else unknown
+        unknown = [] if self.ignore_extra else [name for name in unknown if name not in self.others]
         names = [column.name for column in absent]
         misfits = [
             *(Misfit(None, c.name, "missing-column", "the column is missing", WORDS[c.kind]) for c in absent),

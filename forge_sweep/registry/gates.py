@@ -199,7 +199,7 @@ def contest(
     """Every gate on the test rows: no worse than the best baseline, better than the champion by more than chance?
 
     A test evaluation that this takes is recorded, and its figures are kept. ``champion`` is None where there is none or
-    it cannot be loaded (``unknown`` says why, ``fix`` what helps); ``gone`` says what became of the champion by the ledger.
+    it cannot be loaded (``unknown`` says why, ``fix`` what helps); ``gone`` says what became of it by the ledger.
     """
     uri, ledger = candidate.version.uri, registry.store / LEDGER
     try:
@@ -411,9 +411,7 @@ def _against_champion(
     yield gate(found.champion.gain.beyond_noise, "beats-champion", uri, seen, expected, fix)
 
 
-def _calibrated(
-    candidate: Candidate, found: Measured, settings: PromotionSpec, unknown: str
-) -> Iterator[Finding]:
+def _calibrated(candidate: Candidate, found: Measured, settings: PromotionSpec, unknown: str) -> Iterator[Finding]:
     uri, (own, its) = candidate.version.uri, found.calibration
     if all(head.kind == "regression" for head in candidate.bundle.task.heads.values()):
         yield passed("calibration", uri, "a regression has no probabilities", "not applicable")

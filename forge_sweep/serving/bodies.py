@@ -80,7 +80,7 @@ def read(media: str, body: bytes, transform: RowTransform, max_rows: int) -> Row
         if media == CSV:
             table = tables.read_csv(body, list(transform.schema.names))
         else:
-            table = tables.read_arrow(body, max_rows, transform.schema)
+            table = tables.read_arrow(body, max_rows, transform.schema, transform.others)
         _refuse_length(table.num_rows, max_rows)
         with tables.readable("table"):
             frame = tables.framed(table, transform.schema, text=media == CSV)

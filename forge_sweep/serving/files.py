@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,11 +109,10 @@ def predict_file(
             refuse_unreadable(file, "FILE", mark)
     targets = [data["target"]] if isinstance(data.get("target"), str) else data.get("target") or []
     spec = DataSpec.model_construct(target=tuple(targets), task=data.get("task"), drop=())  # as an archive is read by
-    others = {name for name in _known_before(data) if name not in bundle.preprocessor.schema.names}
     rows, counts, ignored = 0, Counter[str](), list[str]()
     with writing(output) as write:
         for table in _chunks(file, mark, spec):
-            extra = [name for name in table.column_names if name in others and name not in keep]
+            extra = [name for name in table.column_names if name in bundle.others and name not in keep]
             if not rows and not _is_archive(file):
                 _refuse_header(table.column_names, served, {*extra}, keep, file, mark)
             if not rows:
@@ -124,14 +123,6 @@ def predict_file(
             rows += found.num_rows
             counts.update(codes)
     return Predicted(served.label, rows, dict(counts), tuple(ignored))
-
-
-def _known_before(data: Mapping[str, Any]) -> set[str]:
-    """Columns of the training rows that are not features, by the section ``[data]`` of the experiment."""
-    split = data.get("split") or {}
-    target = data.get("target") or ()
-    named = [*([target] if isinstance(target, str) else target), *(data.get("drop") or ()), data.get("key")]
-    return {name for name in (*named, split.get("column"), split.get("group"), split.get("time")) if name}
 
 
 @contextlib.contextmanager

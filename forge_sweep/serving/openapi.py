@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 EXAMPLES = 10
 NULL = {"type": "null"}
 TEXT = {"type": "string"}
+LEFT_OUT = {"description": "A column of the training rows that is no feature; it is left out."}
 FILE = {**TEXT, "format": "binary", "description": "A PNG or JPEG file."}
 
 REFUSALS = {
@@ -36,11 +37,16 @@ def complete(document: dict[str, Any], bundle: Bundle, settings: Settings, *, ke
     threshold = {"threshold": {"type": "number"}} if decides else {}
     predictions = {"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}}
     schema, images = bundle.preprocessor.schema, bundle.preprocessor.images
-    columns = _fixed({column.name: _column_schema(column, column.name in images) for column in schema.columns})
-    fields = _fixed({c.name: FILE if c.name in images else TEXT for c in schema.columns})
+    columns = {column.name: _column_schema(column, column.name in images) for column in schema.columns}
+    fields = {c.name: FILE if c.name in images else TEXT for c in schema.columns}
+
+    def row_of(columns: dict[str, Any]) -> dict[str, Any]:
+        known = {**dict.fromkeys(sorted(bundle.others), LEFT_OUT), **columns}
+        return {**_fixed(columns), "properties": known, "additionalProperties": settings.ignore_extra}
+
     most = settings.most_rows(4 * sum(math.prod(column.shape) for column in schema.tensors))
     document.setdefault("components", {})["schemas"] = {
-        "Row": {**columns, "additionalProperties": settings.ignore_extra},
+        "Row": row_of(columns),
         "Prediction": _prediction_schema(bundle.task),
         "Answer": _fixed({"model": TEXT, "version": TEXT, **threshold, "predictions": predictions}),
         "Warning": WARNING,
@@ -49,7 +55,7 @@ def complete(document: dict[str, Any], bundle: Bundle, settings: Settings, *, ke
     row = {"$ref": "#/components/schemas/Row"}
     rows = {"type": "array", "items": row, "maxItems": most}
     tables = {media: {"schema": {"type": "string", "format": "binary"}} for media in (CSV, *ARROW)}
-    form = {FORM: {"schema": {**fields, "additionalProperties": settings.ignore_extra}}}
+    form = {FORM: {"schema": row_of(fields)}}
     answered = {"description": "Predictions, in the order of the rows.", "content": _json_of("Answer")}
     predict = {
         "operationId": "predict",

@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,8 +110,10 @@ def from_hex(text: str | None) -> Any:
     return float(number - 2**64 if number >= 2**63 else number)
 
 
-def read_arrow(body: bytes, max_rows: int, schema: Schema) -> pa.Table:
+def read_arrow(body: bytes, max_rows: int, schema: Schema, others: Collection[str] = ()) -> pa.Table:
     """An Arrow stream or file of plain columns, and for the arrays of the schema lists, tensors or binary images.
+
+    The columns ``others`` are left out, whatever they hold.
 
     Raises:
         DataError: it is damaged, compressed, too long, or has columns other than numbers, booleans or text, or lists
@@ -124,6 +126,7 @@ def read_arrow(body: bytes, max_rows: int, schema: Schema) -> pa.Table:
         _check_batches(stream, max_rows)
         table = pa.ipc.open_stream(stream).read_all().replace_schema_metadata(None)
         table.validate(full=True)
+        table = table.select([i for i, name in enumerate(table.column_names) if name not in others])
         arrays = {column.name: column for column in schema.tensors}
         for name, column in zip(table.column_names, table.columns, strict=True):
             if (about := arrays.get(name)) is None:
