@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import json
 import math
+import re
 import sys
 import tempfile
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +24,7 @@ import numpy as np
 
 from forge_sweep import models, training
 from forge_sweep.bundle import GOLDEN_TOLERANCE, network
-from forge_sweep.checks.findings import Finding
+from forge_sweep.checks.findings import Finding, errors
 from forge_sweep.experiment import Code, Params, Scalar
 from forge_sweep.experiment.code import PACKAGE
 from forge_sweep.experiment.importing import package_of
@@ -48,6 +51,12 @@ MOST_NUMBERS = 2**25
 
 CAPTURED = 3
 """Training rows in an array of a user's own module that are no coincidence."""
+
+MOST_ARGUMENTS, MOST_POINTS, MOST_CHOICES = 20, 20, 5
+"""Of a function, points of the space at which they are changed, and their values there; most need one point."""
+
+COUNTED = frozenset({"._name", "._path", "._parent_path"})
+"""Attributes of a layer that hold a name which Keras counts up."""
 
 MOST_COMPARED = 2**20
 """Of one array, in which rows are looked for that have other columns than those of the model."""
@@ -76,8 +85,10 @@ def tried(
       ``output-activation``: it gives no probabilities, or no free numbers for regression; ``nothing-trains`` and
       ``weights-unchanged`` (warning): a step changes no weight, or not these; ``model-not-saved``: saved and loaded it
       fails or predicts something else; ``rows-captured``: it holds rows of the training data, prepared or raw;
-      ``hyperparameter-ignored``: the optimizer that it was compiled with does not go by what the trial asks for.
-    - ``initial-loss`` (warning): the loss of an untrained model is far from chance
+      ``hyperparameter-ignored``: the optimizer that it was compiled with does not go by what the trial asks for;
+      ``not-repeatable``: called twice with the same arguments, the function gives the same layers, or other ones.
+    - ``initial-loss`` (warning, error where it is not finite in your own model): the loss of an untrained model is far
+      from chance
       (https://karpathy.github.io/2019/04/25/recipe/, "verify loss @ init").
 
     Args:
@@ -98,6 +109,10 @@ def tried(
         model.run_eagerly = True  # one step is done long before a graph would be traced
         before = [np.array(weight) for weight in model.trainable_weights]
         if isinstance(builder, Code):
+            repeated = [*_repeated(model, models.build(builder, spec, task, params), builder)]
+            yield from repeated
+            if repeated:  # what else is seen of it holds for this call only
+                return
             yield from _captured(model, spec, few, raw, builder)
             yield from _ignored(model, builder, spec, task, params)
             wrong = [*_activation(model, task, few, builder)] or ([] if before else [*_changed(model, [], subject)])
@@ -106,7 +121,10 @@ def tried(
                 yield from _saved(model, few, builder)
             if wrong:  # training it would say the same in other words
                 return
-        yield from _initial_loss(model, task, few, subject)
+        beginning = [*_initial_loss(model, task, few, subject, own=isinstance(builder, Code))]
+        yield from beginning
+        if errors(beginning):
+            return
         (logs,) = training.fit(model, task, few, once, lambda epoch, logs: False).history
         if isinstance(builder, Code):
             yield from _changed(model, before, subject)
@@ -318,6 +336,137 @@ def _ignored(model: keras.Model, code: Code, spec: Spec, task: Task, params: Par
             yield Finding("error", "hyperparameter-ignored", code.builder, seen, f"the {name} of the trial", fix)
 
 
+def ignored(
+    code: Code,
+    spec: Spec,
+    task: Task,
+    points: Iterable[Params],
+    values: Mapping[str, Sequence[Scalar]],
+    seed: int = 0,
+) -> Iterator[Finding]:
+    """Whether each argument of a user's own function makes a difference to the model.
+
+    ``hyperparameter-ignored`` is an error where configurations, attributes of own objects and initial weights are all
+    that a model is made of, and a warning where an own class without ``get_config`` or a function may hold more.
+
+    Args:
+        code: the source.
+        spec: the inputs.
+        task: what is predicted.
+        points: hyperparameters at which arguments are changed, until each has made a difference at one.
+        values: what each argument may be.
+        seed: of the initial weights.
+    """
+    waiting, certain = dict([*values.items()][:MOST_ARGUMENTS]), dict[str, bool]()
+
+    def built(params: Params) -> keras.Model:
+        training.seed_everything(seed)
+        return models.build(code, spec, task, params)
+
+    for params in itertools.islice(points, MOST_POINTS):
+        if not (left := [name for name in waiting if name in params]):
+            if not waiting:
+                break
+            continue
+        model = built(params)
+        (*form, whole), weights = _form(model, code), [np.array(weight) for weight in model.weights]
+        for name in left:
+            certain[name] = certain.get(name, True) and whole
+            for other in [value for value in waiting[name] if value != params[name]][-MOST_CHOICES:]:
+                try:
+                    another = built({**params, name: other})
+                except Exception:  # it makes the difference between a model and none
+                    del waiting[name]
+                    break
+                same = len(weights) == len(another.weights) and [*_form(another, code)[:2]] == form
+                if not (
+                    same
+                    and all(
+                        np.array_equal(one, np.array(each)) for one, each in zip(weights, another.weights, strict=True)
+                    )
+                ):
+                    del waiting[name]
+                    break
+    for name in waiting:
+        if name in certain:
+            shown = " or ".join(map(str, (waiting[name][0], waiting[name][-1])))
+            seen = f"the model is the same, whether {name} is {shown}"
+            fix = f"use {name} in the function, or take it out of [model.search]"
+            severity: Literal["warning", "error"] = "error" if certain[name] else "warning"
+            yield Finding(severity, "hyperparameter-ignored", code.builder, seen, "a model that goes by it", fix)
+
+
+def _form(model: keras.Model, code: Code) -> tuple[str, str, bool]:
+    """What a model is made of: its configuration, and what a user's own objects in it hold; and whether that is all.
+
+    Names that Keras counts up are numbered anew; seeds and weights are left out.
+    """
+    package, whole, configs, held = f"{package_of(code)}.", True, list[Any](), list[Any]()
+    waiting, seen = deque[Any]([model, model.loss, *model.layers]), dict[int, Any]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for get in (model.get_config, model.get_compile_config):
+            try:
+                configs.append(get())
+            except Exception:
+                whole = False
+        while waiting and len(seen) < MOST_OBJECTS:
+            value = waiting.popleft()
+            if value is None or isinstance(value, bool | int | float | str):
+                held.append(value)
+            if id(value) in seen:
+                continue
+            seen[id(value)] = value
+            kind = value if isinstance(value, type | FunctionType) else type(value)
+            if f"{kind.__module__}.".startswith(package):
+                bases = kind.__mro__ if isinstance(kind, type) else ()
+                told = any("get_config" in vars(base) for base in bases if base.__module__.startswith(package))
+                whole = whole and (told or isinstance(value, type))
+            elif kind.__module__.startswith("keras.") and not isinstance(value, Mapping | list | tuple | set):
+                if value is not model and hasattr(value, "get_config"):
+                    with contextlib.suppress(Exception):
+                        held.append(value.get_config())
+                continue
+            waiting += [each for name, each in _inside(value, package[:-1]) if name not in COUNTED]
+    names = dict[str, str]()
+    config, attributes = (
+        json.dumps(_plain(each, names), default=lambda one: type(one).__name__) for each in (configs, held)
+    )
+    return config, attributes, whole
+
+
+def _plain(value: Any, names: dict[str, str]) -> Any:
+    """A configuration, its names numbered in the order in which they are found."""
+    if isinstance(value, Mapping):
+        if isinstance(name := value.get("name"), str):
+            names.setdefault(name, f"{re.sub(r'_[0-9]+$', '', name)} {len(names)}")
+        return {str(key): _plain(each, names) for key, each in value.items() if key not in ("seed", "shared_object_id")}
+    if isinstance(value, list | tuple):
+        return [_plain(each, names) for each in value]
+    return names.get(value, value) if isinstance(value, str) else value
+
+
+def _repeated(model: keras.Model, again: keras.Model, code: Code) -> Iterator[Finding]:
+    """Whether a function that is called twice with the same arguments gives two models that are alike."""
+    ids = {*map(id, model.trainable_weights), id(model), id(model.optimizer)}
+    fix = "have it go by its arguments alone: no counter, no file, and no random numbers but those of initializers"
+    if ids & {*map(id, again.trainable_weights), id(again), id(again.optimizer)}:
+        what = "model" if again is model else "optimizer" if again.optimizer is model.optimizer else "layers"
+        seen = f"called twice, the function gives the same {what}: each trial would go on with that of the one before"
+        fix = f"make the {what} inside of the function, anew on each call"
+    elif shapes := [
+        f"{one.path} {tuple(one.shape)}, then {tuple(other.shape)}"
+        for one, other in zip(model.weights, again.weights, strict=False)
+        if one.shape != other.shape
+    ]:
+        seen = f"called twice with the same arguments it gives other layers, by random numbers or state: {shapes[0]}"
+    elif len(model.weights) != len(again.weights) or _form(model, code)[0] != _form(again, code)[0]:
+        seen = "called twice with the same arguments it gives another configuration, by random numbers or state"
+    else:
+        return
+    yield Finding("error", "not-repeatable", code.builder, seen, "the same model for the same arguments", fix)
+
+
 def _optimizer(model: keras.Model) -> dict[str, Any]:
     """A compiled optimizer's name and settings."""
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
@@ -363,13 +512,31 @@ def _saved(model: keras.Model, few: training.TrainingData, code: Code) -> Iterat
         yield Finding("error", "model-not-saved", code.builder, seen, expected, fix)
 
 
-def _initial_loss(model: keras.Model, task: Task, few: training.TrainingData, subject: str) -> Iterator[Finding]:
+def _initial_loss(
+    model: keras.Model, task: Task, few: training.TrainingData, subject: str, *, own: bool
+) -> Iterator[Finding]:
     """Whether the untrained model's loss is near that of a model that knows nothing."""
-    loss = training.data_loss(model, task, few.y_train, training.outputs(model, few.x_train))
+    outputs = training.outputs(model, few.x_train)
+    loss = training.data_loss(model, task, few.y_train, outputs)
     expected, formula = task.chance()
     of_classes = all(head.kind != "regression" for head in task.heads.values())
     factor = CLASS_LOSS_FACTOR if of_classes else REGRESSION_LOSS_FACTOR
-    if not expected / factor <= loss <= expected * factor:
-        wanted = f"about {expected:.3g} ({formula}), within a factor of {factor:g}"
+    seen, wanted = (
+        f"loss {loss:.3g} before training",
+        f"about {expected:.3g} ({formula}), within a factor of {factor:g}",
+    )
+    if own and not math.isfinite(loss):
+        apart = task.apart(few.y_train, outputs)
+        wrong = [prefix.removesuffix("_") or "output" for prefix, _, _, found in apart if not np.isfinite(found).all()]
+        seen += (
+            f": not finite are the outputs of the head {', '.join(wrong)}" if wrong else " of outputs that are finite"
+        )
+        fix = (
+            "look in the model for a logarithm, a root, a division or an exponential of what it cannot take"
+            if wrong
+            else "look in the loss that the function compiles its model with for a division by 0 or a logarithm of 0"
+        )
+        yield Finding("error", "initial-loss", subject, seen, wanted, fix)
+    elif not expected / factor <= loss <= expected * factor:
         fix = "scale the features (preprocessing.scaler), and check the loss and the head under [model]"
-        yield Finding("warning", "initial-loss", subject, f"loss {loss:.3g} before training", wanted, fix)
+        yield Finding("warning", "initial-loss", subject, seen, wanted, fix)

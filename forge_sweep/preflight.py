@@ -18,7 +18,7 @@ from forge_sweep import contract, environment, exports, models, training, trial
 from forge_sweep.bundle import Bundle, choose_golden
 from forge_sweep.checks.findings import Finding, errors
 from forge_sweep.errors import BundleError, ForgeSweepError
-from forge_sweep.experiment import Dimension, Experiment, Params, Scalar
+from forge_sweep.experiment import GENERAL, Code, Dimension, Experiment, Params, Scalar
 from forge_sweep.preprocessing import Schema, Spec
 from forge_sweep.sources import Dataset
 from forge_sweep.task import Task
@@ -62,7 +62,7 @@ def preflight(experiment: Experiment, dataset: Dataset) -> tuple[Finding, ...]:
       with the first one that works.
     - ``monitor-missing``, ``monitor-undefined`` (error): the objective is not in the logs, or has no value on these
       validation rows whatever a model predicts, or leaves a class out. ``metric-undefined`` (warning): so does another.
-    - those of `contract.tried`, for the smallest and the largest model.
+    - those of `contract.tried`, for the smallest and the largest model, and of `contract.ignored`.
     - ``in-model-fails`` (error): with ``model.preprocessing = "in_model"``, the smallest network cannot be saved with
       its preprocessing inside, or gives other scores then.
     - ``gpu-unused`` (warning): the machine has a GPU and the backend does not use it.
@@ -87,12 +87,12 @@ def preflight(experiment: Experiment, dataset: Dataset) -> tuple[Finding, ...]:
     return (memory, *_defined(experiment, outline), *tried, *_gpu(experiment))
 
 
-def corner_params(experiment: Experiment, which: Which) -> Params:
+def corner_params(experiment: Experiment, which: Which, **fixed: Scalar) -> Params:
     """The hyperparameters of the smallest or the largest model of the search space.
 
     Numbers and booleans take the least or the greatest value of their range or choices, ``shape`` the narrower or the
     wider, other names the first or the last choice; fixed values stay. A conditional hyperparameter is there where its
-    condition holds.
+    condition holds. Those of ``fixed`` are these values where they are there.
     """
     params: Params = {}
     for name, value in experiment.space.items():
@@ -104,7 +104,7 @@ def corner_params(experiment: Experiment, which: Which) -> Params:
                 ordered = [choice for choice in SMALL_FIRST[name] if choice in ordered] or ordered
             elif not any(isinstance(choice, str) for choice in ordered):
                 ordered = sorted(ordered, key=float)
-            params[name] = ordered[0] if which == "smallest" else ordered[-1]
+            params[name] = fixed.get(name, ordered[0] if which == "smallest" else ordered[-1])
     return params
 
 
@@ -158,6 +158,16 @@ def _try(experiment: Experiment, dataset: Dataset, fitting: Sequence[Which]) -> 
             with training.dtype_policy(training.precision_of(experiment.precision)[0]):
                 found = contract.tried(builder, spec, task, params, few, raw, subject=subject, metric=metric, seed=seed)
                 findings += [finding for finding in found if experiment.code is None or finding.code not in known]
+        if isinstance(builder, Code) and not errors(findings):
+            searched = {name: each for name, each in experiment.space.items() if isinstance(each, Dimension)}
+            own = searched.keys() & builder.parameters.keys() - {*GENERAL}
+            values = {name: each.extremes() for name, each in searched.items() if name in own}
+            values = {name: ends for name, ends in values.items() if len({*ends}) > 1}
+            # What acts in one branch of the function alone is changed there.
+            branches = [{name: one} for name, each in searched.items() for one in each.choices]
+            points = (corner_params(experiment, which, **fixed) for fixed in ({}, *branches) for which in fitting)
+            with training.dtype_policy(training.precision_of(experiment.precision)[0]):
+                findings += contract.ignored(builder, spec, task, points, values, experiment.seed)
         if experiment.model.preprocessing == "in_model" and not errors(findings):
             findings += _inside(experiment, dataset, works[0])
     return tuple(dict.fromkeys(findings))

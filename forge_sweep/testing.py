@@ -119,6 +119,10 @@ class BuilderContract:
         """Where it comes compiled, with an optimizer that goes by the hyperparameters of the trial."""
         self.expect_none("hyperparameter-ignored")
 
+    def test_it_goes_by_its_arguments(self) -> None:
+        """Each that is searched changes the model, and the same ones give another model like the first."""
+        self.expect_none("not-repeatable", "hyperparameter-ignored")
+
     def test_nothing_else_stops_a_sweep(self) -> None:
         """All other errors: memory, scaler, objective."""
         self.expect_none(*(finding.code for finding in self.findings() if finding.severity == "error"))

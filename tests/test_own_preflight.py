@@ -287,6 +287,122 @@ def test_an_optimizer_that_does_not_go_by_the_trial_is_an_error_with_its_fix(
     assert said in found[0].seen and fix in found[0].fix
 
 
+@pytest.mark.parametrize(
+    ("said", "body", "head"),
+    [
+        (
+            "the same model",
+            "global MADE\nMADE = MADE or keras.Model(x, heads.only.output(x))\nreturn MADE",
+            "MADE = None",
+        ),
+        ("the same layers", "return keras.Model(x, heads.only.output(SHARED(x)))", "SHARED = keras.layers.Dense(4)"),
+        (
+            "the same optimizer",
+            "model = keras.Model(x, heads.only.output(x))\nmodel.compile(SGD, 'binary_crossentropy')\nreturn model",
+            "SGD = keras.optimizers.SGD(0.001)",
+        ),
+        (
+            "by random numbers or state: dense",
+            "CALLS.append(1)\nreturn keras.Model(x, heads.only.output(keras.layers.Dense(len(CALLS))(x)))",
+            "CALLS = []",
+        ),
+        (
+            "another configuration, by random numbers or state",
+            "rate = random.random()\nreturn keras.Model(x, heads.only.output(keras.layers.Dropout(rate)(x)))",
+            "import random",
+        ),
+    ],
+)
+def test_a_function_that_gives_another_model_or_the_same_one_when_it_is_called_again_is_refused(
+    said, body, head, tmp_path
+):
+    (found,) = errors(tried(body, tmp_path, head, search={"learning_rate": {"type": "float", "low": 0.1, "high": 0.2}}))
+    assert found.code == "not-repeatable" and said in found.seen
+
+
+RANGE = {"type": "int", "low": 2, "high": 8}
+SEARCHED = {"width": RANGE, "depth": {"type": "int", "low": 1, "high": 2}}
+HELD = """
+class Net(keras.Model):
+    def __init__(self, heads=None, width=4, **kwargs):
+        super().__init__(**kwargs)
+        self.out = keras.layers.Dense(1, "sigmoid")
+    def call(self, x):
+        return self.out(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("severity", "body", "head"),
+    [
+        ("error", "width = 5\nreturn keras.Model(x, heads.only.output(keras.layers.Dense(width + depth)(x)))", ""),
+        # A subclass without get_config may hold more than is seen of it.
+        ("warning", "net = Net()\nnet.depth = depth\nreturn net", HELD),
+    ],
+)
+def test_an_argument_that_makes_no_difference_to_the_model_is_named(severity, body, head, tmp_path):
+    found = [
+        each
+        for each in tried(body, tmp_path, head, signature="width: int = 4, depth: int = 1", search=SEARCHED)
+        if each.code != "memory"
+    ]
+    assert [(each.severity, each.code) for each in found] == [(severity, "hyperparameter-ignored")]
+    assert "whether width is 2 or 8" in found[0].seen
+
+
+@pytest.mark.parametrize(
+    ("body", "head"),
+    [
+        # In the largest model only.
+        ("for _ in range(depth - 1):\n    x = keras.layers.Dense(width)(x)\n" + END, ""),
+        # In one branch of several.
+        (
+            "x = keras.layers.Dense({'a': 3, 'b': width, 'c': 4}[kind] + depth)(x)\n" + END,
+            "",
+        ),
+        # In an attribute of the user's own, of a model and of a loss.
+        ("model = Net()\nmodel.by = width, depth\nreturn model", HELD),
+        (
+            "model = keras.Model(x, heads.only.output(x))\nmodel.compile('sgd', By(width / depth))\nreturn model",
+            "class By(keras.losses.Loss):\n    def __init__(self, by=1.0, **kwargs):\n"
+            "        super().__init__(**kwargs)\n        self.by = by\n"
+            "    def call(self, y, p):\n        return keras.ops.mean((y - p) ** 2, axis=-1) * self.by",
+        ),
+        # In the first weights, and in the optimizer.
+        (
+            "model = keras.Model(x, heads.only.output(x))\nmodel.layers[-1].bias.assign([width / 100])\n"
+            "rate = keras.optimizers.schedules.ExponentialDecay(0.001, 10 + depth, 0.9)\n"
+            "model.compile(keras.optimizers.SGD(rate), 'binary_crossentropy')\nreturn model",
+            "",
+        ),
+    ],
+)
+def test_an_argument_that_acts_somewhere_is_no_finding(body, head, tmp_path):
+    kinds = {"kind": {"type": "categorical", "choices": ["a", "b", "c"]}} if "kind" in body else {}
+    signature = 'width: int = 4, depth: int = 1, kind: str = "a"'
+    found = tried(body, tmp_path, head, signature=signature, search={**SEARCHED, **kinds})
+    assert [str(each) for each in found if each.code != "memory"] == []
+
+
+@pytest.mark.parametrize(
+    ("said", "body"),
+    [
+        (
+            "not finite are the outputs of the head output",
+            "return keras.Model(x, heads.only.output(keras.ops.log(x - 100.0)))",
+        ),
+        (
+            "loss nan before training of outputs that are finite",
+            "model = keras.Model(x, heads.only.output(x))\n"
+            "model.compile('sgd', lambda y, p: keras.ops.mean((y - p) / 0.0 * 0.0))\nreturn model",
+        ),
+    ],
+)
+def test_a_loss_that_is_not_finite_before_training_is_an_error_that_says_where(said, body, tmp_path):
+    (found,) = errors(tried(body, tmp_path))
+    assert found.code == "initial-loss" and said in found.seen
+
+
 def test_a_layer_that_leads_nowhere_is_named(tmp_path):
     head = """
 class Net(keras.Model):
