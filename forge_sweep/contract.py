@@ -21,6 +21,7 @@ from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from forge_sweep import models, training
 from forge_sweep.bundle import GOLDEN_TOLERANCE, network
@@ -68,7 +69,7 @@ def tried(
     task: Task,
     params: Params,
     few: training.TrainingData,
-    raw: np.ndarray,
+    raw: pd.DataFrame,
     *,
     subject: str,
     metric: str,
@@ -87,6 +88,7 @@ def tried(
       fails or predicts something else; ``rows-captured``: it holds rows of the training data, prepared or raw;
       ``hyperparameter-ignored``: the optimizer that it was compiled with does not go by what the trial asks for;
       ``not-repeatable``: called twice with the same arguments, the function gives the same layers, or other ones.
+    - ``input-unused`` (warning): an input of your own model leads to no output.
     - ``initial-loss`` (warning, error where it is not finite in your own model): the loss of an untrained model is far
       from chance
       (https://karpathy.github.io/2019/04/25/recipe/, "verify loss @ init").
@@ -97,7 +99,7 @@ def tried(
         task: what is predicted.
         params: hyperparameters.
         few: the rows, a few hundred.
-        raw: the numbers of the same train rows before preprocessing, (rows, columns).
+        raw: the columns of numbers of the same train rows before preprocessing.
         subject: of the findings, such as ``smallest model``.
         metric: the objective.
         seed: of the initial weights.
@@ -115,6 +117,7 @@ def tried(
                 return
             yield from _captured(model, spec, few, raw, builder)
             yield from _ignored(model, builder, spec, task, params)
+            yield from _unused(model, spec, builder)
             wrong = [*_activation(model, task, few, builder)] or ([] if before else [*_changed(model, [], subject)])
             yield from wrong
             if wrong and wrong[0].code != "random-predictions":  # else what is loaded would differ as well
@@ -133,15 +136,21 @@ def tried(
             seen, fix = f"{metric} is not among the logs: {', '.join(logs)}", "set objective.metric to one of the logs"
             yield Finding("error", "monitor-missing", "objective.metric", seen, "a metric that training logs", fix)
     except Exception as error:
-        yield failed(error, subject)
+        yield failed(error, subject, builder if isinstance(builder, Code) else None)
 
 
-def failed(error: Exception, subject: str) -> Finding:
-    """What ended the building or the training of a model, as a finding."""
+def failed(error: Exception, subject: str, code: Code | None = None) -> Finding:
+    """What ended the building or the training of a model, as a finding; ``code`` is that of a user's own function."""
     failure = training.classify(error)
     # A corner may well diverge, such as the one with the highest learning rate: the sweep drops it as it goes.
     severity: Literal["warning", "error"] = "warning" if failure.failure == "diverged" else "error"
-    seen, fix = f"{failure.failure}: {failure.message}", failure.hint or "narrow [model.search] or fix the model"
+    seen, fix = f"{failure.failure}: {failure.message}", failure.hint
+    if code is not None and failure.failure == "out-of-memory":
+        sizes = [name for name, each in code.parameters.items() if each.type == "int" and name != "batch_size"]
+        fix = f"lower {', '.join([*sizes, 'batch_size'])} under [model.search]; {models.cause(error)}"
+    elif not fix:
+        fix = "correct the function, or narrow [model.search] where it fails in this corner only"
+        fix = fix if code else "narrow [model.search] or fix the model"
     if isinstance(error, models.WrongOutput):
         return Finding(severity, "output-shape", subject, failure.message, "outputs that the heads score", fix)
     return Finding(severity, "model-fails", subject, seen, "a model that can be built and trained for one step", fix)
@@ -188,17 +197,24 @@ def _misfit(task: Task, found: np.ndarray, activation: str) -> tuple[str, str]:
 
 
 def _captured(
-    model: keras.Model, spec: Spec, few: training.TrainingData, raw: np.ndarray, code: Code
+    model: keras.Model, spec: Spec, few: training.TrainingData, raw: pd.DataFrame, code: Code
 ) -> Iterator[Finding]:
     """Whether a user's own model knows the training rows already, as they are fed or as they were read."""
     fed = dict(zip(spec, training.leaves(few.x_train), strict=True))
     unscaled = [np.rint(values / spec[name].scale) for name, values in fed.items() if spec[name].scale != 1.0]
     with np.errstate(over="ignore"):
-        tables = [each.reshape(len(each), -1).astype(np.float32) for each in (*fed.values(), *unscaled, raw)]
-        # Rows of a few flags are everywhere.
-        known = [rows for rows in tables if rows.shape[1] > 1 and len(np.unique(rows, axis=0)) > len(rows) / 2]
-        held = _held(model, code)
-        counts = {where: max((_common(values, rows) for rows in known), default=0) for where, values in held}
+        numbers = raw.to_numpy(np.float64, na_value=np.nan)
+        tables = [each.reshape(len(each), -1).astype(np.float32) for each in (*fed.values(), *unscaled, numbers)]
+        known = [rows for rows in tables if _telling(rows)]
+        counts = dict[str, int]()
+        for where, values in _held(model, code):
+            if isinstance(values, pd.DataFrame):  # a table of the file itself: by the names of its columns
+                shared = [name for name in raw if name in values.columns]
+                mine, theirs = (each[shared].to_numpy(np.float32, na_value=np.nan) for each in (raw, values))
+                counts[where] = _equal(mine, theirs) if _telling(mine) else 0
+                values = values.to_numpy(np.float64, na_value=np.nan)
+            if counts.get(where, 0) < CAPTURED:
+                counts[where] = max((_common(values, rows) for rows in known), default=0)
     if places := [where for where, count in counts.items() if count >= CAPTURED]:
         most = max(counts.values())
         seen = f"{', '.join(places[:3])}: {most} of {len(few.y_train)} training rows that were looked for"
@@ -207,8 +223,13 @@ def _captured(
         yield Finding("error", "rows-captured", code.builder, seen, expected, fix)
 
 
-def _held(model: keras.Model, code: Code) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays of numbers that a model and the modules of its builder keep, each with where it is.
+def _telling(rows: np.ndarray) -> bool:
+    """Whether rows can be told apart: rows of a few flags are everywhere."""
+    return rows.shape[1] > 1 and len(np.unique(rows, axis=0)) > len(rows) / 2
+
+
+def _held(model: keras.Model, code: Code) -> Iterator[tuple[str, np.ndarray | pd.DataFrame]]:
+    """The arrays and tables of numbers that a model and the modules of its builder keep, each with where it is.
 
     These are weights, attributes of layers, constants of the graph, globals of every local module, and what functions
     close over or have as defaults. Of tables these are the columns of numbers. `MOST_OBJECTS` objects are looked at,
@@ -233,11 +254,11 @@ def _held(model: keras.Model, code: Code) -> Iterator[tuple[str, np.ndarray]]:
         waiting += [(f"{where}{name}", each) for name, each in _inside(value, package)]
 
 
-def _array(value: Any) -> np.ndarray | None:
-    """An array, a tensor, a table or a list of rows as an array of numbers; None for anything else."""
+def _array(value: Any) -> np.ndarray | pd.DataFrame | None:
+    """An array, a tensor or a list of rows as an array of numbers, a table as its columns of numbers; else None."""
     try:
-        if hasattr(value, "select_dtypes"):
-            value = value.select_dtypes("number")
+        if isinstance(value, pd.DataFrame):
+            return value.iloc[: MOST_NUMBERS // max(value.shape[1], 1)].select_dtypes("number")
         of_rows = isinstance(value, list | tuple) and value and isinstance(value[0], list | tuple)
         if isinstance(value, type) or not (of_rows or hasattr(value, "__array__")):
             return None
@@ -280,13 +301,18 @@ def _common(values: np.ndarray, known: np.ndarray) -> int:
     for upright in (table, table.T) if values.ndim == 2 else (table,):
         width = upright.shape[1]
         if width == known.shape[1]:
-            whole = np.dtype((np.void, 4 * width))
-            mine, theirs = (np.ascontiguousarray(each, np.float32) + 0.0 for each in (known, upright))  # -0 is 0
-            counts.append(int(np.isin(mine.view(whole), theirs.view(whole)).sum()))
+            counts.append(_equal(known, upright))
         if max(counts) < CAPTURED:
             rows = upright[: MOST_COMPARED // width].astype(np.float32)
             counts.append(_joined(known, rows) if known.shape[1] <= width else _joined(rows, known))
     return max(counts)
+
+
+def _equal(known: np.ndarray, rows: np.ndarray) -> int:
+    """How many of the known rows are among others with the same columns."""
+    whole = np.dtype((np.void, 4 * known.shape[1]))
+    mine, theirs = (np.ascontiguousarray(each, np.float32) + 0.0 for each in (known, rows))  # -0 is 0
+    return int(np.isin(mine.view(whole), theirs.view(whole)).sum())
 
 
 def _joined(narrow: np.ndarray, wide: np.ndarray) -> int:
@@ -465,6 +491,18 @@ def _repeated(model: keras.Model, again: keras.Model, code: Code) -> Iterator[Fi
     else:
         return
     yield Finding("error", "not-repeatable", code.builder, seen, "the same model for the same arguments", fix)
+
+
+def _unused(model: keras.Model, spec: Spec, code: Code) -> Iterator[Finding]:
+    """Whether every input of a functional model leads to an output: its configuration has the layers that do."""
+    try:
+        layers = model.get_config()["layers"]
+    except Exception:  # subclassed
+        return
+    used = json.dumps([each.get("inbound_nodes") for each in layers], default=str)
+    if unused := [name for name in spec if len(spec) > 1 and json.dumps(name) not in used]:
+        seen, fix = f"{', '.join(unused)} leads to no output", "use it in the function, or take it out of [data.inputs]"
+        yield Finding("warning", "input-unused", code.builder, seen, "a model that uses all of its inputs", fix)
 
 
 def _optimizer(model: keras.Model) -> dict[str, Any]:

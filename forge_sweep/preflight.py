@@ -80,7 +80,9 @@ def preflight(experiment: Experiment, dataset: Dataset) -> tuple[Finding, ...]:
     except Exception as error:
         if experiment.code is None:
             raise
-        return (contract.failed(error, experiment.model.builder),)  # the user's own model is built to know its size
+        return (
+            contract.failed(error, experiment.model.builder, experiment.code),
+        )  # the user's own model is built to know its size
     fitting = [which for which in WHICH if sum(need[which].values()) <= available]
     tried = _try(experiment, dataset, fitting) if fitting else ()
     memory = _memory(need["largest"], available)
@@ -145,7 +147,7 @@ def _try(experiment: Experiment, dataset: Dataset, fitting: Sequence[Which]) -> 
             x_valid=training.each(lambda values: values[valid], whole.x_valid),
             y_valid=whole.y_valid[valid],
         )
-        raw = dataset.train.features.iloc[train].select_dtypes("number").to_numpy(np.float64, na_value=np.nan)
+        raw = dataset.train.features.iloc[train].select_dtypes("number")
         builder, spec, task, metric = experiment.builder, works[0].spec, works[0].task, experiment.objective.metric
         for which in fitting:
             params, seed = corner_params(experiment, which), experiment.seed

@@ -78,12 +78,18 @@ def tried(
     scaler: str = "standard",
     search: Mapping[str, Any] | None = None,
     signature: str = "width: int = 4",
+    first: str = 'x = inputs["features"]',
+    inputs: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    metric: str = "val_auc",
 ):
     """Findings on a builder of this body; ``x`` are its features."""
-    lines = "".join(f"    {line}\n" for line in ['x = inputs["features"]', *body.strip().splitlines()])
+    lines = "".join(f"    {line}\n" for line in [first, *body.strip().splitlines()])
     (folder / "net.py").write_text(f"import keras\n{head}\ndef build(inputs, heads, *, {signature}):\n{lines}")
-    data = {"source": "sample", "name": "breast_cancer", "target": "target", "task": "binary"}
-    table = {"name": "own", "data": data, "objective": {"metric": "val_auc"}, "study": {"n_trials": 1}}
+    known = {"source": "sample", "name": "breast_cancer", "target": "target", "task": "binary"}
+    known |= {"inputs": dict(inputs)} if inputs else {}
+    data = {name: value for name, value in {**known, **(data or {})}.items() if value is not None}
+    table = {"name": "own", "data": data, "objective": {"metric": metric}, "study": {"n_trials": 1}}
     model = {"builder": "net:build", "search": dict(search or {})}
     settings = parse({**table, "model": model, "preprocessing": {"scaler": scaler}}, root=folder)
     training.select_backend("tensorflow")
@@ -219,6 +225,14 @@ def test_an_unknown_hyperparameter_is_refused_before_anything_is_built(tmp_path)
         ("net.ROWS: 256 of 256", END, f"{SKLEARN}ROWS = load_breast_cancer().data", {}),
         ("net.ROWS: 256 of 256", END, f"{SKLEARN}ROWS = load_breast_cancer().data.T", {}),
         ("net.TABLE: 25", END, f"{SKLEARN}TABLE = load_breast_cancer(as_frame=True).frame", {}),
+        # Of the whole file, text and other numbers among its columns, where one of them repeats what another one has.
+        (
+            "net.MIXED: 2",
+            END,
+            f"{SKLEARN}MIXED = load_breast_cancer(as_frame=True).frame.assign(id=range(569), town='Bern')\n"
+            "MIXED['mean again'] = MIXED['mean area'].round()",
+            {},
+        ),
         ("net.SOME: 2", END, f"{SKLEARN}SOME = load_breast_cancer().data[:, 4:9].tolist()", {}),
         ("lab.rows.ROWS: 256 of 256", END, "from lab import near", {"near": "from . import rows"}),
         (
@@ -366,7 +380,7 @@ def test_an_argument_that_makes_no_difference_to_the_model_is_named(severity, bo
             "model = keras.Model(x, heads.only.output(x))\nmodel.compile('sgd', By(width / depth))\nreturn model",
             "class By(keras.losses.Loss):\n    def __init__(self, by=1.0, **kwargs):\n"
             "        super().__init__(**kwargs)\n        self.by = by\n"
-            "    def call(self, y, p):\n        return keras.ops.mean((y - p) ** 2, axis=-1) * self.by",
+            "    def call(self, y, p):\n        return keras.ops.mean((y - p) ** 2, axis=-1) * (2 + self.by)",
         ),
         # In the first weights, and in the optimizer.
         (
@@ -401,6 +415,58 @@ def test_an_argument_that_acts_somewhere_is_no_finding(body, head, tmp_path):
 def test_a_loss_that_is_not_finite_before_training_is_an_error_that_says_where(said, body, tmp_path):
     (found,) = errors(tried(body, tmp_path))
     assert found.code == "initial-loss" and said in found.seen
+
+
+TWO = {"a": {"columns": ["mean *"]}, "b": {"columns": ["worst *", "* error"]}}
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "body", "inputs"),
+    [
+        ("input-unused", "b leads to no output", "return keras.Model(inputs, heads.only.output(inputs['a']))", TWO),
+        ("model-fails", "fix: the inputs are a, b, the heads target", "inputs['c']", TWO),
+        ("model-fails", 'fix: set encode = "codes"', "inputs['a'].vocabulary", TWO),
+        ("model-fails", "fix: correct the function", "width / 0", {}),
+        # Of Keras' own message the part that tells, and the layer.
+        (
+            "model-fails",
+            "is incompatible with the layer",
+            "return keras.Model(x, heads.only.output(keras.layers.Conv1D(2, 2)(x)))",
+            {},
+        ),
+        (
+            "model-fails",
+            "(in Embedding.call())",
+            "y = keras.layers.Flatten()(keras.layers.Embedding(1, 2)(x))\nreturn keras.Model(x, heads.only.output(y))",
+            {},
+        ),
+        ("model-fails", "fix: rename numpy: beside the builder it hides the package numpy", "import numpy\n" + END, {}),
+    ],
+)
+def test_a_finding_says_what_to_do(code, said, body, inputs, tmp_path):
+    (tmp_path / "numpy.py").write_text("from numpy import array")
+    line = "x = inputs['features']" if not inputs else "x = inputs['a']"
+    (found,) = (each for each in tried(body, tmp_path, first=line, inputs=inputs) if each.severity != "info")
+    assert found.code == code and said in str(found) and "function_node" not in str(found)
+
+
+def test_with_several_heads_one_output_for_each_is_asked_for(tmp_path):
+    heads = {name: {"target": name, "task": "regression"} for name in ("mean radius", "mean area")}
+    data = {"target": None, "task": None, "heads": {"one": heads["mean radius"], "two": heads["mean area"]}}
+    (found,) = errors(tried("return keras.Model(x, heads['one'].output(x))", tmp_path, data=data, metric="val_loss"))
+    assert "fix: return {name: heads[name].output(hidden), ...}" in str(found)
+
+
+def test_whole_numbers_are_numbers_with_a_point_where_the_function_takes_such(tmp_path):
+    body = f"assert type(rate) is float and type(width) is int and type(learning_rate) is float\n{END}"
+    search = {"rate": 0, "width": 3, "learning_rate": {"type": "categorical", "choices": [1, 0.1]}}
+    found = tried(body, tmp_path, search=search, signature="rate: float, width: int, learning_rate: float")
+    assert [str(each) for each in found if each.code != "memory"] == []
+
+
+def test_memory_that_is_too_small_names_the_arguments_of_the_function(tmp_path):
+    (found,) = errors(tried("raise MemoryError('1000000 x 1000000')", tmp_path, signature="units: int = 4"))
+    assert "fix: lower units, batch_size under [model.search]" in str(found)
 
 
 def test_a_layer_that_leads_nowhere_is_named(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import re
 import sys
 import threading
 from collections.abc import Sequence
@@ -22,6 +23,19 @@ from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment.code import PACKAGE, Code, file_name
 
 PREFIX = "forge_sweep_own_"
+
+HIDDEN = {"jax", "keras", "numpy", "pandas", "scipy", "sklearn", "tensorflow", "torch"}
+"""Packages that builders import; a file of that name beside them is imported in their place."""
+
+LONGEST = 300
+
+# Lines of a backend's message that tell where, not what.
+_NOISE = re.compile(
+    r"^(Graph execution error|Detected at|Exception encountered|Stack trace|Arguments received|File |\[\[|- )"
+)
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_NODE = re.compile(r"\{\{function_node [^}]*\}\} ?| ?\[Op:\w+\]( name: ?\S*)?")
+_LAYER = re.compile(r"Exception encountered when calling (?:layer )?(.+?)\.?$", re.MULTILINE)
 
 _lock = threading.Lock()
 
@@ -47,13 +61,25 @@ def package_of(code: Code) -> str:
     return f"{PREFIX}{code.digest[:16]}"
 
 
-def failed(error: BaseException, what: str) -> TrialFailed:
+def failed(error: BaseException, what: str, hint: str = "") -> TrialFailed:
     """An error of a user's code as the failure of a trial, with the place in the user's own files."""
     place = f" ({found})" if (found := where(error)) else ""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if (name := found.partition(".")[0].partition("/")[0]) in HIDDEN:
+        hint = f"rename {name}: beside the builder it hides the package {name}"
+    text = cause(error)
     package = next((name for name in text.replace("'", " ").split() if name.startswith(PREFIX)), "").partition(".")[0]
     text = text.replace(f"{package}.", "") if package else text
-    return TrialFailed("code", f"{what}: {type(error).__name__}: {text[:300]}{place}")
+    return TrialFailed("code", f"{what}: {type(error).__name__}: {text[:LONGEST]}{place}", hint=hint)
+
+
+def cause(error: BaseException) -> str:
+    """The first line of an error's message that says what went wrong, and in which layer where Keras says so."""
+    text = _NODE.sub("", _ANSI.sub("", getattr(error, "message", None) or str(error)))
+    lines = [line.strip() for line in text.splitlines()]
+    telling = [line for line in lines if line and not _NOISE.match(line)]
+    found = (telling or [line for line in lines if line] or [""])[0][:LONGEST]
+    layer = _LAYER.search(text) if telling else None
+    return f"{found} (in {layer[1]})" if layer and layer[1] not in found else found
 
 
 def where(error: BaseException) -> str:

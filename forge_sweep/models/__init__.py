@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from forge_sweep import plugins
 from forge_sweep.errors import InputError
-from forge_sweep.experiment import Code
-from forge_sweep.experiment.importing import where
+from forge_sweep.experiment import HYPERPARAMETERS, Code
+from forge_sweep.experiment.importing import cause, where
 from forge_sweep.models import mlp, own
 from forge_sweep.models.general import adjust
 from forge_sweep.models.heads import Head, Heads
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from forge_sweep.preprocessing import Spec
     from forge_sweep.task import Task
 
-__all__ = ["BUILDERS", "Builder", "Head", "Heads", "WrongOutput", "build", "callbacks", "size", "where"]
+__all__ = ["BUILDERS", "Builder", "Head", "Heads", "WrongOutput", "build", "callbacks", "cause", "size", "where"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ def build(builder: str | Code, spec: Spec, task: Task, params: Params) -> keras.
             also `general.adjust`.
         TrialFailed: an own function raised, or gave no model that fits; says where.
     """
+    params = _typed(builder, params)
     if isinstance(builder, Code):
         return adjust(own.build(builder, spec, task, params), params)
     return adjust(_known(builder).build(_width(builder, spec), task, params), params)
@@ -76,9 +77,17 @@ def size(builder: str | Code, spec: Spec, task: Task, params: Params) -> tuple[i
     Returns:
         (parameters, values per row that its layers give); arguments and errors as in `build`.
     """
+    params = _typed(builder, params)
     if isinstance(builder, Code):
         return own.size(builder, spec, task, params)
     return _known(builder).size(_width(builder, spec), task, params)
+
+
+def _typed(builder: str | Code, params: Params) -> Params:
+    """Hyperparameters that are numbers with a point as such: an experiment file may say ``learning_rate = 1``."""
+    known = builder.hyperparameters if isinstance(builder, Code) else HYPERPARAMETERS
+    floats = {name for name, each in known.items() if each.type == "float"}
+    return {name: float(value) if name in floats else value for name, value in params.items()}
 
 
 def _known(name: str) -> Builder:

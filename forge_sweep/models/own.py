@@ -58,7 +58,12 @@ def build(code: Code, spec: Spec, task: Task, params: Params) -> keras.Model:
     except (Exception, SystemExit) as error:
         if type(error).__name__ in MEMORY:
             raise
-        raise failed(error, code.builder) from error
+        hint = ""
+        if isinstance(error, KeyError) and error.args and error.args[0] not in (*inputs, *task.heads):
+            hint = f"the inputs are {', '.join(inputs)}, the heads {', '.join(Heads.of(task))}"
+        elif isinstance(error, AttributeError) and error.name == "vocabulary":
+            hint = 'set encode = "codes" for that input under [data.inputs]'
+        raise failed(error, code.builder, hint) from error
     if not isinstance(model, keras.Model):
         kind = "nothing" if model is None else f"a {type(model).__name__}"
         seen = f"{code.builder} returned {kind}, expected a keras.Model"
@@ -225,19 +230,20 @@ def _of_head(values: Any, name: str, names: Sequence[str]) -> Any:
 def _check_output(output: Any, task: Task, code: Code) -> None:
     """Whether the outputs are what the task scores."""
     shape = getattr(output, "shape", None)
+    fix = FIX if len(task.heads) == 1 else "return {name: heads[name].output(hidden), ...}, one output for each head"
     if isinstance(output, dict | list | tuple) and len(output) != 1:
-        raise WrongOutput("code", f"the model of {code.builder} has {len(output)} outputs, expected 1", hint=FIX)
+        raise WrongOutput("code", f"the model of {code.builder} has {len(output)} outputs, expected 1", hint=fix)
     if shape is None or tuple(shape[1:]) != (task.units,):
         seen = "no tensor" if shape is None else str(tuple(shape)).replace("None", "rows")
         raise WrongOutput(
             "code",
             f"the model of {code.builder} gives {seen}, expected (rows, {task.units}) for {task.kind} of "
             f"{', '.join(task.targets[:3])}",
-            hint=FIX,
+            hint=fix,
         )
     if output.dtype in ("float16", "bfloat16"):
         seen = f"the model of {code.builder} gives {output.dtype}, in which close scores are ties"
-        raise TrialFailed("code", seen, hint=f'{FIX}, or give its last layer dtype="float32"')
+        raise TrialFailed("code", seen, hint=f'{fix}, or give its last layer dtype="float32"')
 
 
 FIX = "end the model with heads.only.output(hidden)"

@@ -9,7 +9,7 @@ import re
 from concurrent.futures import BrokenExecutor
 
 from forge_sweep.errors import Failure, InputError, TrialFailed
-from forge_sweep.models import where
+from forge_sweep.models import cause, where
 
 # Class names instead of classes: no backend is imported to find out that it was not the one.
 _OUT_OF_MEMORY = ("ResourceExhaustedError", "OutOfMemoryError", "MemoryError", "_ArrayMemoryError")
@@ -23,17 +23,11 @@ _GPU_LOST_TEXT = re.compile(
 _DIVERGED_TEXT = re.compile(r"Tensor had (NaN|Inf)|loss is (nan|inf)\b", re.IGNORECASE)
 _DATA_TEXT = re.compile(r"Input [Xy] contains|contains (NaN|infinity)|[Ll]abel.* contains", re.IGNORECASE)
 
-# Lines of a backend's message that tell where, not what.
-_NOISE = re.compile(
-    r"^(Graph execution error|Detected at|Exception encountered|Stack trace|Arguments received|File |\[\[|- )"
-)
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _VARYING = (
     (re.compile(r"0x[0-9a-fA-F]+"), "0x..."),
     (re.compile(r"(?<=[A-Za-z])_\d+\b"), "_N"),  # dense_12, functional_7
     (re.compile(r"(?<![\w.])/[^\s'\":,)]+/"), ".../"),  # folders of this machine or run
 )
-_LONGEST = 300
 
 
 def classify(error: BaseException) -> TrialFailed:
@@ -45,13 +39,13 @@ def classify(error: BaseException) -> TrialFailed:
         return error
     failure = _failure(error)
     if failure == "out-of-memory":
-        hint = f"lower batch_size, width or depth under [model.search]; {_line(error)}"
+        hint = f"lower batch_size, width or depth under [model.search]; {cause(error)}"
         return TrialFailed(failure, f"out of memory ({type(error).__name__})", hint=hint)
-    cause = _line(error)
+    text = cause(error) or "no message"
     for pattern, replacement in _VARYING:
-        cause = pattern.sub(replacement, cause)
+        text = pattern.sub(replacement, text)
     place = f" ({found})" if (found := where(error)) else ""
-    return TrialFailed(failure, f"{type(error).__name__}: {cause}{place}", hint=getattr(error, "hint", ""))
+    return TrialFailed(failure, f"{type(error).__name__}: {text}{place}", hint=getattr(error, "hint", ""))
 
 
 def _failure(error: BaseException) -> Failure:
@@ -67,10 +61,3 @@ def _failure(error: BaseException) -> Failure:
     if isinstance(error, InputError) or (isinstance(error, ValueError) and _DATA_TEXT.search(text)):
         return "data"
     return "code"
-
-
-def _line(error: BaseException) -> str:
-    """The first line of the message that says what went wrong."""
-    lines = [line.strip() for line in _ANSI.sub("", getattr(error, "message", None) or str(error)).splitlines()]
-    telling = [line for line in lines if line and not _NOISE.match(line)]
-    return (telling or [line for line in lines if line] or ["no message"])[0][:_LONGEST]
