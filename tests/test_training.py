@@ -361,7 +361,7 @@ def test_equal_causes_read_alike():
         text = f"Exception encountered when calling Dense.call().\n\n{what}\n\nArguments received by Dense.call():\n"
         return training.classify(RuntimeError(f"{text}  - x={number}")).message
 
-    assert first(1) == first(27) == "RuntimeError: dense_N: no <object at 0x...> in .../x.bin"
+    assert first(1) == first(27) == "RuntimeError: dense_N: no <object at 0x...> in .../x.bin (in Dense.call())"
 
 
 def test_out_of_memory_has_one_cause_whatever_was_allocated():
