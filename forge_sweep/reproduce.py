@@ -19,11 +19,11 @@ import numpy as np
 from forge_sweep import environment, jsons, sources, tracking, training, trial, workers
 from forge_sweep.bundle import Bundle
 from forge_sweep.environment import NONE, UNKNOWN, Environment
-from forge_sweep.errors import ExperimentError, InputError
+from forge_sweep.errors import DataError, ExperimentError, InputError
 from forge_sweep.experiment import Code, Dimension, Experiment, Params, Scalar, derived_seed, restore
 from forge_sweep.experiment.code import from_files, is_own
 from forge_sweep.sources import Dataset
-from forge_sweep.tracking import Record, fetched, read_record
+from forge_sweep.tracking import CODE, SOURCE_CODE, Record, fetched, read_record
 from forge_sweep.training import Setup, as_variables
 from forge_sweep.trial import TrialResult
 from forge_sweep.workers import Limits, ProcessWorkers, Say, Worker
@@ -112,7 +112,11 @@ def reproduce(
 def _rows(experiment: Experiment) -> Dataset:
     if experiment.source_code is not None:
         training.select_backend(experiment.backend)  # the user's module may import Keras
-    return sources.load(experiment.data, root=experiment.root, seed=experiment.seed, code=experiment.source_code)
+    try:
+        return sources.load(experiment.data, root=experiment.root, seed=experiment.seed, code=experiment.source_code)
+    except DataError as error:
+        error.hint += "; if the data moved, give the folder that its path starts from: --root FOLDER"
+        raise
 
 
 def _recorded_code(experiment: Experiment, record: Record, trust: bool, *, source: bool = False) -> Code:
@@ -121,6 +125,7 @@ def _recorded_code(experiment: Experiment, record: Record, trust: bool, *, sourc
     digest = str(experiment.data.code if source else experiment.model.code)
     module, _, function = builder.partition(":")
     seen = f"{builder} in {experiment.root} is not what run {record.run_id} was trained with (digest {digest[:12]})"
+    back = f"put the source back ({SOURCE_CODE if source else CODE}/ of run {record.parent_id} in MLflow has it)"
     try:
         code = from_files(module, function, record.source_code if source else record.code, source=source)
     except ExperimentError:
@@ -128,7 +133,7 @@ def _recorded_code(experiment: Experiment, record: Record, trust: bool, *, sourc
     if code is None or code.digest != digest:
         raise InputError(f"{seen}, and its sweep has no record of that", hint="put the source back, or give its --root")
     if not trust:
-        raise InputError(seen, hint="put the source back, or give --trust to run the source that the sweep recorded")
+        raise InputError(seen, hint=f"{back}, or give --trust to run it from there")
     return code
 
 

@@ -268,6 +268,9 @@ def test_rows_that_changed_since_are_refused(shop: Shop) -> None:
     frame.to_csv(shop.folder / "loans.csv", index=False)
     found = judged(shop, version)
     assert refused(found) == {"dataset"} and "was trained on loans@" in found["dataset"][0].seen
+    (shop.folder / "loans.csv").unlink()
+    found = judged(shop, version)
+    assert refused(found) == {"dataset"} and "--experiment FILE" in found["dataset"][0].fix
 
 
 def test_a_champion_that_predicts_something_else_cannot_be_beaten(shop: Shop) -> None:

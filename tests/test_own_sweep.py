@@ -20,6 +20,7 @@ from forge_sweep.cli import app
 from forge_sweep.errors import BundleError, GateRefused, InputError
 from forge_sweep.experiment import load
 from forge_sweep.serving.files import predict_file
+from forge_sweep.study import find_study
 from forge_sweep.tracking import fetched, locate, read_record
 from tests.serving import need_the_extra, serving
 
@@ -72,6 +73,8 @@ def test_it_is_swept_and_registered_with_its_source(swept: Swept) -> None:
     assert result.model == "models:/subclassed/1" and result.trials["finished"] == 2
     (source,) = store.glob("artifacts/**/code.subclassed.py")
     assert source.read_text() == FILE.with_suffix(".py").read_text()
+    study = find_study("subclassed", store)
+    assert study is not None and study.notes("sweep:")["sweep:run"] == result.run_id, "which has the source, too"
 
 
 def test_a_killed_sweep_goes_on_with_the_trial_that_it_was_in(swept: Swept) -> None:

@@ -18,7 +18,7 @@ from sklearn.datasets import load_breast_cancer
 
 from forge_sweep import baselines, reproduce, sweep
 from forge_sweep.bundle import Bundle, read_golden
-from forge_sweep.errors import BundleError, InputError
+from forge_sweep.errors import BundleError, DataError, InputError
 from forge_sweep.experiment import Experiment, load, restore
 from forge_sweep.reproduce import Again, commands, first_difference, judge, plan, read_record, typed
 from forge_sweep.sweep import SweepResult
@@ -330,8 +330,12 @@ def test_what_cannot_be_made_again_is_refused_by_name(swept: tuple[Path, SweepRe
         read_record(result.run_id, store)
     with pytest.raises(InputError, match=r"there is no run"):
         read_record("0" * 32, store)
-    with pytest.raises(InputError, match="names no model"):
+    with pytest.raises(InputError, match=r"(?s)names no model.*models:/again@champion.*models:/again/1"):
         read_record("models:/again", store)
+    with pytest.raises(InputError, match=r"(?s)'again' is a model.*write models:/again@challenger$"):
+        read_record("again", store)
+    with pytest.raises(DataError, match=r"(?s)does not exist.*--root FOLDER"):
+        reproduce.reproduce("models:/again@challenger", store=store, root=tmp_path)
     with pytest.raises(InputError, match=r"has no alias @nobody"):
         read_record("models:/again@nobody", store)
     with pytest.raises(InputError, match="there is no MLflow store"):

@@ -571,6 +571,33 @@ def test_a_changed_experiment_is_refused_field_by_field(tmp_path: Path) -> None:
     assert "--fork" in caught.value.hint
 
 
+def test_a_file_of_own_code_that_was_edited_is_named_with_the_run_that_has_the_old_one(tmp_path: Path) -> None:
+    """A study of before that was kept shows the digests."""
+
+    def own(text: str) -> Experiment:
+        (tmp_path / "net.py").write_text("import parts\ndef build(inputs, heads, *, width: int = 4): ...")
+        (tmp_path / "parts.py").write_text(text)
+        raw = experiment(n_trials=2).model_dump(mode="json", exclude_none=True)
+        del raw["objective"]["direction"]
+        search = {"width": {"type": "int", "low": 4, "high": 8}}
+        return experiments.parse({**raw, "model": {"builder": "net:build", "search": search}}, root=tmp_path)
+
+    begun = opened(tmp_path, own("WIDTH = 1"))
+    assert opened(tmp_path, own("WIDTH = 1")).name == begun.name
+    edited = own("WIDTH = 1  # one")
+    with pytest.raises(ResumeRefused, match=r"\n  model\.code: parts\.py was edited; comments count\n") as refused:
+        opened(tmp_path, edited)
+    assert "(old source: code/ of its run (see forge-sweep ui fraud) in MLflow)" in refused.value.hint
+    begun.note("sweep:run", "0123abcd")
+    with pytest.raises(
+        ResumeRefused, match=r"code/ of its run 0123abcd in MLflow\).* a new study without its trials: --fork"
+    ):
+        opened(tmp_path, edited)
+    begun._study.set_user_attr("forge.code", {})
+    with pytest.raises(ResumeRefused, match=r'model\.code: "[0-9a-f]{64}" -> "[0-9a-f]{64}"'):
+        opened(tmp_path, edited)
+
+
 @pytest.mark.parametrize("data", [OTHER_DATA, {**DATASET, "split_digest": "d" * 64}])
 def test_changed_rows_or_another_split_are_refused_but_a_new_name_for_them_is_not(
     data: dict[str, str], tmp_path: Path

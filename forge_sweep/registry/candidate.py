@@ -82,7 +82,12 @@ class Candidate:
                 f"{self.version.uri} names code that gives its rows: {experiment.data.source} in {experiment.root}",
                 hint="read that file, and give --trust to run it",
             )
-        found = sources.load(experiment.data, root=experiment.root, seed=experiment.seed, code=experiment.source_code)
+        data, code = experiment.data, experiment.source_code
+        try:
+            found = sources.load(data, root=experiment.root, seed=experiment.seed, code=code)
+        except DataError as error:
+            error.hint += "; if the data moved with its experiment file, name that file: --experiment FILE"
+            raise
         if (found.digest, found.split_digest) != self.frozen:
             what = "rows" if found.digest != self.frozen[0] else "split"
             recorded = self.metadata.get("dataset_version")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import warnings
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from forge_sweep.errors import InputError, ResumeRefused
 from forge_sweep.experiment import Experiment
+from forge_sweep.experiment.code import file_name
 from forge_sweep.experiment.rules import nearest
 from forge_sweep.study.space import Space, distributions, fits
 from forge_sweep.study.storage import CREATING, exists, locks_of, open_storage, open_to_read, storage_url
@@ -44,6 +46,9 @@ Others, such as ``study.epochs``, shift the values of good and bad parameters al
 
 HEADS = ("data.heads", "objective.sum")
 """Tables of which the same holds."""
+
+CODE_FOLDERS = {"model.code": "code/", "data.code": "source_code/"}
+"""Where the run of a sweep in MLflow has the files of the user's own, by the key that has their digest."""
 
 SEARCH = "model.search"  # decided trial by trial: see `fits`
 CREATION_S = 3600  # how long the import of old trials into a fork may take
@@ -169,11 +174,31 @@ def _studies_of(storage: Database, experiment_name: str) -> Studies:
 def _differences(experiment: Experiment, dataset: Mapping[str, str], attrs: Mapping[str, Any]) -> dict[str, str]:
     """By what differs from the study with ``attrs``, budget aside, words such as ``study.epochs: 20 -> 30``."""
     found = experiment.differences(attrs[Attr.RESOLVED])
+    begun, now = attrs.get(Attr.CODE, {}), _files(experiment)
+    for key in (key for key in found if key in begun and key in now):
+        old, new = begun[key], now[key]
+        texts = [
+            f"{name} {'is new' if name not in old else 'is gone' if name not in new else 'was edited'}"
+            for name in sorted({*old, *new})
+            if old.get(name) != new.get(name)
+        ]
+        if texts:
+            found[key] = f"{key}: {', '.join(texts)}; comments count"
     for key, what in DATA.items():
-        old, new = attrs[f"forge.dataset_{key}"], dataset[key]
-        if old != new:
-            found[what] = f"{what}: {old[:12]} -> {new[:12]}"
+        then, today = attrs[f"forge.dataset_{key}"], dataset[key]
+        if then != today:
+            found[what] = f"{what}: {then[:12]} -> {today[:12]}"
     return found
+
+
+def _files(experiment: Experiment) -> dict[str, dict[str, str]]:
+    """A digest of each file of the user's own code, by the key of the experiment that stands for all of them."""
+    codes = {"model.code": experiment.code, "data.code": experiment.source_code}
+    return {
+        key: {file_name(name): hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in code.files.items()}
+        for key, code in codes.items()
+        if code is not None
+    }
 
 
 def _newest(studies: Studies, experiment: Experiment, dataset: Mapping[str, str]) -> str | None:
@@ -183,11 +208,20 @@ def _newest(studies: Studies, experiment: Experiment, dataset: Mapping[str, str]
 
 def _refusal(studies: Studies, experiment: Experiment, dataset: Mapping[str, str]) -> ResumeRefused:
     name, attrs = next(iter(studies.items()))
-    differences = _differences(experiment, dataset, attrs).values()
+    differences = _differences(experiment, dataset, attrs)
+    folders = [folder for key, folder in CODE_FOLDERS.items() if key in differences]
+    run = attrs.get(f"{Attr.NOTE}sweep:run", f"(see forge-sweep ui {experiment.name})")
+    old = f"old values (old source: {' and '.join(folders)} of its run {run} in MLflow)" if folders else "old values"
+    fitting = "without its trials" if _incomparable(differences) else "that imports the trials that fit"
     return ResumeRefused(
-        "\n  ".join([f"study {name} was begun with another experiment:", *differences]),
-        hint="put the old values back to go on with it, or begin a new study that imports the trials that fit: --fork",
+        "\n  ".join([f"study {name} was begun with another experiment:", *differences.values()]),
+        hint=f"put the {old} back to go on with it, or begin a new study {fitting}: --fork",
     )
+
+
+def _incomparable(differences: Mapping[str, str]) -> list[str]:
+    """The differences because of which a value means nothing in the other experiment."""
+    return [text for what, text in differences.items() if what in COMPARABLE or what.startswith(HEADS)]
 
 
 def _create(storage: Database, experiment: Experiment, dataset: Mapping[str, str], parents: Studies) -> str:
@@ -198,6 +232,7 @@ def _create(storage: Database, experiment: Experiment, dataset: Mapping[str, str
     study = optuna.create_study(study_name=name, storage=storage, direction=experiment.direction)
     study.set_user_attr("forge.contract", experiment.contract())
     study.set_user_attr(Attr.RESOLVED, experiment.resolved())
+    study.set_user_attr(Attr.CODE, _files(experiment))
     for key in ("version", "digest", "split_digest"):
         study.set_user_attr(f"forge.dataset_{key}", dataset[key])
     for parent, attrs in list(parents.items())[:1]:
@@ -233,7 +268,7 @@ def _import(
     differences: Mapping[str, str],
 ) -> None:
     """Copy the trials of ``parent`` that mean something in ``study``, and keep what must be said of them."""
-    if why := [text for what, text in differences.items() if what in COMPARABLE or what.startswith(HEADS)]:
+    if why := _incomparable(differences):
         study.set_user_attr(Attr.SKIPPED, f"no trial of {parent} was imported: {'; '.join(why)}")
         return
     trials = storage.get_all_trials(storage.get_study_id_from_name(parent), deepcopy=False)

@@ -26,6 +26,7 @@ class Attr:
 
     EXPERIMENT = "forge.experiment"  # written last: a study without it was never completed, or is not ours
     RESOLVED = "forge.resolved"
+    CODE = "forge.code"  # of the user's own builder and source: a digest of each file, so that the edited one is named
     SKIPPED = "forge.skipped"
     ACCEPTED = "forge.accepted"
     NOTE = "forge.note."

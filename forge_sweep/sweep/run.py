@@ -214,6 +214,7 @@ def _prepare(context: Context, parent: Run, audit: Audit, *, remade: bool = Fals
     rows = context.study.rows()
     if parent.run_id is not None:  # it answers: from here on the sweep's runs are there and nowhere else
         context.study.note("sweep:store", context.tracker.address)
+        context.study.note("sweep:run", parent.run_id)
     states = {f"{context.key}/{trial_name(row.number)}": STATUSES[row.state] for row in rows}
     # Others may have begun a few more since the rows were read.
     next_ones = range(len(rows), min(context.study.n_trials + context.study.imported, len(rows) + 1000))

@@ -128,9 +128,11 @@ def locate(reference: str | Path, store: Path | str) -> Located:
     reference, store = str(reference), Path(store)
     found = REFERENCE.fullmatch(reference)
     if found is None:
+        bare = reference.removeprefix("models:/")
+        name = bare if re.fullmatch(r"[^/@:]+", bare) else "NAME"
         raise InputError(
             f"{reference!r} names no model; expected NAME@ALIAS, NAME/VERSION, or the folder of a bundle",
-            hint="write models:/NAME@champion, such as models:/credit@challenger",
+            hint=f"write models:/{name}@champion, models:/{name}@challenger, or a version: models:/{name}/1",
         )
     uri = clients.existing_uri(store)
     with clients.translated(f"the look-up of {reference}"):

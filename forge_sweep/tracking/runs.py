@@ -134,7 +134,9 @@ def _run(client: MlflowClient, run_id: str) -> MlflowRun:
     models = [each.name for each in client.search_registered_models()]
     known = f"runs are {', '.join(words[:SHOWN])}" if words else "no training is on record"
     if (name := run_id.partition("/")[0].partition("@")[0]) in models:
-        raise InputError(f"there is no run {run_id!r}; {name!r} is a model", hint=f"write models:/{run_id}")
+        aliases = sorted(client.get_registered_model(name).aliases)  # the champion, or else the challenger
+        version = run_id.removeprefix(name) or (f"@{aliases[0]}" if aliases else "/1")
+        raise InputError(f"there is no run {run_id!r}; {name!r} is a model", hint=f"write models:/{name}{version}")
     raise InputError(
         f"there is no run {run_id!r}; {'the newest ' if meant is newest and words else ''}{known}",
         hint="give the id of a run, 32 hex digits, or a model: models:/NAME/VERSION",
