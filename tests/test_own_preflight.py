@@ -426,6 +426,7 @@ TWO = {"a": {"columns": ["mean *"]}, "b": {"columns": ["worst *", "* error"]}}
         ("input-unused", "b leads to no output", "return keras.Model(inputs, heads.only.output(inputs['a']))", TWO),
         ("model-fails", "fix: the inputs are a, b, the heads target", "inputs['c']", TWO),
         ("model-fails", 'fix: set encode = "codes"', "inputs['a'].vocabulary", TWO),
+        ("model-fails", "fix: it gets a dict of a, b", "return keras.Sequential([heads.only.layer()])", TWO),
         ("model-fails", "fix: correct the function", "width / 0", {}),
         # Of Keras' own message the part that tells, and the layer.
         (
@@ -440,7 +441,12 @@ TWO = {"a": {"columns": ["mean *"]}, "b": {"columns": ["worst *", "* error"]}}
             "y = keras.layers.Flatten()(keras.layers.Embedding(1, 2)(x))\nreturn keras.Model(x, heads.only.output(y))",
             {},
         ),
-        ("model-fails", "fix: rename numpy: beside the builder it hides the package numpy", "import numpy\n" + END, {}),
+        (
+            "model-fails",
+            "fix: rename numpy.py: beside the builder it hides the package numpy",
+            "import numpy\n" + END,
+            {},
+        ),
     ],
 )
 def test_a_finding_says_what_to_do(code, said, body, inputs, tmp_path):

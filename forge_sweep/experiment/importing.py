@@ -65,7 +65,7 @@ def failed(error: BaseException, what: str, hint: str = "") -> TrialFailed:
     """An error of a user's code as the failure of a trial, with the place in the user's own files."""
     place = f" ({found})" if (found := where(error)) else ""
     if (name := found.partition(".")[0].partition("/")[0]) in HIDDEN:
-        hint = f"rename {name}: beside the builder it hides the package {name}"
+        hint = f"rename {found.partition(':')[0]}: beside the builder it hides the package {name}"
     text = cause(error)
     package = next((name for name in text.replace("'", " ").split() if name.startswith(PREFIX)), "").partition(".")[0]
     text = text.replace(f"{package}.", "") if package else text

@@ -73,7 +73,8 @@ def build(code: Code, spec: Spec, task: Task, params: Params) -> keras.Model:
     try:
         output = model(given)
     except Exception as error:
-        raise failed(error, f"the model of {code.builder} cannot be called on its inputs") from error
+        hint = f"it gets a dict of {', '.join(inputs)}: take them by name" * isinstance(given, dict)
+        raise failed(error, f"the model of {code.builder} cannot be called on its inputs", hint) from error
     if isinstance(task, Joint) and isinstance(output, Mapping | list | tuple):
         model, output = _joined(model, given, output, task, code)
     _check_output(output, task, code)
