@@ -210,12 +210,12 @@ def _refusal(studies: Studies, experiment: Experiment, dataset: Mapping[str, str
     name, attrs = next(iter(studies.items()))
     differences = _differences(experiment, dataset, attrs)
     folders = [folder for key, folder in CODE_FOLDERS.items() if key in differences]
-    run = attrs.get(f"{Attr.NOTE}sweep:run", f"(see forge-sweep ui {experiment.name})")
-    old = f"old values (old source: {' and '.join(folders)} of its run {run} in MLflow)" if folders else "old values"
+    run = attrs.get(f"{Attr.NOTE}sweep:run", f"in forge-sweep ui {experiment.name}")
+    source = f"; the old source is in {' and '.join(folders)} of its run {run}" if folders else ""
     fitting = "without its trials" if _incomparable(differences) else "that imports the trials that fit"
     return ResumeRefused(
         "\n  ".join([f"study {name} was begun with another experiment:", *differences.values()]),
-        hint=f"put the {old} back to go on with it, or begin a new study {fitting}: --fork",
+        hint=f"put the old values back to go on with it, or begin a new study {fitting}: --fork{source}",
     )
 
 
