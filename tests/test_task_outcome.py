@@ -204,7 +204,7 @@ def test_with_one_seed_a_lead_is_possible_and_no_tie_is_claimed(monkeypatch: pyt
         checkpoints=Path(),
     )
     monkeypatch.setattr(verdicts, "_scored_again", lambda context, each: scores[each.contender.label])
-    monkeypatch.setattr(verdicts.Bundle, "load", lambda folder, **options: SimpleNamespace(task=BINARY))
+    monkeypatch.setattr(verdicts, "waiting_bundle", lambda context, name: SimpleNamespace(task=BINARY))
     monkeypatch.setattr(verdicts, "baseline_values", lambda context: {"xgboost": 0.85})
     found = verdicts.reach(context, (network, tree))
     assert found.judgement is not None and (found.judgement.lead.low, found.judgement.lead.high) == (-1.0, 1.0)
