@@ -113,7 +113,7 @@ def look(name: str) -> Backend:
 
             cuda = torch.version.cuda or ""
             # 92000 for 9.20.0, as cuDNN counts from 9 on
-            version = torch.backends.cudnn.version() or 0  # type: ignore[no-untyped-call]
+            version = torch.backends.cudnn.version() or 0  # type: ignore[no-untyped-call,unused-ignore]
             loaded = f"{version // 10_000}.{version // 100 % 100}.{version % 100}" if version else ""
             models = [torch.cuda.get_device_name(n) for n in range(len(found)) if found[n].startswith("cuda")]
         case "jax":
