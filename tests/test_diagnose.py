@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from forge_sweep import sources, sweep, training, trial
-from forge_sweep.checks.diagnose import ENOUGH, Training, Tried, of_sweep, of_training
+from forge_sweep.checks.diagnose import Training, of_training
+from forge_sweep.checks.search import ENOUGH, Tried, of_sweep
 from forge_sweep.experiment import Dimension, parse
 from forge_sweep.study import find_shared
 from forge_sweep.task import Task
@@ -204,7 +205,7 @@ def test_findings_are_kept_with_the_trial_and_shown(tmp_path: Path) -> None:
 
 def test_every_code_has_its_section() -> None:
     root = Path(__file__).parents[1]
-    text = (root / "forge_sweep/checks/diagnose.py").read_text()
+    text = "".join((root / f"forge_sweep/checks/{name}.py").read_text() for name in ("diagnose", "search"))
     page = (root / "docs/failures.md").read_text()
     known = set(re.findall(r'Finding\(\s*"(?:warning|info)", "([a-z-]+)"', text))
     assert len(known) >= 9 and known == set(re.findall(r"^### ([a-z-]+)$", page, re.MULTILINE))

@@ -1,4 +1,4 @@
-"""Why a training learned nothing, or less than it could; and what a sweep should try next. From figures to findings.
+"""Why a training learned nothing, or less than it could. From figures to findings.
 
 Everything here is pure: what is looked at is handed in. No finding stops anything: they explain what has happened. Each
 has a section of its name in docs/failures.md.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from forge_sweep.checks.findings import Finding
-from forge_sweep.experiment import HYPERPARAMETERS, Dimension, Params, Scalar
+from forge_sweep.experiment import Params
 
 if TYPE_CHECKING:
     from forge_sweep.task import Direction, Task
@@ -44,12 +44,6 @@ LATE_GAIN = 0.05
 
 OVERFIT = 0.1
 """Share of its least value by which the validation loss rises again, while the training loss goes on to fall."""
-
-EDGE = 0.1
-"""Outermost share of a range, on its own scale, that counts as its edge."""
-
-ENOUGH = 10
-"""Finished trials below which where the best ones lie is chance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,74 +180,3 @@ def _still_improving(seen: Training) -> Iterator[Finding]:
         text = f"the last {quarter} of {n} epochs gave {late:.0%} of the gain in {seen.monitor}"
         fix = f"epochs = {2 * n} under [study]"
         yield Finding("info", "still-improving", "training", text, "a training that has ended by itself", fix)
-
-
-# A sweep
-
-
-@dataclass(frozen=True)
-class Tried:
-    """A finished trial: its number, its objective, its hyperparameters and what was said of it."""
-
-    number: int
-    value: float
-    params: Params
-    codes: tuple[str, ...] = ()
-
-
-def of_sweep(
-    trials: Sequence[Tried], space: Mapping[str, Dimension | Scalar], direction: Direction
-) -> tuple[Finding, ...]:
-    """What the finished trials of a sweep say together; nothing where there are fewer than `ENOUGH`."""
-    if len(trials) < ENOUGH:
-        return ()
-    ranked = sorted(trials, key=lambda trial: trial.value, reverse=direction == "maximize")
-    top = ranked[: max(3, len(ranked) // 4)]
-    found = [finding for name, value in space.items() for finding in _edge(name, value, ranked[0], top)]
-    short = sum("still-improving" in trial.codes for trial in top)
-    if short * 2 > len(top):
-        seen = f"{short} of the best {len(top)} trials were still improving when their epochs were over"
-        fix = "twice as many epochs under [study]"
-        found.append(Finding("warning", "epochs-too-few", "study.epochs", seen, "trials that end by themselves", fix))
-    stuck = sum(not {"one-answer", "flat-loss"}.isdisjoint(trial.codes) for trial in trials)
-    if stuck * 2 > len(trials):
-        seen = f"{stuck} of {len(trials)} finished trials learned nothing"
-        fix = "see what is said of them: `forge-sweep diagnose NAME --trial N`"
-        found.append(Finding("warning", "nothing-learned", "sweep", seen, "trials that learn", fix))
-    return tuple(found)
-
-
-def _edge(name: str, value: Dimension | Scalar, best: Tried, top: Sequence[Tried]) -> Iterator[Finding]:
-    """Whether the best trials lie at one end of a range that could be wider."""
-    if not isinstance(value, Dimension) or value.type == "categorical" or name not in best.params:
-        return
-    assert value.low is not None and value.high is not None
-    scale = np.log if value.log else float
-    first, last = scale(value.low), scale(value.high)
-    places = [(scale(trial.params[name]) - first) / (last - first) for trial in (best, *top) if name in trial.params]
-    mine, middle = places[0], float(np.median(places[1:]))
-    if mine <= EDGE and middle <= 2 * EDGE:
-        end, low, high = "low", _wider(value, value.low), value.high
-    elif mine >= 1 - EDGE and middle >= 1 - 2 * EDGE:
-        end, low, high = "high", value.low, _wider(value, value.high)
-    else:
-        return
-    known = HYPERPARAMETERS.get(name)
-    if known is not None and not (known.accepts(low) and known.accepts(high)):
-        return  # there is nothing beyond
-    step = f", step = {value.step:g}" if value.step is not None else ", log = true" if value.log else ""
-    line = f'{name} = {{ type = "{value.type}", low = {low:g}, high = {high:g}{step} }} under [model.search]'
-    seen = f"trial {best.number}, the best, has {best.params[name]:.4g}, and half of the best {len(top)} lie as near"
-    seen += f" to {end} = {getattr(value, end):g}"
-    yield Finding("warning", "edge-of-range", f"model.search.{name}", seen, "the best trials inside the range", line)
-
-
-def _wider(value: Dimension, end: float) -> int | float:
-    """An end of a range, moved outwards by half of the range on its own scale."""
-    assert value.low is not None and value.high is not None
-    outwards = -1 if end == value.low else 1
-    if value.log:
-        found = end * (value.high / value.low) ** (outwards / 2)
-    else:
-        found = end + outwards * (value.high - value.low) / 2
-    return round(found) if value.type == "int" else float(f"{found:.3g}")

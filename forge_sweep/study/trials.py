@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from forge_sweep.checks.diagnose import Tried, of_sweep
 from forge_sweep.checks.findings import Finding
+from forge_sweep.checks.search import Tried, of_sweep
 from forge_sweep.experiment import Dimension, Params
 from forge_sweep.study.budget import PHASES, Over, Progress, Spent, over, union_s
 
