@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from forge_sweep.experiment.code import Code
+from forge_sweep.experiment.data import DataSpec, HeadSpec, InputGroup, SplitSpec
+from forge_sweep.experiment.fields import Later
 from forge_sweep.experiment.loading import json_schema, load, parse, parse_data, restore, toml_value
 from forge_sweep.experiment.space import GENERAL, HYPERPARAMETERS, SCALERS, Dimension, Hyperparameter, Params, Scalar
 from forge_sweep.experiment.spec import (
     BUDGET_FIELDS,
-    DataSpec,
     Experiment,
-    HeadSpec,
-    InputGroup,
-    Later,
     ModelSpec,
     PreprocessingSpec,
     PromotionSpec,
-    SplitSpec,
     StudySpec,
     WorkersSpec,
     derived_seed,

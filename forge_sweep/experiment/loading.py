@@ -23,9 +23,11 @@ from forge_sweep import plugins
 from forge_sweep.errors import ExperimentError, InputError, Mistake
 from forge_sweep.experiment.code import Code, is_own
 from forge_sweep.experiment.code import read as read_code
-from forge_sweep.experiment.rules import RULES, SYNONYMS, as_toml, missing, nearest, wrong
+from forge_sweep.experiment.data import DataSpec, HeadSpec, InputGroup
+from forge_sweep.experiment.rules import RULES
 from forge_sweep.experiment.space import HYPERPARAMETERS, Dimension, Hyperparameter, as_tuple
-from forge_sweep.experiment.spec import DataSpec, Experiment, HeadSpec, InputGroup, PreprocessingSpec, section_of
+from forge_sweep.experiment.spec import Experiment, PreprocessingSpec, section_of
+from forge_sweep.experiment.words import SYNONYMS, as_toml, missing, nearest, wrong
 
 INTERNAL = ("root", "overrides", "code", "source_code")
 """Fields of `Experiment` that are no keys of a file."""

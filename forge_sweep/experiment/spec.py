@@ -4,85 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, SkipValidation, Tag
+from pydantic import BaseModel, BeforeValidator, Field, SkipValidation
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticKnownError
 
 from forge_sweep import plugins
 from forge_sweep.errors import InputError
 from forge_sweep.experiment.code import Code, is_own
-from forge_sweep.experiment.space import (
-    HYPERPARAMETERS,
-    Dimension,
-    Hyperparameter,
-    OneScalar,
-    Scalar,
-    SearchValue,
-    as_tuple,
-    by_shape,
+from forge_sweep.experiment.data import DataSpec
+from forge_sweep.experiment.fields import (
+    LONGEST_NAME,
+    MANY,
+    NAME_PATTERN,
+    Backend,
+    BaselineKind,
+    BuilderName,
+    Count,
+    DeviceSeconds,
+    Few,
+    Later,
+    Names,
+    Precision,
+    Pruner,
+    Sampler,
+    Scaler,
+    Schedule,
+    Seconds,
+    Section,
+    names_of,
 )
-from forge_sweep.task import METRICS, Direction, TaskKind
+from forge_sweep.experiment.space import HYPERPARAMETERS, Dimension, Hyperparameter, Scalar, SearchValue, as_tuple
+from forge_sweep.task import METRICS, Direction
 from forge_sweep.task.joint import joint_metrics
-
-
-def _declared(group: plugins.Group) -> Callable[[str], str]:
-    """Refuses a name that neither the package nor a plugin declares, as a `Literal` does."""
-
-    def check(name: str) -> str:
-        if is_own(name):
-            return name
-        if not plugins.is_known(group, name):
-            *others, last = map(repr, plugins.names(group))
-            expected = f"{', '.join(others)} or {last}" if others else last
-            raise PydanticKnownError("literal_error", {"expected": expected})
-        return name
-
-    return check
-
-
-def _names_of(group: plugins.Group) -> Callable[[dict[str, Any]], None]:
-    """Adds to the schema for editors: a known name, or a function of the user's own."""
-
-    def add(schema: dict[str, Any]) -> None:
-        del schema["type"]
-        own = {"type": "string", "pattern": ":", "description": "`module:function`"}
-        schema["anyOf"] = [{"enum": [*plugins.names(group)]}, own]
-
-    return add
-
-
-SourceName = Annotated[str, AfterValidator(_declared(plugins.SOURCES))]
-BuilderName = Annotated[str, AfterValidator(_declared(plugins.BUILDERS))]
-Backend = Literal["tensorflow", "jax", "torch"]
-Precision = Literal["float32", "mixed_float16", "mixed_bfloat16", "auto"]
-Scaler = Literal["standard", "minmax", "robust", "quantile", "none"]
-BaselineKind = Literal["constant", "random_forest", "hist_gradient_boosting", "xgboost"]
-Sampler = Literal["tpe", "random", "gp", "cmaes", "qmc", "grid"]
-Pruner = Literal["none", "median", "percentile", "hyperband", "successive_halving", "wilcoxon"]
-Schedule = Literal["plateau", "none"]
-Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
-
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-
-LONGEST_NAME = 230
-"""A file system takes names of 255 bytes; ours add ``-12`` for a fork and ``.refused.jsonl``, and MLflow takes 256."""
-
-MANY = 1_000_000
-"""Bound of what is counted one by one: trials, epochs."""
-
-TEN_YEARS_S = 315_360_000
-"""Longer waits are more than clocks and sockets take."""
-
-Count = Annotated[int, Field(ge=1, le=MANY)]
-Few = Annotated[int, Field(ge=1, le=1024)]
-Seconds = Annotated[float, Field(gt=0, le=TEN_YEARS_S)]
-Side = Annotated[int, Field(ge=1, le=16_384)]
-DeviceSeconds = Annotated[float, Field(gt=0, le=TEN_YEARS_S * 1000)]
 
 BUDGET_FIELDS = (
     "description",
@@ -103,155 +59,6 @@ BUDGET_FIELDS = (
 winner is kept, not what a trial is."""
 
 
-@dataclass(frozen=True)
-class Later:
-    """Marks a field that is younger than recorded experiments: ``Annotated[Schedule, Later("plateau")]``.
-
-    ``before`` is what versions without the field did: a record without the key has it, and `Experiment.contract` leaves
-    the field out where it has this value.
-    """
-
-    before: Any
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys refused, no conversion between types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class SplitSpec(Section):
-    """``[data.split]``: which rows train, validate and test."""
-
-    kind: Literal["random", "column", "group", "time", "files"] = Field(
-        "random", description="How rows are assigned; `files` follows from one path per split."
-    )
-    train: float = Field(0.70, gt=0, lt=1, description="Share of the training rows.")
-    valid: float = Field(0.15, gt=0, lt=1, description="Share of the validation rows.")
-    test: float = Field(0.15, gt=0, lt=1, description="Share of the test rows.")
-    stratify: bool = Field(
-        True, description="Keep class shares alike (kind `random`, one target of classes, or the first head with one)."
-    )
-    column: str | None = Field(None, description="Column that holds train, valid or test (kind `column`).")
-    group: str | None = Field(None, description="Column whose values never stand in two splits (kind `group`).")
-    time: str | None = Field(None, description="Column to sort by: the oldest rows train (kind `time`).")
-
-
-class InputGroup(Section):
-    """``[data.inputs]``: columns that are one input of the model."""
-
-    columns: Names = Field(
-        (), description="Names of features, or patterns with `*`; each feature stands in exactly one group."
-    )
-    encode: Literal["values", "codes"] = Field(
-        "values",
-        description="`values`: float32, as [preprocessing] says, categories as 0 and 1. `codes`: categories as int32 "
-        "for an embedding: 0 is unknown or beyond `preprocessing.max_categories`, 1 missing, then the most frequent "
-        "first.",
-    )
-    kind: Literal["table", "tensor", "image"] = Field(
-        "table",
-        description="`table`: `columns` of numbers, booleans and text. `tensor`: one `column` of arrays, as a NumPy "
-        "archive or lists in Parquet have it. `image`: one `column` of uint8 arrays or of paths of PNG and JPEG files, "
-        "which start at the folder of the table; the model gets 0..1.",
-    )
-    column: str | None = Field(None, description="The column of a `tensor` or `image`.")
-    shape: Annotated[tuple[Side, ...], BeforeValidator(as_tuple)] | None = Field(
-        None,
-        description="Height, width and channels (1, 3 or 4) of an `image`; each file has to have this size.",
-    )
-
-
-class HeadSpec(Section):
-    """``[data.heads]``: one of several things that a network predicts."""
-
-    target: Names = Field(description="Target column, or a list (multilabel, one-hot).", min_length=1)
-    task: TaskKind = Field(description="What this head predicts; not `joint`.")
-    positive: OneScalar | None = Field(None, description="The positive label of a binary target.")
-    loss: str | None = Field(None, description="Loss; follows from the task. For regression `mse` or `mae`.")
-    weight: float = Field(1.0, gt=0, le=1e6, description="Weight of its loss in the loss of the network.")
-
-    @property
-    def one_hot(self) -> bool:
-        """Whether the classes of a multiclass target stand in one column each."""
-        return self.task == "multiclass" and len(self.target) > 1
-
-
-class DataSpec(Section):
-    """``[data]``: where the rows come from and what is predicted."""
-
-    source: SourceName = Field(
-        "file",
-        description="A file, a sample set of scikit-learn, a version in the feature store (PostgreSQL), a plugin, or "
-        "with `module:function` your own ([docs/guide.md](guide.md#rows-from-your-own-python)).",
-        json_schema_extra=_names_of(plugins.SOURCES),
-    )
-    path: (
-        Annotated[
-            Annotated[dict[Literal["train", "valid", "test"], str], Tag("table")] | Annotated[str, Tag("value")],
-            Discriminator(by_shape),
-        ]
-        | None
-    ) = Field(
-        None,
-        description="CSV, Parquet, NumPy archive (`.npz`) or a folder of images with one sub-folder per class, "
-        "relative to the experiment file; or one path each for train, valid and test.",
-    )
-    name: str | None = Field(None, description="Name of the sample set: breast_cancer, digits, diabetes, iris, wine.")
-    target: Names = Field(
-        description="Target column, or a list (multilabel, one-hot). Follows from [data.heads].", min_length=1
-    )
-    task: TaskKind = Field(description="What is predicted; `joint` follows from [data.heads].")
-    version: str | None = Field(
-        None, description="Your name for this content; its digest is recorded in any case. For `postgres`: which."
-    )
-    key: str | None = Field(None, description="Unique column that fixes the order of rows; not a feature.")
-    drop: Names = Field((), description="Columns to leave out.")
-    categorical: Names = Field((), description="Columns of numeric codes to treat as categories.")
-    positive: OneScalar | None = Field(None, description="The positive label of a binary target.")
-    separator: str = Field(
-        ",",
-        min_length=1,
-        max_length=1,
-        pattern=r"^[\x01-\x09\x0b\x0c\x0e-\x21\x23-\x7f]$",
-        description="Field separator of a CSV file: one ASCII character.",
-    )
-    known_before: Names = Field(
-        (), description="Features that may predict the target perfectly, since they are known before it is."
-    )
-    split: SplitSpec = Field(default_factory=SplitSpec)
-    inputs: Annotated[dict[str, InputGroup], Later({})] = Field(
-        default_factory=dict, description="Groups of columns, each an input of the model by its name."
-    )
-    heads: Annotated[dict[str, HeadSpec], Later({})] = Field(
-        default_factory=dict, description="Several things to predict at once, by name, in place of `target` and `task`."
-    )
-
-    code: Annotated[str | None, Later(None)] = Field(
-        None,
-        description="SHA-256 of your own source's files, as `forge-sweep check` shows it. Follows from them; stating "
-        "another one is refused.",
-    )
-    digest: Annotated[str | None, Later(None)] = Field(
-        None,
-        pattern=r"^[0-9a-f]{64}$",
-        description="SHA-256 by which you know the content of your own source; taken as it is, where it would be "
-        "computed over all rows.",
-    )
-
-    @property
-    def one_hot(self) -> bool:
-        """Whether the classes of a multiclass target stand in one column each."""
-        return self.task == "multiclass" and len(self.target) > 1
-
-    @property
-    def tasks(self) -> dict[str, HeadSpec]:
-        """What is predicted, by its TOML path: ``data``, or each of ``data.heads``."""
-        if self.heads:
-            return {f"data.heads.{name}": head for name, head in self.heads.items()}
-        return {"data": HeadSpec(target=self.target, task=self.task, positive=self.positive, loss=None, weight=1.0)}
-
-
 class PreprocessingSpec(Section):
     """``[preprocessing]``: learned on the training rows only."""
 
@@ -270,7 +77,7 @@ class ModelSpec(Section):
         "mlp",
         description="Which network is built: `mlp`, a plugin, or with `module:function` your own "
         "([docs/models.md](models.md)).",
-        json_schema_extra=_names_of(plugins.BUILDERS),
+        json_schema_extra=names_of(plugins.BUILDERS),
     )
     code: Annotated[str | None, Later(None)] = Field(
         None,

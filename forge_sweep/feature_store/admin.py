@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from forge_sweep import sources
 from forge_sweep.errors import DataError, ExperimentError, Key, Mistake, worded
 from forge_sweep.experiment import parse_data
-from forge_sweep.experiment.rules import nearest
+from forge_sweep.experiment.words import nearest
 from forge_sweep.feature_store import cache, reading, versions
 from forge_sweep.feature_store.connection import CONFIRM, TUNER, Address, connect, retrying
 from forge_sweep.feature_store.ingest import ingest

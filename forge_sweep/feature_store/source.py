@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from forge_sweep.errors import DataError
-from forge_sweep.experiment.rules import nearest
+from forge_sweep.experiment.words import nearest
 from forge_sweep.feature_store import cache, reading
 from forge_sweep.feature_store.codec import Block
 from forge_sweep.feature_store.columns import StoredColumn

@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from forge_sweep.errors import DataError, StoreDown
-from forge_sweep.experiment.rules import nearest
-from forge_sweep.experiment.spec import NAME_PATTERN
+from forge_sweep.experiment.fields import NAME_PATTERN
+from forge_sweep.experiment.words import nearest
 from forge_sweep.feature_store.columns import StoredColumn
 from forge_sweep.feature_store.connection import Address, connect, retrying, words
 from forge_sweep.feature_store.schema import PARTITION, require_schema

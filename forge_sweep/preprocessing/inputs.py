@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from forge_sweep.errors import DataError, Key
-from forge_sweep.experiment.rules import as_toml, nearest
+from forge_sweep.experiment.words import as_toml, nearest
 from forge_sweep.preprocessing.schema import WORDS, Schema
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from forge_sweep.errors import SchemaError
-from forge_sweep.experiment.rules import nearest
+from forge_sweep.experiment.words import nearest
 from forge_sweep.preprocessing.inputs import NO_TENSORS, Batch
 from forge_sweep.preprocessing.preprocessor import Preprocessor
 from forge_sweep.preprocessing.schema import UNKNOWN, WORDS, Column

@@ -16,7 +16,7 @@ import pandas as pd
 from pandas.api import types
 
 from forge_sweep.errors import SchemaError
-from forge_sweep.experiment.rules import nearest
+from forge_sweep.experiment.words import nearest
 from forge_sweep.preprocessing.tensors import cells, is_tensor, stacked
 
 Kind = Literal["numeric", "boolean", "categorical", "tensor"]

@@ -14,7 +14,7 @@ import pandas as pd
 import psutil
 
 from forge_sweep.errors import DataError, Key
-from forge_sweep.experiment.rules import nearest
+from forge_sweep.experiment.words import nearest
 from forge_sweep.preprocessing import cells, images
 from forge_sweep.sources.base import SHOWN, shown
 

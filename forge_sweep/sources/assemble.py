@@ -11,7 +11,7 @@ import pandas as pd
 from pandas.api import types
 
 from forge_sweep.errors import DataError, Key
-from forge_sweep.experiment.rules import nearest
+from forge_sweep.experiment.words import nearest
 from forge_sweep.preprocessing import is_tensor
 from forge_sweep.sources.arrays import tensors_of
 from forge_sweep.sources.base import ROLES, Dataset, HeldTest, Role, Split, shown

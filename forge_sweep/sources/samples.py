@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from forge_sweep.errors import DataError
-from forge_sweep.experiment.rules import nearest
+from forge_sweep.experiment.words import nearest
 from forge_sweep.sources.assemble import assemble
 from forge_sweep.sources.base import Dataset
 

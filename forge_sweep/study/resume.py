@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from forge_sweep.errors import InputError, ResumeRefused
 from forge_sweep.experiment import Experiment
 from forge_sweep.experiment.code import file_name
-from forge_sweep.experiment.rules import nearest
+from forge_sweep.experiment.words import nearest
 from forge_sweep.study.space import Space, distributions, fits
 from forge_sweep.study.storage import CREATING, exists, locks_of, open_storage, open_to_read, storage_url
 from forge_sweep.study.study import Shared, Study

@@ -25,7 +25,7 @@ from forge_sweep.environment import Environment
 from forge_sweep.errors import GateRefused, InputError, SweepStopped
 from forge_sweep.experiment import Experiment, flatten
 from forge_sweep.experiment.code import file_name
-from forge_sweep.experiment.rules import nearest
+from forge_sweep.experiment.words import nearest
 from forge_sweep.preflight import preflight
 from forge_sweep.sources import Dataset
 from forge_sweep.study import Study, check_storage, open_study, require_packages, resumable

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from forge_sweep.addresses import sqlite_file, variable
 from forge_sweep.errors import ForgeSweepError, InputError, NotTrusted
-from forge_sweep.experiment.rules import nearest
+from forge_sweep.experiment.words import nearest
 from forge_sweep.tracking import client as clients
 from forge_sweep.tracking.mlmodel import bundle_in
 
