@@ -79,7 +79,7 @@ def unscaled_range(evidence: Evidence) -> Iterator[Seen]:
     fix = 'scaler = "standard" under [preprocessing], and no "none" in scaler under [model.search]'
     table = evidence.features.loc[list(evidence.numeric)]
     largest = np.maximum(table["min"].abs(), table["max"].abs())
-    for name in table.index[largest > MAX_UNSCALED]:
+    for name in largest[largest > MAX_UNSCALED].sort_values(ascending=False, kind="stable").index:
         ends = f"{table['min'][name]:.6g} to {table['max'][name]:.6g}"
         yield Seen(name, f'train values range from {ends} and scaler = "none" {where}', fix)
 
@@ -99,7 +99,8 @@ def outlying_value(evidence: Evidence) -> Iterator[Seen]:
             continue
         with np.errstate(over="ignore", invalid="ignore"):  # differences of values near the end of float64
             low, middle, high = np.quantile(finite, (0.25, 0.5, 0.75))
-            far = np.flatnonzero(np.abs(values - middle) > MAX_SPREADS * (high - low))
+            beyond = np.abs(values - middle) > MAX_SPREADS * (high - low)
+            far = np.flatnonzero(beyond & np.isfinite(values))  # infinite ones are an error of their own
         if high > low and len(far):
             seen = f"{values[far[0]]:.6g}, where half of the train rows lie between {low:.6g} and {high:.6g}"
             yield Seen(name, seen, fix, train.rows[far], expected=expected)

@@ -70,7 +70,7 @@ def run(
     refuse_unwritable(store)
     stopwatch.enter("audit")
     dataset = load_data(experiment, watch)
-    audit = _inspect(experiment, dataset, watch)
+    audit = audit_data(experiment, dataset, watch)
     stopwatch.enter("start")
     if stopping():
         raise Interrupted
@@ -274,7 +274,7 @@ def check(experiment: Experiment, *, store: Path = Path("mlruns"), watch: Watch 
     """
     look_around(experiment, store, watch)
     dataset = load_data(experiment, watch)
-    audit = _inspect(experiment, dataset, watch)
+    audit = audit_data(experiment, dataset, watch)
     return Findings((*audit.findings, *try_models(experiment, dataset, watch)))
 
 
@@ -326,7 +326,7 @@ def load_data(experiment: Experiment, watch: Watch) -> Dataset:
     return dataset
 
 
-def _inspect(experiment: Experiment, dataset: Dataset, watch: Watch) -> Audit:
+def audit_data(experiment: Experiment, dataset: Dataset, watch: Watch) -> Audit:
     """Audit the data; errors stop here, before any training."""
     groups = {"groups": dict(dataset.groups)} if dataset.groups else {}
     watch(Event("phase", {"name": "audit", "dataset": dataset.version, "rows": dict(dataset.sizes), **groups}))
