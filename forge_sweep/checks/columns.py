@@ -78,8 +78,8 @@ def unscaled_range(evidence: Evidence) -> Iterator[Seen]:
     where = "under [preprocessing]" if evidence.scaler == "none" else "is a choice under [model.search]"
     fix = 'scaler = "standard" under [preprocessing], and no "none" in scaler under [model.search]'
     table = evidence.features.loc[list(evidence.numeric)]
-    largest = np.maximum(table["min"].abs(), table["max"].abs())
-    for name in largest[largest > MAX_UNSCALED].sort_values(ascending=False, kind="stable").index:
+    largest = table[["min", "max"]].abs().max(axis=1).sort_values(ascending=False, kind="stable")
+    for name in largest.index[largest > MAX_UNSCALED]:
         ends = f"{table['min'][name]:.6g} to {table['max'][name]:.6g}"
         yield Seen(name, f'train values range from {ends} and scaler = "none" {where}', fix)
 
