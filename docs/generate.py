@@ -19,7 +19,7 @@ from typer.main import get_command
 
 from forge_sweep import errors
 from forge_sweep.cli import app
-from forge_sweep.experiment import HYPERPARAMETERS, Dimension, Experiment, HeadSpec, InputGroup, json_schema
+from forge_sweep.experiment import GENERAL, HYPERPARAMETERS, Dimension, Experiment, HeadSpec, InputGroup, json_schema
 
 FOLDER = Path(__file__).parent
 
@@ -60,9 +60,6 @@ Each key is a hyperparameter. A value fixes it; a table searches it:
 | `{ type = "float", low = 0.0, high = 0.5 }` | numbers; `step` and `log` as above |
 | `{ type = "categorical", choices = ["adam", "sgd"] }` | one of the values |
 | `{ ..., when = { optimizer = "sgd" } }` | exists only where `optimizer` has this value, or one of a list |
-
-| hyperparameter | allowed | default | meaning |
-|---|---|---|---|
 """
 
 
@@ -76,11 +73,14 @@ def experiment_reference() -> str:
     place = next(i for i, text in enumerate(sections) if text.startswith("## [data.split]")) + 1
     sections.insert(place, table("[data.inputs]", InputGroup, "Optional: several inputs.\n" + INPUTS.rstrip()))
     sections.insert(place + 1, table("[data.heads]", HeadSpec, "Optional: several targets.\n" + HEADS.rstrip()))
-    rows = [
-        f"| `{name}` | {known.expected} | {'-' if known.default is None else toml(known.default)} | {known.doc} |"
+    rows = {
+        name: f"| `{name}` | {known.expected} | {'-' if known.default is None else toml(known.default)} | {known.doc} |"
         for name, known in HYPERPARAMETERS.items()
-    ]
-    return "\n".join([head, top, *sections]) + SEARCH + "\n".join(rows) + "\n"
+    }
+    titles = ("| hyperparameter | allowed | default | meaning |", "|---|---|---|---|")
+    with_all = ["", "With every network:", "", *titles, *(rows[name] for name in GENERAL)]
+    of_mlp = ["", "Of `mlp`:", "", *titles, *(row for name, row in rows.items() if name not in GENERAL), ""]
+    return "\n".join([head, top, *sections]) + SEARCH + "\n".join([*with_all, *of_mlp])
 
 
 def sections_of(model: type[BaseModel], prefix: str = "") -> list[tuple[str, type[BaseModel], str]]:

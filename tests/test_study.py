@@ -632,7 +632,7 @@ def test_a_fork_of_an_experiment_that_did_not_change_goes_on_with_its_study(tmp_
 
 
 def test_resumable_is_the_study_that_would_be_gone_on_with(tmp_path: Path) -> None:
-    """None where a study would be created, and where one would be refused or forked."""
+    """None where a study would be created or forked; what would be refused is refused."""
     assert resumable(experiment(), dataset=DATASET, store=tmp_path) is None
     assert list(tmp_path.iterdir()) == []
     swept(tmp_path, experiment(n_trials=2))
@@ -640,8 +640,10 @@ def test_resumable_is_the_study_that_would_be_gone_on_with(tmp_path: Path) -> No
     assert more is not None
     assert (more.name, more.n_done) == ("fraud", 2)
     changed = experiment(epochs=9)
-    assert resumable(changed, dataset=DATASET, store=tmp_path) is None
-    assert resumable(experiment(), dataset=OTHER_DATA, store=tmp_path) is None
+    assert resumable(changed, dataset=DATASET, store=tmp_path, fork=True) is None
+    for spec, dataset in ((changed, DATASET), (experiment(), OTHER_DATA)):
+        with pytest.raises(ResumeRefused, match="was begun with another experiment"):
+            resumable(spec, dataset=dataset, store=tmp_path)
     assert resumable(experiment(name="other"), dataset=DATASET, store=tmp_path) is None
     opened(tmp_path, changed, fork=True)
     for spec in (experiment(), changed):

@@ -66,6 +66,13 @@ def test_on_pure_noise_the_verdict_never_says_better(seed: int, tmp_path: Path) 
     assert "beats" not in result.verdict or result.outcome == "worse"
 
 
+def test_a_network_without_a_baseline_is_told_from_chance(tmp_path: Path) -> None:
+    spec = noise(tmp_path, 0) | {"baselines": {"kinds": []}, "study": {"n_trials": 1, "epochs": 1}}
+    result = sweep.run(parse(spec, root=tmp_path), store=tmp_path / "mlruns")
+    assert "it is not shown to beat the constant predictor (0." in result.verdict
+    assert "against 0.5000)" in result.verdict and result.winner["label"] == "0000"
+
+
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A sweep that a network wins, with all its bundles, and what `run` printed of it."""

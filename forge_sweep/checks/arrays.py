@@ -46,7 +46,9 @@ def repeated_arrays(evidence: Evidence) -> Iterator[Seen]:
 
 
 @rule(
-    "warning", "array-range", expected=f"0..255 in an image, which the network gets as 0..1; else -{SMALL:g}..{SMALL:g}"
+    "warning",
+    "array-range",
+    expected=f"-{SMALL:g}..{SMALL:g} in an array, which is fed as stored; 0..255 in an image, which is divided by 255",
 )
 def array_range(evidence: Evidence) -> Iterator[Seen]:
     """Arrays whose values reach the network as they are, and are large; images that use little of their range."""

@@ -130,7 +130,8 @@ def resolved(groups: Sequence[Group], schema: Schema) -> tuple[Group, ...]:
             for name in matching:
                 if (owner := owners.setdefault(name, group.name)) != group.name:
                     lines.append(f"{key} = {as_toml(word)}: column {name!r} is in {owner} already")
-    lines += _tensor_lines(groups, owners, schema)
+    of_arrays = _tensor_lines(groups, owners, schema)
+    lines += of_arrays
     left = [name for name in schema.names if name not in owners]
     if left:
         lines.append(f"{Key('data.inputs')}: in no group: {_some(left)}")
@@ -142,13 +143,15 @@ def resolved(groups: Sequence[Group], schema: Schema) -> tuple[Group, ...]:
     if lines:
         hints = {
             "put each feature into exactly one group by its name or a pattern such as balance_*, or leave it out with "
-            f"{Key('data.drop')}, or name it as {Key('data.key')} where it tells rows apart": len(lines) > len(numeric),
+            f"{Key('data.drop')}, or name it as {Key('data.key')} where it tells rows apart": len(lines)
+            > len(numeric) + len(of_arrays),
             f"name columns of numeric codes in {Key('data.categorical')}, or take them as values": bool(numeric),
         }
         raise DataError(
             "\n  ".join(["the inputs do not fit the features", *lines]),
-            hint="; ".join(hint for hint, holds in hints.items() if holds)
-            + f". The features are {_some(schema.names)}",
+            hint=". ".join(
+                [*(hint for hint, holds in hints.items() if holds), f"The features are {_some(schema.names)}"]
+            ),
         )
     by_group = {group.name: [name for name in schema.names if owners[name] == group.name] for group in groups}
     return tuple(replace(group, columns=tuple(by_group[group.name])) for group in groups)
@@ -171,7 +174,10 @@ def _tensor_lines(groups: Sequence[Group], owners: Mapping[str, str], schema: Sc
         elif group.kind == "image" and column.dtype != "uint8":
             lines.append(f'{key}: column {column.name!r} holds {column.dtype}, not uint8; take it as kind = "tensor"')
         elif group.kind == "image" and group.shape and group.shape != column.shape:
-            lines.append(f"{key}.shape = {list(group.shape)}: column {column.name!r} has {list(column.shape)}")
+            lines.append(
+                f"{key}.shape = {list(group.shape)}: column {column.name!r} has {list(column.shape)}; leave shape out, "
+                "or store the images so"
+            )
     return lines
 
 

@@ -147,12 +147,21 @@ def require_packages(experiment: Experiment) -> None:
     samplers.make(experiment)
 
 
-def resumable(experiment: Experiment, *, dataset: Mapping[str, str], store: Path) -> StudyView | None:
-    """The study that `open_study` would go on with, for reading; None where it would create one or refuse.
+def resumable(
+    experiment: Experiment, *, dataset: Mapping[str, str], store: Path, fork: bool = False
+) -> StudyView | None:
+    """The study that `open_study` would go on with, for reading; None where it would create one.
 
-    Creates no database. Raises InputError where the database cannot be used.
+    Creates no database. Raises as `open_study` does.
     """
-    return _view(store, experiment.name, lambda studies: _newest(studies, experiment, dataset))
+
+    def choose(studies: Studies) -> str | None:
+        name = _newest(studies, experiment, dataset)
+        if name is None and studies and not fork:
+            raise _refusal(studies, experiment, dataset)
+        return name
+
+    return _view(store, experiment.name, choose)
 
 
 def _view(store: Path, experiment_name: str, choose: Callable[[Studies], str | None]) -> StudyView | None:

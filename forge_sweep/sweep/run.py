@@ -74,7 +74,7 @@ def run(
     stopwatch.enter("start")
     if stopping():
         raise Interrupted
-    begun = resumable(experiment, dataset=identity(dataset), store=store)
+    begun = resumable(experiment, dataset=identity(dataset), store=store, fork=fork)
     if begun is None or goes_on(experiment, begun) or final_key(experiment, begun) not in begun.notes("final:"):
         stopwatch.enter("preflight")
         try_models(experiment, dataset, watch)  # before there is a study: a wrong file leaves nothing behind

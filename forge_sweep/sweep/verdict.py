@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from forge_sweep import trial
 from forge_sweep.bundle import Evaluation
 from forge_sweep.sweep.confirm import Confirmed, confirm_name, waiting_bundle
 from forge_sweep.sweep.context import Context, baseline_values
@@ -33,6 +34,7 @@ class Verdict:
     baseline: Confirmed | None
     judgement: Judgement | None  # the one against the other
     intervals: Mapping[str, Interval]  # of each mean over seeds, by label
+    chance: float | None = None  # the objective of a constant predictor, where there is no baseline
 
     @property
     def winner(self) -> Confirmed:
@@ -78,7 +80,8 @@ def reach(context: Context, confirmed: tuple[Confirmed, ...]) -> Verdict:
     trees = [each for each in confirmed if each.contender.baseline]
     if not networks or not trees:
         network, baseline = next(iter(networks), None), next(iter(trees), None)
-        return Verdict(confirmed, network, baseline, None, intervals)
+        chance = None if trees else trial.run_baseline(context.experiment, context.dataset, "constant", 0).value
+        return Verdict(confirmed, network, baseline, None, intervals, chance)
     tried = [row for row in context.study.rows() if row.state in ("finished", "pruned")]
     judgement = judge(
         [trained[each.contender.label] for each in networks],
@@ -123,7 +126,15 @@ def in_words(context: Context, verdict: Verdict, evaluation: Evaluation | None, 
             return f"{objective}: nothing was learned; no model beats the constant predictor, {mean}."
         if network is None:
             return f"{objective}: no network could be confirmed; ship the baseline {winner.contender.words} {mean}."
-        return f"{objective}: the best network ({winner.contender.words}) {mean}; no baseline to compare with."
+        said = f"{objective}: the best network ({winner.contender.words}) {mean}; no baseline to compare with"
+        interval, chance = verdict.intervals[winner.contender.label], verdict.chance
+        assert chance is not None
+        behind = interval.low <= chance if context.experiment.direction == "maximize" else interval.high >= chance
+        if behind:
+            said += (
+                f", and it is not shown to beat the constant predictor ({_between(interval)} against {figure(chance)})"
+            )
+        return f"{said}."
     own = f"the best network ({network.contender.words}) {figure(network.mean)}"
     other = f"{baseline.contender.words} {figure(baseline.mean)}"
     how = (
@@ -142,7 +153,7 @@ def in_words(context: Context, verdict: Verdict, evaluation: Evaluation | None, 
     elif judgement.outcome == "worse":
         said = f"{objective}: {other} beats {own}: ship the baseline; {lead}."
     else:
-        said = f"{objective}: {own} is as good as {other}: a tie, so ship the baseline; {lead}."
+        said = f"{objective}: {own} cannot be told apart from {other}, so ship the baseline; {lead}."
     if one_seed:
         said += (
             " One seed gives no spread: the interval takes the search's own training for a second seed; "
