@@ -149,11 +149,15 @@ class GateRefused(ForgeSweepError):
 
 
 class TrialFailed(ForgeSweepError):
-    """One trial failed; the sweep goes on. The message is the cause in one line: equal causes give equal messages."""
+    """One trial failed; the sweep goes on. The message is the cause in one line: equal causes give equal messages.
 
-    def __init__(self, failure: Failure, message: str, *, hint: str = "") -> None:
+    ``findings`` say more of this one.
+    """
+
+    def __init__(self, failure: Failure, message: str, *, hint: str = "", findings: Sequence[Finding] = ()) -> None:
         super().__init__(message, hint=hint)
         self.failure: Failure = failure
+        self.findings = tuple(findings)
 
 
 class TrialTaken(ForgeSweepError):

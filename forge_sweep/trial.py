@@ -12,13 +12,11 @@ import hashlib
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from forge_sweep import baselines, models, training
 from forge_sweep.bundle import Bundle
-from forge_sweep.checks import diagnose
-from forge_sweep.checks.diagnose import Training
 from forge_sweep.checks.findings import Finding
 from forge_sweep.errors import DataError, ForgeSweepError, TrialFailed
 from forge_sweep.experiment import SCALERS, Experiment, HeadSpec, Params, Scalar
@@ -68,6 +66,7 @@ class TrialResult:
         halvings: how often the batch was halved because memory ran out.
         findings: why it learned nothing, or less than it could; see `checks.diagnose`.
         precision: in what it was trained; the bundle computes in float32.
+        shares: of its time, such as ``cost/setup_share``; see `checks.diagnose.Times`.
     """
 
     state: Literal["finished", "pruned"]
@@ -82,6 +81,7 @@ class TrialResult:
     halvings: int = 0
     findings: tuple[Finding, ...] = ()
     precision: str = "float32"
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 class Arrays(Protocol):
@@ -146,7 +146,16 @@ def run(
         )
         fit_began = time.monotonic()
         more = models.callbacks(experiment.code, experiment.model.callbacks) if experiment.code is not None else ()
-        fitted = training.fit(model, prepared.task, prepared.data, spec, on_epoch, on_resume=on_resume, callbacks=more)
+        fitted = training.fit(
+            model,
+            prepared.task,
+            prepared.data,
+            spec,
+            on_epoch,
+            on_resume=on_resume,
+            callbacks=more,
+            columns=prepared.preprocessor.output_names,
+        )
         earlier_s = max(0.0, fitted.seconds - (time.monotonic() - fit_began))
         if precision != "float32":
             weights = model.get_weights()
@@ -160,24 +169,20 @@ def run(
     at_best = fitted.history[fitted.best_epoch]
     if not math.isfinite(at_best[experiment.objective.metric]):
         raise TrialFailed("diverged", f"{experiment.objective.metric} is not finite at the best epoch")
-    seen = Training(
-        history=fitted.history,
-        monitor=experiment.objective.metric,
-        direction=experiment.direction,
-        best_epoch=fitted.best_epoch,
-        epochs=experiment.study.epochs,
-        task=prepared.task,
-        encoded=prepared.data.y_valid,
-        scores=scores,
+    seconds = earlier_s + time.monotonic() - began
+    findings, undiagnosed, times = training.explain(
+        model,
+        prepared.task,
+        prepared.data,
+        fitted,
+        scores,
+        monitor=spec.monitor,
+        direction=spec.direction,
+        epochs=spec.epochs,
         params=used,
-        silent=lambda: training.silent_units(model, prepared.data.x_valid),
+        before_s=fit_began - began,
+        seconds=seconds,
     )
-    findings: tuple[Finding, ...] = ()
-    undiagnosed = ""
-    try:
-        findings = diagnose.of_training(seen)
-    except Exception as error:  # a network of the user's own may be one that nothing can be asked of
-        undiagnosed = f"not diagnosed: {type(error).__name__}: {error}"[:200]
     return TrialResult(
         state=fitted.state,
         value=at_best[experiment.objective.metric],
@@ -191,6 +196,7 @@ def run(
         halvings=halvings,
         findings=findings,
         precision=precision,
+        shares=times.shares(),
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import pandas as pd
 import pytest
 
 from forge_sweep import sources, sweep, training, trial
-from forge_sweep.checks.diagnose import Training, of_training
+from forge_sweep.checks.diagnose import Times, Training, of_training
+from forge_sweep.checks.relation import Relation, relation
+from forge_sweep.checks.samples import LayerSample, Sample
 from forge_sweep.checks.search import ENOUGH, Tried, of_sweep
 from forge_sweep.experiment import Dimension, parse
 from forge_sweep.study import find_shared
@@ -33,7 +37,7 @@ def seen(loss: Any, val_loss: Any = None, *, scores: np.ndarray = GOOD, epochs: 
     history = [{"loss": a, "val_loss": b, "val_auc": 1 - b} for a, b in zip(loss, val, strict=True)]
     given: dict[str, Any] = {
         **{"monitor": "val_auc", "direction": "maximize", "best_epoch": int(np.argmin(val)), "epochs": epochs},
-        **{"task": BINARY, "encoded": TRUTH, "scores": scores, "params": {"learning_rate": 1e-3}, "silent": dict},
+        **{"task": BINARY, "encoded": TRUTH, "scores": scores, "params": {"learning_rate": 1e-3}},
     }
     return Training(history=history, **{**given, **changes})
 
@@ -48,21 +52,75 @@ def test_a_training_that_went_well_says_nothing() -> None:
     assert codes(seen([0.7, 0.7])) == []  # two epochs say nothing yet
 
 
+DENSE = LayerSample("dense", gradient=0.1, weights=1.0, moved=0.1, trainable=1.0)
+
+
+def sample(*layers: LayerSample, **changes: Any) -> Callable[[], Sample]:
+    """Takes a sample of a network with these layers."""
+    return lambda: Sample(epochs=4, steps=40, rows=256, layers=layers or (DENSE,), **changes)
+
+
 @pytest.mark.parametrize(
-    ("cause", "fix", "changes"),
+    ("code", "cause", "fix", "changes"),
     [
-        ("learning_rate 1e-09", "learning_rate = 1e-3", {"params": {"learning_rate": 1e-9}}),
-        ("learning_rate 5", "learning_rate = 1e-3", {"params": {"learning_rate": 5.0}}),
-        ("90% of the units of dense_2", 'activation = "gelu"', {"silent": lambda: {"dense_1": 0.1, "dense_2": 0.9}}),
-        ("dropout 0.95", "dropout = 0.0", {"params": {"dropout": 0.95}}),
-        ("l2 10", "l2 = 0.0", {"params": {"l2": 10.0}}),
-        ("the features may say nothing of the target", "rows and labels belong together", {}),
+        ("rate-too-low", "learning_rate 1e-09", "learning_rate = 1e-3", {"params": {"learning_rate": 1e-9}}),
+        ("rate-too-high", "learning_rate 5", "learning_rate = 1e-3", {"params": {"learning_rate": 5.0}}),
+        ("dropout-too-high", "dropout 0.95", "dropout = 0.0", {"params": {"dropout": 0.95}}),
+        ("penalty-too-high", "l2 10", "l2 = 0.0", {"params": {"l2": 10.0}}),
+        ("labels-unrelated", "(p = 0.6)", "rows and labels belong", {"related": lambda: {"": Relation(0.0, 0.6)}}),
     ],
 )
-def test_a_flat_loss_has_its_likely_cause(cause: str, fix: str, changes: dict[str, Any]) -> None:
-    (found,) = of_training(seen([0.693, 0.692, 0.693, 0.693], **changes))
-    assert found.code == "flat-loss" and cause in found.seen and fix in found.fix
-    assert "0.6931 of a constant" in found.seen
+def test_a_flat_loss_has_its_likely_cause(code: str, cause: str, fix: str, changes: dict[str, Any]) -> None:
+    flat, found = of_training(seen([0.693, 0.692, 0.693, 0.693], **changes))
+    assert flat.code == "flat-loss" and cause in flat.seen and fix in flat.fix
+    assert "0.6931 of a constant" in flat.seen
+    assert found.code == code and cause in found.seen and fix in found.fix
+
+
+@pytest.mark.parametrize(
+    ("code", "subject", "changed"),
+    [
+        ("dead-units", "second", sample(DENSE, LayerSample("second", constant=0.9))),
+        ("dead-units", "second", sample(LayerSample("first", constant=0.4), LayerSample("second", constant=1.0))),
+        ("saturated-units", "first", sample(LayerSample("first", constant=0.9, saturated=1.0))),
+        ("frozen-layers", "first", sample(LayerSample("first", weights=1.0, trainable=0.0), DENSE)),
+        ("frozen-layers", "first", sample(LayerSample("first", 0.0, 0.0, 0.1, 1.0, 0.0, 1.0), DENSE)),
+        ("zero-weights", "first", sample(LayerSample("first", weights=0.0, gradient=0.0, moved=0.1, trainable=1.0))),
+        ("vanishing-gradients", "first", sample(replace(DENSE, name="first", gradient=1e-7), DENSE)),
+        ("rate-too-low", "learning_rate", sample(replace(DENSE, moved=1e-6))),
+        ("penalty-too-high", "l2", sample(penalty=0.95)),
+        ("dropout-too-high", "drop", sample(DENSE, LayerSample("drop", rate=0.9))),
+        ("unscaled-input", "amount", sample(columns=(("age", 1.0), ("amount", 3e4)))),
+        ("half-precision-range", "precision", sample(scale=1e-3, applied=40)),
+        ("half-precision-range", "precision", sample(scale=2.0, applied=3)),
+    ],
+)
+def test_a_sample_says_which_layer_it_is(code: str, subject: str, changed: Callable[[], Sample]) -> None:
+    flat, found, *_ = of_training(seen([0.693, 0.692, 0.693, 0.693], sampled=changed))
+    assert (flat.code, found.code, found.subject) == ("flat-loss", code, subject)
+    assert found.seen in flat.seen and flat.fix == found.fix
+    assert codes(seen([0.7, 0.5, 0.3, 0.25, 0.24], [0.7, 0.5, 0.35, 0.36, 0.36], sampled=changed)) == []
+
+
+def test_where_no_cause_is_found_it_says_whether_there_is_anything_to_learn() -> None:
+    flat = [0.693, 0.692, 0.693, 0.693]
+    (found,) = of_training(seen(flat, sampled=sample(), related=lambda: {"": Relation(0.41, 0.005)}))
+    assert found.code == "flat-loss" and "a tree of depth 3 does learn (R2 0.41, p = 0.005), the network" in found.seen
+    (found,) = of_training(seen(flat, sampled=sample()))  # too few rows to tell
+    assert "the features may say nothing of the target" in found.seen
+
+
+def test_a_shallow_tree_tells_features_that_say_something_from_noise() -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(400, 5)).astype(np.float32)
+    y = (x[:, 2] > 0).astype(int)
+    found = relation(x[:300], y[:300], x[300:], y[300:], classes=True)
+    assert found is not None and found.found and found.p == 0.005 and found.score > 0.9
+    ps = [
+        relation(x[:300], noise[:300], x[300:], noise[300:], classes=False) for noise in random.normal(size=(20, 400))
+    ]
+    assert sum(each is not None and each.found for each in ps) <= 2
+    assert relation(x[:300], y[:300], x[300:310], y[300:310], classes=True) is None
 
 
 def test_a_loss_that_is_flat_below_that_of_a_constant_is_no_fault() -> None:
@@ -75,17 +133,41 @@ def test_one_answer_and_one_class_are_told_apart() -> None:
     assert found.code == "one-class" and found.seen == "every validation row is called 0, and none 1 (50% of them)"
     rare = TRUTH.copy()
     rare[10:] = 0  # five of a hundred rows
-    assert codes(seen([0.7, 0.6, 0.5], scores=GOOD / 3, encoded=rare)) == []
+    assert codes(seen([0.7, 0.6, 0.5], scores=GOOD / 3, encoded=rare)) == ["underfitting"]  # 0.2 of a constant
 
 
 def test_curves_that_part_rise_or_end_too_early() -> None:
-    (found,) = of_training(seen([0.7, 0.5, 0.3, 0.2, 0.1], [0.7, 0.5, 0.4, 0.5, 0.6]))
+    params: Any = {"learning_rate": 1e-3, "dropout": 0.0, "l2": 0.0, "width": 64}
+    (found,) = of_training(seen([0.7, 0.5, 0.3, 0.2, 0.1], [0.7, 0.5, 0.4, 0.5, 0.6], params=params))
     assert found.code == "overfitting" and "from 0.4 after epoch 3 to 0.6" in found.seen and found.severity == "info"
+    assert "a gap of 0.5, 0.1 before" in found.seen
+    order = [
+        found.fix.index(each) for each in ("patience = 1", "dropout = 0.2", "l2 = 0.0001", "width = 32", "more rows")
+    ]
+    assert order == sorted(order)
     (found,) = of_training(seen([0.7, 0.3, 0.2, 0.9, 2.0], [0.7, 0.3, 0.2, 0.21, 0.2]))
     assert found.code == "unstable-loss" and "0.2 after epoch 3 and rose to 2 at learning_rate 0.001" in found.seen
     (found,) = of_training(seen(np.linspace(0.7, 0.3, 8), epochs=8))
     assert found.code == "still-improving" and found.fix == "epochs = 16 under [study]"
     assert codes(seen(np.linspace(0.7, 0.3, 8), epochs=9)) == []  # it was pruned
+    (found,) = of_training(seen([0.75, 0.7, 0.69, 0.69], [0.7, 0.69, 0.69, 0.69]))
+    assert found.code == "underfitting" and found.severity == "info"
+
+
+def test_a_rate_that_a_schedule_raised_too_far_is_named() -> None:
+    rates = [{"lr": rate} for rate in (0.01, 0.02, 0.03, 0.5, 0.5)]
+    given = seen([0.7, 0.3, 0.2, 0.9, 2.0], [0.7, 0.3, 0.2, 0.21, 0.2])
+    history = [{**row, **rate} for row, rate in zip(given.history, rates, strict=True)]
+    (found,) = of_training(replace(given, history=history))
+    assert "at learning_rate 0.5, which had been 0.03" in found.seen and 'schedule = "cosine"' in found.fix
+
+
+def test_what_a_trial_waits_for_is_said_with_its_share() -> None:
+    good = [0.7, 0.5, 0.3, 0.25, 0.24]
+    assert codes(seen(good, times=Times(20.0, setup=12.0))) == ["compile-bound"]
+    assert codes(seen(good, times=Times(20.0, setup=1.0, waiting=11.0))) == ["input-bound"]
+    assert codes(seen(good, times=Times(2.0, setup=1.9))) == []  # nobody waits for that
+    assert Times(20.0, 12.0, 0.0, 0.1).shares()["cost/diagnosis_share"] == 0.005
 
 
 # Real trainings: each fault trains without any error
@@ -120,25 +202,15 @@ def trained(folder: Path, labels: str = "", **search: Any) -> tuple[str, ...]:
     [
         ((), {}),
         ((), {"activation": "gelu", "dropout": 0.3}),
-        (("flat-loss",), {"learning_rate": 1e-8, "batch_norm": False}),
-        (("one-answer",), {"l2": 10.0, "learning_rate": 0.04, "optimizer": "sgd", "batch_norm": False}),
+        (("flat-loss", "rate-too-low"), {"learning_rate": 1e-8, "batch_norm": False}),
+        (
+            ("one-answer", "penalty-too-high"),
+            {"l2": 10.0, "learning_rate": 0.04, "optimizer": "sgd", "batch_norm": False},
+        ),
     ],
 )
 def test_a_planted_fault_is_said_of_a_real_training(tmp_path: Path, expected: Any, search: dict[str, Any]) -> None:
     assert trained(tmp_path, **search) == expected
-
-
-def test_units_that_give_nothing_are_counted_by_layer() -> None:
-    training.select_backend("tensorflow")
-    training.load_backend()
-    import keras
-
-    inputs = keras.Input((3,))
-    dead = keras.layers.Dense(4, activation="relu", bias_initializer=keras.initializers.Constant(-10.0), name="dead")
-    alive = keras.layers.Dense(4, activation="relu", bias_initializer=keras.initializers.Constant(10.0), name="alive")
-    model = keras.Model(inputs, keras.layers.Concatenate()([dead(inputs), alive(inputs)]))
-    x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
-    assert training.silent_units(model, x) == {"dead": 1.0, "alive": 0.0}
 
 
 # A sweep
@@ -186,7 +258,7 @@ def test_findings_are_kept_with_the_trial_and_shown(tmp_path: Path) -> None:
     study = find_shared("flat", tmp_path / "mlruns")
     assert study is not None
     (row,) = study.rows()
-    assert [each.code for each in row.findings] == ["flat-loss"] and "learning_rate 1e-08" in row.findings[0].seen
+    assert [each.code for each in row.findings] == ["flat-loss", "rate-too-low"] and "1e-08" in row.findings[0].seen
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlruns' / 'mlflow.db'}")
@@ -199,13 +271,15 @@ def test_findings_are_kept_with_the_trial_and_shown(tmp_path: Path) -> None:
         return done.stdout
 
     assert "flat-loss" in forge_sweep("trials", "flat")
-    (one,) = json.loads(forge_sweep("diagnose", "flat", "--json"))
+    one, _ = json.loads(forge_sweep("diagnose", "flat", "--json"))
     assert (one["of"], one["code"]) == ("trial 0", "flat-loss") and "learning_rate = 1e-3" in one["fix"]
 
 
 def test_every_code_has_its_section() -> None:
     root = Path(__file__).parents[1]
-    text = "".join((root / f"forge_sweep/checks/{name}.py").read_text() for name in ("diagnose", "search"))
+    text = "".join(
+        (root / f"forge_sweep/checks/{name}.py").read_text() for name in ("diagnose", "samples", "nonfinite", "search")
+    )
     page = (root / "docs/failures.md").read_text()
-    known = set(re.findall(r'Finding\(\s*"(?:warning|info)", "([a-z-]+)"', text))
-    assert len(known) >= 9 and known == set(re.findall(r"^### ([a-z-]+)$", page, re.MULTILINE))
+    known = {*re.findall(r'"([a-z]+(?:-[a-z]+)+)"', text), *re.findall(r'Finding\(\s*"[a-z]+", "([a-z-]+)"', text)}
+    assert len(known) >= 20 and known == set(re.findall(r"^### ([a-z-]+)$", page, re.MULTILINE))

@@ -7,12 +7,15 @@ has a section of its name in docs/failures.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from forge_sweep.checks import samples
 from forge_sweep.checks.findings import Finding
+from forge_sweep.checks.relation import DEPTH, Relation
+from forge_sweep.checks.samples import Sample
 from forge_sweep.experiment import Params
 
 if TYPE_CHECKING:
@@ -33,8 +36,20 @@ ONE_ANSWER = 1e-3
 RARE = 0.1
 """Share of a class below which predicting others only is no wonder."""
 
-DEAD = 0.5
-"""Share of units that give 0 for every row from which a layer is called dead."""
+UNDERFIT = 0.9
+"""Share of the loss of a constant that a training loss stays above where the network is too small for the rows."""
+
+LEAST_RATE, MOST_RATE = 1e-5, 0.1
+"""Learning rates beyond which they are the likely cause of a network that learned nothing."""
+
+MOST_CAUSES = 3
+"""Causes that are listed: what comes after the first ones mostly follows from them."""
+
+BOUND = 0.5
+"""Share of a trial's time from which it is bound by what takes it."""
+
+WORTH_S = 5.0
+"""Seconds that a cause takes below which nobody waits for it."""
 
 JUMP = 2.0
 """Factor by which a training loss rises above its least value where the rate is too high for it."""
@@ -44,6 +59,30 @@ LATE_GAIN = 0.05
 
 OVERFIT = 0.1
 """Share of its least value by which the validation loss rises again, while the training loss goes on to fall."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """What a trial's time went into, in seconds.
+
+    Attributes:
+        total: of the trial, from its arrays to its scores.
+        setup: building, tracing and compiling: the first epoch beyond what a later one takes, and all before it.
+        waiting: for train rows that are read while others are trained on; 0 where all of them are on the device.
+        diagnosis: samples and snapshots.
+    """
+
+    total: float = 0.0
+    setup: float = 0.0
+    waiting: float = 0.0
+    diagnosis: float = 0.0
+
+    def shares(self) -> dict[str, float]:
+        """As metrics of a run, such as ``cost/setup_share``."""
+        if not self.total:
+            return {}
+        names = ("setup", "waiting", "diagnosis")
+        return {f"cost/{name}_share": min(1.0, getattr(self, name) / self.total) for name in names}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +98,9 @@ class Training:
         encoded: validation targets, as ``task.encode`` gives them.
         scores: of the validation rows, at the best epoch.
         params: its hyperparameters.
-        silent: by layer, the share of units that give 0 for every row; asked for only where something is wrong.
+        sampled: the network on a few rows, None where it cannot be sampled; asked for only where something is wrong.
+        related: by head, whether a shallow tree relates features and targets; asked for where no cause was found.
+        times: what the time went into.
     """
 
     history: Sequence[Mapping[str, float]]
@@ -71,15 +112,28 @@ class Training:
     encoded: np.ndarray
     scores: np.ndarray
     params: Params
-    silent: Callable[[], Mapping[str, float]]
+    sampled: Callable[[], Sample | None] = lambda: None
+    related: Callable[[], Mapping[str, Relation]] = dict
+    times: Times = field(default_factory=Times)
 
 
 def of_training(seen: Training) -> tuple[Finding, ...]:
-    """What is to be said of a training; nothing of one that went well."""
+    """What is to be said of a training; nothing of one that went well.
+
+    What explains a network that learned nothing follows it as a finding of its own.
+    """
     if len(seen.history) < FEW_EPOCHS:
         return ()
     stuck = [*_one_answer(seen), *_flat(seen)]
-    return (*stuck, *(() if stuck else (*_unstable(seen), *_overfitting(seen), *_still_improving(seen))))
+    if not stuck:
+        fit = (*_unstable(seen), *_overfitting(seen), *_underfitting(seen), *_still_improving(seen))
+        return (*fit, *_bound(seen))
+    if all(each.code == "one-class" for each in stuck):
+        return (*stuck, *_bound(seen))
+    causes = _causes(seen)
+    text, fix = (f"; {causes[0].seen}", causes[0].fix) if causes else _unexplained(seen)
+    told = [each if each.code == "one-class" else replace(each, seen=each.seen + text, fix=fix) for each in stuck]
+    return (*told, *causes[:MOST_CAUSES], *_bound(seen))
 
 
 def _curve(seen: Training, name: str) -> np.ndarray:
@@ -92,10 +146,9 @@ def _one_answer(seen: Training) -> Iterator[Finding]:
         head = prefix.removesuffix("_") or ", ".join(seen.task.targets[:3])
         spread = scores.std(axis=0) / np.maximum(abs(scores).mean(axis=0), 1e-12)
         if (spread < ONE_ANSWER).all():
-            cause, fix = _why_stuck(seen)
             answer = ", ".join(f"{each:.3g}" for each in scores[0][:3])
-            said = f"{len(scores)} validation rows have one answer, {answer}{cause}"
-            yield Finding("warning", "one-answer", head, said, "answers that differ from row to row", fix)
+            said = f"{len(scores)} validation rows have one answer, {answer}"
+            yield Finding("warning", "one-answer", head, said, "answers that differ from row to row", "")
         elif task.kind in ("binary", "multiclass"):
             guesses = scores[:, 0] >= 0.5 if task.kind == "binary" else scores.argmax(axis=1)
             guessed = np.unique(guesses).astype(int)
@@ -114,47 +167,78 @@ def _flat(seen: Training) -> Iterator[Finding]:
     fell = float((losses[0] - np.nanmin(losses)) / max(abs(losses[0]), 1e-12))
     if fell >= FLAT:
         return
-    outputs = np.tile(seen.task.constant(seen.encoded), (len(seen.encoded), 1))
-    constant = replace(seen.task, from_logits=False).loss_of(seen.encoded, outputs)
+    constant = _constant(seen)
     reached = float(np.nanmin(_curve(seen, "val_loss")))
     if reached > KNOWS_NOTHING * constant:
-        cause, fix = _why_stuck(seen)
         text = f"the training loss fell by {max(fell, 0.0):.2%} in {len(losses)} epochs, from {losses[0]:.4g}"
-        text += f"; val_loss {reached:.4g}, {constant:.4g} of a constant{cause}"
-        yield Finding("warning", "flat-loss", "training", text, "a loss that falls", fix)
+        text += f"; val_loss {reached:.4g}, {constant:.4g} of a constant"
+        yield Finding("warning", "flat-loss", "training", text, "a loss that falls", "")
 
 
-def _why_stuck(seen: Training) -> tuple[str, str]:
-    """The likely cause of a network that learned nothing, with its figure, and what to do."""
-    dead = {name: share for name, share in seen.silent().items() if share >= DEAD}
-    rate = seen.params.get("learning_rate")
-    if dead:
-        name, share = max(dead.items(), key=lambda item: item[1])
-        return (
-            f"; {share:.0%} of the units of {name} give 0 for every row",
-            'activation = "gelu" under [model.search], or a lower learning_rate',
-        )
-    if isinstance(rate, float) and rate < 1e-5:
-        return f"; learning_rate {rate:.3g}", "learning_rate = 1e-3 under [model.search]"
-    if isinstance(rate, float) and rate > 0.1:
-        return f"; learning_rate {rate:.3g}", "learning_rate = 1e-3 under [model.search]"
-    for name, most in (("dropout", 0.8), ("l2", 0.1)):
+def _constant(seen: Training) -> float:
+    """The validation loss of the best constant."""
+    outputs = np.tile(seen.task.constant(seen.encoded), (len(seen.encoded), 1))
+    return replace(seen.task, from_logits=False).loss_of(seen.encoded, outputs)
+
+
+def _causes(seen: Training) -> list[Finding]:
+    """What explains a network that learned nothing, the root of it first; one of each code."""
+    sample = seen.sampled()
+    sampled = [] if sample is None else [*samples.causes(sample)]
+    roots = [each for each in sampled if each.code in ("unscaled-input", "frozen-layers", "half-precision-range")]
+    first: dict[str, Finding] = {}
+    for each in (*roots, *_by_parameters(seen), *sampled):
+        first.setdefault(each.code, each)
+    causes = [*first.values()]
+    if not causes:
+        related = seen.related()
+        if related and not any(each.found for each in related.values()):
+            p = min(each.p for each in related.values())
+            text = f"a tree of depth {DEPTH} finds no relation between features and targets either (p = {p:.2g})"
+            fix = "check that rows and labels belong together"
+            causes = [Finding("warning", "labels-unrelated", "data.target", text, "features that say something", fix)]
+    return causes
+
+
+def _by_parameters(seen: Training) -> Iterator[Finding]:
+    """Hyperparameters so far out that they explain it."""
+    rate = seen.params.get("learning_rate", seen.history[0].get("lr"))
+    if isinstance(rate, float) and not LEAST_RATE <= rate <= MOST_RATE:
+        code = "rate-too-low" if rate < LEAST_RATE else "rate-too-high"
+        fix = "learning_rate = 1e-3 under [model.search]"
+        expected = f"{LEAST_RATE:g} to {MOST_RATE:g}"
+        yield Finding("warning", code, "learning_rate", f"learning_rate {rate:.3g}", expected, fix)
+    for name, most, code in (("dropout", 0.8, "dropout-too-high"), ("l2", 0.1, "penalty-too-high")):
         value = seen.params.get(name)
         if isinstance(value, float) and value > most:
-            return f"; {name} {value:.3g}", f"{name} = 0.0 under [model.search]"
+            fix = f"{name} = 0.0 under [model.search]"
+            yield Finding("warning", code, name, f"{name} {value:.3g}", f"at most {most:g}", fix)
+
+
+def _unexplained(seen: Training) -> tuple[str, str]:
+    """What is known where no cause was found: whether anything can be learned at all."""
+    if related := [each for each in seen.related().values() if each.found]:
+        best = max(related, key=lambda each: each.score)
+        score = f"{best.metric} {best.score:.2g}, p = {best.p:.2g}"
+        text = f"; a tree of depth {DEPTH} does learn ({score}), the network does not"
+        return text, "another learning_rate, width or activation under [model.search], or more epochs under [study]"
     return "; the features may say nothing of the target", "check that rows and labels belong together"
 
 
 def _unstable(seen: Training) -> Iterator[Finding]:
-    """Whether the training loss rose again by far."""
-    losses = _curve(seen, "loss")
+    """Whether the training loss rose again by far, at a rate that was fine before."""
+    losses, rates = _curve(seen, "loss"), _curve(seen, "lr")
     least = int(np.nanargmin(losses))
-    worst = float(np.nanmax(losses[least:]))
+    last = least + int(np.nanargmax(losses[least:]))
+    worst = float(losses[last])
     if losses[least] > 0 and worst > JUMP * losses[least] and worst > losses[0]:
-        rate = seen.params.get("learning_rate")
+        rate = rates[last] if np.isfinite(rates[last]) else seen.params.get("learning_rate")
         at = f" at learning_rate {rate:.3g}" if isinstance(rate, float) else ""
         text = f"the training loss was {losses[least]:.4g} after epoch {least + 1} and rose to {worst:.4g}{at}"
         fix = "clip_norm = 1.0 under [model.search], or a lower learning_rate"
+        if rates[last] > rates[least]:
+            text += f", which had been {rates[least]:.3g}"
+            fix = 'a lower learning_rate under [model.search], of which the schedule makes more, or schedule = "cosine"'
         yield Finding("warning", "unstable-loss", "training", text, "a loss that falls", fix)
 
 
@@ -164,8 +248,42 @@ def _overfitting(seen: Training) -> Iterator[Finding]:
     least = int(np.nanargmin(valid))
     if valid[least] > 0 and valid[-1] > (1 + OVERFIT) * valid[least] and losses[-1] < losses[least]:
         text = f"val_loss rose from {valid[least]:.4g} after epoch {least + 1} to {valid[-1]:.4g}, while loss fell on"
-        fix = "in this order: dropout, l2, a smaller width or depth, more rows"
+        text += (
+            f" to {losses[-1]:.4g}: a gap of {valid[-1] - losses[-1]:.3g}, {valid[least] - losses[least]:.3g} before"
+        )
+        dropout, l2, width = (seen.params.get(name) for name in ("dropout", "l2", "width"))
+        steps = [f"patience = {max(1, (len(valid) - 1 - least) // 2)} under [study]"]
+        steps += [f"dropout = {min(0.5, dropout + 0.2):.2g} under [model.search]"] if isinstance(dropout, float) else []
+        steps += [f"l2 = {max(10 * l2, 1e-4):.2g}"] if isinstance(l2, float) and l2 < 1e-2 else []
+        steps += [f"width = {width // 2}"] if isinstance(width, int) and width > 1 else ["a smaller network"]
+        fix = f"in this order: {', '.join(steps)}, more rows"
         yield Finding("info", "overfitting", "training", text, "validation that gains as training does", fix)
+
+
+def _underfitting(seen: Training) -> Iterator[Finding]:
+    """Whether neither training nor validation came far from a constant."""
+    least, reached = float(np.nanmin(_curve(seen, "loss"))), float(np.nanmin(_curve(seen, "val_loss")))
+    if np.isfinite(reached) and reached > KNOWS_NOTHING * (constant := _constant(seen)) and least > UNDERFIT * constant:
+        text = f"loss came to {least:.4g} and val_loss to {reached:.4g}, {constant:.4g} of a constant"
+        width = seen.params.get("width")
+        wider = f"width = {2 * width} under [model.search]" if isinstance(width, int) else "a wider network"
+        given = [name for name in ("l2", "dropout") if seen.params.get(name)]
+        fix = ", ".join(["in this order: more epochs under [study]", *(f"{name} = 0.0" for name in given), wider])
+        yield Finding("info", "underfitting", "training", text, "a loss below that of a constant", fix)
+
+
+def _bound(seen: Training) -> Iterator[Finding]:
+    """Whether the time went into something other than gradient steps."""
+    times = seen.times
+    for code, seconds, what, fix in (
+        ("compile-bound", times.setup, "building, tracing and compiling",
+         "fewer values of width, depth and batch_size under [model.search]: networks of one shape are traced once"),
+        ("input-bound", times.waiting, "waiting for rows",
+         "a larger batch_size under [model.search], fewer columns, or a machine whose memory holds the rows"),
+    ):  # fmt: skip
+        if seconds > WORTH_S and seconds > BOUND * times.total:
+            text = f"{seconds:.1f} of {times.total:.1f} s went into {what}"
+            yield Finding("info", code, "training", text, "gradient steps most of the time", fix)
 
 
 def _still_improving(seen: Training) -> Iterator[Finding]:

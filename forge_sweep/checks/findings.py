@@ -50,6 +50,11 @@ class Findings(tuple[Finding, ...]):
         return html.table(titles, rows)
 
 
+def tags(findings: Iterable[Finding]) -> dict[str, str]:
+    """Findings as tags of a run, by their codes."""
+    return {f"forge.finding.{each.code}": str(each) for each in findings}
+
+
 def errors(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """The findings that stop what was asked for."""
     return tuple(finding for finding in findings if finding.severity == "error")

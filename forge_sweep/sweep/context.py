@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from forge_sweep.checks import findings
 from forge_sweep.environment import Environment
 from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Experiment
@@ -201,7 +202,8 @@ def finish(
 
 def finish_failed(run: Run, failure: TrialFailed) -> None:
     """End a run as failed, saying why."""
-    finish(run, "failed", "FAILED", tags={"forge.failure": failure.failure, "forge.cause": failure.message})
+    tags = {"forge.failure": failure.failure, "forge.cause": failure.message}
+    finish(run, "failed", "FAILED", tags=tags | findings.tags(failure.findings))
 
 
 def stop_if_asked(context: Context) -> None:

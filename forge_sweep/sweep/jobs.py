@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from forge_sweep import training
 from forge_sweep.bundle.files import replace_whole
+from forge_sweep.checks import findings
 from forge_sweep.checks.findings import Finding
 from forge_sweep.errors import BundleError, TrialFailed
 from forge_sweep.experiment import Experiment, Params
@@ -68,12 +69,13 @@ class Outcome:
     halvings: int = 0  # how often the batch was halved because memory ran out
     precision: str = "float32"  # that it was trained in
     findings: tuple[Finding, ...] = ()  # see `checks.diagnose`
+    shares: dict[str, float] = field(default_factory=dict)  # of the time, such as ``cost/setup_share``
 
     @property
     def tags(self) -> dict[str, str]:
         """What `forge_sweep.reproduce` needs to know of it, besides parameters and seed."""
         known = {"forge.events": "; ".join(self.events), "forge.batch_size": str(self.batch_size)}
-        known |= {f"forge.finding.{each.code}": str(each) for each in self.findings}
+        known |= findings.tags(self.findings)
         known |= {} if self.precision == "float32" else {"forge.precision": self.precision}
         return {**known, "forge.weights_sha256": self.weights, "forge.halvings": str(self.halvings)}
 
@@ -94,6 +96,7 @@ class Outcome:
             halvings=result.halvings,
             precision=result.precision,
             findings=result.findings,
+            shares=result.shares,
         )
 
     def summary(self, objective: str, first_epoch: int) -> dict[str, float]:
@@ -105,7 +108,7 @@ class Outcome:
         figures = {f"best_{name}": value for name, value in self.metrics.items()} | {f"best_{objective}": self.value}
         if not self.epochs:
             return {**self.metrics, **figures}
-        return {**figures, "best_epoch": self.best_epoch + first_epoch, "epochs_run": self.epochs}
+        return {**figures, **self.shares, "best_epoch": self.best_epoch + first_epoch, "epochs_run": self.epochs}
 
 
 @dataclass(frozen=True, eq=False)

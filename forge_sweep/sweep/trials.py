@@ -287,7 +287,8 @@ def _end_scored(context: Context, asked: Asked, run: Run, result: Outcome) -> di
 def _end_failed(context: Context, asked: Asked, run: Run, failure: TrialFailed) -> dict[str, Any]:
     context.study.check_mine(asked.number)
     finish_failed(run, failure)
-    attrs = {Attr.COST: context.budget.account(asked.number).cost.to_dict()}
+    findings = {"findings": [asdict(each) for each in failure.findings]} if failure.findings else {}
+    attrs = {Attr.COST: context.budget.account(asked.number).cost.to_dict(), **findings}
     context.study.tell(asked.number, "failed", None, failure=failure.failure, cause=failure.message, attrs=attrs)
     context.budget.settle(asked.number, counts=False)
     return {"state": "failed", "value": None, "failure": failure.failure, "cause": failure.message}

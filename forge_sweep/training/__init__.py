@@ -27,8 +27,8 @@ from forge_sweep.training.data import (
     each,
     leaves,
     outputs,
-    silent_units,
 )
+from forge_sweep.training.explain import explain
 from forge_sweep.training.failures import classify
 from forge_sweep.training.fit import FitResult, FitSpec, OnEpoch, OnResume, Schedule, begin_anew, fit
 from forge_sweep.training.networks import forget, reuse
@@ -54,6 +54,7 @@ __all__ = [
     "data_loss",
     "dtype_policy",
     "each",
+    "explain",
     "fit",
     "fix_operations",
     "forget",
@@ -67,5 +68,4 @@ __all__ = [
     "seed_everything",
     "select_backend",
     "settle",
-    "silent_units",
 ]

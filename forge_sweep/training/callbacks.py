@@ -117,9 +117,7 @@ class Evaluate(BetweenSteps):
 
     def _check(self, name: str, value: float) -> None:
         if not math.isfinite(value):
-            hint = (
-                f"it began in epoch {self.epoch + 1}; lower learning_rate under [model.search], or scale the features"
-            )
+            hint = f"it began in epoch {self.epoch + 1}; lower learning_rate under [model.search]"
             self.course.fail(self.model, TrialFailed("diverged", f"{name} is {value}", hint=hint))
         if self.limit_s is not None and time.monotonic() - self.began > self.limit_s:
             hint = "raise study.trial_timeout_s, or narrow the search space"

@@ -129,27 +129,6 @@ def _chunk(values: np.ndarray, start: int, rows: int, filled: int) -> np.ndarray
     return chunk
 
 
-def silent_units(model: keras.Model, x: Features, rows: int = 256) -> dict[str, float]:
-    """By layer with a ReLU, the share of its units that give 0 for each of the first rows; empty if subclassed."""
-    import keras
-
-    layers = [
-        layer
-        for layer in model.layers
-        if type(layer).__name__ == "ReLU" or getattr(getattr(layer, "activation", None), "__name__", "") == "relu"
-    ]
-    try:
-        inputs, found = model.input, [layer.output for layer in layers]
-    except (AttributeError, ValueError):
-        return {}
-    if not layers:
-        return {}
-    activations = keras.Model(inputs, found)(each(lambda values: values[:rows], x), training=False)
-    values = [np.asarray(keras.ops.convert_to_numpy(each)) for each in keras.tree.flatten(activations)]
-    silent = [(value.reshape(-1, value.shape[-1]) == 0).all(axis=0).mean() for value in values]
-    return {layer.name: float(share) for layer, share in zip(layers, silent, strict=True)}
-
-
 def data_loss(model: keras.Model, task: Task, encoded: np.ndarray, found: np.ndarray) -> float:
     """The compiled loss averaged over rows, without class weights, smoothed labels and penalties (``model.losses``).
 

@@ -37,6 +37,10 @@ class CompiledEpoch(Epochs):
         self.device = str(self.model.variables[0].value.device)
         return networks.rows_on(self.device, data, place)
 
+    def order(self, epoch: int) -> np.ndarray:
+        """See `Epochs.order`."""
+        return np.asarray(shuffled(self.rows, tf.constant((self.seed, epoch), tf.int64)))
+
     def source(self, epoch: int) -> Any:
         """All rows and the epoch, or an iterator over batches."""
         seeds = tf.constant((self.seed, epoch), tf.int64)

@@ -42,6 +42,10 @@ class CompiledEpoch(Epochs):
         """See `Epochs.place`."""
         return room(self.model, data)
 
+    def order(self, epoch: int) -> np.ndarray:
+        """See `Epochs.order`."""
+        return np.asarray(shuffled(self.rows, np.uint32(self.seed), epoch))
+
     def source(self, epoch: int) -> Any:
         """All rows, and their order in this epoch."""
         return self.data, shuffled(self.rows, np.uint32(self.seed), epoch)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from forge_sweep.training.callbacks import Course
     from forge_sweep.training.loop import Epochs
+    from forge_sweep.training.probe import Probe
     from forge_sweep.training.rates import Rates
 
 OnEpoch = Callable[[int, dict[str, float]], bool]
@@ -96,6 +97,7 @@ class FitResult:
         seconds: wall clock, over all attempts where it was taken up again.
         events: what happened on the way, such as ``learning rate 0.001 -> 0.0005 after epoch 12`` (from 1).
         batch_size: rows per gradient step, as trained; see `trainable_batch_size`.
+        probe: its samples and times; None where no epoch was left to train.
     """
 
     state: Literal["finished", "pruned"]
@@ -104,6 +106,7 @@ class FitResult:
     seconds: float
     events: tuple[str, ...]
     batch_size: int
+    probe: Probe | None = None
 
 
 def fit(
@@ -115,6 +118,7 @@ def fit(
     *,
     on_resume: OnResume = begin_anew,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    columns: Sequence[str] = (),
 ) -> FitResult:
     """Train a compiled network and leave the weights of its best epoch by ``spec.monitor`` in it.
 
@@ -132,14 +136,16 @@ def fit(
         on_resume: see `OnResume`; called before the epochs of a checkpoint are reported again.
         callbacks: more of Keras' callbacks; they see the logs of `Validation` and run before ``on_epoch`` is called.
             Where a fit is taken up again they begin anew. See also `Guard`.
+        columns: names of the features, for what is said of them.
 
     Raises:
         TrialFailed: ``diverged``, ``time-out``, ``out-of-memory``, ``data``, or ``code`` with what is wrong. Nothing is
-            trained where the monitor does not exist or cannot be computed on these validation rows.
+            trained where the monitor does not exist or cannot be computed on these validation rows. Its findings say
+            where a number that is not finite came from.
     """
     from forge_sweep.training.callbacks import Course
 
-    course = Course()
+    course, probe, compiled = Course(), None, None
     progress = checkpoint.find(spec.checkpoint, spec.identity, course.events)
     began = time.monotonic() - (0.0 if progress is None else progress.seconds)
     try:
@@ -155,7 +161,11 @@ def fit(
             model.set_weights(list(progress.best))
         else:
             rates = _rates(model, spec, len(data.y_train), batch_size, course)
+            from forge_sweep.training.probe import Probe
+
+            probe = Probe(data, columns)
             listed = _callbacks(model, spec, rates, validate, on_epoch, course, began, callbacks, progress)
+            listed.append(probe)
             epochs = range(len(course.history), spec.epochs)
             if reason := obstacle(model, listed, data):
                 course.note(f"trained by model.fit, not by the compiled epoch: {reason}")
@@ -176,11 +186,14 @@ def fit(
                 from forge_sweep.training.loop import compiled_epochs
 
                 seed = random.getrandbits(32) if spec.seed is None else spec.seed
-                compiled_epochs(_kind(), model, data, batch_size, seed, rates).fit(epochs, listed)
+                compiled = compiled_epochs(_kind(), model, data, batch_size, seed, rates)
+                compiled.fit(epochs, listed)
     except Exception as error:
-        raise course.raised or classify(error) from error
-    if ended := course.raised or course.failure:
-        raise ended
+        raise course.raised or _after_overflow(error, probe, compiled) or classify(error) from error
+    if course.raised is not None:
+        raise course.raised
+    if course.failure is not None:
+        raise _explained(course.failure, probe, compiled)
     return FitResult(
         state="pruned" if course.pruned else "finished",
         history=tuple(course.history),
@@ -188,7 +201,35 @@ def fit(
         seconds=time.monotonic() - began,
         events=tuple(course.events),
         batch_size=batch_size,
+        probe=probe,
     )
+
+
+def _after_overflow(error: Exception, probe: Probe | None, compiled: Epochs | None) -> TrialFailed | None:
+    """The failure of a fit that broke off over weights that are not finite: PyTorch's cross-entropy refuses them."""
+    if probe is None or isinstance(error, TrialFailed):
+        return None
+    from forge_sweep.training.replay import broken
+
+    try:
+        layer = broken(probe.model)
+    except Exception:  # variables that are gone with what failed
+        return None
+    return _explained(TrialFailed("diverged", "loss is nan"), probe, compiled) if layer else None
+
+
+def _explained(failure: TrialFailed, probe: Probe | None, compiled: Epochs | None) -> TrialFailed:
+    """The failure with where the first number that is not finite came from, where that is what it failed of."""
+    if failure.failure != "diverged" or probe is None:
+        return failure
+    from forge_sweep.training.replay import first_not_finite
+
+    try:
+        found = first_not_finite(probe, compiled).finding()
+    except Exception:  # it explains a failure, and must not become another one
+        return failure
+    hint = f"{found.seen}; {found.fix}"
+    return TrialFailed(failure.failure, failure.message, hint=hint, findings=[found])
 
 
 def _replay(progress: Progress, course: Course, on_epoch: OnEpoch) -> None:

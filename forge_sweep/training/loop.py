@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from forge_sweep.training import networks
 from forge_sweep.training.data import TrainingData
@@ -100,6 +101,10 @@ class Epochs(abc.ABC):
     @abc.abstractmethod
     def place(self, data: TrainingData) -> networks.Rows:
         """The train rows on the device of the model's weights."""
+
+    @abc.abstractmethod
+    def order(self, epoch: int) -> np.ndarray:
+        """Positions of the train rows in the order in which an epoch takes them, (rows,)."""
 
     @abc.abstractmethod
     def source(self, epoch: int) -> Any:

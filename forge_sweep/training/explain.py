@@ -1,0 +1,110 @@
+"""At the end of a trial: what its curves, its answers and its samples say, as findings."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from forge_sweep.checks import diagnose
+from forge_sweep.checks.diagnose import Times, Training
+from forge_sweep.checks.findings import Finding
+from forge_sweep.checks.relation import Relation, relation
+from forge_sweep.checks.samples import Sample
+from forge_sweep.training.data import TrainingData, leaves
+from forge_sweep.training.fit import FitResult
+
+if TYPE_CHECKING:
+    import keras
+
+    from forge_sweep.experiment import Params
+    from forge_sweep.task import Direction, Task
+
+
+def explain(
+    model: keras.Model,
+    task: Task,
+    data: TrainingData,
+    fitted: FitResult,
+    scores: np.ndarray,
+    *,
+    monitor: str,
+    direction: Direction,
+    epochs: int,
+    params: Params,
+    before_s: float,
+    seconds: float,
+) -> tuple[tuple[Finding, ...], str, Times]:
+    """Why a training learned nothing, or less than it could: findings, why there are none, and its times.
+
+    Args:
+        model: with the weights of the best epoch.
+        task: what is predicted.
+        data: that it was trained on.
+        fitted: what `fit` gave.
+        scores: of the validation rows.
+        monitor: the objective, with its ``direction``.
+        direction: see ``monitor``.
+        epochs: the most that there could have been.
+        params: its hyperparameters.
+        before_s: seconds of preparing and building.
+        seconds: of the trial until now.
+    """
+    began, probe = time.monotonic(), fitted.probe
+
+    def sampled() -> Sample | None:
+        if probe is None:
+            return None
+        if probe.samples and probe.samples[-1].epochs == len(fitted.history):
+            return probe.samples[-1]
+        return probe.sample(model, fitted.best_epoch + 1)
+
+    times = Times() if probe is None else Times(seconds, before_s + probe.setup_s, probe.waited_s, probe.spent_s)
+    seen = Training(
+        history=fitted.history,
+        monitor=monitor,
+        direction=direction,
+        best_epoch=fitted.best_epoch,
+        epochs=epochs,
+        task=task,
+        encoded=data.y_valid,
+        scores=scores,
+        params=params,
+        sampled=sampled,
+        related=lambda: related(task, data),
+        times=times,
+    )
+    findings: tuple[Finding, ...] = ()
+    why_none = ""
+    try:
+        findings = diagnose.of_training(seen)
+    except Exception as error:  # a network of the user's own may be one that nothing can be asked of
+        why_none = f"not diagnosed: {type(error).__name__}: {error}"[:200]
+    took = time.monotonic() - began
+    spent = took + (0.0 if probe is None else probe.spent_s)
+    return findings, why_none, Times(seconds + took, times.setup, times.waiting, spent)
+
+
+def related(task: Task, data: TrainingData) -> dict[str, Relation]:
+    """By head, whether a shallow tree relates features and targets; a head whose rows are too few is left out."""
+    x_train, x_valid = (
+        np.concatenate([values.reshape(len(values), -1) for values in leaves(x)], axis=1)
+        for x in (data.x_train, data.x_valid)
+    )
+    found = {}
+    heads = zip(_targets(task, data.y_train), _targets(task, data.y_valid), strict=True)
+    for (name, kind, y_train), (_, _, y_valid) in heads:
+        each = relation(x_train, y_train, x_valid, y_valid, classes=kind in ("binary", "multiclass"))
+        if each is not None:
+            found[name] = each
+    return found
+
+
+def _targets(task: Task, encoded: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
+    """Each head's name, kind and targets: class codes, or columns of numbers."""
+    heads = task.apart(encoded, np.zeros((len(encoded), 1)))
+    return [
+        (prefix, head.kind, head.truth(its) if head.kind in ("binary", "multiclass") else its)
+        for prefix, head, its, _ in heads
+    ]
