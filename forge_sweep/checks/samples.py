@@ -1,7 +1,7 @@
 """What samples of a network's activations, gradients and updates say of why it learned nothing.
 
-From figures to findings. Everything here is pure: `forge_sweep.training.probe` takes the samples. Each finding has a section of its name in
-docs/failures.md.
+From figures to findings. Everything here is pure: `forge_sweep.training.probe` takes the samples. Each finding has a
+section of its name in docs/failures.md.
 """
 
 from __future__ import annotations
