@@ -251,12 +251,14 @@ def fit(model, task, data, callbacks=(), **changes):
 def test_a_loss_that_is_not_finite_stops_the_epoch_at_that_step():
     task, data = problem("binary", ("sample",))
     place = 70  # in the third of four batches
-    data.sample_weight[int(row_order(ROWS, SEED, 0)[place])] = np.inf
+    data.sample_weight[row := int(row_order(ROWS, SEED, 0)[place])] = np.inf
     model = build(task)
     with pytest.raises(TrialFailed, match=r"loss is inf\n  fix: it began in epoch 1") as caught:
         fit(model, task, data)
     assert caught.value.failure == "diverged"
     assert int(model.optimizer.iterations) == place // BATCH_SIZE + 1
+    (found,) = caught.value.findings
+    assert found.rows == (row,) and "step 3 of 4, in the loss itself" in found.seen and "their targets" in found.fix
 
 
 def test_a_deadline_stops_within_an_epoch():

@@ -22,11 +22,11 @@ from forge_sweep.training.data import Features, TrainingData, chunk_rows, each, 
 ROWS = 256
 """Train rows that are looked at, spread evenly over all of them."""
 
-SHARE = 0.01
+SHARE = 0.008
 """Most of the time that samples may take, and that snapshots of the state may take besides, while all goes well."""
 
-FIRST_COSTS_S = {"tensorflow": 0.05, "torch": 0.05, "jax": 1.0}
-"""What a sample is thought to take before one was taken: JAX compiles each operation for each shape."""
+FIRST_COSTS_S = {"tensorflow": 0.3, "torch": 0.3, "jax": 2.0}
+"""What the first sample of a process is thought to take; JAX compiles each operation for each shape."""
 
 FLAT = 0.01
 """Share by which the loss falls at the least in the first epochs where nothing looks wrong."""

@@ -24,10 +24,7 @@ BEYOND = 1e3
 
 
 def first_not_finite(probe: Probe, epochs: Epochs | None) -> NotFinite:
-    """Where it came from; with no compiled ``epochs`` only what the last step left behind is known.
-
-    The model is left as it comes: the training has failed.
-    """
+    """Where it came from; with no compiled ``epochs`` only what the last step left behind is known."""
     model, steps = probe.model, 0 if epochs is None else epochs.steps
     rate = probe.rates.get(probe.epoch)
     plain = NotFinite(probe.epoch + 1, probe.step + 1, steps or probe.params.get("steps") or probe.step + 1, rate=rate)
@@ -38,7 +35,17 @@ def first_not_finite(probe: Probe, epochs: Epochs | None) -> NotFinite:
     if probe.kept is None:
         unknown = f"its state, of more than {MOST_BYTES / 1e6:.0f} MB, was not kept to look closer"
         return dataclasses.replace(plain, layer=broken(model), what="weights", unknown=unknown)
-    began, state = probe.kept
+    failed = [np.array(variable) for variable in state_of(model)]
+    try:
+        return _replayed(probe, epochs, plain)
+    finally:
+        put(model, failed)
+
+
+def _replayed(probe: Probe, epochs: Epochs, plain: NotFinite) -> NotFinite:
+    """The same, by training from the kept state on."""
+    assert probe.kept is not None
+    model, (began, state) = probe.model, probe.kept
     put(model, state)
     for epoch in range(began, probe.epoch):
         _begin(probe, epochs, epoch)
@@ -99,7 +106,7 @@ def _looked_at(probe: Probe, epochs: Epochs, step: int, found: NotFinite) -> Not
     if step >= epochs.steps:
         return dataclasses.replace(found, step=0, layer=broken(model), what="weights")
     x, y, weights, positions = _batch(epochs, probe, step)
-    losses = losses_of_rows(model, x, y)
+    losses = losses_of_rows(model, x, y, weights)
     bad = ~np.isfinite(losses)
     if not bad.any():
         bad = losses > BEYOND * max(float(np.median(losses)), 1e-6)
@@ -134,15 +141,15 @@ def broken(model: keras.Model) -> str:
     return ""
 
 
-def losses_of_rows(model: keras.Model, x: Any, y: np.ndarray) -> np.ndarray:
-    """The compiled loss of each row by itself, (rows,)."""
+def losses_of_rows(model: keras.Model, x: Any, y: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """The compiled loss of each row by itself, (rows,), times its weight."""
     loss = keras.losses.get(model.loss)
     if loss is None:
         return np.zeros(len(y))
     function = loss.call if isinstance(loss, keras.losses.Loss) else loss
     found = function(keras.ops.convert_to_tensor(y), model(x, training=False))
     values = np.asarray(keras.ops.convert_to_numpy(found), np.float64)
-    return np.asarray(values.reshape(len(y), -1).mean(axis=1))
+    return np.asarray(values.reshape(len(y), -1).mean(axis=1) * (1.0 if weights is None else weights))
 
 
 def first_layer(model: keras.Model, x: Any) -> str:
