@@ -25,12 +25,21 @@ class SideFailed(Exception):
     """A measurement ended without a figure."""
 
 
-def call(function: str, *, variables: dict[str, str] | None = None, **arguments: Any) -> Any:
+def call(
+    function: str,
+    *,
+    variables: dict[str, str] | None = None,
+    python: str = sys.executable,
+    timeout_s: float = TIMEOUT_S,
+    **arguments: Any,
+) -> Any:
     """Run ``module:function`` of this package with JSON arguments in a new process and return its JSON answer.
 
     Args:
         function: such as ``sides.plain:run``.
         variables: environment variables to add.
+        python: the interpreter.
+        timeout_s: after which it is killed, with all that it started.
         arguments: passed by name.
 
     Raises:
@@ -38,7 +47,7 @@ def call(function: str, *, variables: dict[str, str] | None = None, **arguments:
     """
     with folder() as place:
         answer, errors = place / "answer.json", place / "errors.txt"
-        command = [sys.executable, "-m", "benchmarks.running", function, json.dumps(arguments), str(answer)]
+        command = [python, "-m", "benchmarks.running", function, json.dumps(arguments), str(answer)]
         with errors.open("wb") as file:
             code = wait(
                 subprocess.Popen(
@@ -49,7 +58,8 @@ def call(function: str, *, variables: dict[str, str] | None = None, **arguments:
                     stdout=file,
                     stderr=file,
                     start_new_session=True,
-                )
+                ),
+                timeout_s,
             )
         if code or not answer.exists():
             said = errors.read_text(errors="replace")[-3000:]
@@ -57,10 +67,10 @@ def call(function: str, *, variables: dict[str, str] | None = None, **arguments:
         return json.loads(answer.read_text())
 
 
-def wait(process: subprocess.Popen[bytes]) -> int:
+def wait(process: subprocess.Popen[bytes], timeout_s: float) -> int:
     """The exit code; the process and all that it started is killed when it takes too long or we are told to stop."""
     try:
-        return process.wait(TIMEOUT_S)
+        return process.wait(timeout_s)
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
