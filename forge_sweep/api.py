@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from forge_sweep.checks.findings import Findings
     from forge_sweep.exports import Exported
     from forge_sweep.study import Shared, TrialRow
+    from forge_sweep.study.replay import Replayed
     from forge_sweep.sweep import Joined, Reconciled, SweepResult, Watch
 
 if "ipykernel" in sys.modules:  # Optuna imports tqdm, which then warns that it cannot draw its bars; none is drawn here
@@ -238,6 +239,21 @@ class Sweep:
         from forge_sweep.checks.findings import Findings
 
         return Findings(self._study().findings())
+
+    def replay(self, *pruners: str, **settings: int | float) -> list[Replayed]:
+        """What other pruners would have done, as ``forge-sweep replay`` shows it; it trains nothing.
+
+        Args:
+            *pruners: ``hyperband``, ``median``, ``none`` and so on, as of ``study.pruner``; default: all of them.
+            **settings: ``startup_trials``, ``warmup_epochs`` and ``percentile``, where they differ from the study's.
+
+        Raises:
+            InputError: there is no such pruner or setting, or no trial has reported an epoch.
+            ExperimentError: a setting has a value that it cannot have.
+        """
+        from forge_sweep.study.replay import replay_study
+
+        return replay_study(self._study(), pruners, settings)
 
     @property
     def trials(self) -> pd.DataFrame:

@@ -18,8 +18,7 @@ from forge_sweep import sources, sweep, training, trial
 from forge_sweep.checks.diagnose import Times, Training, of_training
 from forge_sweep.checks.relation import Relation, relation
 from forge_sweep.checks.samples import LayerSample, Sample
-from forge_sweep.checks.search import ENOUGH, Tried, of_sweep
-from forge_sweep.experiment import Dimension, parse
+from forge_sweep.experiment import parse
 from forge_sweep.study import find_shared
 from forge_sweep.task import Task
 from tests.serving import COMMAND
@@ -213,38 +212,7 @@ def test_a_planted_fault_is_said_of_a_real_training(tmp_path: Path, expected: An
     assert trained(tmp_path, **search) == expected
 
 
-# A sweep
-
-RATE = Dimension(type="float", low=1e-4, high=1e-2, log=True)
-
-
-def tried(place: float, n: int = 20, **more: Any) -> list[Tried]:
-    """Trials spread over `RATE`, the better the nearer they are to a place from 0 to 1."""
-    shares = [float(share) for share in np.linspace(0, 1, n)]
-    return [Tried(i, 1 - abs(s - place), {"learning_rate": 1e-4 * 100**s}, **more) for i, s in enumerate(shares)]
-
-
-def test_the_best_trials_at_the_edge_of_a_range_widen_it() -> None:
-    space = {"learning_rate": RATE}
-    (found,) = of_sweep(tried(1.0), space, "maximize")
-    assert found.code == "edge-of-range" and "near to high = 0.01" in found.seen
-    assert found.fix == 'learning_rate = { type = "float", low = 0.0001, high = 0.1, log = true } under [model.search]'
-    assert of_sweep(tried(0.5), space, "maximize") == ()
-    assert of_sweep(tried(1.0, ENOUGH - 1), space, "maximize") == ()
-    (found,) = of_sweep([Tried(t.number, -t.value, t.params) for t in tried(0.0)], space, "minimize")
-    assert "low = 1e-05" in found.fix
-
-
-def test_a_range_ends_where_nothing_lies_beyond() -> None:
-    trials = [Tried(i, 1 - i / 20, {"dropout": i / 40}) for i in range(20)]
-    assert of_sweep(trials, {"dropout": Dimension(type="float", low=0.0, high=0.5)}, "maximize") == ()
-
-
-def test_epochs_that_are_too_few_for_the_best_trials() -> None:
-    (found,) = of_sweep(tried(0.5, codes=("still-improving",)), {"learning_rate": RATE}, "maximize")
-    assert found.code == "epochs-too-few"
-    (found,) = of_sweep(tried(0.5, codes=("flat-loss",)), {"learning_rate": RATE}, "maximize")
-    assert found.code == "nothing-learned" and found.seen.startswith("20 of 20")
+# Kept, and shown
 
 
 def test_findings_are_kept_with_the_trial_and_shown(tmp_path: Path) -> None:
@@ -277,9 +245,11 @@ def test_findings_are_kept_with_the_trial_and_shown(tmp_path: Path) -> None:
 
 def test_every_code_has_its_section() -> None:
     root = Path(__file__).parents[1]
-    text = "".join(
-        (root / f"forge_sweep/checks/{name}.py").read_text() for name in ("diagnose", "samples", "nonfinite", "search")
-    )
-    page = (root / "docs/failures.md").read_text()
+
+    def source(*names: str) -> str:
+        return "".join((root / f"forge_sweep/checks/{name}.py").read_text() for name in names)
+
+    page, text = (root / "docs/failures.md").read_text(), source("diagnose", "samples", "nonfinite")
     known = {*re.findall(r'"([a-z]+(?:-[a-z]+)+)"', text), *re.findall(r'Finding\(\s*"[a-z]+", "([a-z-]+)"', text)}
-    assert len(known) >= 20 and known == set(re.findall(r"^### ([a-z-]+)$", page, re.MULTILINE))
+    known |= {*re.findall(r'Finding\(\s*"[a-z]+", "([a-z-]+)"', source("search", "luck", "pruning"))}
+    assert len(known) >= 28 and known == set(re.findall(r"^### ([a-z-]+)$", page, re.MULTILINE))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from forge_sweep.experiment import Experiment
     from forge_sweep.study import Shared, TrialRow
+    from forge_sweep.study.replay import Replayed
     from forge_sweep.sweep import Event
 
 
@@ -229,6 +231,73 @@ def diagnose(
         say(f"nothing to say of {ended} ended trial{'' if ended == 1 else 's'}")
 
 
+def replay(
+    experiment: Name,
+    pruner: Annotated[
+        list[str] | None,
+        typer.Option("--pruner", metavar="NAME", help="Pruner to replay; may be repeated. Default: all, and none."),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="startup_trials, warmup_epochs or percentile, if not the study's.",
+        ),
+    ] = None,
+    store: Store = MLRUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Show which recorded trials another pruner would have pruned, and what it would have saved."""
+    from forge_sweep.study.replay import replay_study
+
+    found = replay_study(_find(experiment, store), pruner or (), _settings(setting or ()))
+    if as_json:
+        emit([each.to_dict() for each in found])
+        return
+    titles = (
+        "pruner",
+        "pruned",
+        "of the best quarter",
+        "winner",
+        "would have won",
+        "epochs saved",
+        "seconds",
+        "unknown",
+    )
+    print_table(titles, [_replayed_cells(each) for each in found])
+    first = found[0]
+    say(
+        f"{first.trials} trials, {first.known} of them known to their end, one after the other; of the rest nothing is "
+        "known beyond the epoch at which they were pruned (study.audit_pruned trains a sample on)"
+    )
+
+
+def _replayed_cells(found: Replayed) -> tuple[str, ...]:
+    rate = "" if found.false_prune_rate is None else f" ({found.false_prune_rate:.0%})"
+    return (
+        found.pruner,
+        f"{found.pruned} of {found.trials}",
+        f"{found.top_pruned} of {found.top} pruned{rate}",
+        {True: "survives", False: "pruned", None: "-"}[found.winner_survives],
+        ", ".join(map(str, found.would_have_won)) or "-",
+        f"{found.epochs_saved} of {found.epochs}",
+        f"{found.seconds_saved:.1f} of {found.seconds:.1f}",
+        str(len(found.unknown)),
+    )
+
+
+def _settings(words: Sequence[str]) -> dict[str, Any]:
+    """``warmup_epochs=3`` as a key and a value of TOML."""
+    found: dict[str, Any] = {}
+    for word in words:
+        try:
+            found |= tomllib.loads(word)
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"--set {word}: {error}", hint="write it as in TOML: --set warmup_epochs=3") from None
+    return found
+
+
 def best(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
     """Show the confirmed winner, the registered model, and the best trial of the search."""
     study = _find(experiment, store)
@@ -326,7 +395,7 @@ def reconcile(
         raise typer.Exit(1)
 
 
-COMMANDS = (run, worker, check, doctor, schema, status, trials, diagnose, best, report, ui, reconcile)
+COMMANDS = (run, worker, check, doctor, schema, status, trials, diagnose, replay, best, report, ui, reconcile)
 
 store_app = typer.Typer(help="Maintain the embedded store.", no_args_is_help=True)
 

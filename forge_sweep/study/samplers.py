@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 Build = Callable[[int], samplers.BaseSampler]
 
+STARTUP = {"tpe": 10, "gp": 10}
+"""How many trials a sampler draws at random before it suggests any; the others make no such difference."""
+
 
 def make(experiment: Experiment, imported: Sequence[Mapping[str, Scalar]] = ()) -> samplers.BaseSampler:
     """The sampler of ``study.sampler``; raises MissingExtra for ``gp`` without torch.
@@ -63,7 +66,7 @@ def _tpe(experiment: Experiment, seed: int) -> samplers.BaseSampler:
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):  # of group
         return samplers.TPESampler(
             seed=seed,
-            n_startup_trials=10,
+            n_startup_trials=STARTUP["tpe"],
             n_ei_candidates=24,
             multivariate=True,
             group=conditional,
@@ -94,7 +97,7 @@ def _gp(seed: int) -> samplers.BaseSampler:
     return samplers.GPSampler(
         seed=seed,
         independent_sampler=_random(seed),
-        n_startup_trials=10,
+        n_startup_trials=STARTUP["gp"],
         deterministic_objective=False,
         warn_independent_sampling=False,
     )

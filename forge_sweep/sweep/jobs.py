@@ -70,6 +70,7 @@ class Outcome:
     precision: str = "float32"  # that it was trained in
     findings: tuple[Finding, ...] = ()  # see `checks.diagnose`
     shares: dict[str, float] = field(default_factory=dict)  # of the time, such as ``cost/setup_share``
+    loss: float | None = None  # on the training rows at the best epoch; None for a baseline
 
     @property
     def tags(self) -> dict[str, str]:
@@ -97,6 +98,7 @@ class Outcome:
             precision=result.precision,
             findings=result.findings,
             shares=result.shares,
+            loss=result.history[result.best_epoch].get("loss") if result.history else None,
         )
 
     def summary(self, objective: str, first_epoch: int) -> dict[str, float]:

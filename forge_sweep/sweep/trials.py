@@ -278,6 +278,8 @@ def _end_scored(context: Context, asked: Asked, run: Run, result: Outcome) -> di
     best_epoch = result.best_epoch + context.first_epoch
     findings = {"findings": [asdict(each) for each in result.findings]} if result.findings else {}
     attrs = {"metrics": finite(result.metrics), "best_epoch": best_epoch, Attr.COST: cost.to_dict(), **findings}
+    if result.loss is not None and math.isfinite(result.loss):
+        attrs["loss"] = result.loss
     context.study.tell(asked.number, result.state, result.value, attrs=attrs)
     context.budget.settle(asked.number, result.value if result.state == "finished" else None)
     shown = {"state": result.state, "value": result.value, "delta": delta, "epochs": result.epochs}
