@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from forge_sweep.api import Sweep
 from forge_sweep.cli import app
 from forge_sweep.errors import ExperimentError, ForgeSweepError, InputError
-from forge_sweep.experiment.spec import StudySpec
+from forge_sweep.experiment import StudySpec
 from forge_sweep.study import Study, open_study
 from forge_sweep.study.replay import PRUNERS, Recorded, Replayed, replay, replay_study
 from tests.test_study import DATASET, experiment, surface

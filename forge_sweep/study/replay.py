@@ -12,9 +12,9 @@ import optuna
 from optuna.trial import TrialState
 
 from forge_sweep.errors import InputError
-from forge_sweep.experiment import restore
-from forge_sweep.experiment.rules import nearest
-from forge_sweep.experiment.spec import Pruner, StudySpec
+from forge_sweep.experiment import StudySpec, restore
+from forge_sweep.experiment.fields import Pruner
+from forge_sweep.experiment.words import nearest
 from forge_sweep.study import pruners
 
 if TYPE_CHECKING:
