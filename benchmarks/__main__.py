@@ -6,6 +6,8 @@
     python -m benchmarks memory          # 200 trials
     python -m benchmarks backends        # the quickstart on TensorFlow, JAX and PyTorch, each model on the others
     python -m benchmarks epochs          # the compiled epoch against model.fit, on TensorFlow and JAX
+    python -m benchmarks diagnosis       # what the diagnosis of a trial costs
+    python -m benchmarks alarms          # what it says of 200 healthy trials
     python -m benchmarks calibrate       # the targets of `target`, to be put into benchmarks/target.py
 
 Each side runs in a process of its own, on a store of its own. Imports are not counted; the start of worker processes
@@ -23,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import backends, determinism, epochs, memory, overhead, suggestions, target, trials
+from benchmarks import backends, determinism, diagnosis, epochs, memory, overhead, suggestions, target, trials
 from benchmarks.problems import PROBLEMS
 from benchmarks.running import SideFailed
 from benchmarks.sides import OURS_2, SIDES
@@ -63,6 +65,20 @@ def do_overhead(asked: argparse.Namespace) -> Results:
     """Study, tracking, pruning."""
     found = {problem: overhead.measure(problem, asked.trials or count) for problem, count in OVERHEAD.items()}
     overhead.show(found)
+    return found
+
+
+def do_diagnosis(asked: argparse.Namespace) -> Results:
+    """Cost of the diagnosis."""
+    found = {problem: diagnosis.measure(problem, asked.trials or count) for problem, count in OVERHEAD.items()}
+    diagnosis.show_costs(found)
+    return dict(found)
+
+
+def do_alarms(asked: argparse.Namespace) -> Results:
+    """False alarms."""
+    found = diagnosis.alarms(asked.trials or 200, asked.seed)
+    diagnosis.show_alarms(found)
     return found
 
 
@@ -112,6 +128,8 @@ PARTS: dict[str, Callable[[argparse.Namespace], Results]] = {
     "trials": do_trials,
     "target": do_target,
     "overhead": do_overhead,
+    "diagnosis": do_diagnosis,
+    "alarms": do_alarms,
     "suggestions": do_suggestions,
     "determinism": do_determinism,
     "memory": do_memory,
@@ -121,7 +139,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Results]] = {
 }
 COMMANDS = {
     **{part: [part] for part in PARTS},
-    "all": ["trials", "target", "overhead", "suggestions", "determinism"],
+    "all": ["trials", "target", "overhead", "diagnosis", "suggestions", "determinism"],
     "quick": ["trials", "target", "overhead", "suggestions", "memory"],
 }
 QUICK = {"trials": 2, "ours": 4, "problems": ["credit"], "seeds": 1, "cap_s": 20.0, "finished": [10, 1_000],

@@ -52,10 +52,22 @@ def trained(backend: str, seed: int = 3) -> tuple[TrialResult, Dataset]:
 
 
 def on_another_backend(backend: str, of_tensorflow: Path, folder: Path) -> dict[str, Any]:
-    """In a process of its own: a trial twice, its bundle, and the scores of a bundle that TensorFlow trained."""
+    """In a process of its own: a trial twice, its bundle, and the scores of a bundle that TensorFlow trained.
+
+    The second time samples are taken after each epoch, which must change nothing.
+    """
     training.select_backend(backend)
     training.load_backend()
     first, dataset = trained(backend)
+    from forge_sweep.training.probe import Probe
+
+    plain, samples = Probe.on_epoch_end, []
+
+    def on_epoch_end(self: Probe, epoch: int, logs: dict[str, float] | None = None) -> None:
+        plain(self, epoch, logs)
+        samples.append(self.sample(self.model, epoch + 1))
+
+    Probe.on_epoch_end = on_epoch_end  # type: ignore[method-assign]
     second, _ = trained(backend)
     first.bundle.save(folder, dataset.train.features)
     ready_backend(of_tensorflow)
@@ -67,6 +79,7 @@ def on_another_backend(backend: str, of_tensorflow: Path, folder: Path) -> dict[
         "own model": [str(finding) for finding in errors(preflight(spec, dataset))],
         "value": first.value,
         "same": first.bundle.weights_sha256 == second.bundle.weights_sha256,
+        "samples": [[each.missing, max(layer.gradient or 0 for layer in each.layers)] for each in samples[:3]],
         "events": first.events,
         "devices": training.accelerators(),
         "own": first.bundle.scores(dataset.valid.features).tolist(),
@@ -105,6 +118,7 @@ def test_a_trial_needs_no_tensorflow_and_its_bundle_predicts_the_same_on_it(
     words = [line for line in done.stderr.splitlines() if "its golden rows give the same scores here" not in line]
     assert words == [], "nothing is printed but the word on the other bundle"
     assert found["same"], "one seed, equal weights"
+    assert len(found["samples"]) == 3 and all(not missing and size > 0 for missing, size in found["samples"])
     assert found["own model"] == [], "nothing that the pre-flight refuses"
     assert found["value"] > 0.9
     by_fit = ["trained by model.fit, not by the compiled epoch: the backend is torch"]

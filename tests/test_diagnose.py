@@ -54,9 +54,9 @@ def test_a_training_that_went_well_says_nothing() -> None:
 DENSE = LayerSample("dense", gradient=0.1, weights=1.0, moved=0.1, trainable=1.0)
 
 
-def sample(*layers: LayerSample, **changes: Any) -> Callable[[], Sample]:
+def sample(*layers: LayerSample, **changes: Any) -> Callable[[], list[Sample]]:
     """Takes a sample of a network with these layers."""
-    return lambda: Sample(epochs=4, steps=40, rows=256, layers=layers or (DENSE,), **changes)
+    return lambda: [Sample(epochs=4, steps=40, rows=256, layers=layers or (DENSE,), **changes)]
 
 
 @pytest.mark.parametrize(
@@ -92,13 +92,20 @@ def test_a_flat_loss_has_its_likely_cause(code: str, cause: str, fix: str, chang
         ("unscaled-input", "amount", sample(columns=(("age", 1.0), ("amount", 3e4)))),
         ("half-precision-range", "precision", sample(scale=1e-3, applied=40)),
         ("half-precision-range", "precision", sample(scale=2.0, applied=3)),
+        ("half-precision-range", "precision", sample(replace(DENSE, gradient=0.0), DENSE, scale=2.0, applied=40)),
     ],
 )
-def test_a_sample_says_which_layer_it_is(code: str, subject: str, changed: Callable[[], Sample]) -> None:
+def test_a_sample_says_which_layer_it_is(code: str, subject: str, changed: Callable[[], list[Sample]]) -> None:
     flat, found, *_ = of_training(seen([0.693, 0.692, 0.693, 0.693], sampled=changed))
     assert (flat.code, found.code, found.subject) == ("flat-loss", code, subject)
     assert found.seen in flat.seen and flat.fix == found.fix
     assert codes(seen([0.7, 0.5, 0.3, 0.25, 0.24], [0.7, 0.5, 0.35, 0.36, 0.36], sampled=changed)) == []
+
+
+def test_a_sample_from_an_earlier_epoch_says_since_when() -> None:
+    taken = [Sample(epochs=n, steps=n, rows=9, layers=(LayerSample("a", constant=n / 4),)) for n in (1, 4)]
+    _, found = of_training(seen([0.693] * 4, sampled=lambda: taken))
+    assert found.seen == "100% of the units of a give one value for every row, 25% after epoch 1"
 
 
 def test_where_no_cause_is_found_it_says_whether_there_is_anything_to_learn() -> None:
@@ -216,22 +223,30 @@ def test_a_planted_fault_is_said_of_a_real_training(tmp_path: Path, expected: An
 
 
 def test_findings_are_kept_with_the_trial_and_shown(tmp_path: Path) -> None:
-    data = {"source": "sample", "name": "breast_cancer", "target": "target", "task": "binary"}
+    data = {"source": "sample", "name": "diabetes", "target": "target", "task": "regression"}
+    rates = {"type": "categorical", "choices": [1e-8, 10.0]}
     table: dict[str, Any] = {
-        **{"name": "flat", "data": data, "objective": {"metric": "val_auc"}, "baselines": {"kinds": ["constant"]}},
-        **{"study": {"n_trials": 1, "epochs": 4}, "confirm": {"top": 1, "seeds": 1}},
-        "model": {"search": {"width": 4, "depth": 1, "learning_rate": 1e-8, "batch_norm": False}},
+        **{"name": "flat", "data": data, "objective": {"metric": "val_rmse"}, "baselines": {"kinds": ["constant"]}},
+        **{"study": {"n_trials": 2, "epochs": 4, "sampler": "grid"}, "confirm": {"top": 1, "seeds": 1}},
+        "model": {"search": {"width": 4, "depth": 1, "learning_rate": rates, "batch_norm": False, "optimizer": "sgd"}},
     }
     sweep.run(parse(table, root=tmp_path), store=tmp_path / "mlruns")
     study = find_shared("flat", tmp_path / "mlruns")
     assert study is not None
-    (row,) = study.rows()
+    rows = {row.params["learning_rate"]: row for row in study.rows()}
+    row, wild = rows[1e-8], rows[10.0]
     assert [each.code for each in row.findings] == ["flat-loss", "rate-too-low"] and "1e-08" in row.findings[0].seen
+    assert (wild.state, wild.failure) == ("failed", "diverged")
+    assert [each.code for each in wild.findings] == ["not-finite"] and "epoch 1, step" in wild.findings[0].seen
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlruns' / 'mlflow.db'}")
     found = client.search_runs([e.experiment_id for e in client.search_experiments()], "tags.`forge.kind` = 'trial'")
-    assert "flat-loss" in found[0].data.tags["forge.finding.flat-loss"]
+    tags = {run.data.tags["optuna.trial_number"]: run.data.tags for run in found}
+    assert "flat-loss" in tags[str(row.number)]["forge.finding.flat-loss"]
+    assert "learning rate 10" in tags[str(wild.number)]["forge.finding.not-finite"]
+    metrics = {run.data.tags["optuna.trial_number"]: run.data.metrics for run in found}[str(row.number)]
+    assert {"cost/setup_share", "cost/waiting_share", "cost/diagnosis_share"} <= metrics.keys()
 
     def forge_sweep(*words: str) -> str:
         done = subprocess.run([*COMMAND, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -239,8 +254,9 @@ def test_findings_are_kept_with_the_trial_and_shown(tmp_path: Path) -> None:
         return done.stdout
 
     assert "flat-loss" in forge_sweep("trials", "flat")
-    one, _ = json.loads(forge_sweep("diagnose", "flat", "--json"))
-    assert (one["of"], one["code"]) == ("trial 0", "flat-loss") and "learning_rate = 1e-3" in one["fix"]
+    one, _ = json.loads(forge_sweep("diagnose", "flat", "--trial", str(row.number), "--json"))
+    assert one["code"] == "flat-loss" and "learning_rate = 1e-3" in one["fix"]
+    assert "not-finite" in forge_sweep("diagnose", "flat", "--trial", str(wild.number))
 
 
 def test_every_code_has_its_section() -> None:
@@ -251,5 +267,6 @@ def test_every_code_has_its_section() -> None:
 
     page, text = (root / "docs/failures.md").read_text(), source("diagnose", "samples", "nonfinite")
     known = {*re.findall(r'"([a-z]+(?:-[a-z]+)+)"', text), *re.findall(r'Finding\(\s*"[a-z]+", "([a-z-]+)"', text)}
+    known |= {"patience-too-long"}  # of the experiment file
     known |= {*re.findall(r'Finding\(\s*"[a-z]+", "([a-z-]+)"', source("search", "luck", "pruning"))}
     assert len(known) >= 28 and known == set(re.findall(r"^### ([a-z-]+)$", page, re.MULTILINE))

@@ -239,6 +239,7 @@ def test_rows_that_do_not_fit_are_streamed_to_the_same_weights(monkeypatch):
     assert epoch.CompiledEpoch(streamed, data, BATCH_SIZE, SEED).streamed
     assert train(streamed, data) == expected
     assert all(np.array_equal(a, b) for a, b in zip(state(resident), state(streamed), strict=True))
+    assert fit(streamed, task, data, epochs=1).probe.waited_s > 0
 
 
 def fit(model, task, data, callbacks=(), **changes):

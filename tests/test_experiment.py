@@ -478,6 +478,12 @@ def test_an_end_that_no_step_meets_is_said(table: dict[str, Any], last: float) -
     assert all(f"the last value is {last:g}" in text for text in said)
 
 
+def test_a_patience_that_no_trial_can_have_is_said() -> None:
+    (said,) = parse(base() | {"study": {"n_trials": 2, "epochs": 5, "patience": 5}}, root=Path()).warnings
+    assert "patience = 1 under [study]" in said and "[patience-too-long]" in said
+    assert parse(base() | {"study": {"n_trials": 2, "epochs": 5}}, root=Path()).warnings == ()  # nobody asked for it
+
+
 def test_a_condition_on_a_value_that_a_step_leads_past_is_said() -> None:
     raw = base()
     raw["model"]["search"]["depth"] = {"type": "int", "low": 1, "high": 5, "step": 2}

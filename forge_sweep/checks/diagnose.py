@@ -98,7 +98,8 @@ class Training:
         encoded: validation targets, as ``task.encode`` gives them.
         scores: of the validation rows, at the best epoch.
         params: its hyperparameters.
-        sampled: the network on a few rows, None where it cannot be sampled; asked for only where something is wrong.
+        sampled: the network on a few rows after one or more of its epochs, the last one last; () where it cannot be
+            sampled. Asked for only where something is wrong.
         related: by head, whether a shallow tree relates features and targets; asked for where no cause was found.
         times: what the time went into.
     """
@@ -112,7 +113,7 @@ class Training:
     encoded: np.ndarray
     scores: np.ndarray
     params: Params
-    sampled: Callable[[], Sample | None] = lambda: None
+    sampled: Callable[[], Sequence[Sample]] = tuple
     related: Callable[[], Mapping[str, Relation]] = dict
     times: Times = field(default_factory=Times)
 
@@ -183,8 +184,8 @@ def _constant(seen: Training) -> float:
 
 def _causes(seen: Training) -> list[Finding]:
     """What explains a network that learned nothing, the root of it first; one of each code."""
-    sample = seen.sampled()
-    sampled = [] if sample is None else [*samples.causes(sample)]
+    taken = seen.sampled()
+    sampled = [*samples.causes(taken[-1], taken[:-1])] if taken else []
     roots = [each for each in sampled if each.code in ("unscaled-input", "frozen-layers", "half-precision-range")]
     first: dict[str, Finding] = {}
     for each in (*roots, *_by_parameters(seen), *sampled):

@@ -29,6 +29,7 @@ class NotFinite:
         rows: positions among the train rows of those whose loss alone is not finite, or beyond all others'.
         batch: rows of the step.
         largest: the largest number among the inputs of these rows, or of the batch where there are none.
+        half: whether layers compute in float16, whose numbers end at 65,504.
         unknown: why it is not known more closely, "" where it is.
     """
 
@@ -42,6 +43,7 @@ class NotFinite:
     rows: tuple[int, ...] = ()
     batch: int = 0
     largest: float | None = None
+    half: bool = False
     unknown: str = ""
 
     def finding(self) -> Finding:
@@ -65,6 +67,8 @@ class NotFinite:
 
     def fix(self) -> str:
         """What to change, by what was found."""
+        if self.half and self.what == "outputs":
+            return 'precision = "mixed_bfloat16", or precision = "float32": float16 ends at 65,504'
         large = self.largest is not None and self.largest > UNSCALED
         if self.rows:
             return (

@@ -6,7 +6,7 @@ section of its name in docs/failures.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from forge_sweep.checks.findings import Finding
@@ -89,13 +89,13 @@ class Sample:
     seconds: float = 0.0
 
 
-def causes(sample: Sample) -> Iterator[Finding]:
-    """What in a sample explains a network that learned nothing, the root of it first."""
+def causes(sample: Sample, earlier: Sequence[Sample] = ()) -> Iterator[Finding]:
+    """What in a sample explains a network that learned nothing, the root first; ``earlier`` ones say since when."""
     yield from _unscaled(sample)
     yield from _frozen(sample)
     yield from _half_precision(sample)
     yield from _dropout_and_penalty(sample)
-    yield from _layers(sample)
+    yield from _layers(sample, earlier)
     yield from _updates(sample)
 
 
@@ -131,12 +131,13 @@ def _half_precision(sample: Sample) -> Iterator[Finding]:
     if sample.scale is None or sample.applied is None:
         return
     left_out = 1 - sample.applied / max(sample.steps, 1)
-    gradients = [layer.gradient for layer in sample.layers if layer.gradient is not None]
+    dead = any((layer.constant or 0) >= DEAD for layer in sample.layers)
+    lost = [layer.name for layer in sample.layers if layer.gradient == 0 and layer.trainable and not dead]
     if sample.scale < 1 or left_out > OVERFLOWED:
         seen = f"{left_out:.0%} of {sample.steps} steps were left out, since gradients overflow in float16"
         seen += f", at a loss scale of {sample.scale:.3g}"
-    elif gradients and not any(gradients):
-        seen = f"every gradient is 0 in float16, at a loss scale of {sample.scale:.3g}"
+    elif lost:
+        seen = f"the gradient of {', '.join(lost[:3])} is 0 in float16, at a loss scale of {sample.scale:.3g}"
     else:
         return
     fix = 'precision = "mixed_bfloat16", or precision = "float32"'
@@ -156,7 +157,7 @@ def _dropout_and_penalty(sample: Sample) -> Iterator[Finding]:
         yield Finding("warning", "penalty-too-high", "l2", seen, "a loss that is about the targets", fix)
 
 
-def _layers(sample: Sample) -> Iterator[Finding]:
+def _layers(sample: Sample, earlier: Sequence[Sample]) -> Iterator[Finding]:
     """The first layer that says the same for every row, or where the gradient gets lost."""
     zero = [layer.name for layer in sample.layers if layer.weights == 0]
     if zero:
@@ -171,6 +172,8 @@ def _layers(sample: Sample) -> Iterator[Finding]:
             return
         if layer.constant is not None and layer.constant >= DEAD:
             seen = f"{layer.constant:.0%} of the units of {layer.name} give one value for every row"
+            then = [(each.epochs, one.constant) for each in earlier for one in each.layers if one.name == layer.name]
+            seen += "".join(f", {share:.0%} after epoch {n}" for n, share in then[:1] if share is not None)
             fix = 'activation = "gelu" under [model.search], or a lower learning_rate'
             yield Finding("warning", "dead-units", layer.name, seen, "units that answer to the row", fix)
             return

@@ -351,8 +351,15 @@ class Experiment(Section):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is right and surely not meant: ends of ranges, and values of conditions, that no trial will have."""
+        """What is right and surely not meant, such as ends of ranges that no trial will have."""
         found = []
+        patience, epochs = self.study.patience, self.study.epochs
+        if "patience" in self.study.model_fields_set and patience >= epochs:
+            found.append(
+                f"study.patience: {patience} epochs without improvement never pass in epochs = {epochs}; "
+                f"no trial stops early. fix: patience = {max(1, epochs // 4)} under [study], or more epochs "
+                "[patience-too-long]"
+            )
         if self.data.heads and self.baselines.kinds:
             found.append(
                 "[data.heads]: trees predict one target, so that a constant is the only baseline. "

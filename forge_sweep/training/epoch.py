@@ -29,6 +29,8 @@ class CompiledEpoch(Epochs):
     """
 
     def __init__(self, *arguments: Any) -> None:
+        with tf.device("CPU:0"):
+            self._waited = tf.Variable(0.0, dtype=tf.float64, trainable=False)
         super().__init__(*arguments)
         self._run = tf.function(self._steps, autograph=False)
 
@@ -36,6 +38,16 @@ class CompiledEpoch(Epochs):
         """See `Epochs.place`."""
         self.device = str(self.model.variables[0].value.device)
         return networks.rows_on(self.device, data, place)
+
+    @property
+    def waited_s(self) -> float:
+        """See `Epochs.waited_s`."""
+        return float(self._waited)
+
+    def begin(self, data: TrainingData, seed: int) -> None:
+        """See `Epochs.begin`."""
+        super().begin(data, seed)
+        self._waited.assign(0.0)
 
     def order(self, epoch: int) -> np.ndarray:
         """See `Epochs.order`."""
@@ -79,7 +91,16 @@ class CompiledEpoch(Epochs):
     def _batches(self, source: Any) -> Callable[[tf.Tensor], Any]:
         """From the number of a step to its rows, in graph."""
         if self.streamed:
-            return lambda step: source.get_next()
+
+            def waited_for(step: tf.Tensor) -> Any:
+                began = tf.timestamp()
+                with tf.control_dependencies([began]):
+                    found = source.get_next()
+                with tf.control_dependencies(tf.nest.flatten(found)):
+                    self._waited.assign_add(tf.timestamp() - began)
+                return found
+
+            return waited_for
         data, seeds = source
         order = shuffled(self.rows, seeds)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,12 +54,10 @@ def explain(
     """
     began, probe = time.monotonic(), fitted.probe
 
-    def sampled() -> Sample | None:
-        if probe is None:
-            return None
-        if probe.samples and probe.samples[-1].epochs == len(fitted.history):
-            return probe.samples[-1]
-        return probe.sample(model, fitted.best_epoch + 1)
+    def sampled() -> Sequence[Sample]:
+        if probe is not None and not (probe.samples and probe.samples[-1].epochs == len(fitted.history)):
+            probe.sample(model, fitted.best_epoch + 1)
+        return () if probe is None else probe.samples
 
     times = Times() if probe is None else Times(seconds, before_s + probe.setup_s, probe.waited_s, probe.spent_s)
     seen = Training(

@@ -188,6 +188,7 @@ def fit(
                 seed = random.getrandbits(32) if spec.seed is None else spec.seed
                 compiled = compiled_epochs(_kind(), model, data, batch_size, seed, rates)
                 compiled.fit(epochs, listed)
+                probe.waited_s = compiled.waited_s
     except Exception as error:
         raise course.raised or _after_overflow(error, probe, compiled) or classify(error) from error
     if course.raised is not None:
@@ -209,12 +210,13 @@ def _after_overflow(error: Exception, probe: Probe | None, compiled: Epochs | No
     """The failure of a fit that broke off over weights that are not finite: PyTorch's cross-entropy refuses them."""
     if probe is None or isinstance(error, TrialFailed):
         return None
-    from forge_sweep.training.replay import broken
+    from forge_sweep.training.replay import left_behind
 
     try:
-        layer = broken(probe.model)
+        layer, _ = left_behind(probe)
     except Exception:  # variables that are gone with what failed
         return None
+    probe.step += 1  # the one that broke off
     return _explained(TrialFailed("diverged", "loss is nan"), probe, compiled) if layer else None
 
 

@@ -52,6 +52,11 @@ class Epochs(abc.ABC):
         self.data: Any = placed.arrays
         self.streamed = placed.streamed
 
+    @property
+    def waited_s(self) -> float:
+        """Seconds that steps waited for rows since `begin`; 0 where all rows are on the device."""
+        return 0.0
+
     def end(self) -> None:
         """Let go of the rows; `begin` comes before the next epoch."""
         self.data = None

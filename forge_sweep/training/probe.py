@@ -347,14 +347,17 @@ def gradients(
         return [], math.nan, 0.0
     convert = keras.ops.convert_to_tensor
     inputs, targets = each(convert, x), convert(y)
-    scale = None if weights is None else convert(weights)
+    each_row = None if weights is None else convert(weights)
+    # In half precision gradients are of the scaled loss, as they are in training.
+    factor = float(getattr(model.optimizer, "dynamic_scale", 1.0))
     match keras.backend.backend():
         case "tensorflow":
             import tensorflow as tf
 
             with tf.GradientTape() as tape:
-                loss = model.compute_loss(inputs, targets, model(inputs, training=False), scale, training=False)
-            found = tape.gradient(loss, [variable.value for variable in variables])
+                loss = model.compute_loss(inputs, targets, model(inputs, training=False), each_row, training=False)
+                scaled = loss * factor
+            found = tape.gradient(scaled, [variable.value for variable in variables])
             found = [
                 tf.zeros(v.shape) if g is None else tf.convert_to_tensor(g)
                 for g, v in zip(found, variables, strict=True)
@@ -365,17 +368,19 @@ def gradients(
             rest, metrics = ([v.value for v in vs] for vs in (model.non_trainable_variables, model.metrics_variables))
 
             def total(values: list[Any]) -> Any:
-                return model.compute_loss_and_updates(values, rest, metrics, inputs, targets, scale, training=False)[0]
+                given = (values, rest, metrics, inputs, targets, each_row)
+                return model.compute_loss_and_updates(*given, training=False)[0] * factor
 
-            loss, found = jax.jit(jax.value_and_grad(total))([variable.value for variable in variables])
+            scaled, found = jax.jit(jax.value_and_grad(total))([variable.value for variable in variables])
+            loss = scaled / factor
         case _:
             import torch
 
             with torch.enable_grad():
-                loss = model.compute_loss(inputs, targets, model(inputs, training=False), scale, training=False)
+                loss = model.compute_loss(inputs, targets, model(inputs, training=False), each_row, training=False)
                 tensors = [variable.value for variable in variables]
-                found = torch.autograd.grad(loss, tensors, allow_unused=True)
+                found = torch.autograd.grad(loss * factor, tensors, allow_unused=True)
             found = [torch.zeros_like(t) if g is None else g for g, t in zip(found, tensors, strict=True)]
-    numbers = [np.asarray(keras.ops.convert_to_numpy(gradient), np.float32) for gradient in found]
+    numbers = [np.asarray(keras.ops.convert_to_numpy(gradient), np.float32) / np.float32(factor) for gradient in found]
     penalties = [float(keras.ops.convert_to_numpy(keras.ops.sum(each))) for each in model.losses]
     return numbers, float(keras.ops.convert_to_numpy(loss)), sum(penalties)

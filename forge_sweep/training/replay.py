@@ -17,7 +17,7 @@ import numpy as np
 from forge_sweep.checks.nonfinite import BATCHES, NotFinite
 from forge_sweep.training.data import each, leaves, row_weights
 from forge_sweep.training.loop import Epochs
-from forge_sweep.training.probe import MOST_BYTES, Probe, gradients, norm, state_of
+from forge_sweep.training.probe import MOST_BYTES, Probe, few, gradients, norm, state_of
 
 BEYOND = 1e3
 """Factor of the median loss of a batch from which a row's loss is beyond all others'."""
@@ -29,9 +29,8 @@ def first_not_finite(probe: Probe, epochs: Epochs | None) -> NotFinite:
     rate = probe.rates.get(probe.epoch)
     plain = NotFinite(probe.epoch + 1, probe.step + 1, steps or probe.params.get("steps") or probe.step + 1, rate=rate)
     if epochs is None:
-        name = broken(model)
-        what = "weights" if name else ""
-        return dataclasses.replace(plain, layer=name, what=what, unknown="trained by model.fit, which is not replayed")
+        layer, what = left_behind(probe)
+        return dataclasses.replace(plain, layer=layer, what=what, unknown="trained by model.fit, which is not replayed")
     if probe.kept is None:
         unknown = f"its state, of more than {MOST_BYTES / 1e6:.0f} MB, was not kept to look closer"
         return dataclasses.replace(plain, layer=broken(model), what="weights", unknown=unknown)
@@ -121,7 +120,8 @@ def _looked_at(probe: Probe, epochs: Epochs, step: int, found: NotFinite) -> Not
         layer, what = first_gradient(model, x, y, weights), "gradient"
         what = what if layer else ""
     rate = float(model.optimizer.learning_rate)
-    known = dataclasses.replace(found, layer=layer, what=what, rate=rate)
+    half = any(each.compute_dtype == "float16" for each in model.layers)
+    known = dataclasses.replace(found, layer=layer, what=what, rate=rate, half=half)
     return dataclasses.replace(known, rows=rows, batch=len(positions), largest=largest)
 
 
@@ -139,6 +139,15 @@ def broken(model: keras.Model) -> str:
             if value.dtype.kind == "f" and not np.isfinite(value).all():
                 return str(layer.name)
     return ""
+
+
+def left_behind(probe: Probe) -> tuple[str, str]:
+    """What of a network its last step left not finite: a layer's weights, or its outputs on some train rows."""
+    if layer := broken(probe.model):
+        return layer, "weights"
+    rows = few(probe.data)
+    layer = first_layer(probe.model, each(lambda values: values[rows], probe.data.x_train))
+    return layer, "outputs" if layer else ""
 
 
 def losses_of_rows(model: keras.Model, x: Any, y: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
