@@ -27,11 +27,11 @@ Change = Callable[[pd.DataFrame], pd.DataFrame]
 
 
 def table() -> pd.DataFrame:
-    """Clean rows, the first 400 train, then 100 valid and 100 test: nothing to find."""
+    """Clean rows, the first 400 train, then 100 valid and 100 test: nothing to find. ``x`` says something of ``y``."""
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(
         {
-            "x": rng.normal(size=N),
+            "x": rng.normal(size=N) + np.tile([0, 0.7], N // 2),
             "n": rng.integers(0, 9, N),
             "text": rng.choice(["a", "b", "c"], N),
             "flag": rng.random(N) < 0.5,
@@ -475,3 +475,132 @@ def test_histograms_of_a_wide_table_stop_at_a_hundred_columns() -> None:
     assert "bit98" in page
     assert "bit99" not in page
     assert "400 of 400 train rows, 100 columns" in page
+
+
+# --- rows and labels that do not belong together
+
+
+def rising(**more: Any) -> pd.DataFrame:
+    """Rows of which two columns say a good deal of the target, in the order of the source."""
+    rng = np.random.default_rng(5)
+    frame = pd.DataFrame({"a": rng.uniform(1, 9, N), "b": rng.uniform(1, 9, N)})
+    return frame.assign(y=(frame["a"] + rng.normal(0, 2, N) > 5).astype(int), **more)
+
+
+@pytest.mark.parametrize(("by", "word", "way"), [(1, "next", "up"), (-1, "previous", "down")])
+def test_labels_one_row_off_are_told_from_their_neighbours_rows(by: int, word: str, way: str) -> None:
+    frame = rising()
+    report = look(frame.assign(y=np.roll(frame["y"], by)))
+    finding = found(report, "labels-shifted")[0]
+    assert f"the target of the {word} row" in finding.seen and f"one row {way} in the file" in finding.fix
+    assert not found(report, "labels-unrelated")
+    price = table()["price"]
+    moved = look(table().assign(price=np.roll(price, by)), target="price", task="regression")
+    assert found(moved, "labels-shifted")
+    assert not found(look(rising()), "labels-shifted")
+
+
+def test_rows_that_resemble_their_neighbours_are_not_taken_for_shifted_labels() -> None:
+    slow = np.sin(np.arange(N) / 20)
+    frame = pd.DataFrame({"a": slow + np.random.default_rng(0).normal(0, 0.3, N), "y": (slow > 0).astype(int)})
+    assert not found(look(frame), "labels-shifted")
+
+
+def test_what_was_the_target_a_moment_ago_is_no_shift_where_rows_are_split_by_time() -> None:
+    target = np.random.default_rng(0).integers(0, 2, N)
+    data = dataset(pd.DataFrame({"last": np.roll(target, 1) + 0.1, "other": rising()["b"], "y": target}))
+    codes = {
+        split: {each.code for each in audit(data, "binary", PreprocessingSpec(), scaled=True, split=split).findings}
+        for split in ("random", "time")
+    }
+    assert "labels-shifted" in codes["random"] and "labels-shifted" not in codes["time"]
+
+
+def test_features_that_say_nothing_are_a_warning_and_those_that_matter_together_are_none() -> None:
+    frame = rising()
+    finding = found(look(frame.assign(y=frame["y"].sample(frac=1, random_state=1).to_numpy())), "labels-unrelated")[0]
+    assert finding.severity == "warning" and "none of 2 columns" in finding.seen
+    apart = frame.assign(y=((frame["a"] > 5) ^ (frame["b"] > 5)).astype(int))  # neither one says anything alone
+    assert not found(look(apart), "labels-unrelated")
+
+
+def test_a_counter_in_a_sorted_file_is_said_and_one_in_a_shuffled_file_is_not() -> None:
+    frame = rising().sort_values("y", ignore_index=True)
+    frame["number"] = np.arange(N) * 7.5
+    mixed = frame.assign(number=frame["number"].sample(frac=1, random_state=0).to_numpy())
+    roles = np.random.default_rng(0).permutation(ROLES)
+    spec = DataSpec(source="file", path="data.csv", target="y", task="binary")  # type: ignore[arg-type]
+    for rows, wanted in ((frame, ["number"]), (mixed, []), (rising(number=np.arange(N) * 7.5), [])):
+        data = assemble(rows, spec, name="data", source="data.csv", seed=0, roles=roles)
+        report = audit(data, "binary", PreprocessingSpec(), scaled=True)
+        assert [each.subject for each in found(report, "row-order")] == wanted
+
+
+# --- leaks of several columns, and of rows that belong together
+
+
+@pytest.mark.parametrize("sign", ["/", "*", "-", "+"])
+def test_a_target_that_was_computed_of_two_columns_is_a_warning(sign: str) -> None:
+    frame = rising(c=np.random.default_rng(9).normal(size=N))
+    combined = frame.eval(f"a {sign} b")
+    classes = look(frame.assign(y=(combined > combined.median()).astype(int)))
+    finding = only(classes, "target-leak-pair", "warning", f"a {sign} b")
+    assert finding.fix.startswith('drop = ["a", "b"] under [data]')
+    only(look(frame.assign(y=3 * combined), task="regression"), "target-leak-pair", "warning", f"a {sign} b")
+    noise = np.random.default_rng(0).normal(0, 0.1 * combined.std(), N)
+    assert not found(look(frame.assign(y=(combined + noise > combined.median()).astype(int))), "target-leak-pair")
+
+
+PATIENT = np.random.default_rng(0).permutation(np.arange(N) // 6)
+
+
+@pytest.mark.parametrize("name", [lambda p: p, lambda p: [f"p{each}" for each in p]], ids=["numbers", "text"])
+def test_rows_of_one_thing_in_two_splits_are_an_error_with_its_column(name: Callable[[Any], Any]) -> None:
+    ill = np.random.default_rng(1).integers(0, 2, N)[PATIENT]
+    report = look(rising().assign(patient=name(PATIENT), y=ill))
+    finding = only(report, "groups-across-splits", "error", "patient")
+    assert finding.fix == 'kind = "group" and group = "patient" under [data.split]'
+    assert not found(report, "target-leak")
+    differs = np.where(np.random.default_rng(2).random(N) < 0.3, 1 - ill, ill)
+    assert not found(look(rising().assign(patient=name(PATIENT), y=differs)), "groups-across-splits")
+
+
+def test_a_score_that_decides_the_target_is_no_group() -> None:
+    score = np.random.default_rng(0).integers(0, 100, N)
+    report = look(rising().assign(score=score, y=(score > 50).astype(int)))
+    assert not found(report, "groups-across-splits") and found(report, "target-leak")
+
+
+# --- what was done to the rows before they came
+
+
+def test_rows_without_any_value_are_a_warning_that_names_them() -> None:
+    frame = rising()
+    frame.loc[[4, 8], ["a", "b"]] = np.nan
+    assert only(look(frame), "empty-rows", "warning", "train").rows == (4, 8)
+    frame.loc[[4, 8], "b"] = 1.0
+    assert not found(look(frame), "empty-rows")
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [lambda x, rows: (x - rows.mean()) / rows.std(), lambda x, rows: (x - rows.min()) / (rows.max() - rows.min())],
+    ids=["standard", "minmax"],
+)
+def test_a_scaler_that_saw_all_rows_is_a_warning_and_one_that_saw_train_is_none(scale: Callable[..., Any]) -> None:
+    frame = rising(c=np.random.default_rng(9).normal(size=N))
+    x = frame[["a", "b", "c"]]
+    x.loc[N_TRAIN + 5] = x.max() + 1  # else the range of all rows may be that of train
+    report = look(frame.assign(**scale(x, x)))
+    assert found(report, "scaled-on-all-rows")[0].seen.startswith("'a', 'b', 'c' have")
+    assert not found(look(frame.assign(**scale(x, x[:N_TRAIN]))), "scaled-on-all-rows")
+
+
+def test_accuracy_is_no_objective_where_one_class_is_nearly_all() -> None:
+    data = {share: dataset(rising().assign(y=(np.arange(N) % share == 0).astype(int))) for share in (50, 10)}
+
+    def codes(share: int, metric: str) -> set[str]:
+        return {f.code for f in audit(data[share], "binary", PreprocessingSpec(), scaled=True, metric=metric).findings}
+
+    assert "imbalanced-accuracy" in codes(50, "val_accuracy")
+    assert "imbalanced-accuracy" not in codes(50, "val_auc") | codes(10, "val_accuracy")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from forge_sweep.checks import arrays, columns, leaks, splits
+from forge_sweep.checks import arrays, columns, groups, labels, leaks, pairs, splits
 from forge_sweep.checks.evidence import Arrays, Evidence, Rule
 from forge_sweep.checks.findings import Finding
 from forge_sweep.preprocessing import is_tensor
@@ -24,16 +24,24 @@ RULES: tuple[Rule, ...] = (
     columns.target_missing,
     columns.infinite_values,
     columns.all_missing,
+    columns.empty_rows,
     columns.unscaled_range,
     columns.outlying_value,
     columns.numbers_as_text,
     columns.digits_lost,
     leaks.target_copy,
     leaks.target_leak,
+    pairs.target_leak_pair,
+    labels.row_order,
+    labels.labels_shifted,
+    labels.labels_unrelated,
+    groups.groups_across_splits,
+    splits.scaled_on_all_rows,
     splits.duplicated_rows,
     splits.class_absent_from_train,
     splits.class_absent_from_valid,
     splits.class_imbalance,
+    splits.imbalanced_accuracy,
     splits.few_rows_per_class,
     splits.class_shift,
     splits.mean_shift,
@@ -78,19 +86,24 @@ def audit(
     scaled: bool,
     heads: Mapping[str, HeadSpec] | None = None,
     images: Collection[str] = (),
+    metric: str = "",
+    split: str = "",
 ) -> Audit:
     """Look for what makes training fail in silence or scores lie.
 
     Pure: the same data gives the same findings. Test features and targets are never read; rows shared with test are
     found by the fingerprints that the source took. What a single feature tells is measured on at most 20,000 rows,
     chosen by a fixed seed. ``scaled`` is False when any scaler that a trial may use is "none". Each of several
-    ``heads`` is looked at by itself. ``images`` are columns of arrays that the network gets as 0..1.
+    ``heads`` is looked at by itself. ``images`` are columns of arrays that the network gets as 0..1. ``metric`` and
+    ``split`` are those of `Evidence`.
     """
     table, arrays, found = table_of(dataset), Arrays.of(dataset, images), dict[Finding, None]()
     tasks = [(head.task, list(head.target)) for head in (heads or {}).values()]
     for kind, targets in tasks or [(task_kind, [*dataset.train.targets])]:
         train, valid = (replace(split, targets=split.targets[targets]) for split in (table.train, table.valid))
-        evidence = Evidence(replace(table, train=train, valid=valid), kind, preprocessing.scaler, scaled, arrays)
+        evidence = Evidence(
+            replace(table, train=train, valid=valid), kind, preprocessing.scaler, scaled, arrays, metric, split
+        )
         found |= dict.fromkeys(finding for rule in RULES for finding in _bounded(rule(evidence)))
     return Audit(tuple(sorted(found, key=_severity)), evidence.features)
 

@@ -60,6 +60,16 @@ def all_missing(evidence: Evidence) -> Iterator[Seen]:
         yield Seen(name, f"missing in all {rows} train rows", drop_fix(name))
 
 
+@rule("warning", "empty-rows", expected="at least one value in each row")
+def empty_rows(evidence: Evidence) -> Iterator[Seen]:
+    """Rows without a single feature, as a join that found nothing leaves them: imputed, they are all the same row."""
+    for role, split in evidence.visible:
+        empty = np.asarray(split.features.isna().to_numpy(bool).all(axis=1))
+        if split.features.shape[1] > 1 and empty.any():
+            seen = f"all {split.features.shape[1]} features are missing in {empty.sum()} of {len(empty)} {role} rows"
+            yield Seen(role, seen, "remove these rows from the file, or find their values", split.rows[empty])
+
+
 @rule("warning", "many-missing", expected=f"at most {MANY_MISSING:.0%} missing")
 def many_missing(evidence: Evidence) -> Iterator[Seen]:
     """Features that are mostly missing in train."""

@@ -102,6 +102,7 @@ class Drift:
     retyped: tuple[str, ...]  # columns of numbers in one version and of texts in the other
     rows: tuple[int, int]
     alpha: float  # the chance of any flag where nothing drifted, at most
+    misread: tuple[Finding, ...] = ()  # what columns that were served have against them together, see `served`
 
     @property
     def drifted(self) -> tuple[ColumnDrift, ...]:
@@ -110,14 +111,14 @@ class Drift:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """One finding per drifted, added, lost or retyped column."""
+        """What was misread, and one finding per drifted, added, lost or retyped column."""
         words = {"added": self.added, "gone": self.gone, "of another type": self.retyped}
         columns = [
             Finding("warning", "columns-differ", name, f"the column is {what}", "the same columns", "ingest both alike")
             for what, names in words.items()
             for name in names
         ]
-        return (*(column.finding() for column in self.drifted), *columns)
+        return (*self.misread, *(column.finding() for column in self.drifted), *columns)
 
 
 def compare(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -60,6 +60,8 @@ class Evidence:
         scaler: of the preprocessing section.
         scaled: whether every trial scales its numeric features.
         arrays: the columns that hold arrays, which ``dataset`` lacks.
+        metric: the objective, such as ``val_auc``; "" where there is none.
+        split: how rows were assigned, the ``kind`` of ``[data.split]``; "" where that is not known.
     """
 
     dataset: Dataset
@@ -67,6 +69,15 @@ class Evidence:
     scaler: str
     scaled: bool
     arrays: Arrays | None = None
+    metric: str = ""
+    split: str = ""
+    _kept: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What several rules look at and one of them makes."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
 
     @property
     def visible(self) -> tuple[tuple[str, Split], tuple[str, Split]]:

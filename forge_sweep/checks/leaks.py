@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from forge_sweep.checks import groups
 from forge_sweep.checks.evidence import Evidence, Seen, drop_fix, rule, values_of
 
 MIN_ROWS = 10
@@ -37,11 +38,11 @@ def target_leak(evidence: Evidence) -> Iterator[Seen]:
     themselves. Regression: Pearson's or Spearman's correlation. Warning from 0.995 (0.9999 for a correlation), error
     from 0.9999 (0.999999) when train says the same and there are enough rows to tell.
     """
-    known = copies(evidence)
+    known = {**copies(evidence), **groups.found(evidence)}
     suspect, leak = (SUSPECT_R, LEAK_R) if evidence.kind == "regression" else (SUSPECT_AUC, LEAK_AUC)
     figure = "|correlation|" if evidence.kind == "regression" else "AUC"
     expected = f"{figure} below {suspect} for a single feature"
-    for sample in _samples(evidence):
+    for sample in samples(evidence):
         for name in sample.x_valid.columns.difference(list(known), sort=False):
             on_train, on_valid = sample.strength(name)
             if on_valid < suspect:
@@ -69,7 +70,7 @@ def copies(evidence: Evidence) -> dict[str, tuple[str, int]]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Sample:
+class Sample:
     """Rows to measure single features on, for one target.
 
     The targets are class codes, or regression values where ``classes`` is 0.
@@ -84,7 +85,10 @@ class _Sample:
 
     def strength(self, name: str) -> tuple[float, float]:
         """How well one feature predicts the target on (train, valid): AUC or absolute correlation."""
-        train, valid = self.x_train[name], self.x_valid[name]
+        return self.strength_of(self.x_train[name], self.x_valid[name])
+
+    def strength_of(self, train: pd.Series, valid: pd.Series) -> tuple[float, float]:
+        """The same of any column of these rows."""
         if not self.classes:
             if not is_numeric_dtype(train):  # text is as good as the mean of the target per value
                 means = pd.Series(self.y_train).groupby(train.astype(object).to_numpy()).mean()
@@ -111,7 +115,7 @@ class _Sample:
         return rising if rising[0] >= 0.5 else (1 - rising[0], 1 - rising[1])
 
 
-def _samples(evidence: Evidence) -> Iterator[_Sample]:
+def samples(evidence: Evidence) -> Iterator[Sample]:
     """One sample per target; none where targets are missing, which is an error by itself."""
     train, valid = evidence.dataset.train, evidence.dataset.valid
     if train.targets.isna().to_numpy().any() or valid.targets.isna().to_numpy().any():
@@ -130,7 +134,7 @@ def _samples(evidence: Evidence) -> Iterator[_Sample]:
                 targets.append((str(name), values_of(columns[0]), values_of(columns[1]), 0))
     x_train, x_valid = train.features.iloc[on_train], valid.features.iloc[on_valid]
     for name, before, after, classes in targets:
-        yield _Sample(name, x_train, x_valid, before[on_train], after[on_valid], classes)
+        yield Sample(name, x_train, x_valid, before[on_train], after[on_valid], classes)
 
 
 def _pick(rows: int, limit: int) -> np.ndarray:

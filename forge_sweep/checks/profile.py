@@ -15,6 +15,7 @@ import pandas as pd
 
 from forge_sweep.checks.drift import ALPHA, ColumnDrift, Drift, column_drift, verdicts
 from forge_sweep.checks.effects import KOLMOGOROV_MEAN, OTHER_BIN, Measured, bin_edges, independence, total_variation
+from forge_sweep.checks.served import misread
 from forge_sweep.preprocessing import UNKNOWN, RowTransform, Schema
 
 ROWS = 100_000  # rows that a profile is learned from at most, evenly spaced
@@ -99,7 +100,10 @@ class Profile:
     def compare(self, raw: np.ndarray, *, alpha: float = ALPHA) -> Drift:
         """How rows of raw numbers (n, columns), see `forge_sweep.preprocessing.rows`, differ from the training rows."""
         columns = verdicts([column.drift(raw[:, i]) for i, column in enumerate(self.columns)], alpha)
-        return Drift(columns, added=(), gone=(), retyped=(), rows=(self.rows, len(raw)), alpha=alpha)
+        drifted = {column.name for column in columns if column.drifted}
+        apart = [(column, raw[:, i]) for i, column in enumerate(self.columns) if column.name in drifted]
+        rows = self.rows, len(raw)
+        return Drift(columns, added=(), gone=(), retyped=(), rows=rows, alpha=alpha, misread=tuple(misread(apart)))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values that `from_dict` reads."""

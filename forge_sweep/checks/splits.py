@@ -82,6 +82,29 @@ def class_imbalance(evidence: Evidence) -> Iterator[Seen]:
             )
 
 
+@rule("warning", "imbalanced-accuracy", expected="an objective that a constant answer does not win")
+def imbalanced_accuracy(evidence: Evidence) -> Iterator[Seen]:
+    """Accuracy as the objective where calling every row the frequent class is nearly always right."""
+    if evidence.metric != "val_accuracy" or evidence.kind not in ("binary", "multiclass"):
+        return
+    metric = "val_balanced_accuracy" if evidence.kind == "multiclass" else "val_pr_auc"
+    for name, train, _, labels in evidence.classes():
+        counts = np.bincount(train, minlength=len(labels))
+        if (share := counts.max() / counts.sum()) > 1 - STRONG_IMBALANCE and len(labels) > 1:
+            seen = f"val_accuracy is {share:.1%} for a model that calls every row {labels[counts.argmax()]!r}"
+            yield Seen(name, seen, f'class_weight = "balanced" under [model] and metric = "{metric}" under [objective]')
+
+
+@rule("warning", "scaled-on-all-rows", expected="rows as they were measured")
+def scaled_on_all_rows(evidence: Evidence) -> Iterator[Seen]:
+    """Features that were scaled before the split: what the scaler learned of valid and test is in the train rows."""
+    for how, names in evidence.dataset.scaled_whole.items():
+        rows = sum(evidence.dataset.sizes.values())
+        seen = f"{some(names)} have {how} over all {rows} rows, and not over those of train"
+        fix = 'give the rows unscaled, and scaler = "standard" under [preprocessing], which learns on train rows only'
+        yield Seen(", ".join(names[:3]) + (", ..." if len(names) > 3 else ""), seen, fix)
+
+
 @rule("error", "class-absent-from-train", expected="every class in train and valid")
 def class_absent_from_train(evidence: Evidence) -> Iterator[Seen]:
     """Classes that train lacks: nothing can learn them."""

@@ -103,6 +103,7 @@ def assemble(
         fingerprints={role: prints[mask] for role, mask in masks.items()},
         _test=HeldTest(test),
         warnings=warnings,
+        scaled_whole=scaled_whole(features, masks["train"]),
         missing_words=words,
         array_prints={
             str(name): {role: prints_of(features[name][mask]) for role, mask in masks.items()}
@@ -111,6 +112,42 @@ def assemble(
         },
         groups={} if spec.split.group is None else count_groups(frame[spec.split.group], roles),
     )
+
+
+EXACT = 1e-5
+"""Of a mean of 0 and a deviation of 1 that a scaler made: float32 keeps this much."""
+
+MOSTLY = 0.5
+"""Share of different values of a quantity, and of the quantities that a scaler to 0..1 was applied to."""
+
+
+def scaled_whole(features: pd.DataFrame, train: np.ndarray) -> dict[str, tuple[str, ...]]:
+    """Columns that were scaled over all rows, and not over the train rows (n,) alone, by what they have in common.
+
+    A mean of 0 and a deviation of 1 are no coincidence. A range of 0 to 1 may be one: that counts where most columns of
+    numbers that hardly recur, three at the least, have it over all rows and not over the train rows.
+    """
+    numbers = features.select_dtypes("float64")
+    with np.errstate(over="ignore", invalid="ignore"):  # sums of values near the end of float64
+        mean = numbers.mean()
+        centred = numbers[mean.index[mean.abs() < EXACT]]
+        standard = [
+            str(name)
+            for name in centred
+            if min(abs(centred[name].std(ddof=ddof) - 1) for ddof in (0, 1)) < EXACT
+            and max(abs(centred[name][train].mean()), abs(centred[name][train].std() - 1)) > 10 * EXACT
+        ]
+        low, high = numbers.min(), numbers.max()
+        whole = [
+            name for name in numbers.columns[(low == 0) & (high == 1)] if numbers[name].nunique() > MOSTLY * len(train)
+        ]
+        ranged = [str(name) for name in whole if (numbers[name][train].min(), numbers[name][train].max()) != (0, 1)]
+    found = {}
+    if standard:
+        found["mean 0 and standard deviation 1"] = tuple(standard)
+    if len(whole) >= 3 and len(ranged) > MOSTLY * len(whole):
+        found["the range 0 to 1"] = tuple(ranged)
+    return found
 
 
 def count_groups(values: pd.Series, roles: np.ndarray) -> dict[Role, int]:

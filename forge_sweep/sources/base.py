@@ -117,6 +117,8 @@ class Dataset:
         preprocessor: imputation and scaling that are stored with the version; None where nothing is stored.
         normalization_version: the name of what ``preprocessor`` learned.
         warnings: what whoever uses the dataset should be told.
+        scaled_whole: features that were scaled over all rows before they were split, by what they have in common, such
+            as ``mean 0 and standard deviation 1``.
         missing_words: per target, how often each word for a missing value, such as ``None``, stands in it.
         groups: number of groups per role; empty unless whole groups were split.
         array_prints: per column of arrays and role (n,) uint64, equal for equal arrays; test included, as above.
@@ -136,6 +138,7 @@ class Dataset:
     preprocessor: Preprocessor | None = field(default=None, repr=False)
     normalization_version: str | None = None
     warnings: tuple[str, ...] = ()
+    scaled_whole: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     missing_words: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     groups: Mapping[Role, int] = field(default_factory=dict)
     array_prints: Mapping[str, Mapping[Role, np.ndarray]] = field(default_factory=dict, repr=False)

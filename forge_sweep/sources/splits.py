@@ -220,9 +220,27 @@ def _classes(targets: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
     return codes, labels
 
 
+def _begins_with(dates: np.ndarray) -> str:
+    """``day`` or ``month`` where all whole numbers (n,) are dates such as 31012026 that begin with it; else ""."""
+    one, two, year = dates // 1_000_000, dates // 10_000 % 100, dates % 10_000
+    if not ((dates % 1 == 0) & (one >= 1) & (two >= 1) & (year >= 1800) & (year <= 2200)).all():
+        return ""
+    if one.max() <= 31 and two.max() <= 12:
+        return "day"
+    return "month" if one.max() <= 12 and two.max() <= 31 else ""
+
+
 def _as_times(values: pd.Series) -> pd.Series:
     """Numbers and times as they are, text read as ISO 8601."""
-    if is_numeric_dtype(values.dtype) or is_datetime64_any_dtype(values.dtype):
+    if is_datetime64_any_dtype(values.dtype):
+        return values
+    if is_numeric_dtype(values.dtype):
+        if first := _begins_with(values.to_numpy(np.float64)):
+            raise DataError(
+                f"{Key('data.split.time')}: column {values.name!r} holds {shown(values.unique()[:2])}, which are dates "
+                f"that begin with the {first}: as numbers they do not stand in the order of time; expected 20260131",
+                hint="write them year first, or as text such as 2026-01-31",
+            )
         return values
     times = pd.to_datetime(values, format="ISO8601", utc=True, errors="coerce")
     wrong = times.isna().to_numpy(bool)

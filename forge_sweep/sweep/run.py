@@ -332,11 +332,20 @@ def audit_data(experiment: Experiment, dataset: Dataset, watch: Watch) -> Audit:
     watch(Event("phase", {"name": "audit", "dataset": dataset.version, "rows": dict(dataset.sizes), **groups}))
     data, scaled = experiment.data, "none" not in experiment.scalers
     images = {str(group.column) for group in data.inputs.values() if group.kind == "image"}
-    audit = audit_dataset(dataset, data.task, experiment.preprocessing, scaled=scaled, heads=data.heads, images=images)
+    audit = audit_dataset(
+        dataset,
+        data.task,
+        experiment.preprocessing,
+        scaled=scaled,
+        heads=data.heads,
+        images=images,
+        metric=experiment.objective.metric,
+        split=data.split.kind,
+    )
     watch(Event("features", {"table": audit.features.reset_index().to_dict("records")}))
-    known = experiment.data.known_before
+    known, leaks = experiment.data.known_before, ("target-leak", "groups-across-splits")
     findings = tuple(
-        replace(found, severity="warning") if found.code == "target-leak" and found.subject in known else found
+        replace(found, severity="warning") if found.code in leaks and found.subject in known else found
         for found in audit.findings
     )
     _report(findings, watch, refusal=f"the audit of {dataset.version} found errors; nothing was trained")

@@ -98,7 +98,9 @@ class Fault:
 # --- laying an experiment out
 
 
-def experiment(folder: Path, data: Mapping[str, Any], metric: str, **sections: Mapping[str, Any]) -> Path:
+def experiment(
+    folder: Path, data: Mapping[str, Any], metric: str, *, seed: int = 0, **sections: Mapping[str, Any]
+) -> Path:
     """Write an experiment with the tiny network, and these sections; those of ``study`` and ``model`` are added to."""
     study = {"n_trials": 1, "epochs": 8, **sections.pop("study", {})}
     model = dict(sections.pop("model", {}))
@@ -114,7 +116,7 @@ def experiment(folder: Path, data: Mapping[str, Any], metric: str, **sections: M
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "experiment.toml"
-    path.write_text('name = "garden"\n\n' + "\n".join(_tables(tables)))
+    path.write_text(f'name = "garden"\nseed = {seed}\n\n' + "\n".join(_tables(tables)))
     return path
 
 

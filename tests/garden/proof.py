@@ -9,7 +9,6 @@ from pathlib import Path
 from tests.garden.plots import Fault, Said, beyond_noise, gain, overrides_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "failures.md"
-BEGIN, END = "<!-- garden: written by `python -m tests.garden` -->", "<!-- garden: end -->"
 HEAD = "| what was done wrong | what a plain loop prints | what is said here | when |\n| --- | --- | --- | --- |\n"
 
 
@@ -32,7 +31,7 @@ def line(fault: Fault, said: Said) -> str:
     logs = fault.plain()
     assert all(isinstance(value, str | int | float) for value in logs.values())
     printed = fault.prints.format(**logs)
-    text = re.sub(r"\s+", " ", said.text.partition("\n")[0]).replace("|", "\\|")
+    text = re.sub(r"\s+", " ", said.text.partition("\n")[0]).replace("|", "\\|").removeprefix(f"{said.code}: ")
     return f"| {fault.what} | {printed} | `{said.code}`: {text} | {said.when} |"
 
 
