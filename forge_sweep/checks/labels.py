@@ -21,12 +21,12 @@ MOST_ROWS, MOST_CELLS = 5_000, 1_500_000
 LEAST_TRAIN, LEAST_VALID, LEAST_CLASS = 100, 30, 20
 MOST_CATEGORIES = 20
 FIFTHS = 5
-SURE, CHANCE = 1e-9, 0.05
+SURE, CHANCE = 1e-9, 0.01
 STRONGER = 4.0
 """Factor by which labels of the next row are told better than a row's own where all of them stand one row off."""
 
 IN_ORDER, FOLLOWS = 0.999, 0.10
-TREES, PERMUTATIONS = 50, 99
+TREES, PERMUTATIONS = 50, 199
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ def labels_shifted(evidence: Evidence) -> Iterator[Seen]:
 def labels_unrelated(evidence: Evidence) -> Iterator[Seen]:
     """Features of which none is related to the target beyond chance, nor do trees over all of them predict it.
 
-    A chi-squared test at 0.05 over all features together (Bonferroni), and then a random forest on valid against
+    A chi-squared test at 0.01 over all features together (Bonferroni), and then a random forest on valid against
     permuted targets. Features that matter only weakly, over few rows, look alike.
     """
     from scipy.stats import chi2
