@@ -22,6 +22,8 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from forge_sweep.errors import InputError
+from forge_sweep.memory import Memory as Memory
+from forge_sweep.memory import memory as memory
 
 UNKNOWN = "unknown"
 NONE = "none"
@@ -34,10 +36,6 @@ _CONTAINER_CGROUP = re.compile(r"docker|kubepods|containerd|libpod|lxc|buildkit"
 _THREADS = (
     *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
     *("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "PJRT_NPROC"),
-)
-_CGROUP_MEMORY = (  # limit, usage and statistics, in version 2 and 1
-    ("memory.max", "memory.current", "memory.stat"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
 )
 _FLAGS = (
     *("KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "XLA_FLAGS", "TF_XLA_FLAGS"),
@@ -63,14 +61,6 @@ KERAS_SETTINGS: Mapping[str, str | float] = MappingProxyType(
     {"floatx": "float32", "epsilon": 1e-7, "image_data_format": "channels_last"}
 )
 """What Keras computes with, whatever ``keras.json`` says: numbers must not depend on a file in somebody's home."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Main memory that this process may use, in bytes, and what of it is free or can be freed at once."""
-
-    total: int
-    available: int
 
 
 @dataclass(frozen=True)
@@ -241,25 +231,6 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def memory(filesystem: Path = Path("/")) -> Memory:
-    """Memory of the machine, or of this process's container where that is less (cgroup 1 and 2).
-
-    A container counts files in the page cache as used; inactive ones are taken as available, as Kubernetes does for its
-    working set.
-    """
-    import psutil
-
-    machine = psutil.virtual_memory()
-    total, available = int(machine.total), int(machine.available)
-    for files in _CGROUP_MEMORY:
-        limit, used, statistics = (_read(filesystem / "sys/fs/cgroup" / name).strip() for name in files)
-        if limit.isdigit() and used.isdigit():
-            cached = re.search(r"^inactive_file (\d+)$", statistics, flags=re.MULTILINE)
-            free = int(limit) - int(used) + (int(cached.group(1)) if cached else 0)
-            total, available = min(total, int(limit)), min(available, max(0, free))
-    return Memory(total, available)
 
 
 def without_credentials(url: str) -> str:

@@ -19,7 +19,7 @@ from forge_sweep.bundle import Bundle, choose_golden
 from forge_sweep.checks.findings import Finding, errors
 from forge_sweep.errors import BundleError, ForgeSweepError
 from forge_sweep.experiment import GENERAL, Code, Dimension, Experiment, Params, Scalar
-from forge_sweep.preprocessing import Schema, Spec
+from forge_sweep.preprocessing import Schema, Spec, mapped
 from forge_sweep.sources import Dataset
 from forge_sweep.task import Task
 from forge_sweep.trial import Prepared, Recipe
@@ -42,12 +42,16 @@ SMALL_FIRST = {"shape": ("taper", "constant")}
 
 @dataclass(frozen=True, eq=False)
 class Outline:
-    """What is known of the data before a matrix is made of it; ``rows`` are those of train and validation."""
+    """What is known of the data before a matrix is made of it.
+
+    ``rows`` are those of train and validation, ``held`` the values of each that will be in memory, not in a file.
+    """
 
     task: Task
     rows: int
     n_numbers: int
     spec: Spec
+    held: int
     y_valid: np.ndarray
 
 
@@ -116,10 +120,13 @@ def _outline(experiment: Experiment, dataset: Dataset) -> Outline:
     task = recipe.learn_task(train.targets)
     # Which columns come out is up to the schema alone, so that fitting on no rows gives them all.
     schema = Schema.learn(train.features, dataset.categorical)
-    spec = recipe.fit(train.features.iloc[:0], schema).spec
+    fitted = recipe.fit(train.features.iloc[:0], schema)
+    spec = fitted.spec
+    in_file = {group.name for group in fitted.groups if mapped(train.features[group.columns[0]]) is not None}
+    held = sum(each.size for name, each in spec.items() if name not in in_file)
     n_numbers = sum(column.kind != "categorical" for column in schema.tabular)
     rows = len(train.features) + len(dataset.valid.features)
-    return Outline(task, rows, n_numbers, spec, task.encode(dataset.valid.targets))
+    return Outline(task, rows, n_numbers, spec, held, task.encode(dataset.valid.targets))
 
 
 def _try(experiment: Experiment, dataset: Dataset, fitting: Sequence[Which]) -> tuple[Finding, ...]:
@@ -224,11 +231,10 @@ def _need(experiment: Experiment, outline: Outline, which: Which) -> dict[str, i
     params = corner_params(experiment, which)
     parameters, values = models.size(experiment.builder, outline.spec, outline.task, params)
     rows, numbers = outline.rows, outline.n_numbers
-    features = sum(each.size for each in outline.spec.values())
     matrices, batch_size = len(experiment.scalers) + 1, int(params["batch_size"])
     return {
         f"{parameters:,} parameters x {COPIES}": 4 * COPIES * parameters,
-        f"{rows:,} rows x {features:,} features x {matrices}": 4 * matrices * rows * features,
+        f"{rows:,} rows x {outline.held:,} features x {matrices}": 4 * matrices * rows * outline.held,
         f"{rows:,} rows x {numbers:,} numbers x {WIDE_COPIES} while they are scaled": 8 * WIDE_COPIES * rows * numbers,
         f"{values:,} activations x {batch_size:,} rows x 2": 4 * 2 * values * batch_size,
     }

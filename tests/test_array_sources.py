@@ -129,12 +129,12 @@ def test_what_would_not_fit_in_memory_is_refused_before_it_is_read(tmp_path: Pat
     np.savez(tmp_path / "d.npz", X=X, y=Y, unused=np.zeros((120, 2000)))
     lists = pa.FixedSizeListArray.from_arrays(pa.array(X.reshape(-1)), 64)
     parquet.write_table(pa.table({"X": lists, "y": Y}), tmp_path / "d.parquet")
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 24_000})())
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"total": 24_000, "available": 24_000})())
     assert read(tmp_path, "d.npz", drop=["unused"]).sizes["train"] == 84  # what is dropped is not read
     for path, words in {"d.npz": r"d\.npz takes .* GB of memory", "d.parquet": "which take .* GB of memory"}.items():
         with pytest.raises(DataError, match=words):
             read(tmp_path, path)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 7_000})())
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"total": 7_000, "available": 7_000})())
     with pytest.raises(DataError, match=r"120 images of data\.inputs\.picture\.shape = \[8, 8, 1\] takes"):
         read_classes(tmp_path)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 from sklearn.datasets import load_digits
 
@@ -149,15 +148,16 @@ def test_what_gives_no_rows_is_refused_in_words(code: str, words: str, tmp_path:
         read(tmp_path, code)
 
 
-def test_a_pipeline_that_would_not_fit_in_memory_is_refused_with_the_figures(
+def test_columns_of_a_table_that_would_not_fit_in_memory_are_refused_with_the_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the first batch where it says how many there are, else when it comes to it."""
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 20_000})())
-    told = "class Many(list):\n    num_batches = 9\n    def __getitem__(self, i): return X[:50], Y[:50]\n"
-    with pytest.raises(DataError, match=r"a pipeline of 9 batches of 0\.0 MB takes 0\.0 GB of memory to read; 0\.0 GB"):
-        read(tmp_path, f"{told}def load(): return Many()")
-    with pytest.raises(DataError, match=r"what a pipeline gave in its first 2 batches takes"):
+    monkeypatch.setenv("FORGE_SWEEP_ROWS_MB", "0.0015")
+    table = "{'x': X[:50, 0, 0], 'y': Y[:50]}"
+    many = f"class Many(list):\n    num_batches = 9\n    def __getitem__(self, i): return {table}\n"
+    with pytest.raises(DataError, match=r"a pipeline of 9 batches: its columns of a table take 0\.0 GB of memory"):
+        read(tmp_path, f"{many}def load(): return Many()")
+    with pytest.raises(DataError, match=r"what a pipeline gave so far: its columns beside arrays take 0\.0 GB"):
         read(tmp_path, WHOLE["batches"])
 
 

@@ -39,7 +39,7 @@ from forge_sweep.errors import BundleError, ExperimentError
 from forge_sweep.experiment import Code
 from forge_sweep.experiment.code import from_files, is_own
 from forge_sweep.preprocessing import cells as tensor_cells
-from forge_sweep.preprocessing import is_tensor
+from forge_sweep.preprocessing import in_memory, is_tensor
 
 FORMAT = 1
 
@@ -143,7 +143,7 @@ def choose_golden(frame: pd.DataFrame) -> pd.DataFrame:
     most = max(2, min(GOLDEN_ROWS, GOLDEN_VALUES // size)) if size else GOLDEN_ROWS
     gaps = np.flatnonzero(frame.isna().any(axis=1))[: most // 4]
     others = np.setdiff1d(np.arange(len(frame)), gaps)[: most - len(gaps)]
-    return frame.iloc[np.sort(np.concatenate([gaps, others]))]
+    return in_memory(frame.iloc[np.sort(np.concatenate([gaps, others]))])
 
 
 def write_golden(folder: Path, frame: pd.DataFrame, scores: np.ndarray, profile: Profile | None = None) -> None:

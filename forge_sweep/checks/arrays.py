@@ -18,10 +18,9 @@ DARK = 64
 @rule("warning", "blank-array", expected="arrays whose values differ, as those of an image with something on it")
 def blank_arrays(evidence: Evidence) -> Iterator[Seen]:
     """Arrays with one value everywhere."""
-    for name, by_role in evidence.arrays.values.items() if evidence.arrays else ():
+    for name, by_role in evidence.arrays.facts.items() if evidence.arrays else ():
         for role, split in evidence.visible:
-            flat = by_role[role].reshape(len(split.rows), -1)  # type: ignore[index]
-            blank = (flat == flat[:, :1]).all(axis=1)
+            blank = by_role[role].blank  # type: ignore[index]
             if blank.any():
                 seen = f"one value everywhere in {blank.sum()} of {len(blank)} {role} rows"
                 yield Seen(
@@ -33,7 +32,7 @@ def blank_arrays(evidence: Evidence) -> Iterator[Seen]:
 def repeated_arrays(evidence: Evidence) -> Iterator[Seen]:
     """The same array, by its content, in two splits; blank ones are said by themselves."""
     if evidence.arrays is None or (
-        len(evidence.arrays.values) == len(evidence.arrays.prints) == 1 and not len(evidence.features)
+        len(evidence.arrays.facts) == len(evidence.arrays.prints) == 1 and not len(evidence.features)
     ):
         return  # such rows are equal as a whole: `duplicated-rows`
     fix = 'remove duplicates, or kind = "group" with group = "<column>" under [data.split]'
@@ -54,16 +53,16 @@ def array_range(evidence: Evidence) -> Iterator[Seen]:
     """Arrays whose values reach the network as they are, and are large; images that use little of their range."""
     if evidence.arrays is None:
         return
-    for name, by_role in evidence.arrays.values.items():
+    for name, by_role in evidence.arrays.facts.items():
         train = by_role["train"]
-        low, high = float(train.min()), float(train.max())
-        seen = f"train values range from {low:.6g} to {high:.6g}"
+        high = train.high
+        seen = f"train values range from {train.low:.6g} to {high:.6g}"
         scale = "by a Rescaling or Normalization layer in the builder"
         if name in evidence.arrays.images:
             if 0 < high < DARK:
                 yield Seen(name, seen, f"stretch the images to 0..255 before they are stored, or {scale}")
-        elif max(abs(low), abs(high)) > SMALL:
-            as_image = train.dtype == np.uint8 and train.ndim == 4 and train.shape[-1] in (1, 3, 4)
+        elif max(abs(train.low), abs(high)) > SMALL:
+            as_image = train.dtype == np.uint8 and len(train.shape) == 3 and train.shape[-1] in (1, 3, 4)
             first = (
                 f'take {name} as kind = "image" under [data.inputs]'
                 if as_image
@@ -75,6 +74,6 @@ def array_range(evidence: Evidence) -> Iterator[Seen]:
 @rule("info", "left-out", expected="columns of a table for the other checks, the baselines and drift")
 def left_out(evidence: Evidence) -> Iterator[Seen]:
     """What holds arrays, of which only these rules and the network take note."""
-    for name, by_role in evidence.arrays.values.items() if evidence.arrays else ():
-        seen = f"arrays of shape {by_role['train'].shape[1:]}: left out by the other checks, the baselines and drift"
+    for name, by_role in evidence.arrays.facts.items() if evidence.arrays else ():
+        seen = f"arrays of shape {by_role['train'].shape}: left out by the other checks, the baselines and drift"
         yield Seen(name, seen, "nothing to do")

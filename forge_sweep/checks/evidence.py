@@ -13,21 +13,43 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from forge_sweep.checks import notations
 from forge_sweep.checks.findings import Finding, Severity
-from forge_sweep.preprocessing import is_tensor
+from forge_sweep.preprocessing import is_tensor, mapped
 
 if TYPE_CHECKING:
     from forge_sweep.sources.base import Dataset, Role, Split
     from forge_sweep.task import TaskKind
 
 
+class Facts(NamedTuple):
+    """What the rules look at in a column of arrays; ``blank`` (n,): which have one value everywhere."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    blank: np.ndarray
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, column: pd.Series) -> Facts:
+        """The facts of a column; of one in a file from what was kept when it was written."""
+        if (found := mapped(column)) is not None:
+            lows, highs = found.file.low[found.rows], found.file.high[found.rows]
+        else:
+            values = np.stack(list(column))
+            flat = values.reshape(len(values), -1)
+            lows, highs = flat.min(axis=1), flat.max(axis=1)
+        first = column.iloc[0]
+        return cls(first.dtype, first.shape, lows == highs, float(lows.min()), float(highs.max()))
+
+
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """Columns of arrays in the visible splits: by name and role (n, ...), and per role their fingerprints.
+    """Columns of arrays in the visible splits: facts by name and role, and per role their fingerprints.
 
     ``images`` are those that the network gets as 0..1; the others it gets as they are.
     """
 
-    values: Mapping[str, Mapping[Role, np.ndarray]]
+    facts: Mapping[str, Mapping[Role, Facts]]
     prints: Mapping[str, Mapping[Role, np.ndarray]]
     images: frozenset[str] = frozenset()
 
@@ -37,8 +59,8 @@ class Arrays:
         train = dataset.train.features
         visible: tuple[tuple[Role, Split], ...] = (("train", dataset.train), ("valid", dataset.valid))
         names = [str(name) for name in train if is_tensor(train[name])]
-        values = {name: {role: np.stack(list(split.features[name])) for role, split in visible} for name in names}
-        return cls(values, dataset.array_prints, frozenset(images))
+        facts = {name: {role: Facts.of(split.features[name]) for role, split in visible} for name in names}
+        return cls(facts, dataset.array_prints, frozenset(images))
 
 
 NEAR_UNIQUE = 0.95

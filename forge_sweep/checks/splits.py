@@ -183,7 +183,7 @@ def mean_shift(evidence: Evidence) -> Iterator[Seen]:
 
 
 def _rows_can_differ(evidence: Evidence) -> bool:
-    if evidence.arrays is not None and evidence.arrays.values:
+    if evidence.arrays is not None and evidence.arrays.facts:
         return True
     possible = np.log(np.maximum(evidence.features["distinct"].to_numpy(dtype=float), 1)).sum()
     return bool(possible > np.log(DISTINCT_PER_ROW * max(sum(evidence.dataset.sizes.values()), 1)))

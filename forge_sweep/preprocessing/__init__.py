@@ -30,6 +30,7 @@ from forge_sweep.preprocessing.inputs import (
     one_matrix,
     resolved,
 )
+from forge_sweep.preprocessing.mapped import ArrayFile, Mapped, MappedArray, in_memory, mapped
 from forge_sweep.preprocessing.preprocessor import Preprocessor
 from forge_sweep.preprocessing.rows import Misfit, RowsRefused, RowTransform
 from forge_sweep.preprocessing.schema import CODE, UNKNOWN, Column, Kind, Schema
@@ -50,6 +51,7 @@ __all__ = [
     "NO_TENSORS",
     "STORED",
     "UNKNOWN",
+    "ArrayFile",
     "Batch",
     "Coded",
     "Codes",
@@ -57,6 +59,8 @@ __all__ = [
     "Group",
     "InputSpec",
     "Kind",
+    "Mapped",
+    "MappedArray",
     "Misfit",
     "Normalization",
     "Preprocessor",
@@ -72,7 +76,9 @@ __all__ = [
     "fit_stream",
     "from_store",
     "images",
+    "in_memory",
     "is_tensor",
+    "mapped",
     "name_of",
     "one_matrix",
     "resolved",

@@ -14,12 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from forge_sweep.errors import DataError, Key
 from forge_sweep.experiment.words import as_toml, nearest
+from forge_sweep.preprocessing.mapped import Mapped, scaled
 from forge_sweep.preprocessing.schema import WORDS, Schema
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ FEATURES = "features"
 """The name of the only input of a model where the experiment declares no groups of columns."""
 
 Batch = dict[str, np.ndarray]
-"""Arrays by name, rows first, as many rows in each."""
+"""Arrays by name, rows first, as many rows in each; a `Mapped` may stand for one whose rows lie in a file."""
 
 NO_TENSORS: Mapping[str, np.ndarray] = MappingProxyType({})
 
@@ -252,11 +253,11 @@ class Tensor:
     scale: float
 
     def __call__(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-        """(n, ...) float32 of the arrays by column."""
-        values = tensors[self.column]
-        with np.errstate(over="ignore"):
-            made = values.astype(np.float32)
-        return made if self.scale == 1.0 else made * np.float32(self.scale)
+        """(n, ...) float32 of the arrays by column; those of a file stay there until they are taken out."""
+        values: np.ndarray | Mapped = tensors[self.column]
+        if isinstance(values, Mapped):
+            return cast(np.ndarray, values.scaled(self.scale))
+        return scaled(values, self.scale)
 
 
 class Codes:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from forge_sweep.errors import BundleError, DataError, SchemaError
 from forge_sweep.preprocessing.inputs import Batch, Feed, Group, Spec, by_default, resolved
+from forge_sweep.preprocessing.mapped import Mapped, mapped
 from forge_sweep.preprocessing.schema import Schema
 from forge_sweep.preprocessing.tensors import images
 
@@ -148,7 +149,8 @@ class Preprocessor:
         """
         raw, tensors = self._raw(self.with_images(features))
         batch = self.feed(raw, tensors)
-        if not all(np.isfinite(values).all() for values in (batch.values() if isinstance(batch, dict) else [batch])):
+        made = batch.values() if isinstance(batch, dict) else [batch]
+        if not all(isinstance(values, Mapped) or np.isfinite(values).all() for values in made):
             self._refuse_infinite(features, self.matrix(raw))
         return batch
 
@@ -165,7 +167,9 @@ class Preprocessor:
             SchemaError: one is no such image.
         """
         for name, shape in self.images.items():
-            if name in features and any(isinstance(cell, str | bytes) for cell in features[name]):
+            if name not in features or mapped(features[name]) is not None:
+                continue
+            if any(isinstance(cell, str | bytes) for cell in features[name]):
                 found, wrong = images(features[name], shape)
                 for row, why in wrong.items():
                     raise SchemaError(

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from decimal import Decimal
 from functools import cached_property
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from pandas.api import types
 
 from forge_sweep.errors import SchemaError
 from forge_sweep.experiment.words import nearest
+from forge_sweep.preprocessing.mapped import mapped
 from forge_sweep.preprocessing.tensors import cells, is_tensor, stacked
 
 Kind = Literal["numeric", "boolean", "categorical", "tensor"]
@@ -82,8 +83,11 @@ class Column:
         return self.dtype == CODE and all(map(WHOLE.fullmatch, self.categories))
 
     def read(self, series: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-        """Values (n,) as `Schema.values` gives them, and which of them are mistyped."""
+        """Values (n,) as `Schema.values` gives them, and which of them are mistyped; arrays of a file stay there."""
         if self.kind == "tensor":
+            if (found := mapped(series)) is not None:
+                fits = np.can_cast(found.dtype, self.dtype) and found.shape[1:] == self.shape
+                return cast(np.ndarray, found), np.full(len(found), not fits)
             return stacked(series, self.shape, self.dtype)
         values, wrong = _read(series, self.kind, self.takes_integers)
         if self.takes_integers:  # as training read such a file

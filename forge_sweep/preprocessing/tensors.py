@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from forge_sweep.preprocessing.mapped import MappedDtype
+
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's modes by the number of channels."""
 
@@ -31,7 +33,9 @@ class Unreadable(ValueError):
 
 
 def is_tensor(series: pd.Series) -> bool:
-    """Whether a column holds arrays."""
+    """Whether a column holds arrays, in memory or in a file."""
+    if isinstance(series.dtype, MappedDtype):
+        return True
     return bool(series.dtype == object and len(series) and isinstance(series.iloc[0], np.ndarray))
 
 

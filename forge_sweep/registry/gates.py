@@ -354,7 +354,7 @@ def _unseen_by(champion: Candidate | None, candidate: Candidate, dataset: Datase
         seen = f"it was trained on {trained}, which cannot be read: {' '.join(error.message.split())}"
         fix = "keep the rows of a champion: test rows that it was trained on make it look better than it is"
         return all_rows, [Finding("warning", "leakage", subject, seen, expected, fix)]
-    if dict(of_champion.train.features.dtypes) != dict(dataset.train.features.dtypes):
+    if not of_champion.train.features.dtypes.map(str).equals(dataset.train.features.dtypes.map(str)):
         seen = f"it was trained on {trained}, whose columns differ: rows of both cannot be told"
         fix = "make sure that none of the test rows was among its training rows"
         return all_rows, [Finding("warning", "leakage", subject, seen, expected, fix)]

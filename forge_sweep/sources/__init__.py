@@ -12,6 +12,7 @@ from forge_sweep.sources.base import (
     test_looks,
 )
 from forge_sweep.sources.loading import SOURCES, load, source
+from forge_sweep.sources.spool import in_files
 
 __all__ = [
     "ROLES",
@@ -23,6 +24,7 @@ __all__ = [
     "Successor",
     "TestLook",
     "Versioned",
+    "in_files",
     "load",
     "source",
     "test_looks",

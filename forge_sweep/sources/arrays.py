@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import psutil
 
 from forge_sweep.errors import DataError, Key
 from forge_sweep.experiment.words import nearest
-from forge_sweep.preprocessing import cells, images
+from forge_sweep.memory import memory
+from forge_sweep.preprocessing import cells, images, mapped
 from forge_sweep.sources.base import SHOWN, shown
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def read_archive(path: Path, key: str, spec: DataSpec) -> pd.DataFrame:
 
 def refuse_too_much(needed: float, what: str) -> None:
     """Raise DataError where ``what`` takes more bytes of memory than are free."""
-    room = psutil.virtual_memory().available
+    room = memory().available
     if needed > room:
         raise DataError(
             f"{what} takes {needed / 1e9:.1f} GB of memory to read; {room / 1e9:.1f} GB are free",
@@ -194,7 +194,7 @@ def with_images(frame: pd.DataFrame, spec: DataSpec, folders: Sequence[Path], so
         if group.kind != "image" or group.column not in frame:
             continue
         column = frame[group.column]
-        if all(isinstance(cell, np.ndarray) for cell in column):
+        if mapped(column) is not None or all(isinstance(cell, np.ndarray) for cell in column):
             continue
         key = Key(f"data.inputs.{name}.shape")
         if group.shape is None:

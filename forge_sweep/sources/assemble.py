@@ -12,7 +12,7 @@ from pandas.api import types
 
 from forge_sweep.errors import DataError, Key
 from forge_sweep.experiment.words import nearest
-from forge_sweep.preprocessing import is_tensor
+from forge_sweep.preprocessing import is_tensor, mapped
 from forge_sweep.sources.arrays import tensors_of
 from forge_sweep.sources.base import ROLES, Dataset, HeldTest, Role, Split, shown
 from forge_sweep.sources.digest import content_digest, fingerprints, prints_of, split_digest
@@ -234,6 +234,8 @@ def tidy_column(values: pd.Series) -> pd.Series:
     Raises:
         DataError: the column holds something else, such as times.
     """
+    if mapped(values) is not None:
+        return values
     if is_tensor(values):
         return tensors_of(values, "the rows")
     if isinstance(values.dtype, pd.CategoricalDtype):

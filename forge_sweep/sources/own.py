@@ -6,13 +6,18 @@ What the function may give, for all rows or as a dictionary of train, valid and 
   it: ``x`` an array, which is called ``X``, or a dictionary, ``y`` the targets in the order of ``data.target``;
 - a pipeline of batches of these: a ``keras.utils.PyDataset``, a ``tf.data.Dataset``, or any other iterable.
 
-All rows are held in memory: a pipeline is read once, and refused where its rows would not fit.
+A pipeline is read once. Where its rows fit comfortably they are held in memory, as those of every source are. Where
+not, its arrays go to files of this machine while it is read (`spool`) and are taken from there batch by batch; columns
+of a table, targets among them, are held in memory in any case, and refused where they would not fit.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import inspect
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,20 +25,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import psutil
 
 from forge_sweep.errors import DataError, Key, TrialFailed
 from forge_sweep.experiment import Code
 from forge_sweep.experiment.code import read
 from forge_sweep.experiment.importing import failed, module_of
+from forge_sweep.memory import memory
 from forge_sweep.preprocessing import is_tensor
-from forge_sweep.sources.arrays import columns_of, refuse_too_much, with_images
+from forge_sweep.sources import spool
+from forge_sweep.sources.arrays import columns_of, with_images
 from forge_sweep.sources.assemble import assemble
 from forge_sweep.sources.base import ROLES, Dataset
 from forge_sweep.sources.digest import prints_of
 
 if TYPE_CHECKING:
     from forge_sweep.experiment import DataSpec
+
+VARIABLE = "FORGE_SWEEP_ROWS_MB"
 
 HINT = "return a frame, a dictionary of arrays, a pair (x, y), or batches of these: a PyDataset, a tf.data.Dataset"
 
@@ -54,30 +62,25 @@ class OwnSource:
                 f"{str(spec.code)[:12]})",
                 hint="put them back as they were",
             )
-        frames: list[pd.DataFrame] = []
-        try:
-            function = getattr(module_of(code), code.function)
-            given = function(**({"root": root} if "root" in inspect.signature(function).parameters else {}))
-            parts = _parts(given, what)
-            for role, part in parts.items():
-                said = f"{what}, {role}" if role else what
-                whole = _is_whole(part)
-                frames.append(_columns(part, spec, said) if whole else pd.concat(_read(part, spec, said)))
-        except DataError:
-            raise
-        except TrialFailed as error:  # on import
-            raise DataError(f"{what}: {error}", hint="correct that line") from error
-        except Exception as error:  # of any kind: it is the user's code
-            raise DataError(str(failed(error, f"{what}: {code.function} failed")), hint="correct that line") from error
-        if len(frames) > 1 and spec.split != type(spec.split)():
-            raise DataError(f"{what} gives train, valid and test, and {Key('data.split')} says how", hint="remove that")
-        for role, frame in zip(parts, frames, strict=True):
-            if set(frame) != set(frames[0]):
-                names = ", ".join(map(str, frames[0]))
-                raise DataError(f"{what}: {role} has {', '.join(map(str, frame))}; expected {names}", hint=HINT)
-        if not all(map(len, frames)):
-            raise DataError(f"{what} gives no rows", hint=HINT)
-        lengths, frame = [len(each) for each in frames], pd.concat(frames, ignore_index=True)
+        key = "" if spec.digest is None else _key(spec, code)
+        found, dropped = spool.find(key) if key else None, set(spec.drop)
+        if found is None:
+            with contextlib.closing(Gathered(spec, key, what)) as rows:
+                try:
+                    function = getattr(module_of(code), code.function)
+                    given = function(**({"root": root} if "root" in inspect.signature(function).parameters else {}))
+                    _gather(rows, given, spec, what)
+                    found, dropped = rows.finish(), rows.dropped
+                except DataError:
+                    raise
+                except spool.AlreadyThere as kept:
+                    found = kept.found
+                except TrialFailed as error:  # on import
+                    raise DataError(f"{what}: {error}", hint="correct that line") from error
+                except Exception as error:  # of any kind: it is the user's code
+                    failure = str(failed(error, f"{what}: {code.function} failed"))
+                    raise DataError(failure, hint="correct that line") from error
+        frame, lengths = found
         return assemble(
             with_images(frame, spec, [root] * len(frame), spec.source),
             spec,
@@ -85,8 +88,129 @@ class OwnSource:
             source=spec.source,
             seed=seed,
             rows=np.concatenate([np.arange(length, dtype=np.int64) for length in lengths]),
-            roles=np.repeat(np.arange(len(ROLES), dtype=np.int8), lengths) if len(frames) > 1 else None,
+            roles=np.repeat(np.arange(len(ROLES), dtype=np.int8), lengths) if len(lengths) > 1 else None,
+            names=[*map(str, frame), *sorted(dropped)],
         )
+
+
+def _key(spec: DataSpec, code: Code) -> str:
+    """Names rows whose digest is declared."""
+    return hashlib.sha256(f"{spec.digest} {spec.source} {code.digest} {sorted(spec.drop)}".encode()).hexdigest()[:32]
+
+
+def _gather(rows: Gathered, given: Any, spec: DataSpec, what: str) -> None:
+    """Add all that was given, split by split."""
+    parts = _parts(given, what)
+    if len(parts) > 1 and spec.split != type(spec.split)():
+        raise DataError(f"{what} gives train, valid and test, and {Key('data.split')} says how", hint="remove that")
+    for role, part in parts.items():
+        said = f"{what}, {role}" if role else what
+        rows.begin(said)
+        if _is_whole(part):
+            rows.add(_columns(part, spec, said), whole=True)
+        else:
+            for batch, count in _read(part, spec, said):
+                rows.add(batch, count)
+    if not all(rows.lengths):
+        raise DataError(f"{what} gives no rows", hint=HINT)
+
+
+class Gathered:
+    """The rows of a function, as they come: in memory, and their arrays in files once they have no room there.
+
+    Args:
+        spec: what is dropped is not kept.
+        key: names the rows where their digest is declared; "" otherwise.
+        what: what messages call them.
+    """
+
+    def __init__(self, spec: DataSpec, key: str, what: str) -> None:
+        self._key, self._what, self._room, self._drop = key, what, room(), spec.drop
+        self.dropped = set[str]()  # columns that were there
+        self._names: list[str] = []
+        self._frames: list[pd.DataFrame] = []
+        self._spool: spool.Spool | None = None
+        self._table = self._arrays = self._ready = 0.0  # bytes so far; ``_ready``: of the arrays as float32
+        self.lengths: list[int] = []  # rows per split
+
+    def begin(self, what: str) -> None:
+        """The rows of the next split come, which messages call ``what``."""
+        self._what = what
+        self.lengths.append(0)
+
+    def add(self, frame: pd.DataFrame, count: int | None = None, *, whole: bool = False) -> None:
+        """Take the next rows.
+
+        Args:
+            frame: a batch, or all rows of the split.
+            count: how many such batches the split has, where that is known and this is the first one.
+            whole: the rows are held by the function in any case: they do not go to files because of their size.
+
+        Raises:
+            DataError: other columns than in the splits before; columns of a table do not fit in memory, or arrays on
+                disk.
+        """
+        self.dropped |= set(self._drop) & set(frame)
+        frame = frame.drop(columns=[name for name in self._drop if name in frame])
+        self._names = self._names or list(map(str, frame))
+        if not self.lengths[-1] and set(frame) != set(self._names):
+            names = ", ".join(self._names)
+            raise DataError(f"{self._what} has {', '.join(map(str, frame))}; expected {names}", hint=HINT)
+        arrays = [str(name) for name in frame if is_tensor(frame[name])]
+        table = float(frame.memory_usage().sum()) - 8 * len(frame) * len(arrays)
+        values = sum(frame[name].iloc[0].size * len(frame) for name in arrays)
+        size = float(sum(frame[name].iloc[0].nbytes * len(frame) for name in arrays))
+        self._table, self._arrays, self._ready = self._table + table, self._arrays + size, self._ready + 4 * values
+        times = (count or 1) - 1
+        coming = self._table + times * table, self._arrays + times * size, self._ready + times * 4 * values
+        said = (
+            f"{self._what}: a pipeline of {count:,} batches" if count else f"{self._what}: what a pipeline gave so far"
+        )
+        # While rows are put together and prepared there are two copies, and two as float32.
+        if not whole and coming[0] * 2 > self._room:
+            self._refuse(coming[0] * 2, said, bool(arrays))
+        if not whole and arrays and self._spool is None and 2 * sum(coming) > self._room:
+            self._spool = spool.Spool(coming[1], self._key, said)
+            self._frames = [self._split(held) for held in self._frames]
+        self.lengths[-1] += len(frame)
+        self._frames.append(frame if self._spool is None else self._split(frame))
+
+    def finish(self) -> tuple[pd.DataFrame, list[int]]:
+        """All rows, with the number per split."""
+        frame = pd.concat(self._frames, ignore_index=True)
+        if self._spool is not None:
+            frame = self._spool.finish(frame, self.lengths, self._names)
+        return frame, self.lengths
+
+    def close(self) -> None:
+        """Let go of files that were not finished."""
+        if self._spool is not None:
+            self._spool.close()
+
+    def _split(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """What is left of a batch once its arrays are written."""
+        assert self._spool is not None
+        arrays = [str(name) for name in frame if is_tensor(frame[name])]
+        self._spool.append({name: np.stack(list(frame[name])) for name in arrays})
+        return frame.drop(columns=arrays)
+
+    def _refuse(self, needed: float, said: str, arrays: bool) -> None:
+        beside = "columns beside arrays" if arrays else "columns of a table"
+        raise DataError(
+            f"{said}: its {beside} take {needed / 1e9:.1f} GB of memory to read; {self._room / 1e9:.1f} GB are free",
+            hint="they are held in memory: give fewer rows or columns, or many numbers as one array per row",
+        )
+
+
+def room() -> float:
+    """Bytes of memory that rows may take: ``FORGE_SWEEP_ROWS_MB``, or what is free."""
+    declared = os.environ.get(VARIABLE, "")
+    if not declared:
+        return memory().available
+    try:
+        return float(declared) * 1e6
+    except ValueError:
+        raise DataError(f"{VARIABLE} = {declared!r}; expected megabytes", hint="write a number, or unset it") from None
 
 
 def _parts(given: Any, what: str) -> dict[str, Any]:
@@ -149,25 +273,17 @@ def _kind(given: Any) -> str:
     return "nothing" if given is None else f"a {type(given).__module__.partition('.')[0]} {type(given).__name__}"
 
 
-def _read(given: Any, spec: DataSpec, what: str) -> Iterator[pd.DataFrame]:
-    """The batches of a pipeline, as long as the rows fit in memory.
+def _read(given: Any, spec: DataSpec, what: str) -> Iterator[tuple[pd.DataFrame, int | None]]:
+    """The batches of a pipeline; with the first one how many there are, where it says so.
 
     Raises:
-        DataError: it is none, it has no end, it would not fit, or it gives other rows when its first batch is read
-            again and nothing fixes their order.
+        DataError: it is none, it has no end, or it gives other rows when its first batch is read again and nothing
+            fixes their order.
     """
     batches, count = _batches(given, what)
-    seen = 0.0
+    number = -1
     for number, batch in enumerate(batches):
         frame = _columns(batch, spec, what)
-        size = float(frame.memory_usage().sum())
-        size += sum(frame[name].iloc[0].nbytes * len(frame) for name in frame if is_tensor(frame[name]))
-        seen += size
-        if not number and count is not None:
-            refuse_too_much(2 * size * count, f"{what}: a pipeline of {count:,} batches of {size / 1e6:.1f} MB")
-        # Beside what was read, there has to be room to put it together.
-        if seen > psutil.virtual_memory().available:
-            refuse_too_much(seen, f"{what}: what a pipeline gave in its first {number + 1:,} batches")
         if not number and spec.key is None and not isinstance(given, Iterator):
             again = next((_columns(each, spec, what) for each in itertools.islice(_batches(given, what)[0], 1)), None)
             if again is None or not _same(frame, again):
@@ -176,8 +292,8 @@ def _read(given: Any, spec: DataSpec, what: str) -> Iterator[pd.DataFrame]:
                     hint=f"take shuffling and augmentation out (training shuffles, layers augment), or name "
                     f"{Key('data.key'):under} where only the order differs",
                 )
-        yield frame
-    if not seen:
+        yield frame, None if number else count
+    if number < 0:
         raise DataError(f"{what}: a pipeline gives no batches", hint=HINT)
 
 

@@ -21,6 +21,7 @@ from forge_sweep import environment, trial, workers
 from forge_sweep.bundle import choose_golden
 from forge_sweep.errors import InputError, SweepStopped, TrialFailed
 from forge_sweep.experiment import Experiment, Params, WorkersSpec
+from forge_sweep.preprocessing import Mapped, mapped
 from forge_sweep.sources import Dataset
 from forge_sweep.sweep import budget
 from forge_sweep.sweep.context import Context
@@ -59,6 +60,13 @@ class WorkerPool:
         elif spec.kind == "ray":
             from forge_sweep.workers.ray import Stored as StoredInRay
 
+            features = context.dataset.train.features
+            if names := [str(name) for name in features if mapped(features[name]) is not None]:
+                raise InputError(
+                    f'workers.kind = "ray": the arrays of {", ".join(names)} do not fit in memory and lie in files of '
+                    "this machine, which others do not see",
+                    hint='set workers.kind = "processes"',
+                )
             self.arrays = ClusterArrays(context.dataset, StoredInRay.put)
         self.workers = workers.make(
             spec, self.plan, lambda text, severity="info": context.tell("message", text=text, severity=severity)
@@ -285,6 +293,8 @@ def _mapped(folder: Path, names: Any) -> Any:
         return {key: _mapped(folder, name) for key, name in names.items()}
     if isinstance(names, tuple):
         return tuple(_mapped(folder, name) for name in names)
+    if isinstance(names, Mapped):
+        return names
     return np.load(folder / names, mmap_mode="c")  # NumPy aligns what it writes as TensorFlow wants it
 
 
@@ -295,7 +305,9 @@ def save(prepared: Prepared, recipe: Recipe, folder: Path) -> None:
     folder.mkdir(parents=True)
     count = iter(range(10_000))
 
-    def write(values: np.ndarray) -> str:
+    def write(values: np.ndarray) -> str | Mapped:
+        if isinstance(values, Mapped):  # in a file already, which the sweep's process keeps in place
+            return values
         name = f"{next(count)}.npy"
         np.save(folder / name, np.ascontiguousarray(values))
         return name

@@ -317,6 +317,8 @@ def load_data(experiment: Experiment, watch: Watch) -> Dataset:
     if code is not None:
         how = "is the declared one" if asked else f"was computed over {sum(dataset.sizes.values()):,} rows"
         message(watch, f"the digest of the rows, {dataset.digest[:12]}, {how}")
+    if in_files := sources.in_files(dataset):
+        message(watch, in_files)
     warn_all(watch, dataset.warnings)
     known = list(map(str, dataset.train.features.columns))
     for name in experiment.promotion.groups:  # before anything is trained: the promotion could not compare them

@@ -12,6 +12,7 @@ import numpy as np
 
 from forge_sweep.errors import TrialFailed
 from forge_sweep.models import compiling
+from forge_sweep.preprocessing import Mapped
 
 if TYPE_CHECKING:
     import keras
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from forge_sweep.task import Task
 
 Features = np.ndarray | Mapping[str, np.ndarray] | tuple[np.ndarray, ...]
-"""One array with a row per example, or one per input of the model: by the input's name, or in the inputs' order."""
+"""One array with a row per example, or one per input of the model: by the input's name, or in the inputs' order. A
+`Mapped` may stand for any of them, whose rows lie in a file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,8 @@ def check_data(data: TrainingData) -> None:
     for name, x, y in (("train", data.x_train, data.y_train), ("validation", data.x_valid, data.y_valid)):
         if not len(y):
             raise TrialFailed("data", f"there are no {name} rows", hint="give them a share under [data.split]")
-        finite = [np.isfinite(values).reshape(len(values), -1).all(axis=1) for values in leaves(x)]
+        held = [values for values in leaves(x) if not isinstance(values, Mapped)]  # in a file all are finite
+        finite = [np.ones(len(y), bool), *(np.isfinite(values).reshape(len(y), -1).all(axis=1) for values in held)]
         if bad := int((~np.logical_and.reduce(finite)).sum()):
             seen = f"{bad} {name} rows have NaN or Inf after preprocessing"
             raise TrialFailed("data", seen, hint="check [preprocessing] and the audit of the data")

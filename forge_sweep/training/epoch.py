@@ -13,12 +13,16 @@ import numpy as np
 import tensorflow as tf
 
 from forge_sweep import environment
+from forge_sweep.preprocessing import Mapped
 from forge_sweep.training import networks
 from forge_sweep.training.data import TrainingData
 from forge_sweep.training.loop import RESIDENT_SHARE, Epochs
 
 PREFETCH = 8
-"""Batches that are made ready ahead of the step that needs them, where rows are streamed."""
+"""Most batches that are made ready ahead of the step that needs them, where rows are streamed."""
+
+PREFETCH_BYTES = 256_000_000
+"""Most bytes of such batches, unless one alone takes more."""
 
 
 class CompiledEpoch(Epochs):
@@ -113,8 +117,9 @@ class CompiledEpoch(Epochs):
 
 def place(arrays: Any, device: str) -> tuple[Any, bool]:
     """Train rows as tensors on the device and False, or the arrays and True where they have to be streamed."""
-    size = sum(array.nbytes for array in tf.nest.flatten(arrays))
-    streamed = size > RESIDENT_SHARE * free_bytes(device)
+    flat = tf.nest.flatten(arrays)
+    in_file = any(isinstance(array, Mapped) for array in flat)
+    streamed = in_file or sum(array.nbytes for array in flat) > RESIDENT_SHARE * free_bytes(device)
     with tf.device("CPU:0" if streamed else device):
         return (arrays if streamed else tf.nest.map_structure(resident, arrays)), streamed
 
@@ -137,8 +142,10 @@ def shuffled(rows: int, seeds: tf.Tensor) -> tf.Tensor:
 
 
 def batches(arrays: Any, order: tf.Tensor, batch_size: int) -> tf.data.Dataset:
-    """The batches of one epoch, gathered from NumPy arrays on the host while earlier ones are trained on."""
+    """The batches of one epoch, gathered from arrays on the host, or files, while earlier ones are trained on."""
     flat = tf.nest.flatten(arrays)
+    size = batch_size * sum(array.nbytes for array in flat) // max(len(flat[0]), 1)
+    ahead = max(1, min(PREFETCH, PREFETCH_BYTES // max(size, 1)))
 
     def gather(rows: np.ndarray) -> list[np.ndarray]:
         return [array[rows] for array in flat]
@@ -149,7 +156,7 @@ def batches(arrays: Any, order: tf.Tensor, batch_size: int) -> tf.data.Dataset:
             tensor.set_shape((None, *array.shape[1:]))
         return tf.nest.pack_sequence_as(arrays, found)
 
-    return tf.data.Dataset.from_tensor_slices(order).batch(batch_size).map(fetch).prefetch(PREFETCH)
+    return tf.data.Dataset.from_tensor_slices(order).batch(batch_size).map(fetch).prefetch(ahead)
 
 
 def free_bytes(device: str) -> int:

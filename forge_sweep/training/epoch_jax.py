@@ -15,6 +15,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from forge_sweep import environment
+from forge_sweep.preprocessing import Mapped
 from forge_sweep.training import networks
 from forge_sweep.training.data import TrainingData
 from forge_sweep.training.loop import RESIDENT_SHARE, Epochs
@@ -123,7 +124,9 @@ def room(model: keras.Model, data: TrainingData) -> networks.Rows:
         free = environment.memory().available
         if device.platform != "cpu" and (statistics := device.memory_stats()):
             free = statistics["bytes_limit"] - statistics["bytes_in_use"]
-        streamed = sum(array.nbytes for array in jax.tree.leaves(arrays)) > RESIDENT_SHARE * free
+        flat = jax.tree.leaves(arrays)
+        in_file = any(isinstance(array, Mapped) for array in flat)
+        streamed = in_file or sum(array.nbytes for array in flat) > RESIDENT_SHARE * free
         return (arrays if streamed else jax.device_put(arrays, device)), streamed
 
     return networks.rows_on(str(device), data, place)

@@ -14,7 +14,7 @@ from forge_sweep.errors import TrialFailed
 from forge_sweep.task import Direction, Task
 from forge_sweep.training import checkpoint
 from forge_sweep.training.checkpoint import Checkpoint, Progress
-from forge_sweep.training.data import TrainingData, Validation, check_data, row_weights
+from forge_sweep.training.data import TrainingData, Validation, check_data
 from forge_sweep.training.failures import classify
 
 if TYPE_CHECKING:
@@ -171,17 +171,10 @@ def fit(
                 course.note(f"trained by model.fit, not by the compiled epoch: {reason}")
                 if not model.optimizer.built:  # what is put back needs its variables
                     model.optimizer.build(model.trainable_variables)
-                model.fit(
-                    data.x_train,
-                    data.y_train,
-                    sample_weight=row_weights(data),
-                    batch_size=batch_size,
-                    initial_epoch=epochs.start,
-                    epochs=epochs.stop,
-                    callbacks=listed,
-                    shuffle=True,
-                    verbose=0,
-                )
+                from forge_sweep.training.feeding import fed
+
+                rows = fed(data, batch_size)
+                model.fit(**rows, initial_epoch=epochs.start, epochs=epochs.stop, callbacks=listed, verbose=0)
             else:
                 from forge_sweep.training.loop import compiled_epochs
 
