@@ -20,8 +20,7 @@ from forge_sweep.checks import audit
 from forge_sweep.errors import DataError
 from forge_sweep.experiment import Experiment, parse
 from forge_sweep.preflight import preflight
-from forge_sweep.preprocessing import Mapped, mapped
-from forge_sweep.preprocessing import mapped as mapped_module
+from forge_sweep.preprocessing import Mapped, array_files, mapped
 from forge_sweep.sources import Dataset, spool
 
 ROOT = Path(__file__).parent.parent
@@ -248,7 +247,7 @@ def test_rows_in_a_file_are_taken_in_parts_only(tmp_path: Path, monkeypatch: pyt
     assert isinstance(rows, Mapped)
     with pytest.raises(TypeError, match="taken in parts"):
         np.asarray(rows)
-    monkeypatch.setattr(mapped_module, "LET_GO", 10_000)
+    monkeypatch.setattr(array_files, "LET_GO", 10_000)
     copied = pickle.loads(pickle.dumps(rows))
     assert np.array_equal(copied[100:140], rows[np.arange(100, 140)])
     assert column.isna().sum() == 0 and column.iloc[3].shape == (12, 12, 1)

@@ -15,6 +15,7 @@ output exists, and else all zeros; so is a missing category.
 
 from __future__ import annotations
 
+from forge_sweep.preprocessing.array_files import ArrayFile, Mapped, MappedArray, in_memory, mapped
 from forge_sweep.preprocessing.inputs import (
     FEATURES,
     NO_TENSORS,
@@ -30,7 +31,6 @@ from forge_sweep.preprocessing.inputs import (
     one_matrix,
     resolved,
 )
-from forge_sweep.preprocessing.mapped import ArrayFile, Mapped, MappedArray, in_memory, mapped
 from forge_sweep.preprocessing.preprocessor import Preprocessor
 from forge_sweep.preprocessing.rows import Misfit, RowsRefused, RowTransform
 from forge_sweep.preprocessing.schema import CODE, UNKNOWN, Column, Kind, Schema

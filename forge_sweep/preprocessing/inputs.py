@@ -20,7 +20,7 @@ import numpy as np
 
 from forge_sweep.errors import DataError, Key
 from forge_sweep.experiment.words import as_toml, nearest
-from forge_sweep.preprocessing.mapped import Mapped, scaled
+from forge_sweep.preprocessing.array_files import Mapped, scaled
 from forge_sweep.preprocessing.schema import WORDS, Schema
 
 if TYPE_CHECKING:

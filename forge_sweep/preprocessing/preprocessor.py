@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from forge_sweep.errors import BundleError, DataError, SchemaError
+from forge_sweep.preprocessing.array_files import Mapped, mapped
 from forge_sweep.preprocessing.inputs import Batch, Feed, Group, Spec, by_default, resolved
-from forge_sweep.preprocessing.mapped import Mapped, mapped
 from forge_sweep.preprocessing.schema import Schema
 from forge_sweep.preprocessing.tensors import images
 

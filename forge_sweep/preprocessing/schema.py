@@ -17,7 +17,7 @@ from pandas.api import types
 
 from forge_sweep.errors import SchemaError
 from forge_sweep.experiment.words import nearest
-from forge_sweep.preprocessing.mapped import mapped
+from forge_sweep.preprocessing.array_files import mapped
 from forge_sweep.preprocessing.tensors import cells, is_tensor, stacked
 
 Kind = Literal["numeric", "boolean", "categorical", "tensor"]

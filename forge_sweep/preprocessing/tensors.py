@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from forge_sweep.preprocessing.mapped import MappedDtype
+from forge_sweep.preprocessing.array_files import MappedDtype
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's modes by the number of channels."""

@@ -32,7 +32,7 @@ import pandas as pd
 
 from forge_sweep.errors import DataError
 from forge_sweep.preprocessing import ArrayFile, MappedArray, mapped
-from forge_sweep.preprocessing.mapped import HIGH, LOW, PRINTS
+from forge_sweep.preprocessing.array_files import HIGH, LOW, PRINTS
 from forge_sweep.sources.base import Dataset
 from forge_sweep.sources.digest import head_of, little, prints_of
 
