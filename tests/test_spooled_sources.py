@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forge_sweep import sources, training, trial
+from forge_sweep import reproduce, sources, sweep, training, trial
 from forge_sweep.checks import audit
 from forge_sweep.errors import DataError
-from forge_sweep.experiment import Experiment, parse
+from forge_sweep.experiment import Experiment, load, parse
 from forge_sweep.preflight import preflight
 from forge_sweep.preprocessing import Mapped, array_files, mapped
 from forge_sweep.sources import Dataset, spool
@@ -253,3 +253,64 @@ def test_rows_in_a_file_are_taken_in_parts_only(tmp_path: Path, monkeypatch: pyt
     assert column.isna().sum() == 0 and column.iloc[3].shape == (12, 12, 1)
     assert np.array_equal(pd.concat([column, column]).iloc[len(column) + 3], column.iloc[3])
     assert spool.folder().is_dir()
+
+
+EXPERIMENT = """
+name = "spooled"
+[data]
+source = "my_data:load"
+target = "y"
+task = "multiclass"
+drop = ["id"]
+[data.inputs]
+scan = { column = "X", kind = "tensor" }
+logo = { column = "picture", kind = "image", shape = [8, 8, 3] }
+rest = { columns = ["age"] }
+[model]
+builder = "net:build"
+[model.search]
+batch_size = 64
+width = { type = "int", low = 4, high = 16 }
+[objective]
+metric = "val_loss"
+[study]
+n_trials = 2
+epochs = 2
+[baselines]
+kinds = ["constant"]
+[confirm]
+top = 1
+seeds = 1
+[workers]
+kind = "processes"
+n = 2
+threads = 1
+"""
+
+
+def swept(folder: Path, kill: bool) -> sweep.SweepResult:
+    """A sweep whose rows lie in files; it kills itself and its workers in the second epoch of a trial."""
+
+    def watch(event: sweep.Event) -> None:
+        if kill and event.kind == "epoch" and event.data["epoch"] == 2:
+            os.killpg(os.getpid(), signal.SIGKILL)
+
+    return sweep.run(load(folder / "spooled.toml"), store=folder / "mlruns", watch=watch)
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_from_files_and_is_reproduced_from_memory(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two worker processes; "exact" compares digests, weights and metrics, bit by bit."""
+    experiment(tmp_path, FORMS["counted"][0])
+    (tmp_path / "spooled.toml").write_text(EXPERIMENT)
+    with monkeypatch.context() as patch:
+        patch.setenv("FORGE_SWEEP_ROWS_MB", "0.6")
+        code = f"from tests.test_spooled_sources import *; swept(Path({str(tmp_path)!r}), kill=True)"
+        died = subprocess.run([sys.executable, "-c", code], cwd=ROOT, start_new_session=True, capture_output=True)
+        assert died.returncode == -signal.SIGKILL, died.stderr.decode()[-2000:]
+        assert len(list(cache.glob("once-*"))) == 1, "left over, and taken for what it is by the next"
+        result = swept(tmp_path, kill=False)
+    assert result.trials == {"finished": 2}
+    assert reproduce.reproduce(result.model, store=tmp_path / "mlruns", root=tmp_path).verdict.word == "exact"

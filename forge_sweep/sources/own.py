@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from forge_sweep.experiment import DataSpec
 
 VARIABLE = "FORGE_SWEEP_ROWS_MB"
+"""Memory that the rows of a pipeline may take, in MB."""
+
+AT_ONCE = 1024
+"""Rows that are written to files at a time."""
 
 HINT = "return a frame, a dictionary of arrays, a pair (x, y), or batches of these: a PyDataset, a tf.data.Dataset"
 
@@ -191,7 +195,9 @@ class Gathered:
         """What is left of a batch once its arrays are written."""
         assert self._spool is not None
         arrays = [str(name) for name in frame if is_tensor(frame[name])]
-        self._spool.append({name: np.stack(list(frame[name])) for name in arrays})
+        for start in range(0, len(frame), AT_ONCE):  # all rows of a split may come at a time
+            part = frame.iloc[start : start + AT_ONCE]
+            self._spool.append({name: np.stack(list(part[name])) for name in arrays})
         return frame.drop(columns=arrays)
 
     def _refuse(self, needed: float, said: str, arrays: bool) -> None:
