@@ -24,7 +24,7 @@ import pandas as pd
 from pandas.api.extensions import ExtensionArray, ExtensionDtype
 from pandas.api.indexers import check_array_indexer
 
-LET_GO = 256_000_000
+LET_GO = 64_000_000
 """Bytes that are read before this process lets go of a file's pages. The system keeps them where it has room."""
 
 BLOCK = 16_000_000
