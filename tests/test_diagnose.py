@@ -160,6 +160,24 @@ def test_curves_that_part_rise_or_end_too_early() -> None:
     assert found.code == "underfitting" and found.severity == "info"
 
 
+def test_validation_that_never_beat_a_constant_has_a_cause_too() -> None:
+    unrelated = {"related": lambda: {"": Relation(0.0, 0.6)}}
+    under = seen([0.75, 0.7, 0.69, 0.69], [0.7, 0.69, 0.69, 0.69], **unrelated)
+    assert codes(under) == ["underfitting", "labels-unrelated"]
+    over = seen([0.7, 0.5, 0.3, 0.2], [0.7, 0.71, 0.72, 0.73], **unrelated)
+    assert codes(over) == ["overfitting", "labels-unrelated"]
+    assert codes(replace(over, related=dict)) == ["overfitting"]
+    one = seen([0.7, 0.6, 0.5], scores=GOOD / 3, sampled=sample(penalty=0.95), **unrelated)
+    assert codes(one) == ["one-class", "penalty-too-high"]
+    assert codes(replace(one, sampled=sample())) == ["one-class"]  # what is called by one class may still be ranked
+
+
+def test_a_frozen_layer_is_a_fact_where_the_network_learned() -> None:
+    good = seen([0.7, 0.5, 0.3, 0.25, 0.24], frozen=("base",))
+    (found,) = of_training(good)
+    assert (found.severity, found.code, found.subject) == ("info", "frozen-layers", "base")
+
+
 def test_a_rate_that_a_schedule_raised_too_far_is_named() -> None:
     rates = [{"lr": rate} for rate in (0.01, 0.02, 0.03, 0.5, 0.5)]
     given = seen([0.7, 0.3, 0.2, 0.9, 2.0], [0.7, 0.3, 0.2, 0.21, 0.2])

@@ -42,6 +42,9 @@ UNDERFIT = 0.9
 LEAST_RATE, MOST_RATE = 1e-5, 0.1
 """Learning rates beyond which they are the likely cause of a network that learned nothing."""
 
+LEARNED_NOTHING = ("one-answer", "flat-loss")
+"""Findings of a network that learned nothing at all."""
+
 MOST_CAUSES = 3
 """Causes that are listed: what comes after the first ones mostly follows from them."""
 
@@ -101,6 +104,7 @@ class Training:
         sampled: the network on a few rows after one or more of its epochs, the last one last; () where it cannot be
             sampled. Asked for only where something is wrong.
         related: by head, whether a shallow tree relates features and targets; asked for where no cause was found.
+        frozen: layers with weights that may not be trained.
         times: what the time went into.
     """
 
@@ -115,6 +119,7 @@ class Training:
     params: Params
     sampled: Callable[[], Sequence[Sample]] = tuple
     related: Callable[[], Mapping[str, Relation]] = dict
+    frozen: Sequence[str] = ()
     times: Times = field(default_factory=Times)
 
 
@@ -126,15 +131,22 @@ def of_training(seen: Training) -> tuple[Finding, ...]:
     if len(seen.history) < FEW_EPOCHS:
         return ()
     stuck = [*_one_answer(seen), *_flat(seen)]
+    answers = any(each.code == "one-class" for each in stuck)
+    if not stuck or answers:
+        stuck += _no_better(seen)
     if not stuck:
-        fit = (*_unstable(seen), *_overfitting(seen), *_underfitting(seen), *_still_improving(seen))
-        return (*fit, *_bound(seen))
-    if all(each.code == "one-class" for each in stuck):
-        return (*stuck, *_bound(seen))
-    causes = _causes(seen)
-    text, fix = (f"; {causes[0].seen}", causes[0].fix) if causes else _unexplained(seen)
-    told = [each if each.code == "one-class" else replace(each, seen=each.seen + text, fix=fix) for each in stuck]
-    return (*told, *causes[:MOST_CAUSES], *_bound(seen))
+        return (*_unstable(seen), *_overfitting(seen), *_still_improving(seen), *_frozen(seen), *_bound(seen))
+    at_all = any(each.code in LEARNED_NOTHING for each in stuck)
+    causes = _causes(seen, at_all or not answers)
+    told = stuck
+    if causes:
+        told = [replace(each, seen=f"{each.seen}; {causes[0].seen}", fix=causes[0].fix) for each in stuck]
+    elif at_all:
+        text, fix = _unexplained(seen)
+        told = [replace(each, seen=each.seen + text, fix=fix) for each in stuck]
+    curves = () if at_all else (*_unstable(seen), *_still_improving(seen))
+    frozen = () if any(each.code == "frozen-layers" for each in causes) else _frozen(seen)
+    return (*told, *causes[:MOST_CAUSES], *curves, *frozen, *_bound(seen))
 
 
 def _curve(seen: Training, name: str) -> np.ndarray:
@@ -182,7 +194,7 @@ def _constant(seen: Training) -> float:
     return replace(seen.task, from_logits=False).loss_of(seen.encoded, outputs)
 
 
-def _causes(seen: Training) -> list[Finding]:
+def _causes(seen: Training, ask_labels: bool) -> list[Finding]:
     """What explains a network that learned nothing, the root of it first; one of each code."""
     taken = seen.sampled()
     sampled = [*samples.causes(taken[-1], taken[:-1])] if taken else []
@@ -191,7 +203,7 @@ def _causes(seen: Training) -> list[Finding]:
     for each in (*roots, *_by_parameters(seen), *sampled):
         first.setdefault(each.code, each)
     causes = [*first.values()]
-    if not causes:
+    if not causes and ask_labels:
         related = seen.related()
         if related and not any(each.found for each in related.values()):
             p = min(each.p for each in related.values())
@@ -252,25 +264,46 @@ def _overfitting(seen: Training) -> Iterator[Finding]:
         text += (
             f" to {losses[-1]:.4g}: a gap of {valid[-1] - losses[-1]:.3g}, {valid[least] - losses[least]:.3g} before"
         )
-        dropout, l2, width = (seen.params.get(name) for name in ("dropout", "l2", "width"))
-        steps = [f"patience = {max(1, (len(valid) - 1 - least) // 2)} under [study]"]
-        steps += [f"dropout = {min(0.5, dropout + 0.2):.2g} under [model.search]"] if isinstance(dropout, float) else []
-        steps += [f"l2 = {max(10 * l2, 1e-4):.2g}"] if isinstance(l2, float) and l2 < 1e-2 else []
-        steps += [f"width = {width // 2}"] if isinstance(width, int) and width > 1 else ["a smaller network"]
-        fix = f"in this order: {', '.join(steps)}, more rows"
+        fix = f"in this order: {', '.join(_milder(seen, len(valid) - 1 - least))}, more rows"
         yield Finding("info", "overfitting", "training", text, "validation that gains as training does", fix)
 
 
-def _underfitting(seen: Training) -> Iterator[Finding]:
-    """Whether neither training nor validation came far from a constant."""
+def _milder(seen: Training, late: int) -> list[str]:
+    """What helps against overfitting, by how much it changes; ``late`` epochs came after the best one."""
+    dropout, l2, width = (seen.params.get(name) for name in ("dropout", "l2", "width"))
+    steps = [f"patience = {max(1, late // 2)} under [study]"] if late else []
+    steps += [f"dropout = {min(0.5, dropout + 0.2):.2g} under [model.search]"] if isinstance(dropout, float) else []
+    steps += [f"l2 = {max(10 * l2, 1e-4):.2g} under [model.search]"] if isinstance(l2, float) and l2 < 1e-2 else []
+    if isinstance(width, int) and width > 1:
+        return [*steps, f"width = {width // 2} under [model.search]"]
+    return [*steps, "a smaller network"]
+
+
+def _no_better(seen: Training) -> Iterator[Finding]:
+    """Whether validation never came below a constant: with a training loss that did not either, or that did."""
     least, reached = float(np.nanmin(_curve(seen, "loss"))), float(np.nanmin(_curve(seen, "val_loss")))
-    if np.isfinite(reached) and reached > KNOWS_NOTHING * (constant := _constant(seen)) and least > UNDERFIT * constant:
+    if not np.isfinite(reached) or reached <= KNOWS_NOTHING * (constant := _constant(seen)):
+        return
+    if least > UNDERFIT * constant:
         text = f"loss came to {least:.4g} and val_loss to {reached:.4g}, {constant:.4g} of a constant"
         width = seen.params.get("width")
         wider = f"width = {2 * width} under [model.search]" if isinstance(width, int) else "a wider network"
         given = [name for name in ("l2", "dropout") if seen.params.get(name)]
         fix = ", ".join(["in this order: more epochs under [study]", *(f"{name} = 0.0" for name in given), wider])
         yield Finding("info", "underfitting", "training", text, "a loss below that of a constant", fix)
+    else:
+        text = f"val_loss came to {reached:.4g}, {constant:.4g} of a constant, from the first epoch on while loss fell"
+        text += f" to {least:.4g}"
+        fix = f"in this order: {', '.join(_milder(seen, 0))}, more rows"
+        yield Finding("info", "overfitting", "training", text, "validation that gains as training does", fix)
+
+
+def _frozen(seen: Training) -> Iterator[Finding]:
+    """Whether layers cannot learn in a network that learned all the same."""
+    if seen.frozen:
+        text = f"{len(seen.frozen)} layers with weights are not trainable: {', '.join(seen.frozen[:3])}"
+        fix = f"trainable = True for {seen.frozen[0]} in the builder, unless it was trained before"
+        yield Finding("info", "frozen-layers", seen.frozen[0], text, "layers that learn", fix)
 
 
 def _bound(seen: Training) -> Iterator[Finding]:

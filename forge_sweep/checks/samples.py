@@ -43,7 +43,7 @@ class LayerSample:
     Attributes:
         name: of the layer.
         constant: share of the units of its activation function that have one value for all rows.
-        saturated: share of the units that are within a hundredth of an end of their sigmoid or tanh for all rows.
+        saturated: share of the units within a hundredth of an end of their sigmoid or tanh, for 95 % of the rows.
         gradient: norm of the gradient of its weights.
         weights: norm of its weights.
         moved: norm of the change of its trainable weights since training began, as a share of their norm then.
@@ -158,15 +158,24 @@ def _dropout_and_penalty(sample: Sample) -> Iterator[Finding]:
 
 
 def _layers(sample: Sample, earlier: Sequence[Sample]) -> Iterator[Finding]:
-    """The first layer that says the same for every row, or where the gradient gets lost."""
+    """Where the gradient gets lost, and the first layer that says the same for every row."""
     zero = [layer.name for layer in sample.layers if layer.weights == 0]
     if zero:
         seen = f"all weights of {zero[0]} are 0, after {sample.steps} steps"
         fix = f'kernel_initializer = "glorot_uniform" for {zero[0]} in the builder'
         yield Finding("warning", "zero-weights", zero[0], seen, "weights that differ from unit to unit", fix)
+    reached = [layer for layer in sample.layers if layer.gradient is not None and layer.trainable]
+    largest = max((layer.gradient or 0.0 for layer in reached), default=0.0)
+    # A gradient that is 0 to the last bit is that of dead units, or of weights that are 0.
+    if not zero and largest > NO_GRADIENT and 0 < (reached[0].gradient or 0.0) < VANISHED * largest:
+        seen = f"the gradient of {reached[0].name} has norm {reached[0].gradient:.2g}, the largest one {largest:.2g}"
+        fix = "batch_norm = true under [model.search], a smaller depth, or skip connections"
+        yield Finding("warning", "vanishing-gradients", reached[0].name, seen, "gradients of one size", fix)
     for layer in sample.layers:
         if layer.saturated is not None and layer.saturated >= DEAD:
-            seen = f"{layer.saturated:.0%} of the units of {layer.name} are at an end of their range for every row"
+            seen = (
+                f"{layer.saturated:.0%} of the units of {layer.name} are at an end of their range for nearly every row"
+            )
             fix = 'activation = "gelu" under [model.search], or smaller initial weights'
             yield Finding("warning", "saturated-units", layer.name, seen, "units that answer to the row", fix)
             return
@@ -177,15 +186,6 @@ def _layers(sample: Sample, earlier: Sequence[Sample]) -> Iterator[Finding]:
             fix = 'activation = "gelu" under [model.search], or a lower learning_rate'
             yield Finding("warning", "dead-units", layer.name, seen, "units that answer to the row", fix)
             return
-    reached = [layer for layer in sample.layers if layer.gradient is not None and layer.trainable]
-    if len(reached) < 2 or zero:
-        return
-    first, last = reached[0], max(reached[1:], key=lambda layer: layer.gradient or 0.0)
-    assert first.gradient is not None and last.gradient is not None
-    if last.gradient > NO_GRADIENT and first.gradient < VANISHED * last.gradient:
-        seen = f"the gradient of {first.name} has norm {first.gradient:.2g}, that of {last.name} {last.gradient:.2g}"
-        fix = "batch_norm = true under [model.search], a smaller depth, or skip connections"
-        yield Finding("warning", "vanishing-gradients", first.name, seen, "gradients of one size", fix)
 
 
 def _updates(sample: Sample) -> Iterator[Finding]:

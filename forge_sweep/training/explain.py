@@ -52,6 +52,8 @@ def explain(
         before_s: seconds of preparing and building.
         seconds: of the trial until now.
     """
+    from forge_sweep.training.probe import frozen
+
     began, probe = time.monotonic(), fitted.probe
 
     def sampled() -> Sequence[Sample]:
@@ -72,6 +74,7 @@ def explain(
         params=params,
         sampled=sampled,
         related=lambda: related(task, data),
+        frozen=frozen(model),
         times=times,
     )
     findings: tuple[Finding, ...] = ()

@@ -268,6 +268,10 @@ ENDS = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "hard_sigmoid": (0.0, 1.0), 
 """Of activation functions that saturate."""
 
 
+SATURATED = 0.95
+"""Share of the rows for which a unit is at an end of its range from which it is saturated."""
+
+
 def of_units(values: np.ndarray, kind: str) -> tuple[float, float | None]:
     """Shares of the units that have one value for all rows, and that are at an end of their range for all of them."""
     flat = values.reshape(-1, values.shape[-1])
@@ -277,7 +281,8 @@ def of_units(values: np.ndarray, kind: str) -> tuple[float, float | None]:
         return constant, None
     least, most = ENDS[kind]
     near = (most - least) / 100
-    return constant, float(((flat <= least + near) | (flat >= most - near)).all(axis=0).mean())
+    ends = (flat <= least + near) | (flat >= most - near)
+    return constant, float((ends.mean(axis=0) >= SATURATED).mean())
 
 
 def of_layers(
@@ -314,6 +319,15 @@ def of_layers(
 def _learnable(layer: Any, weight: Any) -> bool:
     """Whether a weight that is not trainable would be, were its layer: moving statistics never are."""
     return not layer.trainable and "moving" not in weight.path
+
+
+def frozen(model: keras.Model) -> list[str]:
+    """Layers with weights none of which may be trained, though they could be."""
+    return [
+        str(layer.name)
+        for layer in model.layers
+        if not layer.trainable_variables and any(_learnable(layer, weight) for weight in layer.weights)
+    ]
 
 
 def of_columns(x: Features, names: Sequence[str]) -> tuple[tuple[str, float], ...]:
