@@ -219,6 +219,8 @@ API = {
         "forge_sweep.sweep.Event",
         "forge_sweep.checks.findings.Finding",
         "forge_sweep.study.TrialRow",
+        "forge_sweep.checks.pruning.PruningAudit",
+        "forge_sweep.checks.pruning.Audited",
         "forge_sweep.study.replay.Replayed",
         "forge_sweep.sweep.Joined",
         "forge_sweep.sweep.Reconciled",

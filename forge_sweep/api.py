@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from forge_sweep.bundle import Bundle
     from forge_sweep.checks.findings import Findings
+    from forge_sweep.checks.pruning import PruningAudit
     from forge_sweep.exports import Exported
     from forge_sweep.study import Shared, TrialRow
     from forge_sweep.study.replay import Replayed
@@ -239,6 +240,11 @@ class Sweep:
         from forge_sweep.checks.findings import Findings
 
         return Findings(self._study().findings())
+
+    @property
+    def audit(self) -> PruningAudit | None:
+        """What a sample of the pruned trials would have become (``study.audit_pruned``); None where there is none."""
+        return self._study().audit()
 
     def replay(self, *pruners: str, **settings: int | float) -> list[Replayed]:
         """What other pruners would have done, as ``forge-sweep replay`` shows it; it trains nothing.

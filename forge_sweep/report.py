@@ -24,6 +24,7 @@ h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top:
 .verdict { font-size: 1.1rem; border-left: 4px solid #2a6fdb; padding: .4rem 1rem; background: #f2f6fd; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #e3e7ee; white-space: nowrap; }
+table.said td { white-space: normal; vertical-align: top; min-width: 6rem; }
 th { font-weight: 600; } .failed { color: #b3261e; } .pruned { color: #777; } .muted { color: #667; }
 </style>
 </head>
@@ -57,6 +58,19 @@ single scores, which is optimistic.</p>{% endif %}
 {%- else %}-{% endif %}</td>
 <td>{{ number(row.spread) if row.spread and row["values"] | length > 1 else "-" }}</td>
 <td>{{ number(row.gap) }}</td></tr>{% endfor %}</table>{% endif %}
+{% if rows %}<h2>Diagnosis</h2>
+{% if findings %}<div class="scroll"><table class="said">
+<tr><th></th><th>finding</th><th>where</th><th>seen</th><th>fix</th></tr>
+{% for each in findings %}<tr><td>{{ each.severity }}</td><td>{{ each.code }}</td><td>{{ each.subject }}</td>
+<td>{{ each.seen }}</td><td>{{ each.fix }}</td></tr>
+{% endfor %}</table></div>{% else %}<p>Nothing to say of the sweep as a whole.</p>{% endif %}
+{% if audit %}<p>Audit of pruned trials: {{ audit.words() }}.</p>{% endif %}
+{% if said %}<table><tr><th>of single trials</th><th>how many</th><th>which</th></tr>
+{% for code, numbers in said.items() %}<tr><td>{{ code }}</td><td>{{ numbers | length }}</td>
+<td>{{ numbers[:12] | join(", ") }}{{ ", ..." if numbers | length > 12 }}</td></tr>
+{% endfor %}</table>{% endif %}
+<p class="muted">Each code has a section of its name in docs/failures.md;
+<code>forge-sweep diagnose {{ experiment.name }}</code> shows what was seen of each trial.</p>{% endif %}
 {% if baselines %}<h2>Baselines</h2>
 <table><tr><th>model</th><th>{{ metric }}</th></tr>
 {% for name, note in baselines.items() %}<tr><td>{{ name }}</td>
@@ -122,6 +136,10 @@ def write_report(study: StudyView, path: Path) -> None:
     best_first = sorted(notes.items(), key=lambda item: (item[1]["value"] is None, sign * (item[1]["value"] or 0.0)))
     # plotly escapes what it is given, and the figures hold numbers and names of hyperparameters only
     plots = {TITLES[name]: Markup(figure) for name, figure in study.figures_html().items()}
+    said: dict[str, list[int]] = {}
+    for row in rows:
+        for code in dict.fromkeys(each.code for each in row.findings):
+            said.setdefault(code, []).append(row.number)
     page = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE)
     text = page.render(
         study=study,
@@ -132,6 +150,9 @@ def write_report(study: StudyView, path: Path) -> None:
         best=study.best(),
         winner_params=final["winner"]["params"] if final and not final["winner"]["baseline"] else {},
         tested=side_by_side(final["evaluation"]) if final and final.get("evaluation") else None,
+        findings=study.findings(),
+        audit=study.audit(),
+        said=dict(sorted(said.items(), key=lambda item: -len(item[1]))),
         baselines=dict(best_first),
         rows=rows,
         names=names,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from forge_sweep import html
 
@@ -30,6 +30,10 @@ class Finding:
     expected: str
     fix: str
     rows: tuple[int, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, with the section of the documentation on findings of its code as ``section``."""
+        return {**asdict(self), "section": f"docs/failures.md#{self.code}"}
 
     def __str__(self) -> str:
         rows = f" (rows {', '.join(map(str, self.rows))})" if self.rows else ""

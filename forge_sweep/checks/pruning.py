@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from forge_sweep.checks.findings import Finding
 
 if TYPE_CHECKING:
     from forge_sweep.checks.search import Tried
+    from forge_sweep.task import Direction
 
 ENOUGH_ENDED = 5
 """Ended trials from which on it is said that none of them finished."""
 
 ENOUGH_JUDGED = 20
 """Trials that a pruner let pass, one after the other, before it is said that it prunes nothing."""
+
+REPRODUCED = 1e-6
+"""How far the curve of an audited trial may be from the recorded one: the same seed gives the same on a CPU."""
 
 FIXES = {
     "diverged": "the upper end of learning_rate ten times lower, under [model.search]",
@@ -82,3 +87,133 @@ def _never_prunes(trials: Sequence[Tried], study: Mapping[str, Any], metric: str
         seen += f"each of the {judged} that it judged was among the better ones, so it saves nothing"
         fix = 'pruner = "none" under [study]'
     return Finding("warning", "never-prunes", "study.pruner", seen, "trials that are pruned", f"{fix}, with --fork")
+
+
+@dataclass(frozen=True)
+class Audited:
+    """A pruned trial that was trained again, from its first epoch to its end.
+
+    Attributes:
+        number: of the trial.
+        pruned_at: epochs after which it was pruned.
+        value: its objective at the best epoch; None where the training failed, and ``cause`` says why.
+        epochs: that it had in the end.
+        seconds: that this took.
+        cpu_s: CPU-seconds likewise.
+        off: greatest distance of its objective from the recorded one, over the epochs before it was pruned.
+    """
+
+    number: int
+    pruned_at: int
+    value: float | None
+    epochs: int
+    seconds: float
+    cpu_s: float = 0.0
+    off: float | None = None
+    cause: str = ""
+
+
+@dataclass(frozen=True)
+class PruningAudit:
+    """What a sample of the pruned trials would have become.
+
+    Attributes:
+        direction: of the objective.
+        pruned: how many trials were pruned.
+        wanted: how many of them are in the sample; while it runs, more than there are in ``trials``.
+        best: the objective of the best trial of the search, one seed like theirs.
+        trials: those that were audited.
+    """
+
+    direction: Direction
+    pruned: int
+    wanted: int
+    best: float | None
+    trials: tuple[Audited, ...]
+
+    @property
+    def known(self) -> list[Audited]:
+        """Those whose training gave a score."""
+        return [each for each in self.trials if each.value is not None]
+
+    @property
+    def better(self) -> list[Audited]:
+        """Those that would have beaten the best trial of the search."""
+        sign, best = (1 if self.direction == "maximize" else -1), self.best
+        return [each for each in self.known if best is None or sign * ((each.value or 0.0) - best) > 0]
+
+    @property
+    def share(self) -> tuple[float, float] | None:
+        """Within which share of all pruned trials would have won: 95 %, Clopper and Pearson 1934; None: unknown."""
+        from scipy import stats
+
+        if not self.known:
+            return None
+        ends = stats.binomtest(len(self.better), len(self.known)).proportion_ci(0.95, method="exact")
+        return float(ends.low), float(ends.high)
+
+    @property
+    def differing(self) -> list[Audited]:
+        """Those that did not go the recorded way before they were pruned."""
+        return [each for each in self.known if each.off is None or each.off > REPRODUCED]
+
+    @property
+    def saved(self) -> tuple[float, float]:
+        """Epochs and seconds that pruning saved: what the sample took beyond, in proportion to all pruned trials."""
+        if not self.known:
+            return 0.0, 0.0
+        times = self.pruned / len(self.known)
+        beyond = [each.epochs - each.pruned_at for each in self.known]
+        seconds = sum(each.seconds * rest / each.epochs for each, rest in zip(self.known, beyond, strict=True))
+        return times * sum(beyond), times * seconds
+
+    def words(self) -> str:
+        """For people."""
+        if not self.known:
+            failed = f"; {len(self.trials)} failed" if self.trials else ""
+            return f"none of the {self.wanted} in the sample of {self.pruned} pruned trials has a score yet{failed}"
+        assert self.share is not None
+        low, high = self.share
+        epochs, seconds = self.saved
+        said = (
+            f"{len(self.better)} of {len(self.known)} audited trials would have beaten the best of the search: of all "
+            f"{self.pruned} pruned ones, {low:.0%} to {high:.0%} (95 %). Pruning saved about {epochs:.0f} epochs, "
+            f"{seconds:.1f} s; the audit took {sum(each.seconds for each in self.trials):.1f} s"
+        )
+        if self.wanted > len(self.trials):
+            said += f". {self.wanted - len(self.trials)} of the sample are left: the same command goes on"
+        if self.differing:
+            numbers = ", ".join(str(each.number) for each in self.differing)
+            said += f". Trial {numbers} did not go its recorded way up to where it was pruned: read these with care"
+        return said
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        epochs, seconds = self.saved
+        return {
+            **asdict(self),
+            "better": [each.number for each in self.better],
+            "share": self.share,
+            "saved": {"epochs": round(epochs, 1), "seconds": round(seconds, 3)},
+            "took": {
+                "seconds": round(sum(each.seconds for each in self.trials), 3),
+                "cpu_s": round(sum(each.cpu_s for each in self.trials), 3),
+            },
+            "differing": [each.number for each in self.differing],
+            "words": self.words(),
+        }
+
+
+def of_audit(audit: PruningAudit, study: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether the pruner stopped a trial that would have won."""
+    if not audit.better or audit.best is None or audit.share is None:
+        return
+    first = max(audit.better, key=lambda each: abs((each.value or 0.0) - (audit.best or 0.0)))
+    seen = (
+        f"{len(audit.better)} of {len(audit.known)} audited trials would have beaten the best of the search: trial "
+        f"{first.number}, pruned after {first.pruned_at} of {first.epochs} epochs, comes to {first.value:.4g} and the "
+        f"best is {audit.best:.4g}; of all {audit.pruned} pruned trials, {audit.share[0]:.0%} to {audit.share[1]:.0%}"
+    )
+    warmup = min(int(study["epochs"]) - 1, max(2 * int(study["warmup_epochs"]), first.pruned_at + 1))
+    fix = f"warmup_epochs = {max(1, warmup)} under [study], with --fork"
+    yield Finding("warning", "winner-pruned", "study.pruner", seen, "pruned trials that would have lost", fix)

@@ -182,6 +182,8 @@ def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> 
     if phases:
         say(f"took {phases_words(phases)}")
     print_costs(costs)
+    if (audit := study.audit()) is not None:
+        say(f"audit of pruned trials, outside these costs: {audit.words()}")
 
 
 def trials(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
@@ -221,13 +223,19 @@ def diagnose(
     found = [(f"trial {row.number}", each) for row in rows for each in row.findings]
     if trial is None:
         found = [("sweep", each) for each in study.findings()] + found
+    audit = study.audit() if trial is None else None
     if as_json:
-        emit([{"of": of, **asdict(each)} for of, each in found])
+        audited = [] if audit is None else [{"of": "audit", **audit.to_dict()}]
+        emit([*({"of": of, **each.to_dict()} for of, each in found), *audited])
         return
     for of, each in found:
         say(f"{of}: {each}")
+    if audit is not None:
+        say(f"audit: {audit.words()}")
     ended = sum(row.state in ("finished", "pruned") for row in rows)
-    if not found:
+    if found:
+        say("what each code means: docs/failures.md, in the section of its name")
+    elif audit is None:
         say(f"nothing to say of {ended} ended trial{'' if ended == 1 else 's'}")
 
 

@@ -95,7 +95,7 @@ class Pace:
             self.before, self.began = self.done, time.monotonic()
         elif event.kind == "confirming":
             self.total = data["runs"]
-        elif event.kind in ("baseline", "confirm", "trial_done"):
+        elif event.kind in ("baseline", "confirm", "audit", "trial_done"):
             self.done += 1
             if data.get("state") == "finished":
                 self.finished_s.append(data["seconds"])
@@ -130,6 +130,7 @@ _PHASES = {
     "baselines": "baselines",
     "trials": "trials: {done} of {total} done",
     "confirm": "confirmation over several seeds",
+    "audit_pruned": "audit of {total} pruned trials, trained again to their ends",
     "publish": "test evaluation and registration",
 }
 
@@ -191,6 +192,10 @@ class PlainLines:
                 words = f"  ({self.pace.words})" if self.pace.words else ""
                 self._print(f"  {data['words']:<24} seed {data['seed']}  {figure(data['value'])}{words}")
 
+            case "audit":
+                words = f"  ({self.pace.words})" if self.pace.words else ""
+                self._print(f"  trial {data['number']:<4} audited  {figure(data['value'])}{words}")
+
     def close(self) -> None:
         """Print the counts of repeated findings and messages."""
         for code, subjects in self.alike.items():
@@ -235,7 +240,9 @@ class LiveView:
                 self.now = {data["name"]: data["name"]}
             case "confirm_started":
                 self.now[data["name"]] = f"{data['words']}, seed {data['seed']}"
-            case "confirm":
+            case "audit_started":
+                self.now[data["name"]] = f"audit of trial {data['number']}"
+            case "confirm" | "audit":
                 self.now.pop(data["name"], None)
             case "trial_started":
                 params = _params_words(data["params"], self.pace.searched)
@@ -284,8 +291,14 @@ def print_result(name: str, result: SweepResult) -> None:
         say("test      " + ", ".join(f"{name} {figure(value)}" for name, value in result.test.items()))
     say(f"search    best in the search: {searched(result.best, result.objective)}")
     say(f"trials    {counts}{ended}")
+    if result.audit is not None:
+        say(f"pruning   {result.audit['words']}")
     if result.phases:
         say(f"took      {phases_words(result.phases)}")
+    for each in result.findings:
+        if each["severity"] == "warning":
+            text = f"warning   {each['subject']}: {each['seen']}; fix: {each['fix']} [{each['section']}]"
+            say(text, style=_COLOURS["warning"])
     say(f"run       {result.run_id}")
     say(f"model     {result.model}")
     echo(f"open      forge-sweep ui {name}, then {result.link}")  # a wrapped link could not be clicked

@@ -48,6 +48,7 @@ BUDGET_FIELDS = (
     "study.gpu_budget_s",
     "study.plateau_trials",
     "study.plateau_delta",
+    "study.audit_pruned",
     "baselines.timeout_s",
     "model.preprocessing",
     "confirm",
@@ -162,6 +163,13 @@ class StudySpec(Section):
     startup_trials: int = Field(5, ge=0, le=MANY, description="Trials before median and percentile pruning begins.")
     warmup_epochs: int = Field(5, ge=0, le=MANY, description="Epochs of a trial before it may be pruned.")
     percentile: float = Field(25.0, gt=0, lt=100, description="The share kept by the percentile pruner, in percent.")
+    audit_pruned: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the pruned trials that is trained to its end after the search, to see whether pruning "
+        "was right; changes no result.",
+    )
 
 
 class BaselinesSpec(Section):

@@ -13,6 +13,7 @@ from forge_sweep.study.resume import (
 from forge_sweep.study.storage import check_storage, state, storage_url
 from forge_sweep.study.study import Asked, Requeued, Shared, Study
 from forge_sweep.study.trials import (
+    NO_COST,
     PHASES_NOTE,
     SESSION,
     Attr,
@@ -25,6 +26,7 @@ from forge_sweep.study.trials import (
 )
 
 __all__ = [
+    "NO_COST",
     "PHASES",
     "PHASES_NOTE",
     "SESSION",

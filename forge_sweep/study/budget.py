@@ -13,6 +13,7 @@ PHASES = {
     "baselines": "baselines",
     "trials": "trials",
     "confirm": "confirmation",
+    "audit_pruned": "audit of pruned trials",
     "publish": "test and registration",
 }
 """The phases of a sweep in their order, with what people call them; ``start`` is loading, and opening the stores."""

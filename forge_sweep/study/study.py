@@ -128,7 +128,7 @@ class Shared(StudyView):
 
     def status(self) -> dict[str, Any]:
         """How far the sweep is, what it cost, and whether a process runs it (``carried``), as JSON values."""
-        best, over = self.best(), self.ended_by()
+        best, over, audit = self.best(), self.ended_by(), self.audit()
         return {
             "study": self.name,
             "trials": self.counts(),
@@ -140,6 +140,7 @@ class Shared(StudyView):
             "phases": self.phases(),
             "ended_by": None if over is None else asdict(over),
             "carried": self.is_carried(),
+            "audit": None if audit is None else audit.to_dict(),
         }
 
     def elsewhere(self) -> tuple[int, ...]:

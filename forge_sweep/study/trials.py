@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from forge_sweep.checks.findings import Finding
-from forge_sweep.checks.search import ENOUGH_FOR_INFLUENCE, Searched, Tried, of_sweep
-from forge_sweep.experiment import Dimension, Params
+from forge_sweep.experiment import Params
 from forge_sweep.study.budget import PHASES, Over, Progress, Spent, over, union_s
 
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
     from plotly.graph_objects import Figure
+
+    from forge_sweep.checks.pruning import PruningAudit
 
 TrialState = Literal["finished", "pruned", "failed", "running", "waiting"]
 PREFIX = "forge."  # of every attribute that this package keeps for itself
@@ -205,39 +205,17 @@ class StudyView:
         """The experiment that the study was last run with, as `Experiment.resolved` gave it."""
         return dict(self._study.user_attrs[Attr.RESOLVED])
 
-    def findings(self) -> tuple[Finding, ...]:
-        """What the trials say together; see `checks.search`."""
-        from forge_sweep.study.importance import influences
-        from forge_sweep.study.samplers import STARTUP
+    def findings(self, final: Mapping[str, Any] | None = None) -> tuple[Finding, ...]:
+        """What the trials say together; see `checks.search`. ``final``: how the sweep ended, if not noted yet."""
+        from forge_sweep.study import diagnosis
 
-        resolved, final, rows = self.resolved, self.final() or {}, self.rows()
-        search = resolved["model"]["search"]
-        space = {n: Dimension.model_validate(v) if isinstance(v, dict) else v for n, v in search.items()}
-        ended = [
-            row
-            for row in rows
-            if row.state == "failed" or (row.state in ("finished", "pruned") and row.value is not None)
-        ]
-        baselines = {k.removeprefix("baseline:"): note for k, note in self.notes("baseline:").items()}
-        startup = STARTUP.get(resolved["study"]["sampler"])
-        enough = sum(row.state == "finished" for row in ended) >= ENOUGH_FOR_INFLUENCE
-        seen = Searched(
-            trials=[_tried(row) for row in ended],
-            space=space,
-            direction=self.direction,
-            metric=resolved["objective"]["metric"],
-            study=resolved["study"],
-            confirmed=[each["values"] for each in final.get("confirmed", ()) if not each["baseline"]],
-            baselines={
-                kind: (note["value"], note.get("metrics", {}).get("val_loss"))
-                for kind, note in baselines.items()
-                if note["value"] is not None
-            },
-            outcome=final.get("outcome", ""),
-            startup=None if any(row.imported for row in rows) else startup,  # which stand in for the random ones
-            influence=influences(self._study) if enough else {},
-        )
-        return of_sweep(seen)
+        return diagnosis.findings(self, self._study, final or self.final() or {})
+
+    def audit(self) -> PruningAudit | None:
+        """What the audit of pruned trials found so far; None where none was asked for, or nothing was pruned."""
+        from forge_sweep.study import diagnosis
+
+        return diagnosis.audit(self)
 
     @property
     def n_trials(self) -> int:
@@ -369,21 +347,6 @@ class StudyView:
         """Those that ended, in that order."""
         ended = ((t.datetime_complete, t.number, t) for t in self._own_trials() if t.datetime_complete is not None)
         return [trial for _, _, trial in sorted(ended)]
-
-
-def _tried(row: TrialRow) -> Tried:
-    """A trial that ended, as `checks.search` takes it."""
-    return Tried(
-        number=row.number,
-        value=math.nan if row.value is None else row.value,
-        params=row.params,
-        codes=tuple(each.code for each in row.findings),
-        state=row.state,
-        epochs=row.epochs,
-        loss=row.attrs.get("loss"),
-        failure=row.failure,
-        imported=bool(row.imported),
-    )
 
 
 def attrs_of(trial: FrozenTrial) -> dict[str, Any]:

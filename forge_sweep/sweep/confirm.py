@@ -25,9 +25,7 @@ from forge_sweep.sweep.pool import WorkerPool, forget_progress
 from forge_sweep.task import Direction
 from forge_sweep.tracking import Run
 from forge_sweep.training import FileCheckpoint, classify
-from forge_sweep.workers import Worker, WorkerLost, WorkerUnfit
-
-ATTEMPTS = 3  # A training whose process died this often has failed, as in the search
+from forge_sweep.workers import Worker, WorkerUnfit
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ class Confirmation:
                 contender, s = self._left.popleft()
             except IndexError:  # another worker took the last one
                 return
-            folder, died = bundle_folder(self.context, confirm_name(contender.label, s)), 0
+            folder = bundle_folder(self.context, confirm_name(contender.label, s))
             seed = derived_seed(self.context.experiment.seed, "confirm", contender.label, s)
             try:
                 if self._is_done(contender, s):
@@ -149,17 +147,10 @@ class Confirmation:
                 with self._trained(contender, s, seed, folder) as (checkpoint, monitor):
                     if contender.baseline:
                         monitor.outcome = _train_baseline(self.context, contender.baseline, seed, folder)
-                    while monitor.outcome is None:
-                        try:
-                            monitor.outcome = self.pool.train(
-                                worker, contender.params, seed, checkpoint, monitor, keep=folder
-                            )
-                        except WorkerLost as lost:
-                            died += not lost.announced
-                            self.context.warn(f"{folder.name} was lost and runs again: {lost}")
-                            if died >= ATTEMPTS:
-                                text = f"the process ended {ATTEMPTS} times before the training did: {lost}"
-                                raise TrialFailed("lost-worker", text) from lost
+                    else:
+                        monitor.outcome = self.pool.train_whole(
+                            worker, folder.name, contender.params, seed, checkpoint, monitor, keep=folder
+                        )
             except WorkerUnfit:
                 self._left.append((contender, s))
                 raise

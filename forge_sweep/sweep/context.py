@@ -37,7 +37,7 @@ class Event:
 
     Attributes:
         kind: ``phase``, ``features``, ``finding``, ``message``, ``baseline_started``, ``baseline``, ``trial_started``,
-            ``epoch``, ``trial_done``, ``confirming``, ``confirm_started`` or ``confirm``.
+            ``epoch``, ``trial_done``, ``confirming``, ``confirm_started``, ``confirm``, ``audit_started`` or ``audit``.
         data: JSON values.
     """
 

@@ -179,7 +179,7 @@ class Monitor:
     """Handles the progress of one training; called in the process of the sweep, with each `Progress`.
 
     What goes wrong in here is kept apart from failures of the training. A wish to stop is answered first: the training
-    saves its checkpoint. Nothing prunes a training of the confirmation, for which nothing was asked of the study.
+    saves its checkpoint. Nothing prunes a training of the confirmation or of an audit: nothing was asked of the study.
     """
 
     context: Context
@@ -190,6 +190,7 @@ class Monitor:
     outcome: Outcome | None = None  # once the training ended with a score
     wish: Interrupted | None = None  # to stop
     error: Exception | None = None  # went wrong in here
+    seen: dict[int, float] = field(default_factory=dict)  # the objective by 0-based epoch
 
     def __call__(self, progress: Progress) -> bool | str | None:
         """Log an epoch and answer whether to prune, or `STOP`; the answer to a checkpoint is why it cannot be kept."""
@@ -204,6 +205,7 @@ class Monitor:
             self.account.charge(progress.seconds, progress.cpu_s, behind=progress.behind, ended=progress.ended)
         if progress.epoch is None:
             return None
+        self.seen[progress.epoch] = progress.metrics[self.context.experiment.objective.metric]
         try:
             stop_if_asked(self.context)
             prune = self.asked is not None and self._report(self.asked, progress.epoch, progress.metrics)

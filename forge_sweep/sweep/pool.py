@@ -28,7 +28,7 @@ from forge_sweep.sweep.context import Context
 from forge_sweep.sweep.jobs import Monitor, Outcome, RemoteJob, Stopped, TrainJob, unpack
 from forge_sweep.training import FileCheckpoint, Setup, TrainingData, as_variables, each
 from forge_sweep.trial import Prepared, Recipe
-from forge_sweep.workers import SHARING_A_GPU, Limits, Plan, Worker
+from forge_sweep.workers import SHARING_A_GPU, Limits, Plan, Worker, WorkerLost
 
 GRACE_S = 60.0
 """How much longer than its own deadline a training may take, to prepare and to save, before its process is killed."""
@@ -37,6 +37,7 @@ PROCESS_BYTES = 1_500_000_000
 """What a worker process takes with a network of usual size, by which their number is chosen."""
 
 LEAST_BYTES = 500_000_000  # What a worker takes with its backend loaded and no data, at the least
+ATTEMPTS = 3  # A training whose process died this often has failed, as in the search
 SHARE = 0.9  # Share of the available memory that all workers together may take
 
 PRELOAD = ("forge_sweep.sweep.preload",)
@@ -155,6 +156,32 @@ class WorkerPool:
                 if failure.failure != "out-of-memory" or not trial.can_halve(params, job.halvings + 1):
                     raise
                 self._halve(params, checkpoint, job.halvings + 1, monitor.run.key)
+
+    def train_whole(
+        self,
+        worker: Worker,
+        name: str,
+        params: Params,
+        seed: int,
+        checkpoint: FileCheckpoint,
+        monitor: Monitor,
+        keep: Path | None = None,
+    ) -> Outcome:
+        """`train`, again where its process died; for a training that no trial of the study stands for.
+
+        Raises:
+            TrialFailed: it cannot give a score, or its process died `ATTEMPTS` times.
+        """
+        died = 0
+        while True:
+            try:
+                return self.train(worker, params, seed, checkpoint, monitor, keep=keep)
+            except WorkerLost as lost:
+                died += not lost.announced
+                self.context.warn(f"{name} was lost and runs again: {lost}")
+                if died >= ATTEMPTS:
+                    text = f"the process ended {ATTEMPTS} times before the training did: {lost}"
+                    raise TrialFailed("lost-worker", text) from lost
 
     def _halve(self, params: Params, checkpoint: FileCheckpoint, halvings: int, key: str) -> None:
         """Note beside the checkpoint that the batch is halved from now on, and say so."""

@@ -16,8 +16,10 @@ from forge_sweep import jsons
 from forge_sweep.errors import InputError, TrackingDown
 from forge_sweep.experiment import derived_seed, flatten, is_budget
 from forge_sweep.study import Shared, TrialRow, TrialState, find_shared, leases, no_study
+from forge_sweep.study.diagnosis import AUDIT_NOTE
 from forge_sweep.sweep.confirm import confirm_name, typical_seed
 from forge_sweep.sweep.context import Context
+from forge_sweep.sweep.pruned import audit_name
 from forge_sweep.sweep.publish import final_key
 from forge_sweep.sweep.trials import trial_name
 from forge_sweep.tracking import PARENT_TAG, Found, Review, Tracker
@@ -239,6 +241,11 @@ class _Comparison:
             name = confirm_name(label, int(s))
             yield name, functools.partial(self.make_other, name, "confirm", params, note)
 
+        for key, note in self.study.notes(AUDIT_NOTE).items():
+            number = int(key.removeprefix(AUDIT_NOTE))
+            params = {**rows[number].params, "seed": self.seed("trial", number), "trial_number": number}
+            yield audit_name(number), functools.partial(self.make_other, audit_name(number), "audit", params, note)
+
     def seed(self, *words: str | int) -> int:
         seed: int = derived_seed(int(self.study.resolved["seed"]), *words)
         return seed
@@ -396,7 +403,8 @@ class _Comparison:
             return
         self.review.end(made, "FINISHED")
         metrics = {**note.get("metrics", {}), self.objective: note["value"]}
-        seconds = {} if note.get("seconds") is None else {"seconds": float(note["seconds"])}
+        took = note.get("cost", {}).get("seconds", note.get("seconds"))
+        seconds = {} if took is None else {"seconds": float(took)}
         best = {f"best_{metric}": value for metric, value in metrics.items()}
         self.review.log(made, {**(metrics if kind == "baseline" else {}), **best, **seconds})
 

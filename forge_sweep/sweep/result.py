@@ -39,6 +39,8 @@ class SweepResult:
         evaluation: every model of the test evaluation, with intervals and differences; see
             `forge_sweep.bundle.Evaluation`. None for a sweep of an older version.
         phases: seconds of each phase, over interruptions; see `StudyView.phases`.
+        findings: what the trials say together; see `Finding.to_dict`.
+        audit: what the audit of pruned trials found; None without ``study.audit_pruned``. See `PruningAudit`.
     """
 
     study: str
@@ -60,6 +62,8 @@ class SweepResult:
     comparison: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
     phases: dict[str, float] = field(default_factory=dict)
+    findings: list[dict[str, Any]] = field(default_factory=list)
+    audit: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -93,7 +97,7 @@ class SweepResult:
 
 def result_of(study: StudyView, final: Mapping[str, Any]) -> SweepResult:
     """The result of a sweep that ended with the note ``final``; one of an older version lacks some of the fields."""
-    best, experiment = study.best(), study.resolved
+    best, experiment, audit = study.best(), study.resolved, study.audit()
     notes = study.notes("baseline:")
     known = {kind: notes.get(f"baseline:{kind}", {}).get("value") for kind in experiment["baselines"]["kinds"]}
     found = {kind: value for kind, value in known.items() if value is not None}
@@ -106,5 +110,7 @@ def result_of(study: StudyView, final: Mapping[str, Any]) -> SweepResult:
         "baselines": {kind: found[kind] for kind in best_first},
         "costs": [cost.to_dict() for cost in study.costs_by_state()],
         "phases": study.phases(),
+        "findings": [found.to_dict() for found in study.findings(final)],
+        "audit": None if audit is None else audit.to_dict(),
     }
     return SweepResult(**{**{one.name: final[one.name] for one in fields(SweepResult) if one.name in final}, **values})

@@ -29,6 +29,7 @@ from forge_sweep.experiment.words import nearest
 from forge_sweep.preflight import preflight
 from forge_sweep.sources import Dataset
 from forge_sweep.study import Study, check_storage, open_study, require_packages, resumable
+from forge_sweep.sweep import pruned
 from forge_sweep.sweep.budget import Stopwatch, goes_on, why_over
 from forge_sweep.sweep.confirm import Confirmation
 from forge_sweep.sweep.context import Context, Event, Interrupted, Watch, ignore, message, warn_all
@@ -91,19 +92,23 @@ def run(
                 experiment, dataset, study, tracker, here, store, key, watch, stopping, stopwatch=stopwatch
             )
             remade = before_run(context, begun=bool(known))
-            if (final := _complete(context, remade=remade)) is None:
-                with _under_parent(context, audit, remade=remade) as (parent, lost):
-                    fit_baselines(context)
-                    enter_trials(context)
+            final = whole = _complete(context, remade=remade)
+            if final is None or pruned.left(context):
+                with _under_parent(context, audit, remade=remade, whole=whole) as (parent, lost):
+                    if whole is None:
+                        fit_baselines(context)
+                        enter_trials(context)
                     with WorkerPool(context) as pool:
-                        with searching(context, pool) as work:
-                            pool.run(work)
-                        _refuse_nothing_finished(context)
-                        final = _noted_end(context, but=lost)
+                        if whole is None:
+                            with searching(context, pool) as work:
+                                pool.run(work)
+                            _refuse_nothing_finished(context)
+                            final = _noted_end(context, but=lost)
                         if final is None:
                             context.enter("confirm")
                             confirmation = Confirmation(context, pool)
                             pool.run(confirmation.work)
+                        pruned.audit_pruned(context, pool)
                     if final is None:
                         context.enter("publish")
                         final = publish(context, parent, confirmation.result())
@@ -129,12 +134,16 @@ def _complete(context: Context, *, remade: bool) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _under_parent(context: Context, audit: Audit, *, remade: bool) -> Iterator[tuple[Run, dict[str, Any] | None]]:
+def _under_parent(
+    context: Context, audit: Audit, *, remade: bool, whole: dict[str, Any] | None
+) -> Iterator[tuple[Run, dict[str, Any] | None]]:
     """Run the rest of a sweep within the block, under its parent run, which ends as failed or killed where it raises.
 
-    Gives the run, and the noted end of a complete sweep whose model is gone for good: it is made anew.
+    Gives the run, and the noted end of a complete sweep whose model is gone for good: it is made anew. ``whole`` is the
+    end of one of which no more than the audit of pruned trials is left.
     """
-    lost = _noted_end(context) if why_over(context.experiment, context.study) else None
+    over = whole is None and why_over(context.experiment, context.study)
+    lost = _noted_end(context) if over else None
     training.load_backend()
     experiment = context.experiment
     parent = context.tracker.run(
@@ -166,15 +175,31 @@ def _under_parent(context: Context, audit: Audit, *, remade: bool) -> Iterator[t
 
 def _end(context: Context, parent: Run, final: dict[str, Any]) -> dict[str, Any]:
     over = context.budget.over()
-    ended_by = "study.n_trials" if over is None else over.key
+    ended_by = final.get("ended_by") or ("study.n_trials" if over is None else over.key)
     _log_phases(context, parent)
     parent.set_tags({"forge.state": "finished", "forge.model": final["model"], "forge.ended_by": ended_by})
+    _log_diagnosis(context, parent, final)
     parent.finish("FINISHED")
     ended = {"ended_by": ended_by, "run_id": parent.run_id, "link": context.link, "ended": time.time()}
     context.study.note("sweep:link", ended["link"])
     context.study.note(final_key(context.experiment, context.study), final | ended)
     clear_checkpoints(context)
     return final | ended
+
+
+def _log_diagnosis(context: Context, parent: Run, final: dict[str, Any]) -> None:
+    """What the trials say together, as tags of the parent run; what an earlier end said and is so no more, says so."""
+    study = context.study
+    tags = {f"forge.finding.{each.code}": str(each) for each in study.findings(final)}
+    before = study.notes("sweep:").get("sweep:findings", [])
+    tags |= {name: "no longer" for name in before if name not in tags}
+    if (found := study.audit()) is not None:
+        tags["forge.audit"] = found.words()
+        epochs, seconds = found.saved
+        figures = {"audited": len(found.known), "audited_better": len(found.better)}
+        parent.log_metrics({**figures, "epochs_saved_by_pruning": epochs, "seconds_saved_by_pruning": seconds})
+    parent.set_tags(tags)
+    study.note("sweep:findings", sorted(tags))
 
 
 def _log_phases(context: Context, parent: Run) -> None:

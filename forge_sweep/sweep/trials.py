@@ -121,7 +121,7 @@ def work(context: Context, pool: WorkerPool, worker: Worker) -> None:
             continue
         try:
             with trained(context, pool, asked) as (checkpoint, monitor):
-                seed = _trial_seed(context, asked.number)
+                seed = trial_seed(context, asked.number)
                 monitor.outcome = pool.train(worker, asked.params, seed, checkpoint, monitor)
         except BudgetOver:
             continue
@@ -241,7 +241,8 @@ def _take_back(context: Context, asked: Asked, run: Run, lost: WorkerLost) -> No
     context.warn(f"trial {asked.number} was lost and runs again from its last saved epoch: {lost}")
 
 
-def _trial_seed(context: Context, number: int) -> int:
+def trial_seed(context: Context, number: int) -> int:
+    """The seed of a trial, whenever it is trained."""
     seed: int = derived_seed(context.experiment.seed, "trial", number)
     return seed
 
@@ -258,7 +259,7 @@ def trial_name(number: int) -> str:
 def open_trial(context: Context, pool: WorkerPool, asked: Asked) -> Run:
     """The run of a trial, new or found again."""
     tags = {"optuna.trial_number": str(asked.number), "forge.attempt": str(asked.attempt), **pool.tags}
-    params = {**asked.params, "seed": _trial_seed(context, asked.number), "trial_number": asked.number}
+    params = {**asked.params, "seed": trial_seed(context, asked.number), "trial_number": asked.number}
     new = time.time() - asked.made < FRESH_S
     run = context.open_run(trial_name(asked.number), "trial", params, tags, new=new)
     context.tell("trial_started", number=asked.number, params=asked.params)
