@@ -221,7 +221,7 @@ def _derived(record: Record, experiment: Experiment, baseline: str) -> int:
     if record.kind == "baseline":
         return derived_seed(experiment.seed, "baseline", baseline)
     number = 0 if baseline else int(_param(record, "trial_number"))
-    if record.kind == "trial":
+    if record.kind in ("trial", "audit"):  # an audit is its trial, trained to the end
         return derived_seed(experiment.seed, "trial", number)
     return derived_seed(experiment.seed, "confirm", baseline or f"{number:04d}", int(_param(record, "confirm_seed")))
 

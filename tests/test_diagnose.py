@@ -286,5 +286,7 @@ def test_every_code_has_its_section() -> None:
     page, text = (root / "docs/failures.md").read_text(), source("diagnose", "samples", "nonfinite")
     known = {*re.findall(r'"([a-z]+(?:-[a-z]+)+)"', text), *re.findall(r'Finding\(\s*"[a-z]+", "([a-z-]+)"', text)}
     known |= {"patience-too-long"}  # of the experiment file
-    known |= {*re.findall(r'Finding\(\s*"[a-z]+", "([a-z-]+)"', source("search", "luck", "pruning"))}
+    known |= {
+        *re.findall(r'Finding\(\s*"[a-z]+", "([a-z-]+)"', source("search", "luck", "pruning", "../study/diagnosis"))
+    }
     assert len(known) >= 28 and known == set(re.findall(r"^### ([a-z-]+)$", page, re.MULTILINE))

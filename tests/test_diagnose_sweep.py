@@ -12,10 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from forge_sweep import sweep
+from forge_sweep.api import Sweep
 from forge_sweep.checks.findings import Finding
 from forge_sweep.checks.search import ENOUGH, Influence, Searched, Tried, of_sweep
+from forge_sweep.cli.watchers import print_result
 from forge_sweep.experiment import Dimension
+from forge_sweep.study import diagnosis
+from tests.surface import experiment, fake_run, no_network
 from tests.sweeps import RATE, SPACE, STUDY, at, simulated
+from tests.test_sweep import runs
 
 ROOT = Path(__file__).parents[1]
 
@@ -200,3 +206,37 @@ def test_imported_trials_are_none_of_the_pruner_and_the_sampler() -> None:
 def test_parameters_lie_where_their_places_say() -> None:
     assert at(np.array([0.5, 0.5, 1.0])) == pytest.approx({"learning_rate": 1e-3, "dropout": 0.4, "width": 256})
     assert set(SPACE) == {"learning_rate", "dropout", "width"}
+
+
+# Of a sweep that ran
+
+
+def test_what_a_sweep_says_is_at_the_end_of_run_on_its_run_and_in_its_report(tmp_path: Path, capsys: Any) -> None:
+    """On a surface whose best point is at the end of two ranges; with more trials than one warning holds."""
+    more = {"study__sampler": "random", "study__pruner": "none", "confirm__top": 1, "confirm__seeds": 1}
+    with no_network(fake_run()):
+        result = sweep.run(experiment(study__n_trials=12, **more), store=tmp_path)
+    (edge,) = (each for each in result.findings if each["code"] == "edge-of-range")
+    assert edge["section"] == "docs/failures.md#edge-of-range" and "under [model.search]" in edge["fix"]
+    print_result("surface", result)
+    assert (
+        f"warning   {edge['subject']}: {edge['seen']}; fix: {edge['fix']} [{edge['section']}]"
+        in capsys.readouterr().out
+    )
+    (parent,) = runs(tmp_path, "sweep")
+    assert edge["seen"] in parent.data.tags["forge.finding.edge-of-range"]
+    own = Sweep.open("surface", store=tmp_path)
+    page = own.report(tmp_path / "report.html").read_text()
+    assert "<td>edge-of-range</td>" in page and "<h2>Diagnosis</h2>" in page
+    assert [each.code for each in own.findings] == [each["code"] for each in result.findings]
+
+
+def test_a_study_that_cannot_be_read_stops_nothing(tmp_path: Path) -> None:
+    class Broken:
+        resolved: Any = {}
+
+        def rows(self) -> list[Any]:
+            return []
+
+    (found,) = diagnosis.findings(Broken(), None, {})  # type: ignore[arg-type]
+    assert found.code == "not-diagnosed" and "KeyError: 'model'" in found.seen

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from forge_sweep.checks.findings import Finding
 from forge_sweep.checks.pruning import Audited, PruningAudit, of_audit
 from forge_sweep.checks.search import ENOUGH_FOR_INFLUENCE, Searched, Tried, of_sweep
 from forge_sweep.experiment import Dimension, derived_seed
@@ -13,7 +14,6 @@ from forge_sweep.experiment import Dimension, derived_seed
 if TYPE_CHECKING:
     import optuna
 
-    from forge_sweep.checks.findings import Finding
     from forge_sweep.study.trials import StudyView, TrialRow
 
 AUDIT_NOTE = "audit:"
@@ -21,7 +21,19 @@ AUDIT_NOTE = "audit:"
 
 
 def findings(view: StudyView, study: optuna.Study, final: Mapping[str, Any]) -> tuple[Finding, ...]:
-    """What the trials say together; ``final`` is how the sweep ended, empty before that."""
+    """What the trials say together; ``final`` is how the sweep ended, empty before that.
+
+    A study that cannot be read so, of whatever version, says that: a diagnosis stops no sweep.
+    """
+    try:
+        return _findings(view, study, final)
+    except Exception as error:
+        seen = f"nothing could be said of the sweep: {type(error).__name__}: {error}"[:300]
+        fix = "report it; `forge-sweep diagnose NAME --trial N` shows what is said of single trials"
+        return (Finding("warning", "not-diagnosed", "sweep", seen, "trials that can be compared", fix),)
+
+
+def _findings(view: StudyView, study: optuna.Study, final: Mapping[str, Any]) -> tuple[Finding, ...]:
     from forge_sweep.study.importance import influences
     from forge_sweep.study.samplers import STARTUP
 

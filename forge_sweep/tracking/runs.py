@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-TRAININGS = ("trial", "baseline", "confirm")  # kinds of runs that train a model
+TRAININGS = ("trial", "baseline", "confirm", "audit")  # kinds of runs that train a model
 SHOWN = 5  # runs in a message
 CODE = "code"  # artifact folder of a sweep's run: the source of its own builder, by dotted module name
 SOURCE_CODE = "source_code"  # likewise: the code of its own source of rows
