@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -212,17 +213,15 @@ def test_parameters_lie_where_their_places_say() -> None:
 
 
 def test_what_a_sweep_says_is_at_the_end_of_run_on_its_run_and_in_its_report(tmp_path: Path, capsys: Any) -> None:
-    """On a surface whose best point is at the end of two ranges; with more trials than one warning holds."""
+    """On a surface whose best point is at the ends of two ranges."""
     more = {"study__sampler": "random", "study__pruner": "none", "confirm__top": 1, "confirm__seeds": 1}
     with no_network(fake_run()):
         result = sweep.run(experiment(study__n_trials=12, **more), store=tmp_path)
     (edge,) = (each for each in result.findings if each["code"] == "edge-of-range")
     assert edge["section"] == "docs/failures.md#edge-of-range" and "under [model.search]" in edge["fix"]
     print_result("surface", result)
-    assert (
-        f"warning   {edge['subject']}: {edge['seen']}; fix: {edge['fix']} [{edge['section']}]"
-        in capsys.readouterr().out
-    )
+    printed = capsys.readouterr().out
+    assert f"warning   {edge['subject']}: {edge['seen']}; fix: {edge['fix']} [{edge['section']}]" in printed
     (parent,) = runs(tmp_path, "sweep")
     assert edge["seen"] in parent.data.tags["forge.finding.edge-of-range"]
     own = Sweep.open("surface", store=tmp_path)
@@ -232,11 +231,6 @@ def test_what_a_sweep_says_is_at_the_end_of_run_on_its_run_and_in_its_report(tmp
 
 
 def test_a_study_that_cannot_be_read_stops_nothing(tmp_path: Path) -> None:
-    class Broken:
-        resolved: Any = {}
-
-        def rows(self) -> list[Any]:
-            return []
-
-    (found,) = diagnosis.findings(Broken(), None, {})  # type: ignore[arg-type]
+    broken: Any = SimpleNamespace(resolved={}, rows=list)
+    (found,) = diagnosis.findings(broken, broken, {})
     assert found.code == "not-diagnosed" and "KeyError: 'model'" in found.seen
