@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("command", choices=("run", "report", "tables"))
     add("--tables", nargs="+", choices=TABLES, default=list(TABLES), metavar="TABLE", help=", ".join(TABLES))
+    add("--half", choices=report.HALVES, help="only the tables of this half; who chooses defaults asks for choose")
     add("--sides", nargs="+", choices=SIDES, default=list(SIDES), metavar="SIDE", help=", ".join(SIDES))
     add("--seeds", nargs="+", type=int, default=[1], help="of the sides, never of the split (1)")
     add("--seconds", type=float, default=90.0, help="wall-clock of each side on each table (90)")
@@ -44,13 +45,14 @@ def main() -> None:
     """Run one command."""
     asked = parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as for Ctrl-C: what was started ends too
+    names = [name for name in asked.tables if asked.half in (None, TABLES[name].half)]
     results = Results(asked.results.absolute(), asked.seconds)
     if asked.command == "tables":
-        report.show_tables(asked.tables)
+        report.show_tables(names)
         return
     if asked.command == "run":
-        measuring.run(results, asked.tables, asked.sides, asked.seeds, again=asked.again)
-    report.show(results, asked.tables, asked.sides)
+        measuring.run(results, names, asked.sides, asked.seeds, again=asked.again)
+    report.show(results, names, asked.sides)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ class Column:
         took_s: mean over seeds.
         cpu_s: likewise.
         failed: how many seeds failed.
+        winner: what our sweep shipped, or the best model of AutoGluon, of each seed.
     """
 
     predictions: tuple[np.ndarray, ...]
@@ -57,6 +58,7 @@ class Column:
     took_s: float
     cpu_s: float
     failed: int
+    winner: str = ""
 
 
 def columns(found: Sequence[Result], truth: np.ndarray, task: str, resamples: int = 1_000) -> dict[str, Column]:
@@ -89,6 +91,7 @@ def columns(found: Sequence[Result], truth: np.ndarray, task: str, resamples: in
             took_s=_average([result.took_s for result, _ in group]),
             cpu_s=_average([result.cpu_s for result, _ in group]),
             failed=sum(result.state == FAILED for result, _ in group),
+            winner=", ".join(sorted({str(r.facts["winner"]) for r, _ in group if "winner" in r.facts})),
         )
     return made
 
@@ -110,11 +113,15 @@ def show(results: Results, names: Sequence[str], sides: Sequence[str]) -> None:
     measured = {name: results.of_table(name) for name in names}
     known = [result for found in measured.values() for result in found if result.side in sides]
     say(f"# Quality at {results.seconds:g} s per side and table\n")
-    for text in sorted({_place(result.where) for result in known}):
-        say(f"- {text}")
+    places: dict[str, list[float]] = {}
+    for result in known:
+        places.setdefault(_place(result.where), []).append(result.where.get("load_before") or 0.0)
+    for text, loads in sorted(places.items()):
+        say(f"- {text}; load before each measurement {min(loads):.1f} to {max(loads):.1f}, an idle machine has 0")
     say()
     for half, title in HALVES.items():
-        tables = [name for name in names if TABLES[name].half == half]
+        if not (tables := [name for name in names if TABLES[name].half == half]):
+            continue
         made = {
             name: columns([r for r in measured[name] if r.side in sides], results.truth(name), TABLES[name].task)
             for name in tables
@@ -169,7 +176,7 @@ def show_table(name: str, row: Mapping[str, Column]) -> None:
         ["", "rank", metric, other, f"lead over {REFERENCE} in {metric}", "took, s", "CPU, s"],
         [
             [
-                _title(side),
+                _title(side) + f" ({row[side].winner})" * bool(row[side].winner and side != NETWORK),
                 f"{ranked[side]:g}" if side in ranked else "-",
                 between(row[side].metrics[metric]),
                 number(row[side].metrics[other].value, "{:.4f}"),

@@ -59,5 +59,5 @@ SIDES = {
     REFERENCE: Side("XGBoost tuned by Optuna"),
     "hgb": Side("HistGradientBoosting, untuned"),
     "hgb_tuned": Side("HistGradientBoosting tuned by Optuna"),
-    "autogluon": Side("AutoGluon, medium quality", needs=("autogluon.tabular", "pyarrow"), beside=True),
+    "autogluon": Side("AutoGluon, its portfolio of trees", needs=("autogluon.tabular", "pyarrow"), beside=True),
 }

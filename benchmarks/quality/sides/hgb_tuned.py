@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.quality.sides.hgb import load, model_of, predict
-from benchmarks.quality.work import NoTime, Work
-
-__all__ = ["load", "run"]
+from benchmarks.quality.sides.hgb import model_of, predict
+from benchmarks.quality.work import Work
 
 STEP, MOST, WITHOUT_GAIN = 50, 1_500, 2
 """Trees per step, trees of a trial, and steps without a gain before it ends."""
@@ -24,6 +22,15 @@ DEFAULTS = {
     "l2_regularization": 0.01,
     "max_features": 1.0,
 }
+
+
+def load() -> None:
+    """Import both."""
+    import sklearn.ensemble
+
+    from benchmarks.quality.sides import tuning
+
+    assert sklearn.ensemble and tuning
 
 
 def space(trial: Any) -> dict[str, Any]:
@@ -39,16 +46,14 @@ def space(trial: Any) -> dict[str, Any]:
 
 def run(work: Work) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Trials until time is up; the best step of all is used."""
-    import optuna
-
     from benchmarks.quality.sides.encoding import categories, value
+    from benchmarks.quality.sides.tuning import search
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     task, parts = work.about["task"], categories(work)
     (x_valid, y_valid), (x_test, _) = parts["valid"], parts["test"]
     best: dict[str, Any] = {"value": -np.inf}
 
-    def objective(trial: optuna.Trial) -> float:
+    def objective(trial: Any) -> float:
         settings = {"early_stopping": False, "warm_start": True, "random_state": work.seed}
         model, reached, ago = model_of(task, max_iter=STEP, **space(trial), **settings), -np.inf, 0
         while work.left > 0 and model.max_iter <= MOST and ago < WITHOUT_GAIN:
@@ -60,14 +65,7 @@ def run(work: Work) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
                 predictions = predict(model, x_test, task)
                 best.update(value=found, predictions=predictions, params=trial.params, trees=model.max_iter)
             model.max_iter += STEP
-        if work.left <= 0:
-            trial.study.stop()
         return reached
 
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=work.seed))
-    study.enqueue_trial(DEFAULTS)
-    study.optimize(objective)
-    if "predictions" not in best:
-        raise NoTime("no step of trees was grown in time")
-    facts = {"trials": len(study.trials), **{name: best[name] for name in ("value", "params", "trees")}}
+    facts = search(work, objective, DEFAULTS, best)
     return {"shipped": best["predictions"]}, facts

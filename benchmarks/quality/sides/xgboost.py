@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.quality.work import CORES, NoTime, Work
+from benchmarks.quality.work import CORES, Work
 
 TREES, PATIENCE = 4_000, 50
 
 
 def load() -> None:
     """Import them."""
-    import optuna
     import sklearn.compose
     import xgboost
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    assert xgboost and sklearn.compose
+    from benchmarks.quality.sides import tuning
+
+    assert xgboost and sklearn.compose and tuning
 
 
 def space(trial: Any) -> dict[str, Any]:
@@ -53,10 +53,10 @@ DEFAULTS = {
 
 def run(work: Work) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Trials until time is up; a trial that time cuts off counts with the trees that it has."""
-    import optuna
     import xgboost
 
     from benchmarks.quality.sides.encoding import categories, probabilities, value
+    from benchmarks.quality.sides.tuning import search
 
     task, parts = work.about["task"], categories(work)
     (x, y), (x_valid, y_valid) = parts["train"], parts["valid"]
@@ -72,7 +72,7 @@ def run(work: Work) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         found = model.predict(rows) if task == "regression" else model.predict_proba(rows)
         return probabilities(found, task)
 
-    def objective(trial: optuna.Trial) -> float:
+    def objective(trial: Any) -> float:
         model = kind(
             **space(trial),
             n_estimators=TREES,
@@ -88,14 +88,7 @@ def run(work: Work) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         found = value(work, y_valid, predict(model, x_valid))
         if found > best["value"]:
             best.update(value=found, model=model, params=trial.params, trees=model.best_iteration + 1)
-        if work.left <= 0:
-            trial.study.stop()
         return found
 
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=work.seed))
-    study.enqueue_trial(DEFAULTS)
-    study.optimize(objective)
-    if "model" not in best:
-        raise NoTime("no tree was grown in time")
-    facts = {"trials": len(study.trials), **{name: best[name] for name in ("value", "params", "trees")}}
+    facts = search(work, objective, DEFAULTS, best)
     return {"shipped": predict(best["model"], parts["test"][0])}, facts
