@@ -198,7 +198,9 @@ def result(table: str, side: str, predictions: Sequence[float] = (), seed: int =
     return Result(table, side, seed, **{**common, **fields}, predictions={"shipped": np.array(predictions)})
 
 
-def test_a_failure_is_a_result_that_ranks_last_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_is_a_result_that_ranks_last_loses_and_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = Results(tmp_path, 1.0)
     results.keep_table({"table": "concrete", "digest": "d"}, VALUES)
     for made in (
@@ -209,7 +211,8 @@ def test_a_failure_is_a_result_that_ranks_last_and_is_told(tmp_path: Path, capsy
         np.savez(results.path("concrete", made.side, 1, "npz"), **made.predictions)
     report.show(results, ["concrete"], list(SIDES))
     printed = capsys.readouterr().out
-    assert f"| {SIDES[OURS].title} | 2.00 | - | - | - | - | 0 | 1 |" in printed
+    assert f"| {SIDES[OURS].title} | 2.00 | 0-0-1 | 0% | - | - | 0 | 1 |" in printed
+    assert f"| {SIDES[OURS].title}: its best network | - | 0-0-1 | 0% | - | - | 0 | 0 |" in printed
     assert "concrete, ours, seed 1 failed: NoTime: too short" in printed
 
 

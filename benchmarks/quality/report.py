@@ -195,10 +195,10 @@ def show_summary(made: Mapping[str, Mapping[str, Column]], present: Sequence[str
     means = mean_ranks([ranks({s: _primary(name, made[name][s]) for s in present}, _by(name)) for name in complete])
     say(f"### Summary over {len(made)} tables; mean ranks over the {len(complete)} that all sides have\n")
     rows = []
-    networks = [NETWORK] * any(NETWORK in row for row in made.values())
+    networks = [NETWORK] * (OURS in present)
     for side in [*sorted(present, key=lambda side: means.get(side, math.inf)), *networks]:
         here = [row[side] for row in made.values() if side in row]
-        counts = tally([column.duel.verdict for column in here if column.duel is not None])
+        counts = tally(list(filter(None, (verdict(row, side) for row in made.values()))))
         fought = sum(counts.values())
         rows.append(
             [
@@ -214,6 +214,19 @@ def show_summary(made: Mapping[str, Mapping[str, Column]], present: Sequence[str
         )
     against = f"wins-ties-losses against {REFERENCE}"
     table(["", "mean rank", against, "wins and ties", "took, mean s", "CPU, mean s", "over time", "failed"], rows)
+
+
+def verdict(row: Mapping[str, Column], side: str) -> str | None:
+    """Win, tie or loss against the reference on a table; a side that failed lost, and our network where ours has none.
+
+    None for the reference itself, and where it or the side was not measured.
+    """
+    if side == REFERENCE or not getattr(row.get(REFERENCE), "predictions", ()):
+        return None
+    if side not in row:
+        return LOSS if side == NETWORK and OURS in row else None
+    fought = row[side].duel
+    return LOSS if fought is None else fought.verdict
 
 
 def _by(name: str) -> str:
