@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import memory, suggestions, tables, target
+from benchmarks import diagnosis, memory, suggestions, tables, target
 from benchmarks.problems import PROBLEMS, Work, experiment_of, prepare
 from benchmarks.running import ROOT, SideFailed, call
 from benchmarks.sides import SIDES
@@ -107,3 +107,15 @@ def installed(module: str) -> bool:
     import importlib.util
 
     return importlib.util.find_spec(module) is not None
+
+
+def test_the_cost_of_the_diagnosis_and_its_alarms_are_counted(
+    prepared: Work, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (found,) = diagnosis.costs(**{**prepared.to_dict(), "trials": 1})
+    assert 0 < found["cost/diagnosis_share"] < 1
+    diagnosis.show_costs({"small": [found]})
+    told = [{"findings": [["warning", "flat-loss", "..."]]}, {"findings": []}]
+    diagnosis.show_alarms({"wine": told, "digits": [{"findings": []}] * 2})
+    shown = capsys.readouterr().out
+    assert "| flat-loss | warning | 1 | 0 | 25.0 % |" in shown and "small, 600 x 40" in shown
