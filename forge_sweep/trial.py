@@ -171,17 +171,7 @@ def run(
         raise TrialFailed("diverged", f"{experiment.objective.metric} is not finite at the best epoch")
     seconds = earlier_s + time.monotonic() - began
     findings, undiagnosed, times = training.explain(
-        model,
-        prepared.task,
-        prepared.data,
-        fitted,
-        scores,
-        monitor=spec.monitor,
-        direction=spec.direction,
-        epochs=spec.epochs,
-        params=used,
-        before_s=fit_began - began,
-        seconds=seconds,
+        model, prepared.task, prepared.data, spec, fitted, scores, used, fit_began - began, seconds
     )
     return TrialResult(
         state=fitted.state,

@@ -112,6 +112,8 @@ def test_where_no_cause_is_found_it_says_whether_there_is_anything_to_learn() ->
     flat = [0.693, 0.692, 0.693, 0.693]
     (found,) = of_training(seen(flat, sampled=sample(), related=lambda: {"": Relation(0.41, 0.005)}))
     assert found.code == "flat-loss" and "a tree of depth 3 does learn (R2 0.41, p = 0.005), the network" in found.seen
+    (found,) = of_training(seen(flat, sampled=sample(missing=("activations not sampled: it is no graph",))))
+    assert found.seen.endswith("say nothing of the target; activations not sampled: it is no graph")
     (found,) = of_training(seen(flat, sampled=sample()))  # too few rows to tell
     assert "the features may say nothing of the target" in found.seen
 
@@ -139,7 +141,7 @@ def test_one_answer_and_one_class_are_told_apart() -> None:
     assert found.code == "one-class" and found.seen == "every validation row is called 0, and none 1 (50% of them)"
     rare = TRUTH.copy()
     rare[10:] = 0  # five of a hundred rows
-    assert codes(seen([0.7, 0.6, 0.5], scores=GOOD / 3, encoded=rare)) == ["underfitting"]  # 0.2 of a constant
+    assert codes(seen([0.7, 0.6, 0.5], scores=GOOD / 3, encoded=rare)) == ["near-constant"]  # 0.2 of a constant
 
 
 def test_curves_that_part_rise_or_end_too_early() -> None:
@@ -157,13 +159,13 @@ def test_curves_that_part_rise_or_end_too_early() -> None:
     assert found.code == "still-improving" and found.fix == "epochs = 16 under [study]"
     assert codes(seen(np.linspace(0.7, 0.3, 8), epochs=9)) == []  # it was pruned
     (found,) = of_training(seen([0.75, 0.7, 0.69, 0.69], [0.7, 0.69, 0.69, 0.69]))
-    assert found.code == "underfitting" and found.severity == "info"
+    assert found.code == "near-constant" and found.severity == "info"
 
 
 def test_validation_that_never_beat_a_constant_has_a_cause_too() -> None:
     unrelated = {"related": lambda: {"": Relation(0.0, 0.6)}}
     under = seen([0.75, 0.7, 0.69, 0.69], [0.7, 0.69, 0.69, 0.69], **unrelated)
-    assert codes(under) == ["underfitting", "labels-unrelated"]
+    assert codes(under) == ["near-constant", "labels-unrelated"]
     over = seen([0.7, 0.5, 0.3, 0.2], [0.7, 0.71, 0.72, 0.73], **unrelated)
     assert codes(over) == ["overfitting", "labels-unrelated"]
     assert codes(replace(over, related=dict)) == ["overfitting"]

@@ -230,12 +230,14 @@ def _by_parameters(seen: Training) -> Iterator[Finding]:
 
 def _unexplained(seen: Training) -> tuple[str, str]:
     """What is known where no cause was found: whether anything can be learned at all."""
+    taken = seen.sampled()
+    missing = "".join(f"; {why}" for why in taken[-1].missing) if taken else ""
     if related := [each for each in seen.related().values() if each.found]:
         best = max(related, key=lambda each: each.score)
         score = f"{best.metric} {best.score:.2g}, p = {best.p:.2g}"
-        text = f"; a tree of depth {DEPTH} does learn ({score}), the network does not"
+        text = f"; a tree of depth {DEPTH} does learn ({score}), the network does not{missing}"
         return text, "another learning_rate, width or activation under [model.search], or more epochs under [study]"
-    return "; the features may say nothing of the target", "check that rows and labels belong together"
+    return f"; the features may say nothing of the target{missing}", "check that rows and labels belong together"
 
 
 def _unstable(seen: Training) -> Iterator[Finding]:
@@ -290,7 +292,7 @@ def _no_better(seen: Training) -> Iterator[Finding]:
         wider = f"width = {2 * width} under [model.search]" if isinstance(width, int) else "a wider network"
         given = [name for name in ("l2", "dropout") if seen.params.get(name)]
         fix = ", ".join(["in this order: more epochs under [study]", *(f"{name} = 0.0" for name in given), wider])
-        yield Finding("info", "underfitting", "training", text, "a loss below that of a constant", fix)
+        yield Finding("info", "near-constant", "training", text, "a loss below that of a constant", fix)
     else:
         text = f"val_loss came to {reached:.4g}, {constant:.4g} of a constant, from the first epoch on while loss fell"
         text += f" to {least:.4g}"

@@ -128,7 +128,11 @@ class Probe(BetweenSteps):
     def sample(self, model: keras.Model, epochs: int) -> Sample:
         """The network as it is now, after so many epochs; it is kept among `samples`."""
         began = time.monotonic()
-        taken = sampled(model, self.data, self.names, self.before, epochs, self.steps)
+        try:
+            taken = sampled(model, self.data, self.names, self.before, epochs, self.steps)
+        except Exception as error:  # a layer of the user's own that is like no other; no reason to end its training
+            why = f"not sampled: {type(error).__name__}: {error}"[:200]
+            taken = Sample(epochs, self.steps, 0, missing=(why,))
         seconds = time.monotonic() - began
         self.spent_s += seconds
         _costs_s[keras.backend.backend()] = seconds
