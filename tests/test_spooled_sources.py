@@ -178,6 +178,11 @@ def test_files_go_with_the_last_who_uses_them(tmp_path: Path, cache: Path) -> No
     expected = rows[:5]
     del first, rows
     gc.collect()
+    splits = "{'train': iter(rows[:4]), 'valid': iter(rows[4:6]), 'test': iter(rows[6:])}"
+    text = f"def load():\n    rows = [batch(i) for i in range(8)]\n    return {splits}"
+    split = read(experiment(tmp_path, text, drop=["id"]), 0.6)
+    assert split.sizes == {"train": 200, "valid": 100, "test": 100}, "the same arrays, in other splits"
+    del split
     other = mapped(second.train.features["X"])
     assert other is not None and np.array_equal(other[:5], expected)
     assert "X, picture (0.0 GB) are read from" in sources.in_files(second)

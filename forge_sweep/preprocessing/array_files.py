@@ -27,6 +27,8 @@ from pandas.api.indexers import check_array_indexer
 LET_GO = 64_000_000
 """Bytes that are read before this process lets go of a file's pages. The system keeps them where it has room."""
 
+ADVISED = hasattr(mmap, "MADV_WILLNEED")  # not on Windows
+
 BLOCK = 16_000_000
 """Bytes that are read at a time where all rows are gone through."""
 
@@ -64,13 +66,25 @@ class ArrayFile:
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """A copy of the rows (n,) at these positions, (n, ...)."""
+        if ADVISED and len(rows):
+            self._fetch(np.sort(rows) * self.row_bytes)
         found: np.ndarray = self._values[rows]
         self._read[0] += found.nbytes
-        if self._read[0] > LET_GO:
+        if ADVISED and self._read[0] > LET_GO:
             self._read[0] = 0
-            if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-                self._pages.madvise(mmap.MADV_DONTNEED)
+            self._pages.madvise(mmap.MADV_DONTNEED)
         return found
+
+    def _fetch(self, begins: np.ndarray) -> None:
+        """Ask the system for the pages of the rows that begin at these bytes, in order: for them all at a time.
+
+        Left to itself it reads one row after the other, and far around each, which is eight times as much and more.
+        """
+        first, last = begins // mmap.PAGESIZE, (begins + self.row_bytes - 1) // mmap.PAGESIZE
+        cuts = np.flatnonzero(first[1:] > last[:-1] + 1) + 1
+        starts, ends = first[np.concatenate([[0], cuts])], last[np.concatenate([cuts, [len(first)]]) - 1] + 1
+        for start, end in zip((starts * mmap.PAGESIZE).tolist(), (ends * mmap.PAGESIZE).tolist(), strict=True):
+            self._pages.madvise(mmap.MADV_WILLNEED, start, min(end, len(self._pages)) - start)
 
     @cached_property
     def prints(self) -> np.ndarray:
@@ -94,7 +108,10 @@ class ArrayFile:
     @cached_property
     def _pages(self) -> mmap.mmap:
         with self.path.open("rb") as file:
-            return mmap.mmap(file.fileno(), self.rows * self.row_bytes, access=mmap.ACCESS_READ)
+            pages = mmap.mmap(file.fileno(), self.rows * self.row_bytes, access=mmap.ACCESS_READ)
+        if ADVISED:
+            pages.madvise(mmap.MADV_RANDOM)
+        return pages
 
     @cached_property
     def _values(self) -> np.ndarray:

@@ -138,11 +138,11 @@ class Spool:
             ``frame`` with the columns of arrays, in the order of ``names``.
         """
         with self._said():
-            arrays = {name: column.finish() for name, column in self._columns.items()}
+            arrays = {name: column.finish(sync=bool(self._key)) for name, column in self._columns.items()}
             about = {"format": FORMAT, "lengths": lengths, "names": names, "arrays": arrays}
             (self.place / ABOUT).write_text(json.dumps(about), encoding="utf-8")
             kept = bool(self._key) and _write_table(frame, self.place / TABLE)
-            content = hashlib.sha256(json.dumps(arrays, sort_keys=True).encode()).hexdigest()[:32]
+            content = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
             place = self._root / (f"{KEPT}{self._key}" if kept else f"{ONCE}{content}")
             return _columns(frame, about, place, _Keeper(place, self._settle(place, about)))
 
@@ -169,7 +169,8 @@ class Spool:
     def close(self) -> None:
         """Nothing of it stays but what was finished."""
         for column in self._columns.values():
-            column.close()
+            with contextlib.suppress(OSError):  # of a full disk, which was said
+                column.close()
         if self._lock is not None:
             shutil.rmtree(self.place, ignore_errors=True)
             self._lock.close()
@@ -213,7 +214,11 @@ class _Column:
         self.bytes += len(content)
         self.rows += len(values)
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, sync: bool) -> dict[str, Any]:
+        if sync:  # what is kept outlives the machine's power
+            for file in self._files.values():
+                file.flush()
+                os.fsync(file.fileno())
         self.close()
         digest = self._digest.hexdigest()
         return {
