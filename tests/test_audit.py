@@ -487,6 +487,14 @@ def rising(**more: Any) -> pd.DataFrame:
     return frame.assign(y=(frame["a"] + rng.normal(0, 2, N) > 5).astype(int), **more)
 
 
+def look_mixed(frame: pd.DataFrame) -> Audit:
+    """The audit of rows that were split at random."""
+    spec = DataSpec(source="file", path="data.csv", target="y", task="binary")  # type: ignore[arg-type]
+    roles = np.random.default_rng(0).permutation(ROLES)
+    data = assemble(frame, spec, name="data", source="data.csv", seed=0, roles=roles)
+    return audit(data, "binary", PreprocessingSpec(), scaled=True)
+
+
 @pytest.mark.parametrize(("by", "word", "way"), [(1, "next", "up"), (-1, "previous", "down")])
 def test_labels_one_row_off_are_told_from_their_neighbours_rows(by: int, word: str, way: str) -> None:
     frame = rising()
@@ -494,9 +502,8 @@ def test_labels_one_row_off_are_told_from_their_neighbours_rows(by: int, word: s
     finding = found(report, "labels-shifted")[0]
     assert f"the target of the {word} row" in finding.seen and f"one row {way} in the file" in finding.fix
     assert not found(report, "labels-unrelated")
-    price = table()["price"]
-    moved = look(table().assign(price=np.roll(price, by)), target="price", task="regression")
-    assert found(moved, "labels-shifted")
+    price = np.roll(frame["a"] + np.random.default_rng(0).normal(size=N), by)
+    assert found(look(frame[["a", "b"]].assign(y=price), task="regression"), "labels-shifted")
     assert not found(look(rising()), "labels-shifted")
 
 
@@ -504,6 +511,12 @@ def test_rows_that_resemble_their_neighbours_are_not_taken_for_shifted_labels() 
     slow = np.sin(np.arange(N) / 20)
     frame = pd.DataFrame({"a": slow + np.random.default_rng(0).normal(0, 0.3, N), "y": (slow > 0).astype(int)})
     assert not found(look(frame), "labels-shifted")
+
+
+def test_rows_that_repeat_are_not_taken_for_shifted_labels() -> None:
+    month = np.arange(N) % 12
+    frame = pd.DataFrame({f"m{each}": (month == each).astype(int) for each in range(11)})
+    assert not found(look(frame.assign(y=(month == 11).astype(int))), "labels-shifted")
 
 
 def test_what_was_the_target_a_moment_ago_is_no_shift_where_rows_are_split_by_time() -> None:
@@ -528,11 +541,9 @@ def test_a_counter_in_a_sorted_file_is_said_and_one_in_a_shuffled_file_is_not() 
     frame = rising().sort_values("y", ignore_index=True)
     frame["number"] = np.arange(N) * 7.5
     mixed = frame.assign(number=frame["number"].sample(frac=1, random_state=0).to_numpy())
-    roles = np.random.default_rng(0).permutation(ROLES)
-    spec = DataSpec(source="file", path="data.csv", target="y", task="binary")  # type: ignore[arg-type]
-    for rows, wanted in ((frame, ["number"]), (mixed, []), (rising(number=np.arange(N) * 7.5), [])):
-        data = assemble(rows, spec, name="data", source="data.csv", seed=0, roles=roles)
-        report = audit(data, "binary", PreprocessingSpec(), scaled=True)
+    uneven = frame.drop(columns="number").assign(share=np.sort(np.random.default_rng(0).normal(size=N)) ** 3)
+    for rows, wanted in ((frame, ["number"]), (mixed, []), (uneven, []), (rising(number=np.arange(N) * 7.5), [])):
+        report = look_mixed(rows)
         assert [each.subject for each in found(report, "row-order")] == wanted
 
 
@@ -554,11 +565,14 @@ def test_a_target_that_was_computed_of_two_columns_is_a_warning(sign: str) -> No
 PATIENT = np.random.default_rng(0).permutation(np.arange(N) // 6)
 
 
-@pytest.mark.parametrize("name", [lambda p: p, lambda p: [f"p{each}" for each in p]], ids=["numbers", "text"])
-def test_rows_of_one_thing_in_two_splits_are_an_error_with_its_column(name: Callable[[Any], Any]) -> None:
+@pytest.mark.parametrize(
+    ("name", "severity"), [(lambda p: p, "warning"), (lambda p: [f"p{each}" for each in p], "error")]
+)
+def test_rows_of_one_thing_in_two_splits_are_said_with_its_column(name: Callable[[Any], Any], severity: str) -> None:
+    """An error where a tree, or the shares of classes per value, tell the target of that column alone."""
     ill = np.random.default_rng(1).integers(0, 2, N)[PATIENT]
     report = look(rising().assign(patient=name(PATIENT), y=ill))
-    finding = only(report, "groups-across-splits", "error", "patient")
+    finding = only(report, "groups-across-splits", severity, "patient")
     assert finding.fix == 'kind = "group" and group = "patient" under [data.split]'
     assert not found(report, "target-leak")
     differs = np.where(np.random.default_rng(2).random(N) < 0.3, 1 - ill, ill)
@@ -569,6 +583,8 @@ def test_a_score_that_decides_the_target_is_no_group() -> None:
     score = np.random.default_rng(0).integers(0, 100, N)
     report = look(rising().assign(score=score, y=(score > 50).astype(int)))
     assert not found(report, "groups-across-splits") and found(report, "target-leak")
+    age = np.sort(np.random.default_rng(0).normal(30, 6, N).astype(int))  # in a file that is sorted by it
+    assert not found(look_mixed(rising().assign(age=age, y=(age > 34).astype(int))), "groups-across-splits")
 
 
 # --- what was done to the rows before they came

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from forge_sweep.checks import arrays, columns, groups, labels, leaks, pairs, splits
+from forge_sweep.checks import arrays, columns, labels, leaks, pairs, splits
 from forge_sweep.checks.evidence import Arrays, Evidence, Rule
 from forge_sweep.checks.findings import Finding
 from forge_sweep.preprocessing import is_tensor
@@ -35,7 +35,7 @@ RULES: tuple[Rule, ...] = (
     labels.row_order,
     labels.labels_shifted,
     labels.labels_unrelated,
-    groups.groups_across_splits,
+    leaks.groups_across_splits,
     splits.scaled_on_all_rows,
     splits.duplicated_rows,
     splits.class_absent_from_train,

@@ -1,4 +1,7 @@
-"""The audit rule about rows that belong together and stand in several splits."""
+"""Columns that name what rows belong to, such as a patient or a machine, where its rows stand in train and in valid.
+
+`leaks.groups_across_splits` says so.
+"""
 
 from __future__ import annotations
 
@@ -8,38 +11,24 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_integer_dtype, is_numeric_dtype
 
-from forge_sweep.checks.evidence import Evidence, Seen, rule, values_of
+from forge_sweep.checks.evidence import Evidence, values_of
 
 LEAST_GROUPS, LEAST_SIZE = 20, 2.0
 SHARED = 0.5
-ALIKE, SAME = 0.90, 0.999
+ALIKE = 0.90
 IN_ORDER = 0.5
-RUNS = 1.2
-"""Runs per group, in the source, up to which the rows of a group stand together."""
-
-
-@rule("warning", "groups-across-splits")
-def groups_across_splits(evidence: Evidence) -> Iterator[Seen]:
-    """Rows of one thing (a patient, a machine) that has one target, in train and in valid.
-
-    A network that recognises the thing knows its target, and is right on valid for that reason alone. A column names
-    such things where at least 20 values recur, twice on average, and the target hardly differs between rows of one
-    value: at least 0.9 of what there is to explain is explained, beyond chance. Where the target goes with the order of
-    the numbers, as with a score, the rows of a value have to stand together in the source too. Not asked where rows are
-    split by time: there it is the same things that are predicted later on.
-    """
-    expected = "all rows of one group in one split"
-    for name, (target, groups, alike, shared) in found(evidence).items():
-        seen = (
-            f"{groups} values recur, rows of one value have one target {target!r} ({alike:.1%} of its variation lies "
-        )
-        seen += f"between them), and {shared:.0%} of the valid rows have a value that train has too"
-        fix = f'kind = "group" and group = "{name}" under [data.split]'
-        yield Seen(name, seen, fix, severity="error" if alike >= SAME else "warning", expected=expected)
+RUNS, UNEQUAL = 1.2, 0.35
+"""Runs per group, in the source, up to which its rows stand together; variation of sizes up to which they are alike."""
 
 
 def found(evidence: Evidence) -> dict[str, tuple[str, int, float, float]]:
-    """Columns that name groups, each with target, number of groups, how alike their rows are, and the shared rows."""
+    """Columns that name groups, each with target, number of groups, how alike their rows are, and the shared rows.
+
+    A column does so where at least 20 values recur, twice on average, and the target hardly differs between rows of one
+    value: 0.9 of its variance lies between them, beyond chance. Where the target goes with the order of the numbers, as
+    with an age or a score, the rows of a value have to stand together in the source too, and values to be about equally
+    frequent. Not asked where rows are split by time: there it is the same things that are predicted later on.
+    """
     named: dict[str, tuple[str, int, float, float]] = evidence.once("groups", lambda: dict(_found(evidence)))
     return named
 
@@ -90,6 +79,7 @@ def _alike(codes: np.ndarray, truth: np.ndarray) -> tuple[float, bool]:
 
 
 def _together(column: pd.Series, rows: np.ndarray) -> bool:
-    """Whether the rows of a value follow each other in the source."""
+    """Whether the rows of a value follow each other in the source, and values are about equally frequent."""
     values = column.to_numpy()[np.argsort(rows, kind="stable")]
-    return bool((values[1:] != values[:-1]).sum() + 1 <= RUNS * column.nunique())
+    sizes = column.value_counts().to_numpy()
+    return bool((values[1:] != values[:-1]).sum() + 1 <= RUNS * len(sizes) and sizes.std() <= UNEQUAL * sizes.mean())

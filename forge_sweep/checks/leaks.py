@@ -54,6 +54,26 @@ def target_leak(evidence: Evidence) -> Iterator[Seen]:
             yield Seen(name, seen, fix, severity="error" if sure else "warning", expected=expected)
 
 
+@rule("warning", "groups-across-splits", expected="all rows of one group in one split")
+def groups_across_splits(evidence: Evidence) -> Iterator[Seen]:
+    """Rows of one thing (a patient, a machine) that has one target, in train and in valid; see `groups.found`.
+
+    A network that recognises the thing knows its target, and is right on valid for that reason alone. An error where
+    the column alone predicts the target as `target_leak` has it, which leaves it to this rule.
+    """
+    sure = set[str]()
+    named = groups.found(evidence)
+    for sample in samples(evidence) if named else ():
+        if len(sample.y_valid) >= MIN_ROWS_FOR_LEAK:
+            leak = LEAK_AUC if sample.classes else LEAK_R
+            sure |= {name for name in named if min(sample.strength(name)) >= leak}
+    for name, (target, count, alike, shared) in named.items():
+        seen = f"{count} values recur, rows of one value have one target {target!r} ({alike:.1%} of its variation lies "
+        seen += f"between them), and {shared:.0%} of the valid rows have a value that train has too"
+        fix = f'kind = "group" and group = "{name}" under [data.split]'
+        yield Seen(name, seen, fix, severity="error" if name in sure else "warning")
+
+
 def copies(evidence: Evidence) -> dict[str, tuple[str, int]]:
     """Features that are one to one with a target column in train, each with that column and the number of such rows."""
     train = evidence.dataset.train
