@@ -41,9 +41,10 @@ def _found(evidence: Evidence) -> Iterator[tuple[str, tuple[str, int, float, flo
         column = train.features[name]
         if is_numeric_dtype(column) and not is_integer_dtype(column):
             continue
-        codes, values = pd.factorize(column, sort=is_numeric_dtype(column))
-        if len(values) < LEAST_GROUPS or (codes >= 0).sum() < LEAST_SIZE * len(values):
+        present = len(column) - evidence.features["missing"][name]
+        if not LEAST_GROUPS <= evidence.features["distinct"][name] <= present / LEAST_SIZE:
             continue
+        codes, values = pd.factorize(column, sort=is_numeric_dtype(column))
         shared = float(valid.features[name].isin(values).mean())
         if shared < SHARED:
             continue

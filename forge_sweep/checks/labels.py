@@ -185,14 +185,16 @@ def _ordered(evidence: Evidence) -> Iterator[Rows]:
     most = min(MOST_ROWS, max(500, MOST_CELLS // train.features.shape[1]))
     first = int(np.random.default_rng(0).integers(max(len(order) - most, 0) + 1))
     chosen = order[first : first + most]
-    features = pd.concat([train.features, valid.features]).iloc[chosen]
+    of_train = chosen < len(train.rows)
+    picked = [train.features.iloc[chosen[of_train]], valid.features.iloc[chosen[~of_train] - len(train.rows)]]
+    features = pd.concat(picked).iloc[np.argsort(np.argsort(~of_train, kind="stable"))]
     ranks, names = _ranks(features)
     if not names:
         return
     for name, codes in targets:
         known = np.unique(codes[chosen], return_inverse=True)[1]
         if known.max() > 0:
-            yield Rows(name, positions[chosen], ranks, names, known, chosen >= len(train.rows))
+            yield Rows(name, positions[chosen], ranks, names, known, ~of_train)
 
 
 def _ranks(features: pd.DataFrame) -> tuple[np.ndarray, tuple[str, ...]]:
