@@ -38,14 +38,13 @@ def target_leak(evidence: Evidence) -> Iterator[Seen]:
     themselves. Regression: Pearson's or Spearman's correlation. Warning from 0.995 (0.9999 for a correlation), error
     from 0.9999 (0.999999) when train says the same and there are enough rows to tell.
     """
-    known = {**copies(evidence), **groups.found(evidence)}
+    known = groups.found(evidence)
     suspect, leak = (SUSPECT_R, LEAK_R) if evidence.kind == "regression" else (SUSPECT_AUC, LEAK_AUC)
     figure = "|correlation|" if evidence.kind == "regression" else "AUC"
     expected = f"{figure} below {suspect} for a single feature"
-    for sample in samples(evidence):
-        for name in sample.x_valid.columns.difference(list(known), sort=False):
-            on_train, on_valid = sample.strength(name)
-            if on_valid < suspect:
+    for sample, strengths in singles(evidence):
+        for name, (on_train, on_valid) in strengths.items():
+            if name in known or on_valid < suspect:
                 continue
             sure = min(on_train, on_valid) >= leak and len(sample.y_valid) >= MIN_ROWS_FOR_LEAK
             seen = f"alone predicts target {sample.target!r} with {figure} {on_valid:.6g} over {len(sample.y_valid)} "
@@ -63,15 +62,29 @@ def groups_across_splits(evidence: Evidence) -> Iterator[Seen]:
     """
     sure = set[str]()
     named = groups.found(evidence)
-    for sample in samples(evidence) if named else ():
+    for sample, strengths in singles(evidence) if named else ():
         if len(sample.y_valid) >= MIN_ROWS_FOR_LEAK:
             leak = LEAK_AUC if sample.classes else LEAK_R
-            sure |= {name for name in named if min(sample.strength(name)) >= leak}
+            sure |= {name for name, strength in strengths.items() if min(strength) >= leak}
     for name, (target, count, alike, shared) in named.items():
         seen = f"{count} values recur, rows of one value have one target {target!r} ({alike:.1%} of its variation lies "
         seen += f"between them), and {shared:.0%} of the valid rows have a value that train has too"
         fix = f'kind = "group" and group = "{name}" under [data.split]'
         yield Seen(name, seen, fix, severity="error" if name in sure else "warning")
+
+
+def singles(evidence: Evidence) -> list[tuple[Sample, dict[str, tuple[float, float]]]]:
+    """How well each feature alone predicts each target on (train, valid); those that copy it are left out."""
+
+    def make() -> list[tuple[Sample, dict[str, tuple[float, float]]]]:
+        known = copies(evidence)
+        return [
+            (sample, {name: sample.strength(name) for name in map(str, sample.x_valid) if name not in known})
+            for sample in samples(evidence)
+        ]
+
+    found: list[tuple[Sample, dict[str, tuple[float, float]]]] = evidence.once("singles", make)
+    return found
 
 
 def copies(evidence: Evidence) -> dict[str, tuple[str, int]]:

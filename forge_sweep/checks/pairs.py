@@ -31,10 +31,10 @@ def target_leak_pair(evidence: Evidence) -> Iterator[Seen]:
     names = [name for name in evidence.numeric if evidence.features["distinct"][name] > 2]
     leak, figure = (leaks.LEAK_R, "|correlation|") if evidence.kind == "regression" else (leaks.LEAK_AUC, "AUC")
     known = {*leaks.copies(evidence), *groups.found(evidence)}
-    for sample in leaks.samples(evidence):
+    for sample, strengths in leaks.singles(evidence):
         if not 2 <= len(names) <= MOST_COLUMNS or len(sample.y_valid) < leaks.MIN_ROWS_FOR_LEAK:
             continue
-        if any(min(sample.strength(name)) >= leak for name in names) or known.intersection(names):
+        if known.intersection(names) or any(min(strengths[name]) >= leak for name in names):
             continue  # one of them alone is said already, and any other would only be added to it
         for one, sign, other in _strongest(names, sample):
             both = (_combined(part, one, sign, other) for part in (sample.x_train, sample.x_valid))

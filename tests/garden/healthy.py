@@ -59,7 +59,7 @@ def _digits(folder: Path) -> Path:
 
 
 def _numbers(folder: Path) -> Path:
-    weights, scaler = {"class_weight": "balanced"}, {"scaler": "robust"}
+    weights, scaler = {"class_weight": "balanced"}, {"scaler": "quantile"}
     return table(folder, credit(), "bad", "val_loss", model=weights, preprocessing=scaler)
 
 
