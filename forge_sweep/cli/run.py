@@ -263,22 +263,14 @@ def replay(
     if as_json:
         emit([each.to_dict() for each in found])
         return
-    titles = (
-        "pruner",
-        "pruned",
-        "of the best quarter",
-        "winner",
-        "would have won",
-        "epochs saved",
-        "seconds",
-        "unknown",
-    )
-    print_table(titles, [_replayed_cells(each) for each in found])
+    titles = ("pruner", "pruned", "of the best quarter", "winner", "would have won", "epochs saved", "seconds saved")
+    print_table((*titles, "unknown"), [_replayed_cells(each) for each in found])
     first = found[0]
-    say(
-        f"{first.trials} trials, {first.known} of them known to their end, one after the other; of the rest nothing is "
-        "known beyond the epoch at which they were pruned (study.audit_pruned trains a sample on)"
+    words = (
+        "; of the rest nothing is known beyond the epoch at which they were pruned (study.audit_pruned trains a sample)"
     )
+    rest = words if first.known < first.trials else ""
+    say(f"{first.trials} trials, one after the other, {first.known} of them known to their end{rest}")
 
 
 def _replayed_cells(found: Replayed) -> tuple[str, ...]:
