@@ -16,6 +16,7 @@ import numpy as np
 
 from forge_sweep import contract, environment, exports, models, training, trial
 from forge_sweep.bundle import Bundle, choose_golden
+from forge_sweep.checks import settings
 from forge_sweep.checks.findings import Finding, errors
 from forge_sweep.errors import BundleError, ForgeSweepError
 from forge_sweep.experiment import GENERAL, Code, Dimension, Experiment, Params, Scalar
@@ -35,6 +36,9 @@ COPIES = 4
 
 WIDE_COPIES = 4
 """Float64 copies of numeric columns while they are imputed and scaled: 28 to 48 bytes per number of train, measured."""
+
+OF_RATES = frozenset({"rate-too-low", "rate-too-high"})
+"""Findings on a learning rate: of a range, one end may well be too far out."""
 
 SMALL_FIRST = {"shape": ("taper", "constant")}
 """Names whose order says which gives the smaller model."""
@@ -66,6 +70,7 @@ def preflight(experiment: Experiment, dataset: Dataset) -> tuple[Finding, ...]:
       with the first one that works.
     - ``monitor-missing``, ``monitor-undefined`` (error): the objective is not in the logs, or has no value on these
       validation rows whatever a model predicts, or leaves a class out. ``metric-undefined`` (warning): so does another.
+    - those of `settings.of_settings`.
     - those of `contract.tried`, for the smallest and the largest model, and of `contract.ignored`.
     - ``in-model-fails`` (error): with ``model.preprocessing = "in_model"``, the smallest network cannot be saved with
       its preprocessing inside, or gives other scores then.
@@ -90,7 +95,8 @@ def preflight(experiment: Experiment, dataset: Dataset) -> tuple[Finding, ...]:
     fitting = [which for which in WHICH if sum(need[which].values()) <= available]
     tried = _try(experiment, dataset, fitting) if fitting else ()
     memory = _memory(need["largest"], available)
-    return (memory, *_defined(experiment, outline), *tried, *_gpu(experiment))
+    far = settings.of_settings(experiment.space, len(dataset.train.features), experiment.study.epochs)
+    return (memory, *_defined(experiment, outline), *far, *tried, *_gpu(experiment))
 
 
 def corner_params(experiment: Experiment, which: Which, **fixed: Scalar) -> Params:
@@ -163,10 +169,15 @@ def _try(experiment: Experiment, dataset: Dataset, fitting: Sequence[Which]) -> 
             shown = [name for name, value in experiment.space.items() if isinstance(value, Dimension)]
             shown = shown[:5] if experiment.code else ["width", "depth"]
             size = ", ".join(f"{name}={params[name]}" for name in shown if name in params)
-            subject, known = f"{which} model" + f" ({size})" * bool(size), {finding.code for finding in findings}
+            subject = f"{which} model" + f" ({size})" * bool(size)
+            known = {finding.code for finding in findings} - OF_RATES
+            steps = experiment.study.epochs * -(-len(whole.y_train) // int(params["batch_size"]))
             with training.dtype_policy(training.precision_of(experiment.precision)[0]):
-                found = contract.tried(builder, spec, task, params, few, raw, subject=subject, metric=metric, seed=seed)
+                found = contract.tried(
+                    builder, spec, task, params, few, raw, subject=subject, metric=metric, steps=steps, seed=seed
+                )
                 findings += [finding for finding in found if experiment.code is None or finding.code not in known]
+        findings = [*_everywhere(experiment, findings)]
         if isinstance(builder, Code) and not errors(findings):
             searched = {name: each for name, each in experiment.space.items() if isinstance(each, Dimension)}
             own = searched.keys() & builder.parameters.keys() - {*GENERAL}
@@ -180,6 +191,15 @@ def _try(experiment: Experiment, dataset: Dataset, fitting: Sequence[Which]) -> 
         if experiment.model.preprocessing == "in_model" and not errors(findings):
             findings += _inside(experiment, dataset, works[0])
     return tuple(dict.fromkeys(findings))
+
+
+def _everywhere(experiment: Experiment, findings: Sequence[Finding]) -> Iterator[Finding]:
+    """The findings but for those on a searched learning rate that only one end of its range has."""
+    rate = experiment.space.get("learning_rate")
+    for finding in findings:
+        alone = isinstance(rate, Dimension) and [each.code for each in findings].count(finding.code) < len(WHICH)
+        if finding.code not in OF_RATES or not alone:
+            yield finding
 
 
 def _spread(rows: int) -> np.ndarray:

@@ -31,6 +31,18 @@ from forge_sweep.training.data import (
 from forge_sweep.training.explain import explain
 from forge_sweep.training.failures import classify
 from forge_sweep.training.fit import FitResult, FitSpec, OnEpoch, OnResume, Schedule, begin_anew, fit
+from forge_sweep.training.looks import (
+    chain,
+    clipping,
+    compiled_loss,
+    is_half_unscaled,
+    is_of_training,
+    learning_rates,
+    loss_settings,
+    penalty,
+    training_outputs,
+    variables_in,
+)
 from forge_sweep.training.networks import forget, reuse
 
 __all__ = [
@@ -48,9 +60,12 @@ __all__ = [
     "accelerators",
     "as_variables",
     "begin_anew",
+    "chain",
     "check_backend",
     "chunk_rows",
     "classify",
+    "clipping",
+    "compiled_loss",
     "data_loss",
     "dtype_policy",
     "each",
@@ -58,9 +73,14 @@ __all__ = [
     "fit",
     "fix_operations",
     "forget",
+    "is_half_unscaled",
+    "is_of_training",
+    "learning_rates",
     "leaves",
     "load_backend",
+    "loss_settings",
     "outputs",
+    "penalty",
     "precision_of",
     "release",
     "reuse",
@@ -68,4 +88,6 @@ __all__ = [
     "seed_everything",
     "select_backend",
     "settle",
+    "training_outputs",
+    "variables_in",
 ]
