@@ -99,7 +99,7 @@ def tried(
 @pytest.mark.parametrize(
     ("body", "head", "options"),
     [
-        ("return keras.Model(inputs, heads.only.output(keras.layers.Dense(width)(x)))", "", {}),
+        ("return keras.Model(inputs, heads.only.output(keras.layers.Dense(width, 'relu')(x)))", "", {}),
         # A loss of its own: validation has that of the task.
         ("model = Own(x, heads.only.output(x))\nmodel.compile('adam')\nreturn model", OWN_LOSS, {}),
         # The rate of one group of weights is a share of the one that is asked for.
@@ -349,7 +349,7 @@ class Net(keras.Model):
 @pytest.mark.parametrize(
     ("severity", "body", "head"),
     [
-        ("error", "width = 5\nreturn keras.Model(x, heads.only.output(keras.layers.Dense(width + depth)(x)))", ""),
+        ("error", "width = 5\nreturn keras.Model(x, heads.only.output(keras.layers.Dense(width + depth, 'relu')(x)))", ""),
         # A subclass without get_config may hold more than is seen of it.
         ("warning", "net = Net()\nnet.depth = depth\nreturn net", HELD),
     ],
@@ -368,7 +368,7 @@ def test_an_argument_that_makes_no_difference_to_the_model_is_named(severity, bo
     ("body", "head"),
     [
         # In the largest model only.
-        ("for _ in range(depth - 1):\n    x = keras.layers.Dense(width)(x)\n" + END, ""),
+        ("for _ in range(depth - 1):\n    x = keras.layers.Dense(width, 'relu')(x)\n" + END, ""),
         # In one branch of several.
         (
             "x = keras.layers.Dense({'a': 3, 'b': width, 'c': 4}[kind] + depth)(x)\n" + END,

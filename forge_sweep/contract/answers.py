@@ -11,7 +11,7 @@ from scipy import special
 
 from forge_sweep import training
 from forge_sweep.bundle import GOLDEN_TOLERANCE
-from forge_sweep.checks.findings import Finding
+from forge_sweep.checks.findings import Finding, Severity
 from forge_sweep.experiment import Code
 from forge_sweep.preprocessing import Spec
 from forge_sweep.task import Task
@@ -113,7 +113,9 @@ def symptoms(
             fix = 'give the hidden layers an activation, such as Dense(64, activation="relu")'
             if "activation" in code.parameters:
                 fix = 'activation = "relu" under [model.search]'
-            yield Finding("warning", "no-activation", code.builder, seen, "hidden layers that bend what they get", fix)
+            # With one hidden layer it may be meant, as a product of low rank.
+            severity: Severity = "warning" if len(kernels) > 2 else "info"
+            yield Finding(severity, "no-activation", code.builder, seen, "hidden layers that bend what they get", fix)
 
 
 def _unused_columns(model: keras.Model, few: training.TrainingData, spec: Spec) -> Mapping[str, list[str | int]]:

@@ -74,7 +74,8 @@ def of_loss(
 def _of_classes(cost: Callable[[float], float]) -> str:
     """What is wrong with a loss over classes; "" where right answers cost less than undecided and wrong ones."""
     right, undecided, wrong = cost(0.0), cost(0.5), cost(1.0)
-    if right < min(undecided, wrong) - 1e-6 * max(1.0, abs(right)):
+    finite = all(map(math.isfinite, (right, undecided, wrong)))  # else `initial-loss` says so
+    if not finite or right < min(undecided, wrong) - 1e-6 * max(1.0, abs(right)):
         return ""
     return f"right answers cost {right:.3g}, undecided ones {undecided:.3g}, wrong ones {wrong:.3g}"
 
@@ -84,8 +85,8 @@ def _of_numbers(cost: Callable[[float, Any], float], encoded: np.ndarray) -> str
     rows = np.argsort(encoded[:, 0])[np.linspace(0, len(encoded) - 1, min(len(encoded), ROWS)).astype(int)]
     costs = np.array([[cost(off, [row]) for off in (0.0, 1.0, -1.0)] for row in rows])
     missed = ~(costs[:, 0] < costs[:, 1:].min(axis=1))
-    if not missed.any() or np.ptp(costs, axis=1).max() == 0:  # or it compares rows with each other
-        return ""
+    if not missed.any() or not np.isfinite(costs).all() or np.ptp(costs, axis=1).max() == 0:
+        return ""  # where every answer costs the same, it may compare rows with each other
     right, over, under = costs[missed][0]
     seen = f"in {missed.sum()} of {len(rows)} rows right answers cost no less than those a standard deviation off"
     return f"{seen}, such as {right:.3g} and {min(over, under):.3g}"
