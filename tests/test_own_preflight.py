@@ -349,7 +349,11 @@ class Net(keras.Model):
 @pytest.mark.parametrize(
     ("severity", "body", "head"),
     [
-        ("error", "width = 5\nreturn keras.Model(x, heads.only.output(keras.layers.Dense(width + depth, 'relu')(x)))", ""),
+        (
+            "error",
+            "width = 5\nreturn keras.Model(x, heads.only.output(keras.layers.Dense(width + depth, 'relu')(x)))",
+            "",
+        ),
         # A subclass without get_config may hold more than is seen of it.
         ("warning", "net = Net()\nnet.depth = depth\nreturn net", HELD),
     ],

@@ -106,7 +106,7 @@ def tried(
         if errors(scheduled):
             return
         yield from step.penalised(model, task, loss, params, subject)
-        yield from step.halved(model, subject)
+        yield from (halved := [*step.halved(model, subject)])
         (logs,) = training.fit(model, task, few, once, lambda epoch, logs: False).history
         after = training.data_loss(model, task, few.y_train, training.outputs(model, few.x_train))
         yield from (paced := [*step.paced(model, before, (loss, after), steps, params)])
@@ -114,7 +114,7 @@ def tried(
             began = {weight.path: was for weight, was in zip(model.trainable_weights, before, strict=True)}
             yield from (alike := [*structure.alike(model, began, subject)])
             stuck = [*step.changed(model, before, subject)]
-            explained = "dead-units" in known or alike or any(each.code != "rate-too-high" for each in paced)
+            explained = "dead-units" in known or alike or halved or any(each.code != "rate-too-high" for each in paced)
             yield from (each for each in stuck if each.severity == "error" or not explained)
             if "untracked-weights" not in known:
                 yield from _saved(model, few, builder)

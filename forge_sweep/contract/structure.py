@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forge_sweep import training
-from forge_sweep.checks.findings import Finding
+from forge_sweep.checks.findings import Finding, Severity
 from forge_sweep.contract.held import MOST_OBJECTS, inside
 from forge_sweep.experiment import Code
 from forge_sweep.experiment.importing import package_of
@@ -131,17 +131,20 @@ def alike(model: keras.Model, before: Mapping[str, np.ndarray], subject: str) ->
 
 
 def silent(model: keras.Model, few: training.TrainingData, subject: str) -> Iterator[Finding]:
-    """Whether all units of a layer give 0 for every row before training: no gradient passes through them."""
-    for name, share in training.silent_units(model, few.x_train).items():
+    """Whether all units of a layer say the same of every row before training: no gradient passes through them."""
+    for name, units, constant, saturated in training.idle_units(model, few.x_train):
         layer = model.get_layer(name)
-        units = int(layer.output.shape[-1])
         kernel = getattr(layer, "kernel", None)
         if kernel is not None and np.ptp(np.array(kernel), axis=-1).max() == 0:
             continue  # `alike` says so, once a step has changed nothing
-        if share == 1.0:
+        # One of a few units may be so by chance, behind others of which none is below 0.
+        severity: Severity = "error" if units >= 8 else "warning"
+        fix = f"let the biases of {name} begin at 0, and its weights at random and small"
+        if saturated == 1.0:
+            seen = f"all {units} units of {name} are at an end of their range for each of the rows before training"
+            yield Finding(severity, "saturated-units", subject, seen, "units that answer to the row", fix)
+        elif constant == 1.0:
             bias = getattr(layer, "bias", None)
             what = f"; its biases are {float(np.array(bias).mean()):.3g} in the mean" if bias is not None else ""
-            seen = f"all {units} units of {name} give 0 for each of the rows before training{what}"
-            fix = f"let the biases of {name} begin at 0, and its weights at random"
-            # One of a few units may be so by chance, behind others of which none is below 0.
-            yield Finding("error" if units >= 8 else "warning", "dead-units", subject, seen, "units that answer", fix)
+            seen = f"all {units} units of {name} give one value for each of the rows before training{what}"
+            yield Finding(severity, "dead-units", subject, seen, "units that answer to the row", fix)

@@ -44,6 +44,20 @@ def training_outputs(model: keras.Model, x: Features) -> np.ndarray:
     return np.asarray(ops.convert_to_numpy(model(x, training=True)), np.float32)
 
 
+def idle_units(model: keras.Model, x: Features) -> list[tuple[str, int, float, float | None]]:
+    """By hidden layer with an activation function: its units, and the shares of them that are idle on these rows.
+
+    These are the units with one value for all rows, and those at an end of their range, None where it has none. Empty
+    where the layers have no outputs of their own.
+    """
+    from forge_sweep.training import probe
+
+    try:
+        return [(name, each.shape[-1], *probe.of_units(each, kind)) for name, kind, each in probe.activations(model, x)]
+    except Exception:  # subclassed
+        return []
+
+
 def penalty(model: keras.Model) -> float:
     """The sum of ``model.losses``: what regularizers add to the loss of the targets."""
     from keras import ops

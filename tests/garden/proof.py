@@ -37,7 +37,7 @@ def line(fault: Fault, said: Said) -> str:
 
 def masked(text: str) -> str:
     """A line without its figures, which differ from machine to machine in their last digits."""
-    return re.sub(r"-?\d[\d.,]*(?:e[-+]?\d+)?|\bnan\b|\binf\b", "#", text)
+    return re.sub(r"-?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?|\bnan\b|\binf\b", "#", text)
 
 
 def in_page(fault: Fault) -> str:
