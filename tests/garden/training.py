@@ -17,7 +17,7 @@ from forge_sweep.errors import ExperimentError
 from forge_sweep.experiment import DataSpec, load
 from forge_sweep.preflight import preflight
 from forge_sweep.sources import Dataset
-from tests.garden.data import cut, scaled
+from tests.garden.data import cut
 from tests.garden.plots import Fault, Fixed, Said, experiment
 
 KINDS = {"breast_cancer": "binary", "wine": "multiclass", "digits": "multiclass", "diabetes": "regression"}
@@ -96,10 +96,12 @@ def loop(
     import keras
 
     keras.utils.set_random_seed(1)
-    kind, rows = KINDS[name], scaled(*cut(sample(name)))
-    x, y, x_valid, y_valid = rows
+    kind, (x, y, x_valid, y_valid) = KINDS[name], cut(sample(name))
+    mean, deviation = x.mean(axis=0), x.std(axis=0)
+    x, x_valid = (((each - mean) / np.where(deviation > 0, deviation, 1)).clip(-10, 10) for each in (x, x_valid))
+    x, x_valid = x.astype(np.float32), x_valid.astype(np.float32)
     if kind == "regression":
-        y, y_valid = (y - rows[1].mean()) / rows[1].std(), (y_valid - rows[1].mean()) / rows[1].std()
+        y, y_valid = (y - y.mean()) / y.std(), (y_valid - y.mean()) / y.std()
     module: dict[str, Any] = {"__name__": "net"}
     exec(text, module)
     heads = Heads(kind, int(y.max()) + 1 if kind == "multiclass" else 1)
@@ -108,7 +110,6 @@ def loop(
     if not model.compiled:
         model.compile(keras.optimizers.Adam(0.01), heads.loss)
     model.run_eagerly = epochs == 1  # a few steps are done before a graph would be traced
-    x, x_valid = (np.clip(each, -10, 10).astype(np.float32) for each in (x, x_valid))
     if isinstance(model.input, dict):
         x, x_valid = {"features": x}, {"features": x_valid}
     codes = y_valid
