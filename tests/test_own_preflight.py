@@ -375,7 +375,7 @@ def test_an_argument_that_makes_no_difference_to_the_model_is_named(severity, bo
         ("for _ in range(depth - 1):\n    x = keras.layers.Dense(width, 'relu')(x)\n" + END, ""),
         # In one branch of several.
         (
-            "x = keras.layers.Dense({'a': 3, 'b': width, 'c': 4}[kind] + depth)(x)\n" + END,
+            "x = keras.layers.Dense({'a': 3, 'b': width, 'c': 4}[kind] + depth, 'relu')(x)\n" + END,
             "",
         ),
         # In an attribute of the user's own, of a model and of a loss.
