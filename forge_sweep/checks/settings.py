@@ -1,7 +1,7 @@
 """Hyperparameters so far out that no trial can learn, whatever the network is. From a space to findings.
 
-Everything here is pure. A range is judged by its best end: a sampler leaves the other one. What each finding means is in
-docs/failures.md, before training.
+Everything here is pure. A range is judged by its best end: a sampler leaves the other one. docs/failures.md has
+each of the findings under "Before training".
 """
 
 from __future__ import annotations
