@@ -75,6 +75,22 @@ def test_what_changed_is_found(change: dict[str, object], column: str) -> None:
     assert [finding.subject for finding in found.findings] == [column]
 
 
+def test_columns_that_were_swapped_or_scaled_are_told_from_those_that_drifted() -> None:
+    rows = customers(500, 3)
+    misread = [
+        (found.code, found.subject)
+        for found in compared(rows.rename(columns={"age": "amount", "amount": "age"})).misread
+    ]
+    assert misread == [("swapped-columns", "age and amount")]
+    for change in (
+        {"age": rows["age"] / 100},
+        {"amount": (rows["amount"] - rows["amount"].mean()) / rows["amount"].std()},
+    ):
+        assert [found.code for found in compared(rows.assign(**change)).misread] == ["rescaled"]
+    for drifted in (customers(500, 3, shift=8), rows.assign(age=rows["age"] * 1.3), rows.assign(amount=0.0)):
+        assert compared(drifted).drifted and not compared(drifted).misread
+
+
 def test_unknown_categories_drift() -> None:
     rows = customers(500, 3)
     rows.loc[:24, "city"] = "Rom"

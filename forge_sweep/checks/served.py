@@ -26,12 +26,12 @@ SHOWN = 5
 
 def misread(columns: Sequence[tuple[ColumnProfile, np.ndarray]]) -> Iterator[Finding]:
     """Findings on drifted columns of numbers, each with its profile and the raw numbers (n,) that came."""
-    present = [(column, raw[np.isfinite(raw)]) for column, raw in columns[:MOST_COLUMNS] if not column.bins]
-    present = [(column, raw) for column, raw in present if len(raw) and len(column.edges) >= LEAST_EDGES]
-    swapped = list(_swapped(present))
+    numbers = [(column, raw) for column, raw in columns[:MOST_COLUMNS] if len(column.edges) >= LEAST_EDGES]
+    numbers = [(column, raw) for column, raw in numbers if np.isfinite(raw).any()]
+    swapped = list(_swapped(numbers))
     yield from swapped
     named = {name for finding in swapped for name in finding.subject.split(" and ")}
-    yield from _rescaled([(column, raw) for column, raw in present if column.name not in named])
+    yield from _rescaled([(column, raw[np.isfinite(raw)]) for column, raw in numbers if column.name not in named])
 
 
 def _swapped(columns: Sequence[tuple[ColumnProfile, np.ndarray]]) -> Iterator[Finding]:
@@ -45,8 +45,10 @@ def _swapped(columns: Sequence[tuple[ColumnProfile, np.ndarray]]) -> Iterator[Fi
     for _, one, other, mine, theirs in sorted(found, key=lambda each: each[0]):
         if used.isdisjoint((one.name, other.name)):
             used |= {one.name, other.name}
-            seen = f"{len(mine)} rows have in {one.name} (median {np.median(mine):.4g}) what the training rows had in "
-            seen += f"{other.name}, and the other way round (median {np.median(theirs):.4g})"
+            seen = (
+                f"{len(mine)} rows have in {one.name} (median {np.nanmedian(mine):.4g}) what the training rows had in "
+            )
+            seen += f"{other.name}, and the other way round (median {np.nanmedian(theirs):.4g})"
             fix = "send each value under the name of its own column"
             yield Finding("warning", "swapped-columns", f"{one.name} and {other.name}", seen, _EXPECTED, fix)
 

@@ -239,9 +239,6 @@ def beyond_noise(before: np.ndarray, after: np.ndarray) -> bool:
 
 # --- the plain loop
 
-Network = Callable[[Any, int], Any]
-"""Of (keras, columns) a compiled model."""
-
 
 def plain(
     x: np.ndarray,
