@@ -69,6 +69,7 @@ def tried(
       ``hyperparameter-ignored``: the optimizer that it was compiled with does not go by what the trial asks for;
       ``not-repeatable``: called twice with the same arguments, the function gives the same layers, or other ones.
     - ``input-unused`` (warning): an input of your own model leads to no output.
+    - those of `answers`, `structure` and `losses` on your own model, and of `step` on any; docs/models.md lists them.
     - ``initial-loss`` (warning, error where it is not finite in your own model): the loss of an untrained model is far
       from chance
       (https://karpathy.github.io/2019/04/25/recipe/, "verify loss @ init").
