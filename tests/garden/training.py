@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping
@@ -61,9 +62,13 @@ def before_training(path: Path) -> list[Said]:
         declared = load(path)
     except ExperimentError as error:
         return [Said(each.path, "file", str(each), each.hint) for each in error.mistakes]
+    told = [re.fullmatch(r"(?P<seen>.*)\. fix: (?P<fix>.*) \[(?P<code>[a-z-]+)\]", each) for each in declared.warnings]
+    found = [Said(each["code"], "file", each["seen"], each["fix"], "warning") for each in told if each]
     shared = declared.data.source == "sample" and not declared.data.heads
     rows = _rows(str(declared.data.name)) if shared else sources.load(declared.data, root=declared.root, seed=0)
-    return [Said(each.code, "pre-flight", each.seen, each.fix, each.severity) for each in preflight(declared, rows)]
+    return found + [
+        Said(each.code, "pre-flight", each.seen, each.fix, each.severity) for each in preflight(declared, rows)
+    ]
 
 
 class Heads:
@@ -617,7 +622,26 @@ def _worst() -> dict[str, float]:
     return loop(text, "breast_cancer", callbacks=[keep])
 
 
+def _patient() -> dict[str, float]:
+    """A loop that would stop after fifty epochs without a gain."""
+    import keras
+
+    return loop(SOUND, "breast_cancer", callbacks=[keras.callbacks.EarlyStopping(patience=50)])
+
+
 REFUSED = (
+    Fault(
+        name="patience longer than the budget",
+        what="Training stops after 50 epochs without a gain, and has 8.",
+        plain=_patient,
+        prints=RIGHT,
+        lay=lambda folder, planted: lay("breast_cancer", {}, {}, study={"patience": 50 if planted else 4})(
+            folder, planted
+        ),
+        code="patience-too-long",
+        when="file",
+        said=before_training,
+    ),
     refused(
         "a pruner on a metric that is never reported",
         "The pruner asks for a metric by a name that no log has.",
