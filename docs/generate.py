@@ -167,6 +167,7 @@ def cli_reference() -> str:
 
 
 PYTHON = {
+    "init": "forge_sweep.draft.draft",
     "run": "forge_sweep.Sweep.run",
     "worker": "forge_sweep.Sweep.join",
     "check": "forge_sweep.Sweep.check",
@@ -236,6 +237,7 @@ API = {
         "forge_sweep.reproduce.commands",
     ],
     "Experiments and stores": [
+        "forge_sweep.draft.draft",
         "forge_sweep.doctor.examine",
         "forge_sweep.experiment.json_schema",
         "forge_sweep.tracking.upgrade_store",

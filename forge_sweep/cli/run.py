@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from forge_sweep.study import Shared, TrialRow
     from forge_sweep.study.replay import Replayed
     from forge_sweep.sweep import Event
+    from forge_sweep.task import TaskKind
 
 
 def run(
@@ -149,6 +150,31 @@ def doctor(
         raise typer.Exit(REFUSED)
     if not as_json:
         say(words)
+
+
+def init(
+    path: Annotated[Path, typer.Argument(metavar="ROWS", help="CSV or Parquet file.", show_default=False)],
+    target: Annotated[str, typer.Option("--target", help="Column to predict.", show_default=False)],
+    task: Annotated[
+        str | None, typer.Option("--task", help="binary, multiclass or regression; follows from the values.")
+    ] = None,
+    builder: Annotated[
+        str, typer.Option("--builder", help="Your own network, as module:function beside the rows; else mlp.")
+    ] = "mlp",
+    separator: Annotated[str | None, typer.Option("--separator", help="Separator of the CSV file.")] = None,
+) -> None:
+    """Draft an experiment file beside the rows: their task, and a range for each argument of a builder."""
+    from forge_sweep.draft import METRIC, draft
+
+    if task is not None and task not in METRIC:
+        raise InputError(f"--task {task}: expected one of {', '.join(METRIC)}")
+    made = path.with_suffix(".toml")
+    if made.exists():
+        raise InputError(f"{made} is there already", hint="move it, or edit it")
+    made.write_text(
+        draft(path, target, task=cast("TaskKind | None", task), builder=builder, separator=separator), encoding="utf-8"
+    )
+    say(f"wrote {made}; read it, then: forge-sweep check {made}")
 
 
 def schema() -> None:
@@ -395,7 +421,7 @@ def reconcile(
         raise typer.Exit(1)
 
 
-COMMANDS = (run, worker, check, doctor, schema, status, trials, diagnose, replay, best, report, ui, reconcile)
+COMMANDS = (init, run, worker, check, doctor, schema, status, trials, diagnose, replay, best, report, ui, reconcile)
 
 store_app = typer.Typer(help="Maintain the embedded store.", no_args_is_help=True)
 
