@@ -98,6 +98,16 @@ def test_several_inputs_are_given_by_name():
         models.build(code("x = inputs['amounts']\nreturn keras.Model(x, heads.only.output(x))"), spec, BINARY, {})
 
 
+def test_a_model_that_takes_a_dict_stays_compiled_as_its_function_did_it():
+    body = (
+        "x = inputs['features']\nmodel = keras.Model({'features': x}, heads.only.output(x))\n"
+        "model.compile('sgd', 'binary_crossentropy', loss_weights=[0.25], run_eagerly=True)\n"
+        "return model"
+    )
+    model = models.build(code(body), SPEC, BINARY, {})
+    assert (model.run_eagerly, model.get_compile_config()["loss_weights"]) == (True, [0.25])
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [

@@ -175,8 +175,21 @@ def _taking(model: keras.Model, inputs: Mapping[str, Any], given: Any, code: Cod
             hint="give the model that",
         ) from None
     if model.compiled:
-        again.compile(optimizer=model.optimizer, loss=model.loss)
+        _compile_alike(again, model, model.loss, (model.get_compile_config() or {}).get("loss_weights"))
     return again
+
+
+def _compile_alike(again: keras.Model, model: keras.Model, loss: Any, weights: Any = None) -> None:
+    """Compile a model of the same layers as another one was, with this loss; all metrics are computed apart."""
+    again.compile(
+        optimizer=model.optimizer,
+        loss=loss,
+        loss_weights=weights,
+        run_eagerly=model.run_eagerly,
+        jit_compile=model.jit_compile,
+        steps_per_execution=model.steps_per_execution,
+        auto_scale_loss=False,  # the optimizer scales already where it was to
+    )
 
 
 def _joined(model: keras.Model, given: Any, output: Any, task: Joint, code: Code) -> tuple[keras.Model, Any]:
@@ -217,7 +230,7 @@ def _joined(model: keras.Model, given: Any, output: Any, task: Joint, code: Code
         shares = [_of_head(weights, name, names) for name in heads]
         known = [own if share is None else float(share) for own, share in zip(task.weights, shares, strict=True)]
         joint = JointLoss(losses, task.widths, [head.units for head in heads.values()], known)
-        again.compile(optimizer=model.optimizer, loss=joint)
+        _compile_alike(again, model, joint)
     return again, again.output
 
 
@@ -240,7 +253,7 @@ def _check_output(output: Any, task: Task, code: Code) -> None:
             "code",
             f"the model of {code.builder} gives {seen}, expected (rows, {task.units}) for {task.kind} of "
             f"{', '.join(task.targets[:3])}",
-            hint=fix,
+            hint=f"{fix}; what only your loss needs, such as a variance, stays inside train_step (docs/models.md)",
         )
     if output.dtype in ("float16", "bfloat16"):
         seen = f"the model of {code.builder} gives {output.dtype}, in which close scores are ties"
