@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
@@ -15,7 +16,7 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from forge_sweep import sources
 from forge_sweep.errors import DataError
-from forge_sweep.experiment import Hyperparameter, Scalar, parse, parse_data
+from forge_sweep.experiment import Code, Hyperparameter, Scalar, parse, parse_data
 from forge_sweep.experiment.code import is_own
 from forge_sweep.experiment.code import read as read_code
 from forge_sweep.task import TaskKind
@@ -43,7 +44,9 @@ def draft(
 ) -> str:
     """An experiment file for these rows, to be read, changed and run.
 
-    It reads the rows, so that what it names is there, and every range follows from a rule: see `searched`.
+    It reads the rows, so that what it names is there, and every range follows from a rule: see `searched`. A column
+    that tells all rows apart becomes ``data.key``. Where a builder of the user's own takes inputs by other names than
+    ``features``, ``[data.inputs]`` stands there as comments, to be filled in.
 
     Args:
         path: of a table, CSV or Parquet; the draft is to stand in the same folder, beside the builder's module.
@@ -63,22 +66,23 @@ def draft(
     data: dict[str, Any] = {"path": path.name, "target": target, "task": task}
     if separator is not None:
         data["separator"] = separator
-    if task is None:
-        try:
-            data["task"] = task_of(_targets({**data, "task": "regression"}, path.parent))
-        except DataError:  # of texts, or of what a second look says as well
-            data["task"] = task_of(_targets({**data, "task": "multiclass"}, path.parent))
-    else:
-        _targets(data, path.parent)
-    ranges = {**OF_MLP, **OF_ALL}
+    rows = _read({**data, "task": task or "regression"}, path.parent, texts=task is None)
+    targets: pd.Series = pd.concat([split.targets[target] for split in (rows.train, rows.valid)])
+    data["task"] = task or task_of(targets.dropna())
+    if (key := key_of(rows.train.features)) is not None:
+        data["key"] = key
+    ranges, groups = {**OF_MLP, **OF_ALL}, list[str]()
     if is_own(builder):
         code = read_code(builder, path.parent)
         own = {name: searched(known) for name, known in code.parameters.items() if name not in OF_ALL}
         ranges = {**{name: text for name, text in own.items() if text}, **OF_ALL}
+        features = [name for name in rows.train.features if name != key]
+        groups = [f"# {name} = {{ columns = {json.dumps(features, ensure_ascii=False)} }}" for name in _inputs(code)]
     lines = [
         f"name = {json.dumps(re.sub('[^A-Za-z0-9_.-]+', '-', path.stem).strip('-_.') or 'sweep')}",
         "\n[data]",
         *(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in data.items()),
+        *(["\n# [data.inputs]: say which columns each input of your builder has", *groups] if groups else []),
         *(["\n[model]", f"builder = {json.dumps(builder)}"] if is_own(builder) else []),
         "\n[model.search]",
         *(f"{name} = {text}" for name, text in ranges.items()),
@@ -92,12 +96,39 @@ def draft(
     return text
 
 
-def _targets(data: dict[str, Any], root: Path) -> pd.Series:
-    """The values that are not missing, of train and validation."""
+def _read(data: dict[str, Any], root: Path, *, texts: bool) -> sources.Dataset:
+    """The rows; where the task is not known (``texts``), a target that cannot be a number may be classes."""
     declared, _ = parse_data({"data": {**data, "split": {"stratify": False}}})
-    rows = sources.load(declared, root=root, seed=0)
-    values: pd.Series = pd.concat([split.targets[data["target"]] for split in (rows.train, rows.valid)])
-    return values.dropna()
+    try:
+        return sources.load(declared, root=root, seed=0)
+    except DataError:
+        if not texts:
+            raise
+        return _read({**data, "task": "multiclass"}, root, texts=False)
+
+
+def key_of(features: pd.DataFrame) -> str | None:
+    """The first column that tells all rows apart: texts, or whole numbers of a column whose name ends in ``id``."""
+    for name, values in features.items():
+        text = not is_numeric_dtype(values) and not is_bool_dtype(values)
+        numbered = values.dtype.kind == "i" and str(name).lower().endswith("id")
+        if (text or numbered) and len(values) > 1 and not isinstance(values.iloc[0], np.ndarray) and values.is_unique:
+            return str(name)
+    return None
+
+
+def _inputs(code: Code) -> list[str]:
+    """Names other than ``features`` by which the builder's module takes its inputs, as ``inputs["amounts"]``."""
+    found = [
+        node.slice.value
+        for node in ast.walk(ast.parse(code.files[code.module]))
+        if isinstance(node, ast.Subscript)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "inputs"
+        and isinstance(node.slice, ast.Constant)
+        and isinstance(node.slice.value, str)
+    ]
+    return [name for name in dict.fromkeys(found) if name != "features"]
 
 
 def task_of(values: pd.Series) -> TaskKind:

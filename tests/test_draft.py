@@ -61,6 +61,16 @@ def test_the_ranges_of_an_own_builder_follow_from_its_signature(tmp_path: Path) 
     assert space["name"] == "net" and isinstance(space["learning_rate"], Dimension) and "width" not in space
 
 
+def test_an_id_becomes_the_key_and_inputs_by_name_are_left_to_the_user(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(BUILDER.replace('inputs["features"]', 'inputs["money"] + inputs["money"]'))
+    path = rows(tmp_path)
+    frame = pd.read_csv(path)
+    frame.assign(loan_id=range(len(frame)), again=range(len(frame))).to_csv(path, index=False)
+    text = draft(path, "paid", builder="net:build")
+    assert 'key = "loan_id"' in text
+    assert '# money = { columns = ["a", "b", "kind", "price", "again"] }\n' in text and text.count("# money") == 1
+
+
 def test_bounds_of_the_signature_hold_and_what_cannot_be_told_stays() -> None:
     assert searched(Hyperparameter("int", 4, "", low=2, high=6)) == '{ type = "int", low = 2, high = 6, log = true }'
     assert searched(Hyperparameter("float", 0.0, "")) == "0.0"

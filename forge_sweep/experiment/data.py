@@ -59,7 +59,9 @@ class HeadSpec(Section):
 
     target: Names = Field(description="Target column, or a list (multilabel, one-hot).", min_length=1)
     task: TaskKind = Field(description="What this head predicts; not `joint`.")
-    positive: OneScalar | None = Field(None, description="The positive label of a binary target.")
+    positive: OneScalar | None = Field(
+        None, description="The positive label of a binary target; by default the second of the two in sorted order."
+    )
     loss: str | None = Field(None, description="Loss; follows from the task. For regression `mse` or `mae`.")
     weight: float = Field(1.0, gt=0, le=1e6, description="Weight of its loss in the loss of the network.")
 
@@ -100,7 +102,9 @@ class DataSpec(Section):
     key: str | None = Field(None, description="Unique column that fixes the order of rows; not a feature.")
     drop: Names = Field((), description="Columns to leave out.")
     categorical: Names = Field((), description="Columns of numeric codes to treat as categories.")
-    positive: OneScalar | None = Field(None, description="The positive label of a binary target.")
+    positive: OneScalar | None = Field(
+        None, description="The positive label of a binary target; by default the second of the two in sorted order."
+    )
     separator: str = Field(
         ",",
         min_length=1,

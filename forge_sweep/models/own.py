@@ -60,7 +60,8 @@ def build(code: Code, spec: Spec, task: Task, params: Params) -> keras.Model:
             raise
         hint = ""
         if isinstance(error, KeyError) and error.args and error.args[0] not in (*inputs, *task.heads):
-            hint = f"the inputs are {', '.join(inputs)}, the heads {', '.join(Heads.of(task))}"
+            hint = f"the inputs are {', '.join(inputs)}, the heads {', '.join(Heads.of(task))}; "
+            hint += "[data.inputs] declares more inputs"
         elif isinstance(error, AttributeError) and error.name == "vocabulary":
             hint = 'set encode = "codes" for that input under [data.inputs]'
         raise failed(error, code.builder, hint) from error
