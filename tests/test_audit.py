@@ -306,6 +306,14 @@ def test_a_category_that_train_never_saw_is_a_warning_with_its_rows() -> None:
     assert not look(spoil(table(), "text", [N_TRAIN + 1], np.nan)).findings
 
 
+def test_sentences_are_told_from_categories() -> None:
+    frame = table()
+    frame["text"] = [f"{'word ' * 20}number {row // 2}" for row in range(N)]
+    finding = only(look(frame), "unseen-categories", "warning", "text")
+    assert finding.fix.startswith('drop = ["text"] under [data], or store its tokens as a column of arrays')
+    assert len(finding.seen) < 500
+
+
 @pytest.mark.parametrize(("positives", "severity"), [(16, "warning"), (24, "info"), (76, "info")])
 def test_a_rare_class_is_reported_by_its_share(positives: int, severity: str) -> None:
     rng = np.random.default_rng(6)

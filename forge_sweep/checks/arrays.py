@@ -68,7 +68,8 @@ def array_range(evidence: Evidence) -> Iterator[Seen]:
                 if as_image
                 else f"scale {name} before it is stored"
             )
-            yield Seen(name, seen, f"{first}, or {scale}")
+            indices = "; leave indices of an Embedding as they are" if train.dtype.kind in "iu" and not as_image else ""
+            yield Seen(name, seen, f"{first}, or {scale}{indices}")
 
 
 @rule("info", "left-out", expected="columns of a table for the other checks, the baselines and drift")

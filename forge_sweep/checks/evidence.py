@@ -68,6 +68,7 @@ MIN_ROWS_FOR_ID = 50
 NEARLY_ALL = 0.80
 NOTED_ROWS = 10_000  # rows whose notation is checked
 SHOWN_ROWS = 10
+LONGEST_VALUE = 60  # characters
 SHOWN_VALUES = 5
 
 Rule = Callable[["Evidence"], Iterator[Finding]]
@@ -214,7 +215,8 @@ def some(values: Iterable[Any]) -> str:
     """The first values of a sequence, as a message lists them."""
     listed = [value.item() if hasattr(value, "item") else value for value in values]
     more = f" and {len(listed) - SHOWN_VALUES} more" if len(listed) > SHOWN_VALUES else ""
-    return ", ".join(repr(value) for value in listed[:SHOWN_VALUES]) + more
+    texts = map(repr, listed[:SHOWN_VALUES])
+    return ", ".join(text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..." for text in texts) + more
 
 
 def _figures(column: pd.Series) -> dict[str, object]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pandas.api.types import is_numeric_dtype
 
-from forge_sweep.checks.evidence import Evidence, Seen, rule, some, values_of
+from forge_sweep.checks.evidence import Evidence, Seen, drop_fix, rule, some, values_of
 
 if TYPE_CHECKING:
     from forge_sweep.sources.base import Role
@@ -44,6 +44,10 @@ def duplicated_rows(evidence: Evidence) -> Iterator[Seen]:
         yield Seen(f"{fitted}/{scored}", seen, fix, split.rows[shown], severity="error" if grave else "warning")
 
 
+FREE_TEXT = 0.5
+"""Share of rows with a text that train does not have above which texts are sentences, not categories."""
+
+
 @rule("warning", "unseen-categories", expected="categories that train has seen")
 def unseen_categories(evidence: Evidence) -> Iterator[Seen]:
     """Text values in valid that train does not have; of nearly unique text, and of numbers, that is said once."""
@@ -56,6 +60,8 @@ def unseen_categories(evidence: Evidence) -> Iterator[Seen]:
             values = some(column[unseen].unique())
             seen = f"{values} in {unseen.sum()} of {len(unseen)} valid rows, never in train"
             fix = f'merge rare values of "{name}" in the file, or raise train under [data.split]'
+            if unseen.mean() > FREE_TEXT:
+                fix = f"{drop_fix(name)}, or store its tokens as a column of arrays (docs/models.md)"
             yield Seen(name, seen, fix, valid.rows[unseen])
 
 
