@@ -147,10 +147,12 @@ class Confirmation:
                 with self._trained(contender, s, seed, folder) as (checkpoint, monitor):
                     if contender.baseline:
                         monitor.outcome = _train_baseline(self.context, contender.baseline, seed, folder)
-                    else:
-                        monitor.outcome = self.pool.train_whole(
-                            worker, folder.name, contender.params, seed, checkpoint, monitor, keep=folder
-                        )
+                        continue
+                    for attempt in self.pool.attempts(folder.name):
+                        with attempt:
+                            monitor.outcome = self.pool.train(
+                                worker, contender.params, seed, checkpoint, monitor, keep=folder
+                            )
             except WorkerUnfit:
                 self._left.append((contender, s))
                 raise

@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -157,31 +157,29 @@ class WorkerPool:
                     raise
                 self._halve(params, checkpoint, job.halvings + 1, monitor.run.key)
 
-    def train_whole(
-        self,
-        worker: Worker,
-        name: str,
-        params: Params,
-        seed: int,
-        checkpoint: FileCheckpoint,
-        monitor: Monitor,
-        keep: Path | None = None,
-    ) -> Outcome:
-        """`train`, again where its process died; for a training that no trial of the study stands for.
+    def attempts(self, name: str) -> Iterator[contextlib.AbstractContextManager[None]]:
+        """Blocks to `train` in, until one ends whose process did not die; for what no trial of the study stands for.
 
         Raises:
-            TrialFailed: it cannot give a score, or its process died `ATTEMPTS` times.
+            TrialFailed: its process died `ATTEMPTS` times.
         """
-        died = 0
-        while True:
+        died, done = 0, False
+
+        @contextlib.contextmanager
+        def attempt() -> Iterator[None]:
+            nonlocal died, done
             try:
-                return self.train(worker, params, seed, checkpoint, monitor, keep=keep)
+                yield
+                done = True
             except WorkerLost as lost:
                 died += not lost.announced
                 self.context.warn(f"{name} was lost and runs again: {lost}")
                 if died >= ATTEMPTS:
                     text = f"the process ended {ATTEMPTS} times before the training did: {lost}"
                     raise TrialFailed("lost-worker", text) from lost
+
+        while not done:
+            yield attempt()
 
     def _halve(self, params: Params, checkpoint: FileCheckpoint, halvings: int, key: str) -> None:
         """Note beside the checkpoint that the batch is halved from now on, and say so."""

@@ -77,7 +77,9 @@ class _Audit:
         monitor = Monitor(context, run, account=account)
         note: dict[str, Any]
         try:
-            outcome = self.pool.train_whole(worker, name, row.params, seed, checkpoint, monitor)
+            for attempt in self.pool.attempts(name):
+                with attempt:
+                    outcome = self.pool.train(worker, row.params, seed, checkpoint, monitor)
             log_end(context, run, outcome)
         except TrialFailed as failure:
             finish_failed(run, failure)
