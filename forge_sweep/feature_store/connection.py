@@ -138,7 +138,7 @@ def _parts(url: str) -> tuple[str, str, str]:
 
 
 def connect(
-    address: Address, *, role: str | None = None, autocommit: bool = False, patience_s: float = PATIENCE_S
+    address: Address, *, role: str | None = None, autocommit: bool = False, patience_s: float | None = None
 ) -> psycopg.Connection[Any]:
     """Connect, waiting for a server that restarts.
 
@@ -146,7 +146,7 @@ def connect(
         address: the database.
         role: the role to act in from here on, such as `TUNER`.
         autocommit: whether each statement is a transaction of its own.
-        patience_s: how long to try again.
+        patience_s: how long to try again; default: `PATIENCE_S`.
 
     Raises:
         DataError: the server refuses: password, name of the database, role, or its version.
@@ -155,7 +155,7 @@ def connect(
     import psycopg
 
     try:
-        connection = _attempts(patience_s)(_open, address, autocommit)
+        connection = _attempts(PATIENCE_S if patience_s is None else patience_s)(_open, address, autocommit)
     except psycopg.OperationalError as error:
         refusal = _refusal(address, error)
     else:
