@@ -56,11 +56,11 @@ def batch_of(data: TrainingData, weights: np.ndarray | None, rows: np.ndarray) -
 
 def _loader(data: TrainingData, batch_size: int) -> Any:
     """PyTorch's own loader over the rows, with the samplers that Keras makes for arrays."""
-    from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+    from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
     weights = row_weights(data)
 
-    class Rows(Dataset[Any]):
+    class Rows:
         def __len__(self) -> int:
             return len(data.y_train)
 
@@ -68,6 +68,6 @@ def _loader(data: TrainingData, batch_size: int) -> Any:
             batch = batch_of(data, weights, np.array(rows))
             return keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
 
-    rows = Rows()
+    rows: Any = Rows()
     sampler = BatchSampler(RandomSampler(range(len(data.y_train))), batch_size, drop_last=False)
     return DataLoader(rows, batch_sampler=sampler, collate_fn=lambda batch: batch)
