@@ -19,6 +19,7 @@ from forge_sweep.errors import DataError
 from forge_sweep.experiment import Code, Hyperparameter, Scalar, parse, parse_data
 from forge_sweep.experiment.code import is_own
 from forge_sweep.experiment.code import read as read_code
+from forge_sweep.preprocessing import is_tensor
 from forge_sweep.task import TaskKind
 
 MOST_CLASSES = 20
@@ -53,7 +54,7 @@ def draft(
         target: column that is predicted.
         task: by default ``binary`` for two values, ``multiclass`` for texts and for at most `MOST_CLASSES` different
             whole numbers, and ``regression`` for other numbers.
-        builder: ``mlp``, or ``module:function`` of the user's own.
+        builder: ``mlp``, a plugin, or ``module:function`` of the user's own.
         separator: of a CSV file, where it is not a comma.
 
     Returns:
@@ -71,7 +72,7 @@ def draft(
     data["task"] = task or task_of(targets.dropna())
     if (key := key_of(rows.train.features)) is not None:
         data["key"] = key
-    ranges, groups = {**OF_MLP, **OF_ALL}, list[str]()
+    ranges, groups = {**(OF_MLP if builder == "mlp" else {}), **OF_ALL}, list[str]()
     if is_own(builder):
         code = read_code(builder, path.parent)
         own = {name: searched(known) for name, known in code.parameters.items() if name not in OF_ALL}
@@ -79,11 +80,11 @@ def draft(
         features = [name for name in rows.train.features if name != key]
         groups = [f"# {name} = {{ columns = {json.dumps(features, ensure_ascii=False)} }}" for name in _inputs(code)]
     lines = [
-        f"name = {json.dumps(re.sub('[^A-Za-z0-9_.-]+', '-', path.stem).strip('-_.') or 'sweep')}",
+        f"name = {json.dumps(re.sub('[^A-Za-z0-9_.-]+', '-', place_of(path).stem).strip('-_.') or 'sweep')}",
         "\n[data]",
         *(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in data.items()),
         *(["\n# [data.inputs]: say which columns each input of your builder has", *groups] if groups else []),
-        *(["\n[model]", f"builder = {json.dumps(builder)}"] if is_own(builder) else []),
+        *(["\n[model]", f"builder = {json.dumps(builder)}"] if builder != "mlp" else []),
         "\n[model.search]",
         *(f"{name} = {text}" for name, text in ranges.items()),
         "\n[objective]",
@@ -94,6 +95,12 @@ def draft(
     text = "\n".join(lines) + "\n"
     parse(tomllib.loads(text), root=path.parent)
     return text
+
+
+def place_of(path: Path) -> Path:
+    """Where the draft for these rows stands: beside them, by their name without ``.csv``, ``.csv.gz`` and so on."""
+    bare = path.with_suffix("")
+    return (bare if bare.suffix.lower() != ".csv" else bare.with_suffix("")).with_suffix(".toml")
 
 
 def _read(data: dict[str, Any], root: Path, *, texts: bool) -> sources.Dataset:
@@ -108,11 +115,15 @@ def _read(data: dict[str, Any], root: Path, *, texts: bool) -> sources.Dataset:
 
 
 def key_of(features: pd.DataFrame) -> str | None:
-    """The first column that tells all rows apart: texts, or whole numbers of a column whose name ends in ``id``."""
+    """The first column that tells all rows apart: words, or whole numbers of a column whose name ends in ``id``."""
     for name, values in features.items():
-        text = not is_numeric_dtype(values) and not is_bool_dtype(values)
-        numbered = values.dtype.kind == "i" and str(name).lower().endswith("id")
-        if (text or numbered) and len(values) > 1 and not isinstance(values.iloc[0], np.ndarray) and values.is_unique:
+        if is_tensor(values) or is_bool_dtype(values) or len(values) < 2 or not values.is_unique:
+            continue
+        if is_numeric_dtype(values):
+            named = values.dtype.kind == "i" and str(name).lower().endswith("id")
+        else:
+            named = not values.astype(str).str.contains(r"\s").any()  # sentences are no names
+        if named:
             return str(name)
     return None
 

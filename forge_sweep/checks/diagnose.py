@@ -16,6 +16,7 @@ from forge_sweep.checks import samples
 from forge_sweep.checks.findings import Finding
 from forge_sweep.checks.relation import DEPTH, Relation
 from forge_sweep.checks.samples import Sample
+from forge_sweep.checks.settings import MOST_DROPOUT
 from forge_sweep.experiment import Params
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ def _by_parameters(seen: Training) -> Iterator[Finding]:
         fix = "learning_rate = 1e-3 under [model.search]"
         expected = f"{LEAST_RATE:g} to {MOST_RATE:g}"
         yield Finding("warning", code, "learning_rate", f"learning_rate {rate:.3g}", expected, fix)
-    for name, most, code in (("dropout", 0.8, "dropout-too-high"), ("l2", 0.1, "penalty-too-high")):
+    for name, most, code in (("dropout", MOST_DROPOUT, "dropout-too-high"), ("l2", 0.1, "penalty-too-high")):
         value = seen.params.get(name)
         if isinstance(value, float) and value > most:
             fix = f"{name} = 0.0 under [model.search]"

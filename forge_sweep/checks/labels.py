@@ -16,6 +16,7 @@ from pandas.api.types import is_numeric_dtype
 
 from forge_sweep.checks import groups
 from forge_sweep.checks.evidence import Evidence, Seen, drop_fix, rule, values_of
+from forge_sweep.checks.relation import p_value
 
 MOST_ROWS, MOST_CELLS = 5_000, 1_500_000
 LEAST_TRAIN, LEAST_VALID, LEAST_CLASS = 100, 30, 20
@@ -30,7 +31,7 @@ IN_ORDER, EVENLY, FOLLOWS = 0.999, 0.99, 0.10
 """Correlation with the row number, of ranks and of the values themselves, of a column that counts rows; share of the
 variance of the target's ranks that their order explains."""
 
-TREES, PERMUTATIONS = 50, 199
+TREES = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,7 +235,5 @@ def _by_trees(rows: Rows) -> float:
     truth = rows.codes[rows.valid]
     place = np.minimum(np.searchsorted(forest.classes_, truth), len(forest.classes_) - 1)
     logs = np.log(np.maximum(forest.predict_proba(rows.ranks[rows.valid]), 1e-3))
-    random = np.random.default_rng(0)
-    mine = float(logs[np.arange(len(place)), place].sum())
-    others = [float(logs[np.arange(len(place)), random.permutation(place)].sum()) for _ in range(PERMUTATIONS)]
-    return (1 + sum(other >= mine for other in others)) / (1 + PERMUTATIONS)
+    every = np.arange(len(place))
+    return p_value(lambda order: float(logs[every, place[order]].sum()), len(place), np.random.default_rng(0))

@@ -8,6 +8,7 @@ was seen among the permuted ones (Phipson and Smyth 2010, https://doi.org/10.220
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,13 @@ class Relation:
     def found(self) -> bool:
         """Whether there is a relation."""
         return self.p <= UNRELATED and self.score > 0
+
+
+def p_value(score: Callable[[np.ndarray], float], rows: int, random: np.random.Generator) -> float:
+    """The p-value of a score among those of `PERMUTATIONS` orders; ``score`` takes the order of the rows (n,)."""
+    mine = score(np.arange(rows))
+    others = [score(random.permutation(rows)) for _ in range(PERMUTATIONS)]
+    return (1 + sum(other >= mine - 1e-12 for other in others)) / (1 + PERMUTATIONS)
 
 
 def relation(
@@ -78,7 +86,4 @@ def relation(
     def score(y: np.ndarray) -> float:
         return 1 - float(((y - found) ** 2).sum()) / whole
 
-    mine = score(y_valid)
-    others = [score(y_valid[random.permutation(len(y_valid))]) for _ in range(PERMUTATIONS)]
-    p = (1 + sum(other >= mine - 1e-12 for other in others)) / (1 + PERMUTATIONS)
-    return Relation(mine, p)
+    return Relation(score(y_valid), p_value(lambda order: score(y_valid[order]), len(y_valid), random))

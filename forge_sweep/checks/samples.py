@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from forge_sweep.checks.findings import Finding
+from forge_sweep.checks.settings import MOST_DROPOUT
 
 DEAD = 0.5
 """Share of units with one value for every row, or at an end of their range, from which a layer is called dead."""
@@ -146,7 +147,7 @@ def _half_precision(sample: Sample) -> Iterator[Finding]:
 
 def _dropout_and_penalty(sample: Sample) -> Iterator[Finding]:
     for layer in sample.layers:
-        if layer.rate is not None and layer.rate > 0.8:
+        if layer.rate is not None and layer.rate > MOST_DROPOUT:
             seen = f"dropout {layer.rate:.3g} in {layer.name}"
             fix = "dropout = 0.0 under [model.search]"
             yield Finding("warning", "dropout-too-high", layer.name, seen, "at most half of the units dropped", fix)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -159,16 +158,16 @@ def init(
         str | None, typer.Option("--task", help="binary, multiclass or regression; follows from the values.")
     ] = None,
     builder: Annotated[
-        str, typer.Option("--builder", help="Your own network, as module:function beside the rows; else mlp.")
+        str, typer.Option("--builder", help="mlp, a plugin, or module:function of your own beside the rows.")
     ] = "mlp",
     separator: Annotated[str | None, typer.Option("--separator", help="Separator of the CSV file.")] = None,
 ) -> None:
     """Draft an experiment file beside the rows: their task, and a range for each argument of a builder."""
-    from forge_sweep.draft import METRIC, draft
+    from forge_sweep.draft import METRIC, draft, place_of
 
     if task is not None and task not in METRIC:
         raise InputError(f"--task {task}: expected one of {', '.join(METRIC)}")
-    made = path.with_suffix(".toml")
+    made = place_of(path)
     if made.exists():
         raise InputError(f"{made} is there already", hint="move it, or edit it")
     made.write_text(
@@ -315,12 +314,14 @@ def _replayed_cells(found: Replayed) -> tuple[str, ...]:
 
 def _settings(words: Sequence[str]) -> dict[str, Any]:
     """``warmup_epochs=3`` as a key and a value of TOML."""
+    from forge_sweep.experiment import toml_value
+
     found: dict[str, Any] = {}
     for word in words:
-        try:
-            found |= tomllib.loads(word)
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(f"--set {word}: {error}", hint="write it as in TOML: --set warmup_epochs=3") from None
+        name, equals, text = word.partition("=")
+        if not equals:
+            raise InputError(f"--set {word} has no value", hint="write it as in TOML: --set warmup_epochs=3")
+        found[name.strip()] = toml_value(text.strip())
     return found
 
 

@@ -13,13 +13,12 @@ from forge_sweep import training
 from forge_sweep.bundle import GOLDEN_TOLERANCE
 from forge_sweep.checks.findings import Finding, Severity
 from forge_sweep.experiment import Code
+from forge_sweep.models.own import FIX
 from forge_sweep.preprocessing import Spec
 from forge_sweep.task import Task
 
 if TYPE_CHECKING:
     import keras
-
-FIX = "end the model with heads.only.output(hidden)"
 
 DROPPED = 0.05
 """Share of the outputs that are exactly 0 in training mode, and not when predicting, from which they are dropped."""

@@ -18,25 +18,15 @@ import numpy as np
 
 from forge_sweep.feature_store.codec import BLOCK_ROWS, Block
 from forge_sweep.feature_store.versions import Version
+from forge_sweep.sources.spool import cache_folder as folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VARIABLE = "FORGE_SWEEP_CACHE"
 PARTIAL = ".partial-"
 
 SOURCE_ROWS = b"forge_sweep source rows"
 """Key of the file's metadata with the SHA-256 over the places of its rows in their source (int64)."""
-
-
-def folder() -> Path:
-    """``FORGE_SWEEP_CACHE``, or ``forge_sweep`` in the user's cache folder."""
-    declared = os.environ.get(VARIABLE)
-    return (
-        Path(declared)
-        if declared
-        else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "forge_sweep"
-    )
 
 
 def path_of(version: Version) -> Path:

@@ -16,6 +16,7 @@ from pyarrow import csv
 
 from forge_sweep.errors import DataError, Key
 from forge_sweep.experiment.loading import MARKS
+from forge_sweep.memory import memory
 from forge_sweep.sources.base import shown
 
 ENDINGS = (".csv", ".csv.gz", ".parquet")
@@ -151,9 +152,7 @@ def whole_text(path: Path, key: str) -> bytes:
         DataError: it would not fit in memory, or Arrow cannot read so much at once; a small compressed file may hold
             any amount.
     """
-    import psutil
-
-    room = psutil.virtual_memory().available
+    room = memory().available
     parts, size = [], 0
     with open_text(path) as stream:
         while part := stream.read(1 << 24):
@@ -179,12 +178,7 @@ def refuse_large(rows: int, columns: int, path: Path, key: str, lists: float = 0
 
     ``lists`` is what columns of lists take, in bytes.
     """
-    import psutil
-
-    room, needed = (
-        psutil.virtual_memory().available,
-        16 * rows * columns + lists,
-    )  # a number in Arrow's table and in pandas'
+    room, needed = memory().available, 16 * rows * columns + lists  # a number in Arrow's table and in pandas'
     if needed > room:
         raise DataError(
             f"{key}: {path} holds {rows:,} rows of {columns} columns, which take {needed / 1e9:.1f} GB of memory at "

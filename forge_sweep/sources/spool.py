@@ -54,11 +54,16 @@ class AlreadyThere(Exception):
         self.found = found
 
 
-def folder() -> Path:
-    """Where the spools are."""
+def cache_folder() -> Path:
+    """``FORGE_SWEEP_CACHE``, or ``forge_sweep`` in the user's cache folder."""
     declared = os.environ.get(VARIABLE)
     cache = Path(declared) if declared else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "forge_sweep"
-    return cache.expanduser() / "rows"
+    return cache.expanduser()
+
+
+def folder() -> Path:
+    """Where the spools are."""
+    return cache_folder() / "rows"
 
 
 class Spool:

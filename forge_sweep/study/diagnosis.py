@@ -84,6 +84,8 @@ def sample(view: StudyView, share: float) -> list[TrialRow]:
     Whether a trial is among them follows from the experiment's seed and its number alone: more trials, or a greater
     share, take none away but the one that stood for all.
     """
+    if share == 0:
+        return []
     seed = int(view.resolved["seed"])
     chance = {
         row.number: derived_seed(seed, "audit", row.number) / 2**32
@@ -91,8 +93,6 @@ def sample(view: StudyView, share: float) -> list[TrialRow]:
         if row.state == "pruned" and not row.imported
     }
     first = min(chance, key=lambda number: chance[number], default=None)
-    if share == 0:
-        return []
     return [row for row in view.rows() if row.number == first or chance.get(row.number, 1.0) < share]
 
 

@@ -16,6 +16,7 @@ from forge_sweep.experiment import StudySpec, restore
 from forge_sweep.experiment.fields import Pruner
 from forge_sweep.experiment.words import nearest
 from forge_sweep.study import pruners
+from forge_sweep.study.diagnosis import AUDIT_NOTE
 
 if TYPE_CHECKING:
     from forge_sweep.study.trials import StudyView, TrialRow
@@ -228,7 +229,7 @@ def _recorded(row: TrialRow, view: StudyView) -> Recorded:
     """A trial with its curve, or that of its audit, which goes on where it was pruned."""
     curve, seconds = {epoch + 1: value for epoch, value in view.reports(row.number).items()}, row.seconds or 0.0
     whole = row.state == "finished"
-    audited = view.notes("audit:").get(f"audit:{row.number:04d}", {})
+    audited = view.notes(AUDIT_NOTE).get(f"{AUDIT_NOTE}{row.number:04d}", {})
     if row.state == "pruned" and audited.get("curve"):
         curve = {**{int(step): float(value) for step, value in audited["curve"].items()}, **curve}
         whole, seconds = True, float(audited["cost"]["seconds"])

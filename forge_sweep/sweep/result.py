@@ -110,7 +110,7 @@ def result_of(study: StudyView, final: Mapping[str, Any]) -> SweepResult:
         "baselines": {kind: found[kind] for kind in best_first},
         "costs": [cost.to_dict() for cost in study.costs_by_state()],
         "phases": study.phases(),
-        "findings": [found.to_dict() for found in study.findings(final)],
+        "findings": final["findings"] if "findings" in final else [each.to_dict() for each in study.findings(final)],
         "audit": None if audit is None else audit.to_dict(),
     }
     return SweepResult(**{**{one.name: final[one.name] for one in fields(SweepResult) if one.name in final}, **values})

@@ -21,6 +21,7 @@ from forge_sweep.addresses import refuse_unwritable
 from forge_sweep.checks.audit import Audit
 from forge_sweep.checks.audit import audit as audit_dataset
 from forge_sweep.checks.findings import Finding, Findings, errors
+from forge_sweep.checks.findings import tags as tags_of
 from forge_sweep.environment import Environment
 from forge_sweep.errors import GateRefused, InputError, SweepStopped
 from forge_sweep.experiment import Experiment, flatten
@@ -178,19 +179,26 @@ def _end(context: Context, parent: Run, final: dict[str, Any]) -> dict[str, Any]
     ended_by = final.get("ended_by") or ("study.n_trials" if over is None else over.key)
     _log_phases(context, parent)
     parent.set_tags({"forge.state": "finished", "forge.model": final["model"], "forge.ended_by": ended_by})
-    _log_diagnosis(context, parent, final)
+    said = context.study.findings(final)
+    _log_diagnosis(context, parent, said)
     parent.finish("FINISHED")
-    ended = {"ended_by": ended_by, "run_id": parent.run_id, "link": context.link, "ended": time.time()}
+    ended = {
+        "findings": [each.to_dict() for each in said],
+        "ended_by": ended_by,
+        "run_id": parent.run_id,
+        "link": context.link,
+        "ended": time.time(),
+    }
     context.study.note("sweep:link", ended["link"])
     context.study.note(final_key(context.experiment, context.study), final | ended)
     clear_checkpoints(context)
     return final | ended
 
 
-def _log_diagnosis(context: Context, parent: Run, final: dict[str, Any]) -> None:
+def _log_diagnosis(context: Context, parent: Run, said: Iterable[Finding]) -> None:
     """What the trials say together, as tags of the parent run; what an earlier end said and is so no more, says so."""
     study = context.study
-    tags = {f"forge.finding.{each.code}": str(each) for each in study.findings(final)}
+    tags = tags_of(said)
     before = study.notes("sweep:").get("sweep:findings", [])
     tags |= {name: "no longer" for name in before if name not in tags}
     if (found := study.audit()) is not None:

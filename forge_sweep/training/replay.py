@@ -64,7 +64,7 @@ def _replayed(probe: Probe, epochs: Epochs, plain: NotFinite) -> NotFinite:
     before, gradient = None, None
     if shown:
         before = [np.array(variable) for variable in state_of(model)]
-        gradient = size_of_gradient(model, *_batch(epochs, probe, shown - 1))
+        gradient = size_of_gradient(model, *_batch(epochs, probe, shown - 1)[:3])
         _advance(epochs, source, probe.epoch, shown - 1, shown)
     at = shown
     if before is not None and broken(model):  # the step before wrote it into the weights
@@ -190,7 +190,7 @@ def first_gradient(model: keras.Model, x: Any, y: np.ndarray, weights: np.ndarra
     return str(names[-1]) if names else ""
 
 
-def size_of_gradient(model: keras.Model, x: Any, y: np.ndarray, weights: np.ndarray | None, _: Any) -> float | None:
+def size_of_gradient(model: keras.Model, x: Any, y: np.ndarray, weights: np.ndarray | None) -> float | None:
     """The norm of the whole gradient on these rows; None where it cannot be had."""
     try:
         return norm(gradients(model, x, y, weights)[0])
