@@ -52,6 +52,8 @@ WORDS: dict[str, str] = {
     "version": "1",
     "run": "models:/surface/1",
     "file": "rows.csv",
+    "path": "rows.csv",
+    "target": "b",
     "moment": "2026-05-01",
     "a": "v1",
     "b": "v2",

@@ -167,6 +167,8 @@ def init(
 
     if task is not None and task not in METRIC:
         raise InputError(f"--task {task}: expected one of {', '.join(METRIC)}")
+    if not path.is_file():
+        raise InputError(f"ROWS: there is no file {str(path)!r}; expected a CSV or Parquet file")
     made = place_of(path)
     if made.exists():
         raise InputError(f"{made} is there already", hint="move it, or edit it")
