@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import hashlib
 import importlib.metadata
-import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,14 +15,26 @@ import numpy as np
 
 from forge_sweep import __version__, baselines, environment, training
 from forge_sweep.baselines import Baseline
-from forge_sweep.bundle import files, layout, network, security, trees
+from forge_sweep.bundle import ensemble, files, layout, network, security, trees
 from forge_sweep.bundle.card import card_of
+from forge_sweep.bundle.ensemble import Ensemble, Member
 from forge_sweep.bundle.evaluation import Evaluation
-from forge_sweep.bundle.layout import MODEL_FILES, RAW, SCALER, choose_golden, read_about, read_golden, write_golden
+from forge_sweep.bundle.layout import (
+    ENSEMBLE,
+    RAW,
+    SCALER,
+    choose_golden,
+    kinds_of,
+    model_files,
+    read_about,
+    read_golden,
+    write_golden,
+)
+from forge_sweep.bundle.weights import weights_digest
 from forge_sweep.checks.profile import Profile
 from forge_sweep.errors import BundleError, ForgeSweepError, InputError
 from forge_sweep.experiment import Code
-from forge_sweep.preprocessing import Preprocessor, RowTransform, Schema
+from forge_sweep.preprocessing import Batch, Preprocessor, RowTransform, Schema
 from forge_sweep.task import Task, task_of
 
 if TYPE_CHECKING:
@@ -50,15 +59,16 @@ class Bundle:
     """A model that takes raw rows.
 
     Attributes:
-        model: the network, or the fitted baseline.
-        preprocessor: schema, imputation, encoding and scaling, learned on train.
+        model: the network, the fitted baseline, or an ensemble of such.
+        preprocessor: schema, imputation, encoding and scaling, learned on train; of an ensemble that of its first
+            member, the others have the same schema.
         task: what is predicted.
         threshold: probability from which a label holds (binary, multilabel); chosen on validation.
         metadata: where the model comes from: dataset, experiment, parameters, seed. Plain JSON values.
         code: the source of a network of the user's own.
     """
 
-    model: keras.Model | Baseline
+    model: keras.Model | Baseline | Ensemble
     preprocessor: Preprocessor
     task: Task
     threshold: float
@@ -71,8 +81,40 @@ class Bundle:
 
     @property
     def kind(self) -> str:
-        """``network``, or the kind of the baseline."""
+        """``network``, the kind of the baseline, or ``ensemble``."""
+        if isinstance(self.model, Ensemble):
+            return ENSEMBLE
         return self.model.kind if isinstance(self.model, Baseline) else "network"
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of all its models: one, or those of an ensemble's members."""
+        return tuple(each.kind for each in self.model.members) if isinstance(self.model, Ensemble) else (self.kind,)
+
+    @classmethod
+    def ensemble(
+        cls, bundles: Sequence[Bundle], weights: Sequence[float], *, threshold: float, metadata: dict[str, Any]
+    ) -> Bundle:
+        """One bundle of several of the same sweep; ``weights`` are above 0 and sum to 1.
+
+        Raises:
+            BundleError: they take other columns, predict other targets or run other code, or the weights are wrong.
+        """
+        ensemble.refuse_wrong(list(weights))
+        first = bundles[0]
+        code = next((each.code for each in bundles if each.code is not None), None)
+        for each in bundles:
+            same = each.preprocessor.schema == first.preprocessor.schema and each.task.to_dict() == first.task.to_dict()
+            if not same or isinstance(each.model, Ensemble):
+                raise BundleError(f"{each} cannot stand in one ensemble with {first}")
+            if each.code is not None and code is not None and each.code.digest != code.digest:
+                raise BundleError(f"{each} runs other code than another member of the ensemble")
+        members = tuple(
+            Member(each.model, each.preprocessor, weight)
+            for each, weight in zip(bundles, weights, strict=True)
+            if not isinstance(each.model, Ensemble)
+        )
+        return cls(Ensemble(members), first.preprocessor, first.task, threshold, metadata, code)
 
     @property
     def weights_sha256(self) -> str:
@@ -106,15 +148,19 @@ class Bundle:
         if not len(frame):
             self.preprocessor.schema.align(frame)
             return np.empty((0, self.task.units))
-        return self.scores_of(self.preprocessor.batch(frame))
+        source = self.model if isinstance(self.model, Ensemble) else self.preprocessor
+        return self.scores_of(source.batch(frame))
+
+    @property
+    def feed(self) -> Callable[[np.ndarray, Mapping[str, np.ndarray]], np.ndarray | Batch]:
+        """What makes the features of raw numbers (n, columns) and arrays; see `RowTransform`."""
+        return self.model.feed if isinstance(self.model, Ensemble) else self.preprocessor.feed
 
     def scores_of(self, features: training.Features) -> np.ndarray:
-        """What `scores` gives, of n > 0 rows as `Preprocessor.batch` gives them."""
-        if isinstance(self.model, Baseline):
-            (features,) = training.leaves(features)
-            # A baseline gives probabilities even where the networks of its experiment give logits.
-            return dataclasses.replace(self.task, from_logits=False).to_scores(self.model.outputs(features))
-        return self.task.to_scores(training.outputs(self.model, features))
+        """What `scores` gives, of n > 0 rows as `feed` gives them."""
+        if isinstance(self.model, Ensemble):
+            return self.model.scores(self.task, features)
+        return ensemble.scores_of(self.model, self.task, features)
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Predictions as a user reads them, see `Task.predictions`, with the index of ``frame``; raises as `scores`."""
@@ -148,13 +194,18 @@ class Bundle:
 
         def write(temporary: Path) -> None:
             about = {"format": layout.FORMAT, "kind": self.kind, "threshold": self.threshold, "metadata": self.metadata}
+            if isinstance(self.model, Ensemble):
+                about |= {"format": layout.ENSEMBLE_FORMAT, "members": self.model.about()}
             files.write_json(temporary / "bundle.json", {**about, "packages": versions()})
             files.write_json(temporary / "task.json", self.task.to_dict())
             files.write_json(temporary / "schema.json", self.preprocessor.schema.to_dict())
             self.preprocessor.save(temporary)
             security.write_scaler(self.preprocessor, temporary)
-            _write_model(self.model, temporary / MODEL_FILES[self.kind])
-            if self.code is not None and self.kind == "network":
+            if isinstance(self.model, Ensemble):
+                self.model.save(temporary, _write_model)
+            else:
+                _write_model(self.model, temporary / layout.MODEL_FILES[self.kind])
+            if self.code is not None and "network" in self.kinds:
                 layout.write_code(temporary, self.code)
             rows, profile = choose_golden(golden), Profile.learn(golden, RowTransform(self.preprocessor))
             write_golden(temporary, rows, self.scores(rows), profile)
@@ -204,17 +255,26 @@ class Bundle:
                 raise BundleError(f"{folder}: schema.json and preprocessor.json describe different columns")
             if (folder / SCALER).exists():
                 security.check_scaler(folder, preprocessor)
-        with _readable(folder / MODEL_FILES[about["kind"]], about):
+        ((_, first), *_) = model_files(about)
+        with _readable(folder / first, about):
             code = layout.read_code(folder, about)
             trusted = trust is True or (code is not None and trust == code.digest)
-            model = _read_model(folder, about, task, len(preprocessor.output_names), code, trusted)
+
+            def read(kind: str, path: Path, columns: int) -> keras.Model | Baseline:
+                with _readable(path, about):
+                    return _read_model(kind, path, about, task, columns, code, trusted)
+
+            if about["kind"] == ENSEMBLE:
+                model: keras.Model | Baseline | Ensemble = ensemble.load(folder, about, preprocessor, read)
+            else:
+                model = read(about["kind"], folder / first, len(preprocessor.output_names))
         if (folder / RAW).exists():
             with _readable(folder / RAW, about):
                 network.check(folder / RAW, code, trust=trusted, raw=True)
         Evaluation.load(folder)  # nothing predicts with it, but an unreadable file is refused like the others
         bundle = cls(model, preprocessor, task, float(about["threshold"]), about["metadata"], code)
         other, tolerance = _compared(about["packages"], _computing(about)), GOLDEN_TOLERANCE
-        if about["kind"] == "network" and (running := training.running_backend()) != _backend(about):
+        if "network" in kinds_of(about) and (running := training.running_backend()) != _backend(about):
             other.append(f"backend {_backend(about)} (here {running})")
             tolerance = BACKEND_TOLERANCE
         if verify or other:
@@ -249,7 +309,7 @@ def ready_backend(folder: Path | str) -> None:
     """
     folder = Path(folder)
     about = read_about(folder, files.check_manifest(folder))
-    if about["kind"] == "network":
+    if "network" in kinds_of(about):
         training.select_backend(training.running_backend() or _backend(about))
         training.load_backend()
 
@@ -288,9 +348,8 @@ def _readable(path: Path, about: dict[str, Any]) -> Iterator[None]:
 
 
 def _read_model(
-    folder: Path, about: dict[str, Any], task: Task, n_features: int, code: Code | None, trust: bool
+    kind: str, path: Path, about: dict[str, Any], task: Task, n_features: int, code: Code | None, trust: bool
 ) -> keras.Model | Baseline:
-    kind, path = about["kind"], folder / MODEL_FILES[about["kind"]]
     if kind == "network":
         return network.load(path, code, trust=trust)
     if kind == "constant":
@@ -323,7 +382,8 @@ def _computing(about: Mapping[str, Any]) -> tuple[str, ...]:
     backend = _backend(about)
     engine = ("jax", "jaxlib") if backend == "jax" else (backend,)
     by_kind = {"network": ("keras", *engine, _CUDA), "xgboost": ("xgboost", "xgboost-cpu"), "constant": ()}
-    return ("numpy", "scikit-learn", *by_kind.get(about["kind"], ("skops",)))
+    engines = (name for kind in kinds_of(about) for name in by_kind.get(kind, ("skops",)))
+    return ("numpy", "scikit-learn", *dict.fromkeys(engines))
 
 
 def _backend(about: Mapping[str, Any]) -> str:
@@ -345,49 +405,3 @@ def _compared(written: Mapping[str, str], names: tuple[str, ...]) -> list[str]:
         for name in names
         if name in written and written[name] != here.get(name)
     ]
-
-
-# The digest of what was learned
-
-
-def weights_digest(model: keras.Model | Baseline) -> str:
-    """SHA-256 (hex) over all weights of a network, or all nodes of a baseline, with types and shapes."""
-    hashed = hashlib.sha256()
-    for values in _arrays(model):
-        hashed.update(f"{values.dtype.str}{values.shape}".encode())
-        hashed.update(np.ascontiguousarray(values).tobytes())
-    return hashed.hexdigest()
-
-
-def _arrays(model: keras.Model | Baseline) -> Iterator[np.ndarray]:
-    if not isinstance(model, Baseline):
-        yield from map(np.asarray, model.get_weights())
-    elif model.kind == "constant":
-        yield np.asarray(model.model, np.float64)
-    elif model.kind == "xgboost":
-        learner = json.loads(model.model.get_booster().save_raw("json"))["learner"]
-        kept = {name: learner[name] for name in ("gradient_booster", "learner_model_param", "objective")}
-        yield np.frombuffer(json.dumps(kept, sort_keys=True).encode(), np.uint8)
-    else:
-        yield from _nodes(model.model)
-
-
-def _nodes(model: Any) -> Iterator[np.ndarray]:
-    """Of a forest or booster of scikit-learn."""
-    if hasattr(model, "_predictors"):  # a histogram booster
-        yield np.asarray(model._baseline_prediction)
-        for iteration in model._predictors:
-            for predictor in iteration:
-                yield from _fields(predictor.nodes)
-    elif hasattr(model, "tree_"):
-        yield np.asarray(model.tree_.value)
-        yield from _fields(model.tree_.__getstate__()["nodes"])
-    else:  # a forest, or one estimator per output
-        for part in model.estimators_:
-            yield from _nodes(part)
-
-
-def _fields(nodes: np.ndarray) -> Iterator[np.ndarray]:
-    """Field by field: the bytes between two fields are not defined."""
-    for name in nodes.dtype.names or ():
-        yield nodes[name]

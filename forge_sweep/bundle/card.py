@@ -13,7 +13,7 @@ from typing import Any
 from forge_sweep import __version__, html
 from forge_sweep.bundle import files
 from forge_sweep.bundle.evaluation import Evaluation
-from forge_sweep.bundle.layout import HTML, MARKDOWN
+from forge_sweep.bundle.layout import ENSEMBLE, HTML, MARKDOWN
 from forge_sweep.task.words import side_by_side
 
 SHOWN = 40  # columns
@@ -137,6 +137,23 @@ def _subject(
         "sweep": metadata.get("sweep"),
     }
     yield _facts("Hyperparameters", parameters)
+    if about["kind"] == ENSEMBLE:
+        yield _members(about)
+
+
+def _members(about: Mapping[str, Any]) -> Section:
+    """The models of an ensemble, and what all of them together take for a row."""
+    told = about["metadata"].get("ensemble", {})
+    latency, named = told.get("latency_ms"), told.get("members") or [{} for _ in about["members"]]
+    rows = tuple(
+        (str(more.get("words", f"member {i}")), each["kind"], f"{each['weight']:.3g}", _cell(more.get("value")))
+        for i, (each, more) in enumerate(zip(about["members"], named, strict=True))
+    )
+    took = NOT_RECORDED if latency is None else f"{latency:.3g} ms"
+    line = (
+        f"The scores are the weighted mean of the members' scores. One row through all of them takes {took} (median)."
+    )
+    return Section("Members", (line,), ("model", "kind", "weight", "objective, validation"), rows)
 
 
 def _figures(metadata: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> Iterator[Section]:

@@ -11,12 +11,16 @@ raw.keras            with model.preprocessing = "in_model": the network with its
                      raw.keras.inputs.json says which input takes which column
 scaler.joblib        the fitted scikit-learn scaler for people who load it themselves; absent with scaler = "none"
 golden.json          some train rows as they came, their scores when the bundle was saved, and the profile of train
+member0.model.keras  of an ensemble, in place of the model: its members in their order, under the names above;
+                     bundle.json has their weights, and which preprocessor is theirs
+preprocessor1.json   of an ensemble, with .npz: the preprocessors that differ from the first one
 evaluation.npz       of a registered model: its test evaluation, see `Evaluation`
 card.md, card.html   of a registered model: its card
 code.NAME.py         of a network of the user's own: its source, one file per module, as it was
 manifest.json        SHA-256 of every other file
 ```
 
+An ensemble has format 2, everything else format 1: versions that know of no ensembles refuse one by its format.
 A later format may change everything but the layout of ``manifest.json`` and the key ``format`` in ``bundle.json``.
 """
 
@@ -42,6 +46,9 @@ from forge_sweep.preprocessing import cells as tensor_cells
 from forge_sweep.preprocessing import in_memory, is_tensor
 
 FORMAT = 1
+ENSEMBLE_FORMAT = 2
+ENSEMBLE = "ensemble"
+MOST_MEMBERS = 1000
 
 MODEL_FILES = {
     "network": "model.keras",
@@ -75,24 +82,69 @@ def read_about(folder: Path, listed: set[str]) -> dict[str, Any]:
     about = files.read_json(path)
     if not isinstance(about, dict):
         raise BundleError(f"{path} is not a table")
-    if about.get("format") != FORMAT:
+    if (about.get("format"), about.get("kind") == ENSEMBLE) not in ((FORMAT, False), (ENSEMBLE_FORMAT, True)):
         writer = about.get("packages", {}).get("forge-sweep", "a later one")
         raise BundleError(
-            f"{folder} has bundle format {about.get('format')!r}, and forge-sweep {__version__} reads format {FORMAT}",
+            f"{folder} has bundle format {about.get('format')!r}, and forge-sweep {__version__} reads format {FORMAT} "
+            f"(of an ensemble: {ENSEMBLE_FORMAT})",
             hint=f"install the forge-sweep that wrote it: {writer}",
         )
     if absent := {"kind", "threshold", "metadata", "packages"} - about.keys():
         raise BundleError(f"{path} lacks {', '.join(sorted(absent))}")
-    if about["kind"] not in MODEL_FILES:
-        raise BundleError(f"{path}: kind {about['kind']!r} is none of {', '.join(MODEL_FILES)}")
-    expected = REQUIRED | {MODEL_FILES[about["kind"]]}
+    if about["kind"] == ENSEMBLE and (wrong := _wrong_members(about.get("members"))):
+        raise BundleError(f"{path}: {wrong}", hint="do not use this folder")
+    if about["kind"] not in (ENSEMBLE, *MODEL_FILES):
+        raise BundleError(f"{path}: kind {about['kind']!r} is none of {', '.join((*MODEL_FILES, ENSEMBLE))}")
+    expected = REQUIRED | {name for _, name in model_files(about)}
+    if about["kind"] == ENSEMBLE:
+        others = sorted({member["preprocessor"] for member in about["members"]})[1:]
+        expected |= {f"{preprocessor_name(i)}.{ending}" for i in others for ending in ("json", "npz")}
     if about["kind"] == "network" and listed & RAW_FILES:  # both or none, and of networks only
         expected |= RAW_FILES
-    if about["kind"] == "network" and own_builder(about["metadata"]):
+    if "network" in kinds_of(about) and own_builder(about["metadata"]):
         expected |= {name for name in listed if CODE.fullmatch(name)}
     optional = {SCALER, EVALUATION, *CARD_FILES}
     files.refuse(folder, {"missing": expected - listed, "unexpected": listed - expected - optional})
     return about
+
+
+def kinds_of(about: Mapping[str, Any]) -> tuple[str, ...]:
+    """The kinds of the models that a bundle holds: one, or those of an ensemble's members in their order."""
+    if about["kind"] == ENSEMBLE:
+        return tuple(member["kind"] for member in about["members"])
+    return (about["kind"],)
+
+
+def model_files(about: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Kind and file of every model that a bundle holds."""
+    if about["kind"] != ENSEMBLE:
+        return [(about["kind"], MODEL_FILES[about["kind"]])]
+    return [(kind, f"member{i}.{MODEL_FILES[kind]}") for i, kind in enumerate(kinds_of(about))]
+
+
+def preprocessor_name(position: int) -> str:
+    """Name of the files of a preprocessor, without their endings."""
+    return f"preprocessor{position}" if position else "preprocessor"
+
+
+def _wrong_members(members: Any) -> str:
+    """What is wrong with the list of an ensemble's members; "" for nothing."""
+    if not isinstance(members, list) or not 1 <= len(members) <= MOST_MEMBERS:
+        return f"an ensemble has 1 to {MOST_MEMBERS} members"
+    for member in members:
+        if not isinstance(member, dict) or member.keys() != {"kind", "preprocessor", "weight"}:
+            return "a member of the ensemble is not given by kind, preprocessor and weight"
+        if not isinstance(member["kind"], str) or member["kind"] not in MODEL_FILES:
+            return f"a member of kind {member['kind']!r}, which is none of {', '.join(MODEL_FILES)}"
+        if type(member["preprocessor"]) is not int:
+            return f"a member with the preprocessor {member['preprocessor']!r}"
+        if type(member["weight"]) is not float or not 0 < member["weight"] <= 1:
+            return f"a member of weight {member['weight']!r}; expected a share above 0"
+    if abs(sum(member["weight"] for member in members) - 1) > 1e-9:
+        return "the weights of the members do not sum to 1"
+    if (found := {member["preprocessor"] for member in members}) != set(range(len(found))):
+        return "the members name preprocessors that are not there"
+    return ""
 
 
 def own_builder(metadata: Mapping[str, Any]) -> str:

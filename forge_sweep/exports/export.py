@@ -19,7 +19,7 @@ from forge_sweep import plugins
 from forge_sweep.baselines import Baseline
 from forge_sweep.bundle import Bundle, network
 from forge_sweep.bundle.files import sync, write_json
-from forge_sweep.bundle.layout import MODEL_FILES, RAW, read_golden
+from forge_sweep.bundle.layout import ENSEMBLE, MODEL_FILES, RAW, read_golden
 from forge_sweep.errors import BundleError, ForgeSweepError, InputError, MissingExtra
 from forge_sweep.exports.base import MISSING_TEXT, SCORES, Format, Input, Unexportable, feed, inputs_of
 from forge_sweep.exports.keras import KERAS, SAVED_MODEL, TFLITE
@@ -70,7 +70,7 @@ def write_raw(bundle: Bundle, folder: Path) -> None:
     """Write ``raw.keras`` into the folder of a bundle that is being saved, once its golden rows are there."""
     try:
         _refuse("keras", folder / RAW)
-        if not isinstance(bundle.model, Baseline):  # as it was saved: without the optimizer that trained it
+        if bundle.kind == "network":  # as it was saved: without the optimizer that trained it
             saved = network.load(folder / MODEL_FILES["network"], bundle.code, trust=True)
             bundle = dataclasses.replace(bundle, model=saved)
         _export(bundle, folder, "keras", folder / RAW, preprocessing=True)
@@ -82,6 +82,12 @@ def write_raw(bundle: Bundle, folder: Path) -> None:
 
 
 def _export(bundle: Bundle, folder: Path, kind: str, path: Path, preprocessing: bool) -> Exported:
+    if bundle.kind == ENSEMBLE:
+        hint = (
+            "serve the bundle (forge-sweep serve, mlflow models serve); or run the sweep again with ensemble.ship = "
+            '"never", which registers the best single model from the trials that are there, and export that'
+        )
+        raise InputError(f"the model is an ensemble of {len(bundle.kinds)} models, and {kind} holds one", hint=hint)
     if isinstance(bundle.model, Baseline):
         hint = "serve the bundle (forge-sweep serve, mlflow models serve), or export a network"
         raise InputError(f"the model is a {bundle.kind}, and {kind} is for networks", hint=hint)

@@ -229,34 +229,34 @@ class Preprocessor:
             scaler.n_quantiles_ = len(self.learned["references_"])
         return scaler
 
-    def save(self, folder: Path) -> None:
-        """Write ``preprocessor.json`` and ``preprocessor.npz`` into an existing folder: plain data, no pickle."""
+    def save(self, folder: Path, name: str = "preprocessor") -> None:
+        """Write ``<name>.json`` and ``<name>.npz`` into an existing folder: plain data, no pickle."""
         stored = {"format": FORMAT, **self.settings, "schema": self.schema.to_dict()}
         if self.groups:
             stored |= {"format": FORMAT_WITH_INPUTS, "inputs": [dataclasses.asdict(group) for group in self.groups]}
         text = json.dumps(stored, indent=1, ensure_ascii=False)
-        (folder / "preprocessor.json").write_text(text, encoding="utf-8")
-        scaler = {f"scaler.{name}": values for name, values in self.learned.items()}
-        np.savez(folder / "preprocessor.npz", fills=self.fills, **scaler)  # type: ignore[arg-type]
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+        scaler = {f"scaler.{learned}": values for learned, values in self.learned.items()}
+        np.savez(folder / f"{name}.npz", fills=self.fills, **scaler)  # type: ignore[arg-type]
 
     @classmethod
-    def load(cls, folder: Path) -> Preprocessor:
+    def load(cls, folder: Path, name: str = "preprocessor") -> Preprocessor:
         """The preprocessor that `save` wrote; it transforms to the same bits.
 
         Raises:
             BundleError: another version of forge_sweep wrote it, in a format that this one does not know.
         """
-        settings = json.loads((folder / "preprocessor.json").read_text(encoding="utf-8"))
+        settings = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         if (seen := settings.pop("format")) not in (FORMAT, FORMAT_WITH_INPUTS):
             raise BundleError(
-                f"{folder / 'preprocessor.json'}: format {seen}; expected {FORMAT} or {FORMAT_WITH_INPUTS}",
+                f"{folder / f'{name}.json'}: format {seen}; expected {FORMAT} or {FORMAT_WITH_INPUTS}",
                 hint="load it with the forge_sweep version that wrote it",
             )
         inputs = settings.pop("inputs", ())
         lists = ("columns", "shape")
-        groups = tuple(Group(**each | {name: tuple(each[name]) for name in lists if name in each}) for each in inputs)
-        with np.load(folder / "preprocessor.npz", allow_pickle=False) as arrays:
-            learned = {name.removeprefix("scaler."): arrays[name] for name in arrays.files if name != "fills"}
+        groups = tuple(Group(**each | {key: tuple(each[key]) for key in lists if key in each}) for each in inputs)
+        with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
+            learned = {key.removeprefix("scaler."): arrays[key] for key in arrays.files if key != "fills"}
             schema = Schema.from_dict(settings.pop("schema"))
             return cls(schema=schema, fills=arrays["fills"], learned=learned, groups=groups, **settings)
 

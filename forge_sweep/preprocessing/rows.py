@@ -72,17 +72,23 @@ class RowTransform:
         preprocessor: what was learned on train.
         ignore_extra: drop columns that the schema does not have, instead of refusing them.
         others: such columns that are dropped in any case.
+        feed: makes the features of raw numbers and arrays; the preprocessor's by default.
     """
 
     def __init__(
-        self, preprocessor: Preprocessor, *, ignore_extra: bool = False, others: Collection[str] = frozenset()
+        self,
+        preprocessor: Preprocessor,
+        *,
+        ignore_extra: bool = False,
+        others: Collection[str] = frozenset(),
+        feed: Callable[[np.ndarray, Mapping[str, np.ndarray]], np.ndarray | Batch] | None = None,
     ) -> None:
         self.schema = preprocessor.schema
         self.ignore_extra = ignore_extra
         self.others = others
         self._readers = [(column.name, reader(column)) for column in self.schema.tabular]
         self._arrays, self._images = [column.name for column in self.schema.tensors], preprocessor.images
-        self._matrix, self._feed = preprocessor.matrix, preprocessor.feed
+        self._matrix, self._feed = preprocessor.matrix, feed or preprocessor.feed
 
     def read(self, row: Mapping[str, Any], position: int = 0) -> list[float]:
         """The raw numbers of one row, in the order of the schema.

@@ -128,7 +128,9 @@ class Served:
         self.bundle = bundle
         self.located = located
         self.window = window
-        self.transform = RowTransform(bundle.preprocessor, ignore_extra=ignore_extra, others=bundle.others)
+        self.transform = RowTransform(
+            bundle.preprocessor, ignore_extra=ignore_extra, others=bundle.others, feed=bundle.feed
+        )
         self.golden_difference = float("nan")
         self.loaded_at = time.time()
         self._head: dict[str, Any] = {"model": located.name, "version": located.version}

@@ -43,11 +43,18 @@ class Submission:
     step: int
 
 
-def requirements(kind: str, backend: str = "tensorflow") -> list[str]:
-    """Pinned requirements for loading a bundle of this kind, such as ``network``, at the versions installed here."""
-    engines = ("keras", *BY_BACKEND.get(backend, (backend,))) if kind == "network" else BY_KIND[kind]
+def requirements(kind: str, backend: str = "tensorflow", members: Sequence[str] = ()) -> list[str]:
+    """Pinned requirements for loading a bundle of this kind, such as ``network``, at the versions installed here.
+
+    ``members`` are the kinds of the models of an ensemble.
+    """
+    engines = [
+        name
+        for each in members or [kind]
+        for name in (("keras", *BY_BACKEND.get(backend, (backend,))) if each == "network" else BY_KIND[each])
+    ]
     pinned = []
-    for name in (*ALWAYS, *engines):
+    for name in dict.fromkeys((*ALWAYS, *engines)):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             version = importlib.metadata.version(name).partition("+")[0]  # +cpu and the like are not on the index
             pinned.append(f"{name}=={version}")
