@@ -44,6 +44,8 @@ LAYERS = frozenset(
         *("MultiHeadAttention", "Attention", "LSTM", "GRU", "SimpleRNN"),
     }
 )
+# Our own layers compute and do nothing else, and refuse sizes that only a huge file could stand for.
+OWN = frozenset(("forge_sweep.models.layers.numbers", name) for name in ("Periodic", "PiecewiseLinear"))
 MODELS = {
     ("forge_sweep.models.joint", "JointLoss"),  # of several heads; it is written with the network, and never read
     *(("keras", "Sequential"), ("keras.src.models.sequential", "Sequential")),
@@ -118,6 +120,8 @@ def load(path: Path, code: Code | None = None, *, trust: bool = False) -> keras.
     """Read a network, without its loss and optimizer, once `check` has accepted it."""
     custom = check(path, code, trust=trust)
     import keras
+
+    from forge_sweep.models import layers  # noqa: F401  registered with Keras
 
     with _registered(custom):
         return keras.saving.load_model(path, compile=False, safe_mode=True)
@@ -199,7 +203,7 @@ def _name(node: Mapping[str, Any]) -> tuple[str | None, str]:
 def _is_stock(module: str | None, name: str) -> bool:
     import keras
 
-    if (module, name) in MARKS | MODELS | OPERATIONS:
+    if (module, name) in MARKS | MODELS | OPERATIONS | OWN:
         return True
     if module == "keras.layers":
         return name in LAYERS

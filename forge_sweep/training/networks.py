@@ -29,6 +29,7 @@ LAYERS = {
     *("Activation", "ReLU", "LeakyReLU", "ELU", "Softmax", "BatchNormalization", "LayerNormalization", "Dropout"),
     *("MaxPooling1D", "MaxPooling2D", "AveragePooling1D", "AveragePooling2D"),
     *("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalAveragePooling1D", "GlobalAveragePooling2D"),
+    *("Periodic", "PiecewiseLinear"),
 }
 """Layers whose configuration and variables are all that they are."""
 
@@ -145,7 +146,7 @@ def signature(model: keras.Model) -> str | None:
 
 
 def _is_keras(value: object, names: Collection[str]) -> bool:
-    return type(value).__module__.startswith("keras.") and type(value).__name__ in names
+    return type(value).__module__.startswith(("keras.", "forge_sweep.")) and type(value).__name__ in names
 
 
 def _values(tree: Any, key: str) -> Iterator[Any]:
