@@ -19,7 +19,17 @@ from typer.main import get_command
 
 from forge_sweep import errors
 from forge_sweep.cli import app
-from forge_sweep.experiment import GENERAL, HYPERPARAMETERS, Dimension, Experiment, HeadSpec, InputGroup, json_schema
+from forge_sweep.experiment import (
+    GENERAL,
+    HYPERPARAMETERS,
+    NETWORKS,
+    Dimension,
+    Experiment,
+    HeadSpec,
+    Hyperparameter,
+    InputGroup,
+    json_schema,
+)
 
 FOLDER = Path(__file__).parent
 
@@ -73,14 +83,36 @@ def experiment_reference() -> str:
     place = next(i for i, text in enumerate(sections) if text.startswith("## [data.split]")) + 1
     sections.insert(place, table("[data.inputs]", InputGroup, "Optional: several inputs.\n" + INPUTS.rstrip()))
     sections.insert(place + 1, table("[data.heads]", HeadSpec, "Optional: several targets.\n" + HEADS.rstrip()))
-    rows = {
-        name: f"| `{name}` | {known.expected} | {'-' if known.default is None else toml(known.default)} | {known.doc} |"
-        for name, known in HYPERPARAMETERS.items()
-    }
     titles = ("| hyperparameter | allowed | default | meaning |", "|---|---|---|---|")
-    with_all = ["", "With every network:", "", *titles, *(rows[name] for name in GENERAL)]
-    of_mlp = ["", "Of `mlp`:", "", *titles, *(row for name, row in rows.items() if name not in GENERAL), ""]
-    return "\n".join([head, top, *sections]) + SEARCH + "\n".join([*with_all, *of_mlp])
+    networks = ["", "With every network:", "", *titles]
+    networks += [row_of(name, HYPERPARAMETERS[name]) for name in GENERAL]
+    for builder, network in NETWORKS.items():
+        known = network.hyperparameters
+        networks += ["", f"Of `{builder}`:", "", *titles]
+        networks += [row_of(name, each) for name, each in known.items() if name not in GENERAL]
+        other = [name for name in GENERAL if known[name].default != HYPERPARAMETERS[name].default]
+        told = ", ".join(f"`{name} = {toml(known[name].default)}`" for name in other)
+        networks += ["", f"Its own defaults: {told}."] * bool(other)
+        recipe = {**({"preprocessing.scaler": network.scaler} if network.scaler != "standard" else {})}
+        recipe |= {f"study.{key}": value for key, value in network.study.items()}
+        told = ", ".join(f"`{key} = {toml(value)}`" for key, value in recipe.items())
+        networks += ["", f"Where the file does not say otherwise: {told}."] * bool(recipe)
+        networks += ["", "Searched without a [model.search], beginning with the value after the arrow:", "", "```toml"]
+        first = {name: each.default for name, each in known.items()} | network.start
+        networks += [f"{name} = {range_of(each)}  # -> {toml(first[name])}" for name, each in network.search.items()]
+        networks += ["```"]
+    return "\n".join([head, top, *sections]) + SEARCH + "\n".join([*networks, ""])
+
+
+def row_of(name: str, known: Hyperparameter) -> str:
+    """One hyperparameter as a row of a table."""
+    return f"| `{name}` | {known.expected} | {'-' if known.default is None else toml(known.default)} | {known.doc} |"
+
+
+def range_of(dimension: Dimension) -> str:
+    """What is searched, as it stands in a file."""
+    told = {key: value for key, value in dimension.model_dump().items() if key in dimension.model_fields_set}
+    return f"{{ {', '.join(f'{key} = {toml(list(v) if isinstance(v, tuple) else v)}' for key, v in told.items())} }}"
 
 
 def sections_of(model: type[BaseModel], prefix: str = "") -> list[tuple[str, type[BaseModel], str]]:

@@ -20,7 +20,7 @@ from forge_sweep.bundle import Bundle
 from forge_sweep.checks.findings import Finding
 from forge_sweep.errors import DataError, ForgeSweepError, TrialFailed
 from forge_sweep.experiment import SCALERS, Experiment, HeadSpec, Params, Scalar
-from forge_sweep.preprocessing import Group, Preprocessor, Schema, Spec, declared, same_settings
+from forge_sweep.preprocessing import Group, Preprocessor, Schema, Spec, declared, same_settings, with_rows
 from forge_sweep.sources import Dataset, Split
 from forge_sweep.task import Joint, Task, TaskKind
 from forge_sweep.training import Checkpoint, FitSpec, OnEpoch, OnResume, Schedule, TrainingData, begin_anew
@@ -43,10 +43,10 @@ class Prepared:
     data: TrainingData
     origin: dict[str, Any]
 
-    @property
+    @functools.cached_property
     def spec(self) -> Spec:
-        """The inputs of the model."""
-        return self.preprocessor.spec
+        """The inputs of the model, with some training rows for layers that learn from them."""
+        return with_rows(self.preprocessor.spec, self.data.x_train)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,9 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
+from forge_sweep import plugins
 from forge_sweep.errors import ExperimentError, InputError
 from forge_sweep.experiment import (
+    GENERAL,
     HYPERPARAMETERS,
+    NETWORKS,
     Dimension,
     Experiment,
     Later,
@@ -26,6 +29,7 @@ from forge_sweep.experiment import (
     parse,
     restore,
 )
+from forge_sweep.models import BUILDERS
 
 BASE = """
 name = "fraud"
@@ -267,6 +271,38 @@ def test_a_real_change_is_named_and_a_budget_is_none() -> None:
         "study.epochs": f"study.epochs: {recorded['study']['epochs']} -> 99",
         "study.gone": "study.gone: 3 -> (none)",
     }
+
+
+TEN_LINES = {
+    "name": "ten",
+    "data": {"path": "rows.csv", "target": "y", "task": "binary"},
+    "objective": {"metric": "val_auc"},
+}
+
+
+def test_without_a_space_the_builders_own_is_searched_from_its_recommended_values() -> None:
+    found, known = parse(TEN_LINES, root=Path()), NETWORKS["mlp"]
+    assert found.model.search == known.search
+    assert found.first == {name: known.start.get(name, known.hyperparameters[name].default) for name in known.search}
+    assert restore(found.resolved(), root=Path()).first == found.first
+    assert parse(TEN_LINES, root=Path(), overrides=["study.n_trials=1"]).model.search == {}
+    with pytest.raises(ExperimentError, match=r"model\.search"):  # an empty table is meant as such
+        parse({**TEN_LINES, "model": {"search": {}}}, root=Path())
+
+
+def test_a_space_of_ones_own_is_sampled_from_the_beginning() -> None:
+    assert parse(base(), root=Path()).first == {}
+
+
+def test_every_network_of_the_package_has_a_space_that_its_rules_accept() -> None:
+    """And its recommended values lie within it; the names are those of plugins and of the builders."""
+    assert tuple(NETWORKS) == plugins.BUILDERS.own == tuple(BUILDERS)
+    for name, network in NETWORKS.items():
+        found = parse({**TEN_LINES, "model": {"builder": name}}, root=Path())
+        assert found.model.search == network.search
+        assert found.first.keys() <= network.search.keys() and found.first
+        assert {n for n, d in network.search.items() if not d.when} <= found.first.keys()
+        assert set(GENERAL) <= network.hyperparameters.keys()
 
 
 def test_conditional_hyperparameters_come_after_their_conditions() -> None:

@@ -114,7 +114,7 @@ def test_raw_rows_give_the_scores_of_the_bundle(
 
 
 @pytest.mark.parametrize("kind", EVERY)
-@pytest.mark.parametrize("scaler", ["minmax", "robust", "none"])
+@pytest.mark.parametrize("scaler", ["minmax", "robust", "robust_smooth", "none"])
 def test_every_affine_scaler_goes_inside(kind: str, scaler: str, shelf: Callable[..., Path], tmp_path: Path) -> None:
     bundle, path = trained("binary", scaler, False, True), tmp_path / f"model{SUFFIX[kind]}"
     export(shelf("binary", scaler, False, True), kind, path)

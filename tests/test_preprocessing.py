@@ -20,7 +20,7 @@ from forge_sweep.experiment import DataSpec
 from forge_sweep.preprocessing import Preprocessor, Schema
 from forge_sweep.testing import table
 
-SCALERS = ("standard", "minmax", "robust", "quantile", "none")
+SCALERS = ("standard", "minmax", "robust", "robust_smooth", "quantile", "none")
 
 
 def mixed(n: int = 60) -> pd.DataFrame:
@@ -235,7 +235,7 @@ def test_unseen_and_missing_categories_are_zeros_where_train_had_none() -> None:
     assert preprocessor.transform(pd.DataFrame({"x": ["new", None]})).sum() == 0
 
 
-@pytest.mark.parametrize("scaler", SCALERS[:4])
+@pytest.mark.parametrize("scaler", ["standard", "minmax", "robust", "quantile"])
 def test_scaling_is_scikit_learn_to_the_bit(scaler: str) -> None:
     """On numeric columns only; the restored scaler is what scikit-learn fitted."""
     frame = pd.DataFrame(np.random.default_rng(0).lognormal(size=(300, 4)), columns=list("abcd")).assign(e=1.0, f=True)
@@ -255,6 +255,18 @@ def test_scaling_is_scikit_learn_to_the_bit(scaler: str) -> None:
     assert restored.transform(new[list("abcde")].to_numpy()).tobytes() == expected.tobytes()
     fitted = {name for name in vars(reference) if name.endswith("_") and not name.startswith("_")}
     assert fitted <= set(vars(restored)), "an attribute that scikit-learn sets when fitting is not restored"
+
+
+def test_the_smooth_scaler_is_that_of_its_paper() -> None:
+    """By the quartiles; by half the range where they are equal; a constant column is shifted. Then within 3."""
+    columns = {"spread": np.arange(9.0), "rare": [0.0] * 8 + [4.0], "constant": [5.0] * 9}
+    frame = pd.DataFrame(columns)
+    z = np.column_stack([(frame["spread"] - 4) / 4, frame["rare"] / 2, frame["constant"] * 0])
+    fitted = fit(frame, scaler="robust_smooth")
+    np.testing.assert_allclose(fitted.transform(frame), z / np.sqrt(1 + (z / 3) ** 2), rtol=1e-6)
+    far = fitted.transform(frame.assign(spread=1e9, constant=-1e9))
+    np.testing.assert_allclose(far[:, [0, 2]], [[3.0, -3.0]] * 9, rtol=1e-6)
+    assert fitted.sklearn_scaler() is None
 
 
 def test_without_scaler_or_numbers_there_is_no_scaler() -> None:
@@ -293,8 +305,8 @@ def test_saving_twice_writes_the_same_bytes(tmp_path: Path) -> None:
 def test_a_format_of_the_future_is_refused(tmp_path: Path) -> None:
     fit(mixed()).save(tmp_path)
     path = tmp_path / "preprocessor.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 3'))
-    with pytest.raises(BundleError, match="format 3; expected 1 or 2"):
+    path.write_text(path.read_text().replace('"format": 1', '"format": 4'))
+    with pytest.raises(BundleError, match="format 4; expected 1 to 3"):
         Preprocessor.load(tmp_path)
 
 

@@ -29,7 +29,7 @@ import pytest
 
 from forge_sweep import experiment as experiments
 from forge_sweep.errors import InputError, MissingExtra, ResumeRefused, SweepStopped
-from forge_sweep.experiment import Dimension, Experiment, Params, derived_seed
+from forge_sweep.experiment import NETWORKS, Dimension, Experiment, Params, derived_seed
 from forge_sweep.study import Asked, Requeued, Study, find_study, open_study, resumable, storage_url
 from forge_sweep.study.space import fits
 from forge_sweep.study.storage import open_storage
@@ -165,6 +165,21 @@ def test_an_interrupted_sweep_asks_for_the_same_parameters(sampler: str, pruner:
     assert params_of(rest) == params_of(whole)
     assert [row.state for row in rest.rows()] == [row.state for row in whole.rows()]
     assert rest.rows()[asked.number].attempt == 2
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "qmc"])
+def test_the_first_trial_has_the_recommended_values(sampler: str, tmp_path: Path) -> None:
+    """Once, also where it is cut off or a process dies before it begins it; the others are sampled."""
+    default = NETWORKS["mlp"].search
+    spec = experiment({name: each.model_dump() for name, each in default.items()}, sampler=sampler, n_trials=4)
+    cut_off = opened(tmp_path, spec).ask()
+    assert cut_off is not None
+    study = swept(tmp_path, spec)
+    first, *others = [{name: row.params[name] for name in spec.first} for row in study.rows()]
+    assert len(others) == 3
+    assert first == spec.first == {name: cut_off.params[name] for name in spec.first}
+    assert spec.first not in others
+    assert study.rows()[0].attempt == 2
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="torch is installed")

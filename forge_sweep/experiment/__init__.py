@@ -6,6 +6,7 @@ from forge_sweep.experiment.code import Code
 from forge_sweep.experiment.data import DataSpec, HeadSpec, InputGroup, SplitSpec
 from forge_sweep.experiment.fields import Later
 from forge_sweep.experiment.loading import json_schema, load, parse, parse_data, restore, toml_value
+from forge_sweep.experiment.networks import NETWORKS, Network, general, hyperparameters_of
 from forge_sweep.experiment.space import GENERAL, HYPERPARAMETERS, SCALERS, Dimension, Hyperparameter, Params, Scalar
 from forge_sweep.experiment.spec import (
     BUDGET_FIELDS,
@@ -24,6 +25,7 @@ __all__ = [
     "BUDGET_FIELDS",
     "GENERAL",
     "HYPERPARAMETERS",
+    "NETWORKS",
     "SCALERS",
     "Code",
     "DataSpec",
@@ -34,6 +36,7 @@ __all__ = [
     "InputGroup",
     "Later",
     "ModelSpec",
+    "Network",
     "Params",
     "PreprocessingSpec",
     "PromotionSpec",
@@ -43,6 +46,8 @@ __all__ = [
     "WorkersSpec",
     "derived_seed",
     "flatten",
+    "general",
+    "hyperparameters_of",
     "is_budget",
     "json_schema",
     "load",

@@ -24,8 +24,9 @@ from forge_sweep.errors import ExperimentError, InputError, Mistake
 from forge_sweep.experiment.code import Code, is_own
 from forge_sweep.experiment.code import read as read_code
 from forge_sweep.experiment.data import DataSpec, HeadSpec, InputGroup
+from forge_sweep.experiment.networks import NETWORKS, hyperparameters_of
 from forge_sweep.experiment.rules import RULES
-from forge_sweep.experiment.space import HYPERPARAMETERS, Dimension, Hyperparameter, as_tuple
+from forge_sweep.experiment.space import Dimension, Hyperparameter, as_tuple
 from forge_sweep.experiment.spec import Experiment, PreprocessingSpec, section_of
 from forge_sweep.experiment.words import SYNONYMS, as_toml, missing, nearest, wrong
 
@@ -87,7 +88,8 @@ def parse(
         if isinstance(baselines := tables.setdefault("baselines", {}), dict):
             baselines.setdefault("kinds", ["constant"])
     code: Code | None = None
-    hyperparameters: Mapping[str, Hyperparameter] | None = HYPERPARAMETERS
+    builder = _with_defaults(tables)
+    hyperparameters: Mapping[str, Hyperparameter] | None = hyperparameters_of(builder)
     if own := _own(tables, "model", "builder"):
         hyperparameters = None
         try:
@@ -102,10 +104,9 @@ def parse(
             source_code = read_code(own_source, root, source=True)
         except ExperimentError as error:
             mistakes += error.mistakes
-    builder = model.get("builder", "mlp") if isinstance(model := tables.get("model", {}), dict) else "mlp"
-    if not own and not plugins.is_known(plugins.BUILDERS, str(builder)):
+    if not own and not plugins.is_known(plugins.BUILDERS, builder):
         hyperparameters = None  # of which network, cannot be told
-    mistakes += _field_mistakes(tables, own or "mlp", hyperparameters)
+    mistakes += _field_mistakes(tables, builder if builder in NETWORKS or own else "mlp", hyperparameters)
     of_heads = [mistake for mistake in mistakes if mistake.path.startswith("data.heads")]
     sections = {name: _lenient(section, tables.get(name, {})) for name, section in SECTIONS.items()}
     sections["preprocessing"] = sections["preprocessing"] or PreprocessingSpec()  # its defaults contradict nothing
@@ -134,6 +135,33 @@ def parse(
         data_with = experiment.data.model_copy(update={"code": source_code.digest})
         update |= {"source_code": source_code, "data": data_with}
     return experiment.model_copy(update=update)
+
+
+def _with_defaults(tables: dict[str, Any]) -> str:
+    """Fill in what follows from the builder where the file does not say it, and give its name.
+
+    With several trials that is the search space; of a network with a recipe its scaler, epochs and patience besides.
+    """
+    model, study = (tables.get(name, {}) for name in ("model", "study"))
+    if not isinstance(model, dict) or not isinstance(study, dict):
+        return "mlp"
+    builder = str(model.get("builder", "mlp"))
+    known = NETWORKS.get(builder)
+    if known is None:
+        return builder
+    if "search" not in model and study.get("n_trials") != 1 and study.get("sampler") != "grid":
+        model["search"] = {
+            name: {key: value for key, value in each.model_dump().items() if key in each.model_fields_set}
+            for name, each in known.search.items()
+        }
+        tables["model"] = model
+    for key, value in known.study.items():
+        study.setdefault(key, value)
+        tables["study"] = study
+    preprocessing = tables.get("preprocessing", {})
+    if known.scaler != "standard" and isinstance(preprocessing, dict) and "scaler" not in model.get("search", {}):
+        tables["preprocessing"] = {"scaler": known.scaler, **preprocessing}
+    return builder
 
 
 def _targets_of_heads(heads: Any) -> list[Any]:
@@ -341,7 +369,7 @@ def _elsewhere(word: str) -> str:
 
 def _key_names() -> dict[str, str]:
     """Every key and hyperparameter with its whole path."""
-    names = {name: f"model.search.{name}" for name in HYPERPARAMETERS}
+    names = {name: f"model.search.{name}" for each in NETWORKS.values() for name in each.hyperparameters}
     return names | {path.rpartition(".")[2]: path for path in _key_paths(Experiment)}
 
 

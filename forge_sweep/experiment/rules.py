@@ -331,7 +331,7 @@ def preprocessing_fits_in_model(model: ModelSpec, preprocessing: PreprocessingSp
     for where, value in {"preprocessing.scaler": preprocessing.scaler, path: scalers}.items():
         if value == "quantile" or (isinstance(value, tuple) and "quantile" in value):
             hint = f"the quantile scaler is no formula that a Keras file could hold: take another one, {instead}"
-            yield wrong(where, value, f"standard, minmax, robust or none, {since}", hint)
+            yield wrong(where, value, f"standard, minmax, robust, robust_smooth or none, {since}", hint)
     if backend in ("jax", "torch"):
         hint = f"TensorFlow writes and verifies raw.keras; take it, {instead} and use `forge-sweep export` later"
         yield wrong("backend", backend, f'"tensorflow", {since}', hint)

@@ -169,7 +169,7 @@ class Hyperparameter:
         return self.low <= value <= self.high
 
 
-SCALERS = ("standard", "minmax", "robust", "quantile", "none")
+SCALERS = ("standard", "minmax", "robust", "robust_smooth", "quantile", "none")
 
 HYPERPARAMETERS: Mapping[str, Hyperparameter] = {
     "optimizer": Hyperparameter(

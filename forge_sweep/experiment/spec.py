@@ -36,7 +36,8 @@ from forge_sweep.experiment.fields import (
     Section,
     names_of,
 )
-from forge_sweep.experiment.space import HYPERPARAMETERS, Dimension, Hyperparameter, Scalar, SearchValue, as_tuple
+from forge_sweep.experiment.networks import NETWORKS, hyperparameters_of
+from forge_sweep.experiment.space import Dimension, Hyperparameter, Params, Scalar, SearchValue, as_tuple
 from forge_sweep.task import METRICS, Direction
 from forge_sweep.task.joint import joint_metrics
 
@@ -102,7 +103,9 @@ class ModelSpec(Section):
         "also inside `raw.keras`, which takes raw columns in plain Keras.",
     )
     search: dict[str, SearchValue] = Field(
-        default_factory=dict, description="Hyperparameters: a value is fixed, a table is searched."
+        default_factory=dict,
+        description="Hyperparameters: a value is fixed, a table is searched. Where there is none, what is searched "
+        "with this builder by default.",
     )
 
 
@@ -311,7 +314,7 @@ class Experiment(Section):
         """
         if self.code is not None:
             return self.code.hyperparameters
-        return {} if is_own(self.model.builder) else HYPERPARAMETERS
+        return {} if is_own(self.model.builder) else hyperparameters_of(self.model.builder)
 
     @property
     def builder(self) -> str | Code:
@@ -350,6 +353,32 @@ class Experiment(Section):
         values |= self.model.search
         space = [(name, value) for name, value in values.items() if value is not None]
         return dict(sorted(space, key=lambda item: isinstance(item[1], Dimension) and bool(item[1].when)))
+
+    @property
+    def first(self) -> Params:
+        """What trial 0 has of the searched hyperparameters: the values that its builder's authors recommend.
+
+        Empty where it is sampled like the others: of a builder that is not the package's, of `mlp` with a space of the
+        user's own, on a grid, and where a recommended value lies outside the space.
+        """
+        known, searched = NETWORKS.get(self.model.builder), self.model.search
+        of_user = self.model.builder == "mlp" and (known is None or searched != dict(known.search))
+        if known is None or of_user or self.study.sampler == "grid":
+            return {}
+        defaults = {
+            name: each.default for name, each in known.hyperparameters.items() if each.default is not None
+        } | known.start
+        first: Params = {}
+        for name, value in self.space.items():
+            if not isinstance(value, Dimension):
+                continue
+            wanted = defaults.get(name)
+            if not value.active({**defaults, **first}):
+                continue
+            if wanted is None or not value.holds(wanted):
+                return {}
+            first[name] = wanted
+        return first
 
     @property
     def scalers(self) -> tuple[str, ...]:

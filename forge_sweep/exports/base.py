@@ -14,6 +14,7 @@ from forge_sweep.bundle import GOLDEN_TOLERANCE, Bundle
 from forge_sweep.bundle.layout import as_json
 from forge_sweep.errors import InputError
 from forge_sweep.preprocessing import Kind, Preprocessor, Schema
+from forge_sweep.preprocessing.preprocessor import CLIP, SMOOTH
 
 SCORES = "scores"  # the output of every export
 MISSING_TEXT = ""  # how a missing category is written; a missing number is NaN
@@ -133,15 +134,17 @@ def feed(inputs: tuple[Input, ...], schema: Schema, frame: pd.DataFrame, numbers
 
 @dataclass(frozen=True)
 class Numbers:
-    """How numeric, then boolean inputs become features: ``(filled - center) / scale``, then missing indicators.
+    """How numeric, then boolean inputs become features: z = ``(filled - center) / scale``, then missing indicators.
 
-    ``fills``, ``center`` (0 for booleans) and ``scale`` (1) are (inputs,); ``indicated`` are positions of inputs.
+    ``fills``, ``center`` (0 for booleans), ``scale`` (1) and ``bend`` are (inputs,); ``indicated`` are positions of
+    inputs. Where ``bend`` is not 0 anywhere, z / sqrt(1 + bend z^2) follows: the smooth clip of ``robust_smooth``.
     """
 
     inputs: tuple[Input, ...]
     fills: np.ndarray
     center: np.ndarray
     scale: np.ndarray
+    bend: np.ndarray
     indicated: list[int]
 
     @classmethod
@@ -149,19 +152,20 @@ class Numbers:
         """What a preprocessor does to numbers; Unexportable where its scaler is another kind of function."""
         ordered = tuple(each for kind in ("numeric", "boolean") for each in inputs if each.kind == kind)
         indicated = [position for position, each in enumerate(ordered) if each.missing]
-        center, scale = np.zeros(len(ordered)), np.ones(len(ordered))
+        center, scale, bend = np.zeros(len(ordered)), np.ones(len(ordered)), np.zeros(len(ordered))
         if learned := preprocessor.learned:
             scaled = slice(sum(each.kind == "numeric" for each in ordered))
             if preprocessor.scaler == "standard":
                 center[scaled], scale[scaled] = learned["mean_"], learned["scale_"]
-            elif preprocessor.scaler == "robust":
+            elif preprocessor.scaler in ("robust", SMOOTH):
                 center[scaled], scale[scaled] = learned["center_"], learned["scale_"]
+                bend[scaled] = CLIP**-2 if preprocessor.scaler == SMOOTH else 0.0
             elif preprocessor.scaler == "minmax":  # numbers * scale_ + min_
                 center[scaled], scale[scaled] = -learned["min_"] / learned["scale_"], 1.0 / learned["scale_"]
             else:
                 raise Unexportable(
                     f"scaler = {preprocessor.scaler!r} cannot be put into an exported model: it interpolates between "
                     f"{len(learned['references_'])} quantiles per column",
-                    "train with the scaler standard, minmax or robust",
+                    "train with the scaler standard, minmax, robust or robust_smooth",
                 )
-        return cls(ordered, preprocessor.fills, center, scale, indicated)
+        return cls(ordered, preprocessor.fills, center, scale, bend, indicated)

@@ -41,7 +41,10 @@ def model_of(bundle: Bundle, inputs: tuple[Input, ...], dtype: str) -> keras.Mod
         raw = joined([columns[each.name] for each in numbers.inputs], dtype, "prepared.numbers")
         missing = ops.not_equal(raw, raw)  # NaN alone is unlike itself, and every format knows this operation
         # Not keras.layers.Normalization: it keeps its mean in float32, too coarse for times, and squares the scale.
-        parts.append(ops.cast((ops.where(missing, fills, raw) - center) / scale, "float32"))
+        scaled = (ops.where(missing, fills, raw) - center) / scale
+        if numbers.bend.any():
+            scaled = scaled / ops.sqrt(scaled * scaled * numbers.bend[None, :].astype(dtype) + 1.0)
+        parts.append(ops.cast(scaled, "float32"))
         if numbers.indicated:
             parts.append(ops.cast(ops.take(missing, numbers.indicated, axis=1), "float32"))
     coded, codes = bundle.preprocessor.coded, dict[str, Any]()

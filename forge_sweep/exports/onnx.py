@@ -69,7 +69,11 @@ def _preprocessing(
         fills, center, scale = (constant([each], "float64") for each in (numbers.fills, numbers.center, numbers.scale))
         raw = add("Concat", *(each.name for each in numbers.inputs), axis=1)
         missing = add("IsNaN", raw)
-        parts.append(add("Div", add("Sub", add("Where", missing, fills, raw), center), scale))
+        scaled = add("Div", add("Sub", add("Where", missing, fills, raw), center), scale)
+        if numbers.bend.any():
+            bend, one = constant([numbers.bend], "float64"), constant(1.0, "float64")
+            scaled = add("Div", scaled, add("Sqrt", add("Add", one, add("Mul", bend, add("Mul", scaled, scaled)))))
+        parts.append(scaled)
         if numbers.indicated:
             parts.append(add("Gather", missing, constant(numbers.indicated, "int64"), axis=1))
     coded = dict[str, str]()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from forge_sweep import plugins
 from forge_sweep.errors import InputError
-from forge_sweep.experiment import HYPERPARAMETERS, Code
+from forge_sweep.experiment import Code, hyperparameters_of
 from forge_sweep.experiment.importing import cause, where
 from forge_sweep.models import mlp, own
 from forge_sweep.models.general import adjust
@@ -33,10 +33,12 @@ class Builder:
     Attributes:
         build: (n_features, task, params) to a compiled model; ``compile`` is its last step.
         size: (n_features, task, params) to (parameters, values per row that its layers give), without building it.
+        learns: whether `build` takes ``rows`` besides, see `preprocessing.InputSpec`: layers of it learn from them.
     """
 
-    build: Callable[[int, Task, Params], keras.Model]
+    build: Callable[..., keras.Model]
     size: Callable[[int, Task, Params], tuple[int, int]]
+    learns: bool = False
 
 
 BUILDERS = {"mlp": Builder(mlp.build, mlp.size)}
@@ -52,7 +54,7 @@ def build(builder: str | Code, spec: Spec, task: Task, params: Params) -> keras.
         builder: `Experiment.builder`: a key of `BUILDERS`, the name of a plugin, or the source of an own function.
         spec: the inputs of the model.
         task: what is predicted; gives the head and the loss.
-        params: hyperparameters; those not named have the defaults of ``experiment.HYPERPARAMETERS``.
+        params: hyperparameters; those not named have the builder's defaults.
 
     Returns:
         A compiled model that maps rows to (rows, task.units) float32. It takes an array where ``spec`` has one input,
@@ -66,7 +68,9 @@ def build(builder: str | Code, spec: Spec, task: Task, params: Params) -> keras.
     params = _typed(builder, params)
     if isinstance(builder, Code):
         return adjust(own.build(builder, spec, task, params), params)
-    return adjust(_known(builder).build(_width(builder, spec), task, params), params)
+    known, width = _known(builder), _width(builder, spec)
+    rows = {"rows": spec[FEATURES].rows} if known.learns else {}
+    return adjust(known.build(width, task, params, **rows), params)
 
 
 def size(builder: str | Code, spec: Spec, task: Task, params: Params) -> tuple[int, int]:
@@ -85,14 +89,16 @@ def size(builder: str | Code, spec: Spec, task: Task, params: Params) -> tuple[i
 
 def _typed(builder: str | Code, params: Params) -> Params:
     """Hyperparameters that are numbers with a point as such: an experiment file may say ``learning_rate = 1``."""
-    known = builder.hyperparameters if isinstance(builder, Code) else HYPERPARAMETERS
+    known = builder.hyperparameters if isinstance(builder, Code) else hyperparameters_of(builder)
     floats = {name for name, each in known.items() if each.type == "float"}
     return {name: float(value) if name in floats else value for name, value in params.items()}
 
 
 def _known(name: str) -> Builder:
-    found: Builder = BUILDERS.get(name) or plugins.load(plugins.BUILDERS, name, ["build", "size"])
-    return found
+    if name in BUILDERS:
+        return BUILDERS[name]
+    found = plugins.load(plugins.BUILDERS, name, ["build", "size"])
+    return Builder(found.build, found.size)
 
 
 def _width(name: str, spec: Spec) -> int:

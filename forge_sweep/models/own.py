@@ -34,7 +34,8 @@ def build(code: Code, spec: Spec, task: Task, params: Params) -> keras.Model:
 
     Args:
         code: the source.
-        spec: the inputs; one of codes has their number as its attribute ``vocabulary``.
+        spec: the inputs; one of codes has their number as its attribute ``vocabulary``, one of a table some training
+            rows as its attribute ``rows``.
         task: what is predicted.
         params: hyperparameters; the function gets those that it takes.
 
@@ -51,6 +52,8 @@ def build(code: Code, spec: Spec, task: Task, params: Params) -> keras.Model:
     for name, each in spec.items():
         if each.vocabulary is not None:
             inputs[name].vocabulary = each.vocabulary  # for the function's Embedding
+        if each.rows is not None:
+            inputs[name].rows = each.rows  # for layers that learn from them, as Normalization does
     module = module_of(code)
     chosen = {name: params[name] for name in code.parameters if name in params}
     try:

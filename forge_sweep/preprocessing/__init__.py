@@ -30,6 +30,7 @@ from forge_sweep.preprocessing.inputs import (
     declared,
     one_matrix,
     resolved,
+    with_rows,
 )
 from forge_sweep.preprocessing.preprocessor import Preprocessor
 from forge_sweep.preprocessing.rows import Misfit, RowsRefused, RowTransform
@@ -83,4 +84,5 @@ __all__ = [
     "one_matrix",
     "resolved",
     "same_settings",
+    "with_rows",
 ]

@@ -11,7 +11,7 @@ Without ``[data.inputs]`` the only input is `FEATURES`, the whole matrix. A grou
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -34,6 +34,9 @@ Batch = dict[str, np.ndarray]
 
 NO_TENSORS: Mapping[str, np.ndarray] = MappingProxyType({})
 
+ROWS = 10_000
+"""Training rows that layers learn from at most."""
+
 OTHERS = 2
 """Codes that stand for no category: unknown and missing."""
 
@@ -48,6 +51,8 @@ class InputSpec:
         vocabulary: how many codes there are, from 0 on, where the values are codes for an embedding; else None.
         columns: names of the values of a row, in order, where it is a row of a table; else empty.
         scale: what raw values are multiplied by: 1/255 for images, which so lie within 0 and 1.
+        rows: of a table some training rows as the model gets them, spread evenly over all, (at most `ROWS`, width), for
+            layers that learn from them, such as quantiles; None where there are none at hand.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +60,7 @@ class InputSpec:
     vocabulary: int | None = None
     columns: tuple[str, ...] = ()
     scale: float = 1.0
+    rows: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     @property
     def size(self) -> int:
@@ -64,6 +70,18 @@ class InputSpec:
 
 Spec = dict[str, InputSpec]
 """The inputs of a model by name, in the order of the experiment."""
+
+
+def with_rows(spec: Spec, batch: Any) -> Spec:
+    """The spec with some of these training rows, as a model takes them; inputs of arrays, or of codes, have none."""
+    arrays = batch if isinstance(batch, Mapping) else {FEATURES: batch}
+    found = dict(spec)
+    for name, each in spec.items():
+        values = arrays.get(name)
+        if each.columns and each.vocabulary is None and isinstance(values, np.ndarray) and len(values):
+            chosen = np.linspace(0, len(values) - 1, min(len(values), ROWS)).astype(np.int64)
+            found[name] = replace(each, rows=values[chosen])
+    return found
 
 
 def one_matrix(width: int, columns: tuple[str, ...] = ()) -> Spec:

@@ -26,6 +26,17 @@ FORMAT = 1
 FORMAT_WITH_INPUTS = 2
 """The same with the key ``inputs``: groups of columns, which versions before would overlook."""
 
+FORMAT_WITH_SMOOTH = 3
+"""The same with the scaler `SMOOTH`, which versions before would take for another one."""
+
+SMOOTH = "robust_smooth"
+"""Robust scaling and a smooth clip, z / sqrt(1 + (z / 3)^2), as in RealMLP (Holzmüller et al. 2024, arXiv 2407.04491).
+
+z is (x - median) / (q75 - q25); where the quartiles are equal, 2 (x - median) / (max - min); a constant is shifted."""
+
+CLIP = 3.0
+"""What `SMOOTH` keeps numbers within."""
+
 FIT_ROWS = 65_536
 """Rows that standard and minmax scalers, and means, are learned over at a time: so a stream gives the same bits."""
 
@@ -36,9 +47,10 @@ FITTED = {
     "standard": ("mean_", "scale_", "var_", "n_samples_seen_"),
     "minmax": ("min_", "scale_", "data_min_", "data_max_", "data_range_", "n_samples_seen_"),
     "robust": ("center_", "scale_"),
+    "robust_smooth": ("center_", "scale_"),
     "quantile": ("quantiles_", "references_"),
 }
-"""The learned attributes of each scaler, as scikit-learn documents them."""
+"""The learned attributes of each scaler, as scikit-learn documents them; `robust_smooth` is not one of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +59,8 @@ class Preprocessor:
 
     Attributes:
         schema: the raw columns.
-        scaler: ``standard``, ``minmax``, ``robust``, ``quantile`` (to a normal distribution) or ``none``.
+        scaler: ``standard``, ``minmax``, ``robust``, ``robust_smooth`` (`SMOOTH`), ``quantile`` (to a normal
+            distribution) or ``none``.
         impute: ``median``, ``mean`` or ``constant``, for numeric columns.
         fill: the constant.
         max_categories: most categories with an output of their own, per column.
@@ -218,8 +231,8 @@ class Preprocessor:
             )
 
     def sklearn_scaler(self) -> Any | None:
-        """A fitted scikit-learn scaler of the imputed numeric columns in schema order; None where nothing is scaled."""
-        if not self.learned:
+        """A fitted scikit-learn scaler of the imputed numeric columns in schema order; None where it has none such."""
+        if not self.learned or self.scaler == SMOOTH:
             return None
         scaler = new_scaler(self.scaler, n_quantiles=len(self.learned.get("references_", ())))
         for name, values in self.learned.items():
@@ -234,6 +247,8 @@ class Preprocessor:
         stored = {"format": FORMAT, **self.settings, "schema": self.schema.to_dict()}
         if self.groups:
             stored |= {"format": FORMAT_WITH_INPUTS, "inputs": [dataclasses.asdict(group) for group in self.groups]}
+        if self.scaler == SMOOTH:
+            stored["format"] = FORMAT_WITH_SMOOTH
         text = json.dumps(stored, indent=1, ensure_ascii=False)
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
         scaler = {f"scaler.{learned}": values for learned, values in self.learned.items()}
@@ -247,9 +262,9 @@ class Preprocessor:
             BundleError: another version of forge_sweep wrote it, in a format that this one does not know.
         """
         settings = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        if (seen := settings.pop("format")) not in (FORMAT, FORMAT_WITH_INPUTS):
+        if (seen := settings.pop("format")) not in range(FORMAT, FORMAT_WITH_SMOOTH + 1):
             raise BundleError(
-                f"{folder / f'{name}.json'}: format {seen}; expected {FORMAT} or {FORMAT_WITH_INPUTS}",
+                f"{folder / f'{name}.json'}: format {seen}; expected {FORMAT} to {FORMAT_WITH_SMOOTH}",
                 hint="load it with the forge_sweep version that wrote it",
             )
         inputs = settings.pop("inputs", ())
@@ -342,6 +357,8 @@ class Matrix:
             scaled: np.ndarray = numbers * learned["scale_"] + learned["min_"]
         else:
             scaled = (numbers - learned["mean_" if scaler == "standard" else "center_"]) / learned["scale_"]
+            if scaler == SMOOTH:
+                scaled = scaled / np.sqrt(1.0 + (scaled / CLIP) ** 2)
         return scaled
 
 
@@ -392,6 +409,11 @@ def new_scaler(kind: str, n_quantiles: int = 1) -> Any:
 
 def _learn_scaler(kind: str, filled: np.ndarray) -> dict[str, np.ndarray]:
     """Fit scikit-learn's scaler on (n, columns) and take what it learned."""
+    if kind == SMOOTH:
+        low, center, high = np.quantile(filled, (0.25, 0.5, 0.75), axis=0)
+        half = (filled.max(axis=0) - filled.min(axis=0)) / 2
+        scale = np.where(high > low, high - low, half)
+        return {"center_": center, "scale_": np.where(scale > 0, scale, 1.0)}
     scaler = new_scaler(kind, n_quantiles=min(1000, len(filled)))
     if hasattr(scaler, "partial_fit"):
         for block in fit_blocks(filled):

@@ -359,6 +359,9 @@ class Study(Shared):
         if n_done >= n_trials or not (waiting or len(trials) < n_trials):
             return None
         self._storage.limit = n_trials + self.imported
+        if not trials and (first := self._experiment.first):
+            self._study.enqueue_trial(first)
+            waiting = {trial.number: trial for trial in self._own_trials()}
         asked_at = time.time()
         with self._storage.collecting():
             with self._storage.on_behalf_of(""):  # a waiting trial belongs to nobody yet
