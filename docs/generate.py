@@ -28,6 +28,7 @@ from forge_sweep.experiment import (
     HeadSpec,
     Hyperparameter,
     InputGroup,
+    TuneSpec,
     json_schema,
 )
 
@@ -82,6 +83,10 @@ def experiment_reference() -> str:
     sections = [table(f"[{path}]", model, note) for path, model, note in sections_of(Experiment)]
     place = next(i for i, text in enumerate(sections) if text.startswith("## [data.split]")) + 1
     sections.insert(place, table("[data.inputs]", InputGroup, "Optional: several inputs.\n" + INPUTS.rstrip()))
+    at = next(i for i, text in enumerate(sections) if text.startswith("## [baselines]")) + 1
+    sections.insert(
+        at, table("[baselines.tune]", TuneSpec, "Boosted trees that are tuned; see [guide.md](guide.md#tuned-trees).")
+    )
     sections.insert(place + 1, table("[data.heads]", HeadSpec, "Optional: several targets.\n" + HEADS.rstrip()))
     titles = ("| hyperparameter | allowed | default | meaning |", "|---|---|---|---|")
     networks = ["", "With every network:", "", *titles]
@@ -162,7 +167,8 @@ def table(title: str, model: type[BaseModel], note: str = "") -> str:
 def type_of(schema: dict[str, Any]) -> str:
     """A JSON schema as a person reads it."""
     if "enum" in schema or "const" in schema:
-        return " \\| ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+        values = schema.get("enum", [schema.get("const")])
+        return " \\| ".join(f"`{value if isinstance(value, str) else toml(value)}`" for value in values)
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(type_of(option) for option in schema["anyOf"] if option.get("type") != "null"))
     if "oneOf" in schema:
@@ -177,6 +183,8 @@ def default_of(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True, validated_data={})
+    if isinstance(value, BaseModel):
+        return "a table, see there"
     return "-" if value is None or value == () else f"`{toml(value)}`"
 
 

@@ -72,6 +72,7 @@ single scores, which is optimistic.</p>{% endif %}
 <p class="muted">Each code has a section of its name in docs/failures.md;
 <code>forge-sweep diagnose {{ experiment.name }}</code> shows what was seen of each trial.</p>{% endif %}
 {% if baselines %}<h2>Baselines</h2>
+{% if budget %}<p class="muted">Budget of the search: {{ budget }}.</p>{% endif %}
 <table><tr><th>model</th><th>{{ metric }}</th></tr>
 {% for name, note in baselines.items() %}<tr><td>{{ name }}</td>
 <td>{{ number(note.value) if note.value is not none else note.cause }}</td></tr>
@@ -127,7 +128,7 @@ def write_report(study: StudyView, path: Path) -> None:
     from jinja2 import Environment
     from markupsafe import Markup
 
-    from forge_sweep.study import PHASES, span
+    from forge_sweep.study import PHASES, sides, sides_words, span
 
     rows, experiment, final = study.rows(), study.resolved, study.final()
     names = varying(rows)
@@ -135,6 +136,7 @@ def write_report(study: StudyView, path: Path) -> None:
     notes = {name.removeprefix("baseline:"): note for name, note in study.notes("baseline:").items()}
     best_first = sorted(notes.items(), key=lambda item: (item[1]["value"] is None, sign * (item[1]["value"] or 0.0)))
     # plotly escapes what it is given, and the figures hold numbers and names of hyperparameters only
+    budget = sides(study)
     plots = {TITLES[name]: Markup(figure) for name, figure in study.figures_html().items()}
     said: dict[str, list[int]] = {}
     for row in rows:
@@ -154,6 +156,7 @@ def write_report(study: StudyView, path: Path) -> None:
         audit=study.audit(),
         said=dict(sorted(said.items(), key=lambda item: -len(item[1]))),
         baselines=dict(best_first),
+        budget=sides_words(budget) if budget["baselines"]["tuned"] else "",
         rows=rows,
         names=names,
         fixed={name: value for name, value in (rows[0].params if rows else {}).items() if name not in names},

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from forge_sweep import environment, jsons, sources, tracking, training, trial, workers
+from forge_sweep import baselines, environment, jsons, sources, tracking, training, trial, workers
 from forge_sweep.bundle import Bundle
 from forge_sweep.environment import NONE, UNKNOWN, Environment
 from forge_sweep.errors import DataError, ExperimentError, InputError
@@ -146,7 +146,7 @@ class Plan:
 
     Attributes:
         baseline: its kind; "" for a network.
-        params: every hyperparameter of a network.
+        params: every hyperparameter of a network, or of tuned trees.
         seed: of the training, as are the one on record and the one that follows from the experiment's.
         halvings: how often the batch was halved when memory ran out.
         epochs: when a pruned trial was stopped; None for one that ran to its end.
@@ -184,7 +184,9 @@ def plan(record: Record, experiment: Experiment, seed: int | None = None) -> Pla
         threads = int(cast(Any, record.environment.get("cores", 0)))
     return Plan(
         baseline=baseline,
-        params={} if baseline else typed(experiment.space, record),
+        params=typed(
+            baselines.SPACES.get(baselines.untuned_kind(baseline), {}) if baseline else experiment.space, record
+        ),
         seed=recorded if seed is None else seed,
         recorded_seed=recorded,
         derived_seed=_derived(record, experiment, baseline),
@@ -295,7 +297,7 @@ class Order:
     def _train(self, dataset: Dataset) -> TrialResult:
         plan = self.plan
         if plan.baseline:
-            return trial.run_baseline(self.experiment, dataset, plan.baseline, plan.seed)
+            return trial.run_baseline(self.experiment, dataset, plan.baseline, plan.seed, plan.params or None)
 
         def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
             return plan.epochs is not None and epoch + 1 >= plan.epochs

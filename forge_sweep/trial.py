@@ -196,13 +196,28 @@ def build(experiment: Experiment, prepared: Prepared, params: Params, precision:
         return models.build(experiment.builder, prepared.spec, prepared.task, params)
 
 
-def run_baseline(experiment: Experiment, splits: Dataset | Arrays, kind: str, seed: int) -> TrialResult:
-    """Fit one untuned baseline on the same rows and score it with the same metrics as a network.
+def run_baseline(
+    experiment: Experiment,
+    splits: Dataset | Arrays,
+    kind: str,
+    seed: int,
+    params: Params | None = None,
+    timeout_s: float | None = None,
+) -> TrialResult:
+    """Fit one baseline on the same rows and score it with the same metrics as a network.
 
     It takes one matrix, whatever the inputs of the network are, and leaves columns of arrays out.
 
+    Args:
+        experiment: what is swept.
+        splits: the rows, or the arrays made of them.
+        kind: one of `baselines.KINDS`, or the name of tuned models, such as ``xgboost_tuned``.
+        seed: of the trees.
+        params: the configuration of tuned models, which stop early by the validation rows; None otherwise.
+        timeout_s: seconds after which it is given up, at most `Experiment.baseline_timeout_s`, the default.
+
     Raises:
-        TrialFailed: it took longer than ``baselines.timeout_s``, its objective is not finite, or there are arrays only.
+        TrialFailed: it took longer than its time, its objective is not finite, or there are arrays only.
     """
     began = time.monotonic()
     recipe = dataclasses.replace(Recipe.of(experiment, experiment.scalers[0]), inputs=(), one_matrix=True)
@@ -213,8 +228,14 @@ def run_baseline(experiment: Experiment, splits: Dataset | Arrays, kind: str, se
     data = prepared.data
     task = dataclasses.replace(prepared.task, from_logits=False)  # trees give probabilities whatever the network gives
     (x_train,), (x_valid,) = training.leaves(data.x_train), training.leaves(data.x_valid)
-    weigh, limit = experiment.model.class_weight, experiment.baseline_timeout_s
-    model = baselines.fit(kind, task, x_train, data.y_train, seed=seed, class_weight=weigh, timeout_s=limit)
+    limit = min(experiment.baseline_timeout_s, math.inf if timeout_s is None else timeout_s)
+    how: dict[str, Any] = {"seed": seed, "class_weight": experiment.model.class_weight, "timeout_s": limit}
+    if params is None:
+        model = baselines.fit(kind, task, x_train, data.y_train, **how)
+    else:
+        train, valid, untuned = (x_train, data.y_train), (x_valid, data.y_valid), baselines.untuned_kind(kind)
+        model = baselines.fit_tuned(untuned, task, train, valid, params, **how)
+    about = {"params": model.params, "seed": seed, "baseline": kind}
     outputs = model.outputs(x_valid)
     metrics = task.score(data.y_valid, task.to_scores(outputs))
     metrics["loss"] = task.loss_of(data.y_valid, outputs)
@@ -230,7 +251,7 @@ def run_baseline(experiment: Experiment, splits: Dataset | Arrays, kind: str, se
         seconds=time.monotonic() - began,
         batch_size=len(x_train),
         events=(),
-        bundle=as_bundle(experiment, prepared, model, task.to_scores(outputs), {"params": model.params, "seed": seed}),
+        bundle=as_bundle(experiment, prepared, model, task.to_scores(outputs), about),
     )
 
 

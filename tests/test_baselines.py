@@ -8,6 +8,7 @@ import pytest
 from sklearn import datasets
 
 from forge_sweep import baselines
+from forge_sweep.baselines import fitting
 from forge_sweep.bundle.bundle import weights_digest
 from forge_sweep.errors import DataError, InputError, TrialFailed
 from forge_sweep.task import Task
@@ -132,7 +133,7 @@ def test_a_limit_that_is_not_reached_changes_no_bit(kind, name, monkeypatch):
     task, x, y = prepared(name)
     whole = baselines.fit(kind, task, x[:150], y[:150], seed=7)
     for quick_s in (60.0, 0.0):
-        monkeypatch.setattr(baselines, "QUICK_S", quick_s)
+        monkeypatch.setattr(fitting, "QUICK_S", quick_s)
         stepped = baselines.fit(kind, task, x[:150], y[:150], seed=7, timeout_s=600)
         assert np.array_equal(whole.outputs(x[150:]), stepped.outputs(x[150:]))
         assert whole.params == stepped.params
@@ -146,7 +147,7 @@ def test_boosting_that_stops_early_does_so_at_the_same_iteration_with_a_limit(mo
     task = Task.learn("binary", pd.DataFrame({"y": [0, 1] * 3}))
     y = task.encode(pd.DataFrame({"y": (x[:, 0] + rng.normal(size=len(x)) > 0).astype(int)}))
     whole = baselines.fit("hist_gradient_boosting", task, x, y, seed=7)
-    monkeypatch.setattr(baselines, "QUICK_S", 0.0)
+    monkeypatch.setattr(fitting, "QUICK_S", 0.0)
     stepped = baselines.fit("hist_gradient_boosting", task, x, y, seed=7, timeout_s=600)
     assert whole.model.n_iter_ == stepped.model.n_iter_ < 100
     assert np.array_equal(whole.outputs(x), stepped.outputs(x)) and weights_digest(whole) == weights_digest(stepped)

@@ -34,6 +34,7 @@ n_trials = 2
 epochs = 4
 [baselines]
 kinds = ["constant", "xgboost"]
+tune = false
 [confirm]
 top = 1
 seeds = 2

@@ -49,6 +49,7 @@ epochs = 4
 pruner = "none"
 [baselines]
 kinds = ["constant", "random_forest", "hist_gradient_boosting", "xgboost"]
+tune = false
 [confirm]
 top = 1
 seeds = 1

@@ -95,7 +95,8 @@ def test_the_winner_is_confirmed_scored_once_on_test_and_registered(tmp_path: Pa
 
 def test_a_tree_that_beats_every_network_is_what_gets_registered(tmp_path: Path) -> None:
     """The verdict says so in words."""
-    spec = experiment(baselines__kinds=["constant", "hist_gradient_boosting"], study__n_trials=2)
+    kinds = ["constant", "hist_gradient_boosting"]
+    spec = experiment(baselines__kinds=kinds, baselines__tune=False, study__n_trials=2)
     result = run(spec, tmp_path)
     assert result.winner["baseline"] == "hist_gradient_boosting"
     assert "ship the baseline" in result.verdict

@@ -52,7 +52,7 @@ def noise(folder: Path, seed: int) -> dict[str, Any]:
         "objective": {"metric": "val_auc"},
         "model": {"search": {"width": {"type": "int", "low": 8, "high": 16}, "depth": 1, "batch_size": 64}},
         "study": {"n_trials": 2, "epochs": 4, "pruner": "none"},
-        "baselines": {"kinds": ["constant", "hist_gradient_boosting"]},
+        "baselines": {"kinds": ["constant", "hist_gradient_boosting"], "tune": False},
         "confirm": {"top": 2, "seeds": 3},
     }
 
@@ -84,7 +84,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     (folder / "told.toml").write_text(
         'name = "told"\nseed = 5\n[data]\npath = "rows.csv"\ntarget = "y"\ntask = "binary"\n[objective]\n'
         'metric = "val_auc"\n[study]\nn_trials = 3\nepochs = 12\npruner = "none"\n[baselines]\n'
-        'kinds = ["constant", "hist_gradient_boosting"]\n[confirm]\ntop = 2\nseeds = 3\n' + SEARCH
+        'kinds = ["constant", "hist_gradient_boosting"]\ntune = false\n[confirm]\ntop = 2\nseeds = 3\n' + SEARCH
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(STORY, "clear_checkpoints", lambda context: None)  # the test scores the confirmed bundles again

@@ -27,14 +27,14 @@ from forge_sweep.experiment.data import DataSpec, HeadSpec, InputGroup
 from forge_sweep.experiment.networks import NETWORKS, hyperparameters_of
 from forge_sweep.experiment.rules import RULES
 from forge_sweep.experiment.space import Dimension, Hyperparameter, as_tuple
-from forge_sweep.experiment.spec import Experiment, PreprocessingSpec, section_of
+from forge_sweep.experiment.spec import Experiment, PreprocessingSpec, TuneSpec, section_of
 from forge_sweep.experiment.words import SYNONYMS, as_toml, missing, nearest, wrong
 
 INTERNAL = ("root", "overrides", "code", "source_code")
 """Fields of `Experiment` that are no keys of a file."""
 
-TABLES: dict[str, type[BaseModel]] = {"search": Dimension, "inputs": InputGroup, "heads": HeadSpec}
-"""Tables whose keys the user names, and what each holds."""
+TABLES: dict[str, type[BaseModel]] = {"search": Dimension, "inputs": InputGroup, "heads": HeadSpec, "tune": TuneSpec}
+"""Tables whose keys the user names, and what each holds; and those that may be something else than a table."""
 
 SECTIONS = {name: section for name, field in Experiment.model_fields.items() if (section := section_of(field))}
 
@@ -314,6 +314,8 @@ def _as_mistake(detail: Any) -> Mistake:
     elif kind == "literal_error":
         words = [word.strip("'") for word in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")]
         expected, hint = f"one of {', '.join(words)}", nearest(str(value), words)
+        if path == "baselines.tune":
+            expected, hint = "false or a table [baselines.tune]", "leave it out for the default, which is on"
         if not hint and path in ("model.builder", "data.source"):
             function = "build" if path == "model.builder" else "load"
             expected += f", or a function of your own such as {str(value).removesuffix('.py')}:{function}"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, SkipValidation
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, SkipValidation, Tag
 from pydantic.fields import FieldInfo
 
 from forge_sweep import plugins
@@ -37,7 +37,7 @@ from forge_sweep.experiment.fields import (
     names_of,
 )
 from forge_sweep.experiment.networks import NETWORKS, hyperparameters_of
-from forge_sweep.experiment.space import Dimension, Hyperparameter, Params, Scalar, SearchValue, as_tuple
+from forge_sweep.experiment.space import Dimension, Hyperparameter, Params, Scalar, SearchValue, as_tuple, by_shape
 from forge_sweep.task import METRICS, Direction
 from forge_sweep.task.joint import joint_metrics
 
@@ -51,6 +51,7 @@ BUDGET_FIELDS = (
     "study.plateau_delta",
     "study.audit_pruned",
     "baselines.timeout_s",
+    "baselines.tune",
     "model.preprocessing",
     "confirm",
     "tracking",
@@ -175,11 +176,29 @@ class StudySpec(Section):
     )
 
 
+class TuneSpec(Section):
+    """``[baselines.tune]``: boosted trees that are tuned: `hist_gradient_boosting` and `xgboost`, where in `kinds`."""
+
+    trials: int = Field(10, ge=1, le=10_000, description="How many configurations of each kind.")
+    timeout_s: Seconds | None = Field(
+        None,
+        description="Seconds for the tuning of all kinds together, over interruptions; a tenth of `study.timeout_s` by "
+        "default, or else 30.",
+    )
+
+
 class BaselinesSpec(Section):
-    """``[baselines]``: untuned models that a network has to beat."""
+    """``[baselines]``: models that a network has to beat."""
 
     kinds: Annotated[tuple[BaselineKind, ...], BeforeValidator(as_tuple)] = Field(
         ("constant", "random_forest", "hist_gradient_boosting", "xgboost"), description="Which baselines are fitted."
+    )
+    tune: Annotated[
+        Annotated[TuneSpec, Tag("table")] | Annotated[Literal[False], Tag("value")], Discriminator(by_shape)
+    ] = Field(
+        TuneSpec(),  # of new studies: those begun without it stay as they are, see `sweep.tuning`
+        description="Boosted trees that are tuned beside the untuned ones: the table `[baselines.tune]`, or `false`. "
+        "By default on, but for studies that were begun without.",
     )
     timeout_s: float | None = Field(
         None,
@@ -340,6 +359,13 @@ class Experiment(Section):
     def baseline_timeout_s(self) -> float:
         """Seconds after which a baseline is given up."""
         return self.baselines.timeout_s or self.study.trial_timeout_s or 3600.0
+
+    @property
+    def tune_timeout_s(self) -> float:
+        """Seconds for the tuning of trees."""
+        limit = self.study.timeout_s
+        default = 30.0 if limit is None else limit / 10
+        return (self.baselines.tune.timeout_s if self.baselines.tune else None) or default
 
     @property
     def model_name(self) -> str:

@@ -270,7 +270,9 @@ def measured(question: Question, split: Split, baseline: TrialResult | None) -> 
 
     found = brought_along(candidate)
     if baseline is not None:
-        versus = against(baseline.bundle.kind, answers_of(baseline.bundle, split), np.ones(len(encoded), bool))
+        versus = against(
+            baseline.bundle.metadata["baseline"], answers_of(baseline.bundle, split), np.ones(len(encoded), bool)
+        )
         found = replace(found, baseline=versus, refitted=float(baseline.value))
     if first is not None and first.scores.shape == own.scores.shape:
         scale = max(1.0, float(np.abs(first.scores).max()))

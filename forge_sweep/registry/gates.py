@@ -22,7 +22,7 @@ from forge_sweep.bundle.layout import CARD_FILES
 from forge_sweep.checks.findings import Finding, Severity
 from forge_sweep.environment import NONE, UNKNOWN
 from forge_sweep.errors import ForgeSweepError, TrackingDown
-from forge_sweep.experiment import Experiment, PromotionSpec, derived_seed
+from forge_sweep.experiment import Experiment, Params, PromotionSpec, derived_seed
 from forge_sweep.registry.candidate import (
     Candidate,
     GroupGain,
@@ -210,7 +210,7 @@ def contest(
             unknown = _incomparable(candidate, champion, dataset, unseen)
         question = Question(candidate, None if unknown else champion, dataset, unseen, kinds, settings)
         found = kept(registry, question) if question.needs_test_rows else brought_along(candidate)
-        baseline = _best_of(kinds, candidate.experiment(), dataset) if kinds and found is None else None
+        baseline = _best_of(kinds, candidate, dataset) if kinds and found is None else None
     except TrackingDown:
         raise
     except ForgeSweepError as error:
@@ -219,7 +219,7 @@ def contest(
     looked = found is None
     if found is None:
         rivals = [question.champion.version.uri] if question.champion is not None else []
-        rivals += [baseline.bundle.kind] if baseline is not None else []
+        rivals += [baseline.bundle.metadata["baseline"]] if baseline is not None else []
         purpose = f"promotion of {uri} against {' and '.join(rivals)}"
         split = dataset.look_at_test(purpose, ledger, run=candidate.version.run_id)
         found = measured(question, split, baseline)
@@ -278,20 +278,23 @@ def _baselines_to_fit(candidate: Candidate) -> tuple[str, ...]:
         return ()
     recorded: dict[str, float] = candidate.metadata.get("baselines", {})
     kinds = list(recorded) or list(candidate.experiment().baselines.kinds)
-    others = [kind for kind in kinds if kind != candidate.bundle.kind]
+    own = candidate.metadata.get("baseline", candidate.bundle.kind)
+    others = [kind for kind in kinds if kind != own]
     others = [kind for kind in others if kind != "constant"] or others
     return tuple(others[:1] if recorded else others)
 
 
-def _best_of(kinds: tuple[str, ...], experiment: Experiment, dataset: Dataset) -> trial.TrialResult:
+def _best_of(kinds: tuple[str, ...], candidate: Candidate, dataset: Dataset) -> trial.TrialResult:
+    experiment, tuned = candidate.experiment(), candidate.metadata.get("tuned", {})
     sign = 1 if experiment.direction == "maximize" else -1
-    return max((fit(experiment, dataset, kind) for kind in kinds), key=lambda each: sign * each.value)
+    fitted = (fit(experiment, dataset, kind, tuned.get(kind)) for kind in kinds)
+    return max(fitted, key=lambda each: sign * each.value)
 
 
-def fit(experiment: Experiment, dataset: Dataset, kind: str) -> trial.TrialResult:
-    """A baseline as the sweep fitted it."""
+def fit(experiment: Experiment, dataset: Dataset, kind: str, params: Params | None = None) -> trial.TrialResult:
+    """A baseline as the sweep fitted it; ``params`` are those of tuned trees."""
     training.select_backend(experiment.backend, experiment.deterministic)
-    return trial.run_baseline(experiment, dataset, kind, derived_seed(experiment.seed, "baseline", kind))
+    return trial.run_baseline(experiment, dataset, kind, derived_seed(experiment.seed, "baseline", kind), params)
 
 
 def against_baseline(candidate: Candidate, against: Versus | None) -> Finding:

@@ -1,6 +1,18 @@
 """The Optuna study behind a sweep: which parameters come next, when a trial is pruned, and what survives a crash."""
 
-from forge_sweep.study.budget import PHASES, Over, Progress, Spent, over, phases_words, span, union_s
+from forge_sweep.study.budget import (
+    PHASES,
+    TUNED,
+    Over,
+    Progress,
+    Spent,
+    over,
+    phases_words,
+    sides,
+    sides_words,
+    span,
+    union_s,
+)
 from forge_sweep.study.resume import (
     find_shared,
     find_study,
@@ -30,6 +42,7 @@ __all__ = [
     "PHASES",
     "PHASES_NOTE",
     "SESSION",
+    "TUNED",
     "Asked",
     "Attr",
     "Cost",
@@ -54,6 +67,8 @@ __all__ = [
     "phases_words",
     "require_packages",
     "resumable",
+    "sides",
+    "sides_words",
     "span",
     "state",
     "storage_url",

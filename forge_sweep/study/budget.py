@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from forge_sweep.baselines import untuned_kind
+
+if TYPE_CHECKING:
+    from forge_sweep.study.trials import StudyView
 
 PHASES = {
     "start": "start",
@@ -17,6 +22,9 @@ PHASES = {
     "publish": "test and registration",
 }
 """The phases of a sweep in their order, with what people call them; ``start`` is loading, and opening the stores."""
+
+TUNED = "tuned:"
+"""Prefix of the note of each configuration of trees that are tuned, such as ``tuned:xgboost_tuned:0003``."""
 
 
 def span(seconds: float) -> str:
@@ -103,3 +111,26 @@ def union_s(sessions: Iterable[Mapping[str, float]]) -> float:
         total += max(0.0, ends - max(session["began"], reached))
         reached = max(reached, ends)
     return total
+
+
+def sides(view: StudyView) -> dict[str, dict[str, float]]:
+    """What the search spent on networks and on baselines: trainings and their seconds, the confirmation aside."""
+    rows = [row for row in view.rows() if not row.imported and row.state in ("finished", "pruned", "failed")]
+    seconds = sum(row.seconds or 0.0 if row.cost is None else row.cost.total.seconds for row in rows)
+    notes, tuned = view.notes("baseline:"), view.notes(TUNED)
+    fits = [note for key, note in notes.items() if not untuned_kind(key.removeprefix("baseline:"))] + [*tuned.values()]
+    of_trees = sum(float(note.get("seconds") or 0.0) for note in fits)
+    return {
+        "networks": {"trainings": len(rows), "seconds": seconds},
+        "baselines": {"trainings": len(fits), "seconds": of_trees, "tuned": len(tuned)},
+    }
+
+
+def sides_words(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Such as ``24 trainings of networks in 5.1 min, 23 fits of baselines in 9.1 s, 20 of them to tune trees``."""
+    networks, others = found["networks"], found["baselines"]
+    return (
+        f"{networks['trainings']:g} trainings of networks in {span(networks['seconds'])}, "
+        f"{others['trainings']:g} fits of baselines in {span(others['seconds'])}, "
+        f"{others['tuned']:g} of them to tune trees"
+    )

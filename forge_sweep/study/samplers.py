@@ -14,14 +14,14 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from optuna import samplers
+from optuna import create_study, create_trial, samplers
 from optuna.exceptions import ExperimentalWarning
 
 from forge_sweep.errors import MissingExtra
 from forge_sweep.experiment import Dimension, Experiment, Params, Scalar, derived_seed
-from forge_sweep.study.space import searched
+from forge_sweep.study.space import distributions, searched, suggest
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -32,6 +32,9 @@ Build = Callable[[int], samplers.BaseSampler]
 
 STARTUP = {"tpe": 10, "gp": 10}
 """How many trials a sampler draws at random before it suggests any; the others make no such difference."""
+
+STARTUP_OF_TREES = 4
+"""The same where trees are tuned, which is done with few."""
 
 
 def make(experiment: Experiment, imported: Sequence[Mapping[str, Scalar]] = ()) -> samplers.BaseSampler:
@@ -241,3 +244,23 @@ class GridSampler(SequenceSampler):
                 index, digit = divmod(index, len(values))
                 point[name] = values[digit]
             yield point
+
+
+def next_point(
+    space: Mapping[str, Dimension],
+    told: Sequence[tuple[Params, float]],
+    *,
+    direction: Literal["maximize", "minimize"],
+    seed: int,
+) -> Params:
+    """The point of ``space`` that TPE tries after those in ``told``, each with its objective.
+
+    It follows from the arguments alone, so that who notes what was tried needs no study to go on.
+    """
+    sampler = samplers.TPESampler(
+        seed=seed, n_startup_trials=STARTUP_OF_TREES, n_ei_candidates=24, multivariate=True, constant_liar=False
+    )
+    study = create_study(sampler=sampler, direction=direction)
+    for params, value in told:
+        study.add_trial(create_trial(params=params, distributions=distributions(space, params), value=value))
+    return suggest(study.ask(distributions(space, {})), space)

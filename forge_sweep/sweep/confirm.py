@@ -22,6 +22,7 @@ from forge_sweep.study import TrialRow
 from forge_sweep.sweep.context import Context, baseline_values, finish, finish_failed, finite, rank, stop_if_asked
 from forge_sweep.sweep.jobs import Monitor, Outcome
 from forge_sweep.sweep.pool import WorkerPool, forget_progress
+from forge_sweep.sweep.tuning import configuration
 from forge_sweep.task import Direction
 from forge_sweep.tracking import Run
 from forge_sweep.training import FileCheckpoint, classify
@@ -30,7 +31,7 @@ from forge_sweep.workers import Worker, WorkerUnfit
 
 @dataclass(frozen=True)
 class Contender:
-    """A configuration to confirm: a network's, or a kind of baseline."""
+    """A configuration to confirm: a network's, or a kind of baseline, whose params are those of tuned models."""
 
     label: str  # ``0007`` for trial 7, or the kind of a baseline
     searched: float  # its objective in the search
@@ -41,7 +42,7 @@ class Contender:
     def about(self) -> Params:
         """What its runs have as params."""
         if self.baseline:
-            return {"baseline": self.baseline}
+            return {"baseline": self.baseline, **self.params}
         return {**self.params, "trial_number": int(self.label)}
 
     @property
@@ -112,7 +113,8 @@ def _contenders(context: Context) -> tuple[Contender, ...]:
         distinct.setdefault(repr(sorted(row.params.items())), row)
     best = list(distinct.values())[: context.experiment.confirm.top]
     top = [Contender(f"{row.number:04d}", row.value or 0.0, row.params) for row in best]
-    baseline = [Contender(kind, value, {}, kind) for kind, value in list(baseline_values(context).items())[:1]]
+    notes, known = context.study.notes("baseline:"), list(baseline_values(context).items())[:1]
+    baseline = [Contender(kind, value, configuration(notes, kind) or {}, kind) for kind, value in known]
     if not top and not baseline:
         raise SweepStopped(
             "no trial finished and no baseline has a score", hint="see `forge-sweep trials` for the cause of each"
@@ -146,7 +148,7 @@ class Confirmation:
                     continue
                 with self._trained(contender, s, seed, folder) as (checkpoint, monitor):
                     if contender.baseline:
-                        monitor.outcome = _train_baseline(self.context, contender.baseline, seed, folder)
+                        monitor.outcome = _train_baseline(self.context, contender, seed, folder)
                         continue
                     for attempt in self.pool.attempts(folder.name):
                         with attempt:
@@ -242,9 +244,10 @@ def confirm_name(label: str, s: int) -> str:
     return f"confirm-{label}-s{s}"
 
 
-def _train_baseline(context: Context, kind: str, seed: int, folder: Path) -> Outcome:
+def _train_baseline(context: Context, contender: Contender, seed: int, folder: Path) -> Outcome:
+    kind, params = contender.baseline, contender.params or None
     try:
-        result = trial.run_baseline(context.experiment, context.dataset, kind, seed)
+        result = trial.run_baseline(context.experiment, context.dataset, kind, seed, params)
     except Exception as error:
         raise classify(error) from error
     result.bundle.save(folder, context.dataset.train.features)

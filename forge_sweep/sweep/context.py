@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from forge_sweep.baselines import tuned_name
 from forge_sweep.checks import findings
 from forge_sweep.environment import Environment
 from forge_sweep.errors import TrialFailed
@@ -180,12 +181,14 @@ class Context:
 
 
 def baseline_values(context: Context) -> dict[str, float]:
-    """The objective of every fitted baseline, the best one first."""
+    """The objective of every fitted baseline, tuned ones included, the best one first."""
     notes = context.study.notes("baseline:")
     values = {
         name.removeprefix("baseline:"): note["value"] for name, note in notes.items() if note["value"] is not None
     }
-    wanted = [kind for kind in context.experiment.baselines.kinds if kind in values]
+    baselines = context.experiment.baselines
+    wanted = [*baselines.kinds, *(map(tuned_name, baselines.kinds) if baselines.tune else ())]
+    wanted = [kind for kind in wanted if kind in values]
     return {kind: values[kind] for kind in sorted(wanted, key=lambda kind: rank(context, values[kind]))}
 
 

@@ -13,9 +13,10 @@ from forge_sweep.bundle import Bundle, Evaluation, ScoredModel, evaluate, figure
 from forge_sweep.checks.audit import Audit, histograms_html
 from forge_sweep.errors import BundleError
 from forge_sweep.experiment import Experiment, derived_seed
-from forge_sweep.study import StudyView
+from forge_sweep.study import StudyView, sides, sides_words
 from forge_sweep.sweep.confirm import Confirmed, waiting_bundle
 from forge_sweep.sweep.context import Context, baseline_values, finite
+from forge_sweep.sweep.tuning import configuration, tuning
 from forge_sweep.sweep.verdict import Verdict, in_words, reach
 from forge_sweep.task.words import MARK, between, figure, side_by_side
 from forge_sweep.tracking import CODE, FORM_TAG, SOURCE_CODE, Run, requirements
@@ -35,7 +36,9 @@ def _wants_raw(experiment: Experiment) -> bool:
 def _end_key(experiment: Experiment, study: StudyView) -> str:
     """Names the choice of the winner, whatever is kept of it."""
     confirm = experiment.confirm
-    return f"final:{study.n_done}:{confirm.top}x{confirm.seeds}:{experiment.model_name}"
+    tune = tuning(experiment, study)
+    tuned = "" if tune is None else f":tuned{tune.trials}"
+    return f"final:{study.n_done}:{confirm.top}x{confirm.seeds}:{experiment.model_name}{tuned}"
 
 
 def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> dict[str, Any]:
@@ -54,6 +57,9 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
     words = in_words(context, verdict, evaluation, metric)
     if (over := context.budget.over()) is not None:
         words += f" The search ended with {context.study.n_done} of {context.study.n_trials} trials: {over.text}."
+    budget = sides(context.study)
+    if budget["baselines"]["tuned"]:
+        words += f" Budget: {sides_words(budget)}."
     if verdict.nothing_learned:
         context.warn(words)
     confirmed_figures = verdict.figures()
@@ -61,6 +67,7 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
     final = {
         "verdict": words,
         "outcome": verdict.outcome,
+        "budget": budget,
         "winner": {**confirmed_figures[0], "params": params},
         "comparison": verdict.comparison(),
         "confirmed": confirmed_figures,
@@ -91,6 +98,7 @@ def _save_with_card(context: Context, bundle: Bundle, on_test: dict[str, Any], f
         },
         "test_looks": on_test.get("looks"),
         "baselines": baseline_values(context),
+        "tuned": {kind: params for kind in baseline_values(context) if (params := configuration(baselines, kind))},
         "cost": {
             "states": [each.to_dict() for each in context.study.costs_by_state()],
             "epochs": sum(row.epochs for row in context.study.rows() if not row.imported),
@@ -179,7 +187,8 @@ def _compared_with(context: Context, verdict: Verdict) -> list[tuple[ScoredModel
         for kind in [kind for kind in others if kind != "constant"][:1] or others[:1]:
             seed = derived_seed(context.experiment.seed, "baseline", kind)
             try:  # the one that was fitted before the search: its model was not kept, and the same seed gives it again
-                bundle = trial.run_baseline(context.experiment, context.dataset, kind, seed).bundle
+                params = configuration(context.study.notes("baseline:"), kind)
+                bundle = trial.run_baseline(context.experiment, context.dataset, kind, seed, params).bundle
             except Exception as error:
                 context.warn(f"baseline {kind} could not be fitted again for the test: {classify(error).message}")
                 continue

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from forge_sweep import jsons
+from forge_sweep.baselines import untuned_kind
 from forge_sweep.errors import InputError, TrackingDown
 from forge_sweep.experiment import derived_seed, flatten, is_budget
-from forge_sweep.study import Shared, TrialRow, TrialState, find_shared, leases, no_study
+from forge_sweep.study import TUNED, Shared, TrialRow, TrialState, find_shared, leases, no_study
 from forge_sweep.study.diagnosis import AUDIT_NOTE
 from forge_sweep.sweep.confirm import confirm_name, typical_seed
 from forge_sweep.sweep.context import Context
 from forge_sweep.sweep.pruned import audit_name
 from forge_sweep.sweep.publish import final_key
 from forge_sweep.sweep.trials import trial_name
+from forge_sweep.sweep.tuning import configuration, run_name
 from forge_sweep.tracking import PARENT_TAG, Found, Review, Tracker
 
 OPEN = ("RUNNING", "SCHEDULED")
@@ -227,17 +229,22 @@ class _Comparison:
                 yield trial_name(row.number), functools.partial(self.make, row)
         for key, note in self.study.notes("baseline:").items():
             kind = key.removeprefix("baseline:")
-            if note["value"] is not None:
+            if note["value"] is not None and not untuned_kind(kind):
                 params: dict[str, Any] = {"baseline": kind, "seed": self.seed("baseline", kind)}
                 name = f"baseline-{kind}"
                 yield name, functools.partial(self.make_other, name, "baseline", params, note)
+        for key, note in self.study.notes(TUNED).items():
+            _, kind, place = key.split(":")
+            name, seed = run_name(kind, int(place)), self.seed("baseline", kind)
+            params = {"baseline": kind, "seed": seed, "configuration": int(place), **note["params"]}
+            yield name, functools.partial(self.make_other, name, "baseline", params, note)
         for key, note in self.study.notes("confirm:").items():
             _, label, s = key.split(":")
             params = {"seed": self.seed("confirm", label, int(s)), "confirm_seed": int(s)}
             if label.isdecimal() and int(label) in rows:
                 params |= {**rows[int(label)].params, "trial_number": int(label)}
             else:
-                params |= {"baseline": label}
+                params |= {"baseline": label, **(configuration(self.study.notes("baseline:"), label) or {})}
             name = confirm_name(label, int(s))
             yield name, functools.partial(self.make_other, name, "confirm", params, note)
 

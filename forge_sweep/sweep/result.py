@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from forge_sweep import html
+from forge_sweep.baselines import tuned_name
 from forge_sweep.study import StudyView
 from forge_sweep.task.words import MARK, Cells, Titles, between, figure, side_by_side
 
@@ -99,7 +100,9 @@ def result_of(study: StudyView, final: Mapping[str, Any]) -> SweepResult:
     """The result of a sweep that ended with the note ``final``; one of an older version lacks some of the fields."""
     best, experiment, audit = study.best(), study.resolved, study.audit()
     notes = study.notes("baseline:")
-    known = {kind: notes.get(f"baseline:{kind}", {}).get("value") for kind in experiment["baselines"]["kinds"]}
+    kinds = [*experiment["baselines"]["kinds"]]
+    kinds += map(tuned_name, kinds if experiment["baselines"].get("tune") else ())
+    known = {kind: notes.get(f"baseline:{kind}", {}).get("value") for kind in kinds}
     found = {kind: value for kind, value in known.items() if value is not None}
     best_first = sorted(found, key=lambda kind: found[kind], reverse=study.direction == "maximize")
     values = {

@@ -39,6 +39,7 @@ from forge_sweep.sweep.publish import final_key, log_setting, publish
 from forge_sweep.sweep.reconcile import STATUSES, before_run, parent_params, with_model
 from forge_sweep.sweep.result import SweepResult, result_of
 from forge_sweep.sweep.trials import enter_trials, fit_baselines, report_taken_back, searching, trial_name
+from forge_sweep.sweep.tuning import tune_baselines
 from forge_sweep.tracking import FIRST_EPOCH, Run, Tracker, check_store
 
 
@@ -98,6 +99,7 @@ def run(
                 with _under_parent(context, audit, remade=remade, whole=whole) as (parent, lost):
                     if whole is None:
                         fit_baselines(context)
+                        tune_baselines(context)
                         enter_trials(context)
                     with WorkerPool(context) as pool:
                         if whole is None:

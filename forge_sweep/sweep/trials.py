@@ -29,6 +29,7 @@ from forge_sweep.sweep.context import (
 )
 from forge_sweep.sweep.jobs import Monitor, Outcome
 from forge_sweep.sweep.pool import WorkerPool, forget_progress
+from forge_sweep.sweep.tuning import to_tune
 from forge_sweep.tracking import Run
 from forge_sweep.training import FileCheckpoint, classify
 from forge_sweep.workers import Job, Worker, WorkerLost
@@ -47,7 +48,9 @@ def fit_baselines(context: Context) -> None:
     One that was over its time is tried again where it may take longer now.
     """
     kinds, notes = context.experiment.baselines.kinds, context.study.notes("baseline:")
-    context.enter("baselines", total=len(kinds), done=sum(f"baseline:{kind}" in notes for kind in kinds))
+    context.enter(
+        "baselines", total=len(kinds) + len(to_tune(context)), done=sum(f"baseline:{k}" in notes for k in kinds)
+    )
     for kind in kinds:
         noted = notes.get(f"baseline:{kind}")
         if noted is None or noted.get("timeout_s", math.inf) < context.experiment.baseline_timeout_s:

@@ -15,6 +15,7 @@ from forge_sweep import trial
 from forge_sweep.bundle import Evaluation
 from forge_sweep.sweep.confirm import Confirmed, confirm_name, waiting_bundle
 from forge_sweep.sweep.context import Context, baseline_values
+from forge_sweep.sweep.tuning import n_chosen_among
 from forge_sweep.task import DEFAULT_THRESHOLD as SEARCHED_AT
 from forge_sweep.task import LEVEL, Answers, Interval, Judgement, Seeds, judge, of_one, resampled
 from forge_sweep.task.words import between as ends_in_words
@@ -89,7 +90,7 @@ def reach(context: Context, confirmed: tuple[Confirmed, ...]) -> Verdict:
         rows=len(encoded),
         smallest=smallest,
         configurations=max(len(tried), len(networks)),
-        baselines=len(set(baseline_values(context)) - {"constant"}),
+        baselines=n_chosen_among(context, baseline_values(context)),
     )
     judgement = replace(judgement, lead=_within(judgement.lead, low - high, high - low))
     first = networks[0] if judgement.outcome == "better" else trees[0]

@@ -92,12 +92,9 @@ def fit(
         if not len(y_train):
             raise DataError("there are no train rows", hint="give train more rows under [data.split]")
         return Baseline(kind, task.constant(y_train), {}, task)
-    labels, weight = _labels(task, y_train), None
-    if class_weight == "balanced":
-        weights = task.class_weights(y_train)
-        weight = np.asarray([weights[code] for code in labels.tolist()])
-    single = _estimator(kind, task, seed)
-    clock = _Clock(kind, timeout_s)
+    labels, weight = labels_of(task, y_train), row_weights(task, y_train, class_weight)
+    single = estimator(kind, task, seed)
+    clock = Clock(kind, timeout_s)
     if kind == "hist_gradient_boosting" and labels.ndim > 1:
         model = _per_output(single, task, x_train, labels, clock)
     else:
@@ -106,11 +103,22 @@ def fit(
     if kind == "random_forest":
         # Threads add up the trees' votes in the order they finish, which moves the last bits from call to call.
         model.set_params(n_jobs=1)
-    plain = {name: value for name, value in single.get_params().items() if isinstance(value, bool | int | float | str)}
+    return Baseline(kind, model, params_of(single, class_weight), task)
+
+
+def params_of(model: Any, class_weight: str | None) -> Params:
+    """The parameters of an estimator that are plain values, library defaults included."""
+    plain = {name: value for name, value in model.get_params().items() if isinstance(value, bool | int | float | str)}
     used: Params = {name: value for name, value in plain.items() if isinstance(value, str) or not math.isnan(value)}
-    if class_weight is not None:
-        used["class_weight"] = class_weight
-    return Baseline(kind, model, used, task)
+    return used if class_weight is None else used | {"class_weight": class_weight}
+
+
+def row_weights(task: Task, encoded: np.ndarray, class_weight: str | None) -> np.ndarray | None:
+    """The weight (n,) of each row; None where all weigh the same."""
+    if class_weight != "balanced":
+        return None
+    weights = task.class_weights(encoded)
+    return np.asarray([weights[code] for code in labels_of(task, encoded).tolist()])
 
 
 def load_xgboost(path: Path, task: Task) -> Any:
@@ -122,7 +130,8 @@ def load_xgboost(path: Path, task: Task) -> Any:
     return model
 
 
-def _estimator(kind: str, task: Task, seed: int) -> Any:
+def estimator(kind: str, task: Task, seed: int) -> Any:
+    """An unfitted estimator with its library's defaults."""
     regression = task.kind == "regression"
     if kind == "random_forest":
         from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
@@ -139,7 +148,7 @@ def _estimator(kind: str, task: Task, seed: int) -> Any:
     raise InputError(f'baselines.kinds has "{kind}", which is unknown', hint=f"use some of {', '.join(KINDS)}")
 
 
-def _per_output(single: Any, task: Task, x_train: np.ndarray, labels: np.ndarray, clock: _Clock) -> Any:
+def _per_output(single: Any, task: Task, x_train: np.ndarray, labels: np.ndarray, clock: Clock) -> Any:
     """One fitted estimator per output, for estimators that have one output only."""
     from sklearn.base import clone
     from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
@@ -154,7 +163,7 @@ def _per_output(single: Any, task: Task, x_train: np.ndarray, labels: np.ndarray
     return model
 
 
-class _Clock:
+class Clock:
     """What a fit may still take."""
 
     def __init__(self, kind: str, timeout_s: float | None) -> None:
@@ -175,7 +184,7 @@ class _Clock:
             )
 
 
-def _fit_in_time(model: Any, x: np.ndarray, labels: np.ndarray, weight: np.ndarray | None, clock: _Clock) -> None:
+def _fit_in_time(model: Any, x: np.ndarray, labels: np.ndarray, weight: np.ndarray | None, clock: Clock) -> None:
     """Fit an estimator, step by step where there is a limit; scikit-learn's warm start ends at the same model."""
     if clock.timeout_s is None:
         model.fit(x, labels, sample_weight=weight)
@@ -208,7 +217,7 @@ def _fit_in_time(model: Any, x: np.ndarray, labels: np.ndarray, weight: np.ndarr
     clock.check()
 
 
-def _labels(task: Task, encoded: np.ndarray) -> np.ndarray:
+def labels_of(task: Task, encoded: np.ndarray) -> np.ndarray:
     """Targets as scikit-learn takes them: (n,) class codes or values, or (n, units) where there are several outputs."""
     if task.one_hot:
         return np.asarray(encoded.argmax(axis=1))
