@@ -8,6 +8,7 @@
     python -m benchmarks epochs          # the compiled epoch against model.fit, on TensorFlow and JAX
     python -m benchmarks diagnosis       # what the diagnosis of a trial costs
     python -m benchmarks alarms          # what it says of 200 healthy trials
+    python -m benchmarks coverage        # how often the verdict's 95 % interval holds the truth; half an hour or more
     python -m benchmarks calibrate       # the targets of `target`, to be put into benchmarks/target.py
 
 Each side runs in a process of its own, on a store of its own. Imports are not counted; the start of worker processes
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import backends, determinism, diagnosis, epochs, memory, overhead, suggestions, target, trials
+from benchmarks import backends, coverage, determinism, diagnosis, epochs, memory, overhead, suggestions, target, trials
 from benchmarks.problems import PROBLEMS
 from benchmarks.running import SideFailed
 from benchmarks.sides import OURS_2, SIDES
@@ -117,6 +118,13 @@ def do_epochs(asked: argparse.Namespace) -> Results:
     return found
 
 
+def do_coverage(asked: argparse.Namespace) -> Results:
+    """Coverage of the verdict's interval."""
+    found = coverage.measure(asked.metrics, asked.rows, asked.splits, asked.seed)
+    coverage.show(found)
+    return {"coverage": found}
+
+
 def do_calibrate(asked: argparse.Namespace) -> Results:
     """The targets, for benchmarks/target.py."""
     found = {problem: target.calibrate(problem) for problem in asked.target_problems}
@@ -135,6 +143,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Results]] = {
     "memory": do_memory,
     "backends": do_backends,
     "epochs": do_epochs,
+    "coverage": do_coverage,
     "calibrate": do_calibrate,
 }
 COMMANDS = {
@@ -165,6 +174,9 @@ def parser() -> argparse.ArgumentParser:
     add("--finished", nargs="+", type=int, default=list(suggestions.FINISHED), help="trials, for suggestions")
     add("--memory-trials", type=int, default=200)
     add("--epochs", type=int, default=12, help="of each side, for epochs")
+    add("--metrics", nargs="+", choices=list(coverage.TASKS), default=list(coverage.METRICS), help="for coverage")
+    add("--rows", nargs="+", type=int, default=list(coverage.ROWS), help="of validation, for coverage")
+    add("--splits", type=int, default=coverage.SPLITS, help="for coverage")
     add("--set", nargs="+", default=[], help="overrides of the quickstart, for backends, such as study.n_trials=2")
     add("--json", type=Path, help="file for all figures")
     return made

@@ -21,7 +21,7 @@ from forge_sweep.experiment import load, parse
 from forge_sweep.sources import test_looks as looks_at_test
 from forge_sweep.study import find_study
 from forge_sweep.tracking import Registry, fetched
-from tests.surface import STORY
+from tests.surface import EPOCHS, STORY, experiment, fake_run, network_like, no_network
 
 # Keras 3.15 turns its variables into arrays in a way that NumPy 2 deprecates, in ReduceLROnPlateau among others.
 pytestmark = [
@@ -40,16 +40,18 @@ batch_size = 64
 """
 
 
-def noise(folder: Path, seed: int) -> dict[str, Any]:
+def noise(folder: Path, seed: int, task: str = "binary") -> dict[str, Any]:
     """A table in which nothing can be learned."""
     rng = np.random.default_rng(seed)
     frame = pd.DataFrame({f"x{i}": rng.normal(size=240) for i in range(5)})
-    frame.assign(y=rng.integers(0, 2, 240)).to_csv(folder / "noise.csv", index=False)
+    y = rng.normal(size=240) if task == "regression" else rng.integers(0, 2 if task == "binary" else 3, 240)
+    frame.assign(y=y).to_csv(folder / "noise.csv", index=False)
+    metric = {"binary": "val_auc", "multiclass": "val_balanced_accuracy", "regression": "val_r2"}[task]
     return {
         "name": f"noise-{seed}",
         "seed": seed,
-        "data": {"path": "noise.csv", "target": "y", "task": "binary"},
-        "objective": {"metric": "val_auc"},
+        "data": {"path": "noise.csv", "target": "y", "task": task},
+        "objective": {"metric": metric},
         "model": {"search": {"width": {"type": "int", "low": 8, "high": 16}, "depth": 1, "batch_size": 64}},
         "study": {"n_trials": 2, "epochs": 4, "pruner": "none"},
         "baselines": {"kinds": ["constant", "hist_gradient_boosting"], "tune": False},
@@ -60,10 +62,34 @@ def noise(folder: Path, seed: int) -> dict[str, Any]:
 @pytest.mark.parametrize("seed", range(5))
 def test_on_pure_noise_the_verdict_never_says_better(seed: int, tmp_path: Path) -> None:
     """Networks are chosen by validation rows three times over; that alone is no lead, and the baseline is shipped."""
-    result = sweep.run(parse(noise(tmp_path, seed), root=tmp_path), store=tmp_path / "mlruns")
+    task = ("binary", "multiclass", "regression", "binary", "multiclass")[seed]
+    result = sweep.run(parse(noise(tmp_path, seed, task), root=tmp_path), store=tmp_path / "mlruns")
     assert result.outcome in ("as good as", "worse")
     assert result.winner["baseline"] in ("constant", "hist_gradient_boosting")
     assert "beats" not in result.verdict or result.outcome == "worse"
+
+
+def test_a_tree_that_is_better_by_a_known_margin_is_shipped(tmp_path: Path) -> None:
+    """Steps of six columns, one label in twenty turned; the networks are small forests that cannot add up so many."""
+    rng = np.random.default_rng(1)
+
+    def rows(n: int) -> pd.DataFrame:
+        x = pd.DataFrame({f"x{i}": rng.normal(size=n) for i in range(6)})
+        return x.assign(y=((np.sign(x).sum(axis=1) + 0.1 > 0) ^ (rng.random(n) < 0.05)).astype(int))
+
+    rows(2000).to_csv(tmp_path / "steps.csv", index=False)
+    spec = noise(tmp_path, 9) | {"name": "steps", "data": {"path": "steps.csv", "target": "y", "task": "binary"}}
+    spec["model"] = experiment().model.model_dump(include={"search"}, exclude_none=True)
+    told, fresh = parse(spec | {"study": {"n_trials": 3, "epochs": EPOCHS}}, root=tmp_path), rows(20_000)
+    with no_network(fake_run()):
+        result = sweep.run(told, store=tmp_path / "mlruns")
+    registry = Registry(tmp_path / "mlruns")
+    with fetched(registry.version("steps", "1"), registry.store) as folder:
+        shipped = Bundle.load(folder)
+    loser = network_like(told, sources.load(told.data, root=told.root, seed=told.seed))
+    tree, network = (metrics.roc_auc_score(fresh["y"], each.scores(fresh)[:, 0]) for each in (shipped, loser))
+    assert tree - network > 0.05, "the margin, on rows that nobody chose by"
+    assert result.outcome == "worse" and shipped.kind == result.winner["baseline"] == "hist_gradient_boosting"
 
 
 def test_a_network_without_a_baseline_is_told_from_chance(tmp_path: Path) -> None:
@@ -189,7 +215,7 @@ def test_every_number_of_the_search_and_the_confirmation_is_in_the_stores(told: 
 
 
 def test_the_verdict_and_its_interval_follow_from_the_confirmed_models(told: tuple[Path, str]) -> None:
-    """By rows picked and copied, AUC by ranks, and Student's t: the method of decision 25 written a second time."""
+    """By rows picked and copied, AUC by ranks, Student's t: the method of decisions 25 and 47 a second time."""
     folder, printed = told
     spec = load(folder / "told.toml")
     valid = sources.load(spec.data, root=spec.root, seed=spec.seed).valid
@@ -210,34 +236,46 @@ def test_the_verdict_and_its_interval_follow_from_the_confirmed_models(told: tup
     gap = values[first].mean() - values[tree].mean()
 
     few = min(truth.sum(), (1 - truth).sum())
-    wide = np.sqrt(few / (few - 1)) * stats.t.ppf(0.975, few - 1) / stats.norm.ppf(0.975)
-    apart = drawn[first].mean(axis=0) - drawn[tree].mean(axis=0) - gap
+    wide = np.sqrt(few / (few - 1))
+
+    def off(apart: np.ndarray, *errors: tuple[float, int]) -> tuple[float, float]:
+        rng, drawn = np.random.default_rng([0, 1]), np.resize(apart * wide, 20_000)
+        for error, _ in errors:
+            drawn = drawn + error * rng.standard_normal(20_000)
+        parts = [(apart.var() * wide**2, few - 1), *((error**2, dof) for error, dof in errors)]
+        dof = sum(v for v, _ in parts) ** 2 / sum(v**2 / d for v, d in parts)  # Satterthwaite
+        return ends(drawn * stats.t.ppf(0.975, dof) / stats.norm.ppf(0.975))
+
     variances = [values[label].var(ddof=1) for label in networks]
     error = np.sqrt(max(variances[0], np.mean(variances)) / 3)
-    rng = np.random.default_rng([0, 1])
-    off = np.resize(apart * wide, 20_000) + error * rng.standard_t(4, 20_000)
-    off -= np.sqrt(values[tree].var(ddof=1) / 3) * rng.standard_t(2, 20_000)
+    apart = drawn[first].mean(axis=0) - drawn[tree].mean(axis=0) - gap
+    low, high = off(apart, (error, 4), (np.sqrt(values[tree].var(ddof=1) / 3), 2))
 
     def best_of(m: float) -> float:
         return 0.0 if m == 1 else float(stats.norm.ppf((m - 0.375) / (m + 0.25)))
 
-    between = [((d - d.mean(axis=0)) * wide).var(axis=1).sum() / 2 / wide**2 for d in (drawn[n] for n in networks)]
+    def luck(lasting: float, passing: float, m: int, *scores: float | None) -> float:
+        found = [each for each in scores if each is not None]
+        in_all = np.quantile(found, 0.8413) - np.median(found) if found else 0.0
+        return lasting**2 / max(np.hypot(lasting, passing), in_all) * best_of(m)
+
+    by_training = np.sqrt(np.mean([((d - d.mean(axis=0)).var(axis=1)).sum() / 2 for d in (drawn[n] for n in networks)]))
     means = np.stack([drawn[label].mean(axis=0) for label in networks])
-    of_configurations = np.sqrt((means - means.mean(axis=0)).var(axis=1).sum())
+    by_configuration = np.sqrt((means - means.mean(axis=0)).var(axis=1).sum())
     epochs = max(note["epochs"] for key, note in study.notes("confirm:").items() if f":{first}:" in key)
-    optimism = np.sqrt(np.mean(between)) * best_of(epochs) + of_configurations * best_of(3) + error * best_of(2)
-    low, high = ends(off)
+    optimism = by_training * best_of(epochs) + luck(error, by_configuration, 2)
+    optimism += luck(by_configuration, error * np.sqrt(3), 3, *(row.value for row in study.rows()))
+    lead = gap - optimism, (gap - optimism + low, gap - optimism + high)
     assert final["comparison"]["optimism"] == pytest.approx(optimism, rel=1e-6)
-    assert final["comparison"]["low"] == pytest.approx(gap + low - optimism, abs=1e-9)
-    assert final["comparison"]["high"] == pytest.approx(gap + high, abs=1e-9)
-    assert f"the network's lead is {shown(gap, (gap + low - optimism, gap + high))[:-1]}; 95% over" in printed
+    assert [final["comparison"][end] for end in ("low", "high")] == pytest.approx(lead[1], abs=1e-9)
+    assert final["comparison"]["apparent"] == pytest.approx(gap) and final["comparison"]["baseline_optimism"] == 0.0
+    assert f"the network's lead is {shown(*lead)[:-1]}; 95% over" in printed
+    assert f"seen were {shown(gap)}, of which choosing among 3 configurations" in printed
     assert final["outcome"] == "better" and f"trial {int(first)}" in printed.split("verdict")[1]
 
     rows = {row["model"].removesuffix(" (registered)"): row for row in table(printed, "model")}
-    rng = np.random.default_rng([0, 2])
-    own = values[first].mean() + np.resize((drawn[first].mean(axis=0) - values[first].mean()) * wide, 20_000)
-    own += np.sqrt(values[first].var(ddof=1) / 3) * rng.standard_t(2, 20_000)
-    low, high = np.clip(ends(own), 0, 1)
+    own = off(drawn[first].mean(axis=0) - values[first].mean(), (np.sqrt(values[first].var(ddof=1) / 3), 2))
+    low, high = np.clip(values[first].mean() + np.array(own), 0, 1)
     assert rows[f"trial {int(first)}"]["95 %"] == f"{shown(low)} to {shown(high)}"
 
 

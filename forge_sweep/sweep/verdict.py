@@ -13,6 +13,7 @@ import numpy as np
 
 from forge_sweep import trial
 from forge_sweep.bundle import Evaluation
+from forge_sweep.study import TUNED
 from forge_sweep.sweep.confirm import Confirmed, confirm_name, waiting_bundle
 from forge_sweep.sweep.context import Context, baseline_values
 from forge_sweep.sweep.tuning import n_chosen_among
@@ -65,6 +66,7 @@ class Verdict:
         figures = {name: value if np.isfinite(value) else None for name, value in lead.items()}
         labels = {"network": self.network.contender.label, "baseline": self.baseline.contender.label}
         ends = {"lead": figures["value"], "low": figures["low"], "high": figures["high"]}
+        judgement["apparent"] = self.judgement.apparent if np.isfinite(self.judgement.apparent) else None
         return {**labels, **ends, **judgement, "level": LEVEL}
 
 
@@ -84,13 +86,18 @@ def reach(context: Context, confirmed: tuple[Confirmed, ...]) -> Verdict:
         chance = None if trees else trial.run_baseline(context.experiment, context.dataset, "constant", 0).value
         return Verdict(confirmed, network, baseline, None, intervals, chance)
     tried = [row for row in context.study.rows() if row.state in ("finished", "pruned")]
+    values = baseline_values(context)
+    fitted = [value for kind, value in values.items() if kind != "constant"]
+    fitted += [note.get("value") for note in context.study.notes(TUNED).values()]
     judgement = judge(
         [trained[each.contender.label] for each in networks],
         trained[trees[0].contender.label],
         rows=len(encoded),
         smallest=smallest,
         configurations=max(len(tried), len(networks)),
-        baselines=n_chosen_among(context, baseline_values(context)),
+        baselines=n_chosen_among(context, values),
+        searched=[sign * row.value for row in tried if row.state == "finished" and row.value is not None],
+        fitted=[sign * value for value in fitted if value is not None],
     )
     judgement = replace(judgement, lead=_within(judgement.lead, low - high, high - low))
     first = networks[0] if judgement.outcome == "better" else trees[0]
@@ -140,9 +147,12 @@ def in_words(context: Context, verdict: Verdict, evaluation: Evaluation | None, 
     other = f"{baseline.contender.words} {figure(baseline.mean)}"
     how = (
         f"{LEVEL:.0%} over {judgement.rows:,} validation rows and {judgement.seeds} "
-        f"seed{'s' * (judgement.seeds != 1)}, "
-        f"less what choosing among {judgement.configurations} configurations and {judgement.epochs} epochs gives"
+        f"seed{'s' * (judgement.seeds != 1)}; seen were {figure(judgement.apparent)}, "
+        f"of which choosing among {judgement.configurations} configurations and {judgement.epochs} epochs gives "
+        f"{figure(judgement.optimism)}"
     )
+    if judgement.baseline_optimism:
+        how += f", and the baseline's among {judgement.baselines} {figure(judgement.baseline_optimism)}"
     lead = f"the network's lead is {figure(judgement.lead.value)} ({_between(judgement.lead)}; {how})"
     one_seed = judgement.seeds == 1
     if one_seed and judgement.outcome == "as good as":

@@ -148,14 +148,16 @@ def _ends(values: np.ndarray) -> tuple[float, float]:
 # Is a network better than a baseline, as good as it, or worse?
 #
 # Two things are up to chance: which rows validation holds, and which seed a training was given. The rows are resampled,
-# for all models and seeds alike. A mean over S seeds is off by an error of its own: it is drawn from Student's t with
-# S - 1 degrees of freedom, since resampling three seeds would take (S - 1) / S of their variance for all of it and
-# never see a fourth (Bouthillier et al. 2021, "Accounting for Variance in Machine Learning Benchmarks"). Their sum
-# counts twice what rows and seeds have in common, which errs on the safe side (Owen 2007, "The pigeonhole bootstrap").
-# And the network was chosen by the rows that it is judged by: its configuration among all, its epoch in every training
-# anew. The best of m equally good ones looks better than it is by E[max of m normal draws] times the spread of that by
-# which they differ (Cawley and Talbot 2010, JMLR 11), which is seen among those that were confirmed. This optimism is
-# taken from the low end of the interval; that of the baseline, the best of a few, is added to the high end.
+# for all models and seeds alike; a mean over S seeds is off by an error of its own besides (Bouthillier et al. 2021,
+# "Accounting for Variance in Machine Learning Benchmarks"). Each variance is known by so many degrees of freedom, and
+# their sum by those of Satterthwaite 1946 (https://doi.org/10.2307/3002019), with whose quantile of Student's t the
+# interval is widened. The sum counts twice what rows and seeds have in common, which errs on the safe side (Owen 2007,
+# "The pigeonhole bootstrap").
+# And both sides were chosen by the rows that they are judged by: their configuration among all, a network's epoch in
+# every training anew. The best of m looks better than it is by E[max of m normal draws] times s^2 / S, where s is how
+# far configurations differ by the rows alone and S how far their scores differ in all (Efron 2011, "Tweedie's formula
+# and selection bias", https://doi.org/10.1198/jasa.2011.tm11181): all of it where they are equally good, little where
+# one is plainly the best. The lead and both ends of its interval are corrected by it.
 
 Outcome = Literal["better", "as good as", "worse"]
 
@@ -197,14 +199,19 @@ class Seeds:
 class Judgement:
     """A network against a baseline, and what it comes from.
 
-    ``lead`` is by how much the network is better; the interval at `LEVEL` over rows and seeds is corrected for the
-    choices among so many configurations and epochs. ``optimism`` is what was taken from its low end.
+    ``lead`` is by how much the network is better, with its interval at `LEVEL` over rows and seeds; both are corrected
+    for what was chosen on these rows. ``apparent`` is the difference of the means; ``optimism`` was taken from it for
+    the choice among so many ``configurations`` and ``epochs``, and ``baseline_optimism`` was added for the choice among
+    so many ``baselines``.
     """
 
     outcome: Outcome
     lead: Interval
+    apparent: float
     optimism: float
+    baseline_optimism: float
     configurations: int
+    baselines: int
     epochs: int
     seeds: int
     rows: int
@@ -212,35 +219,90 @@ class Judgement:
 
 
 def judge(
-    networks: Sequence[Seeds], baseline: Seeds, *, rows: int, smallest: int, configurations: int, baselines: int
+    networks: Sequence[Seeds],
+    baseline: Seeds,
+    *,
+    rows: int,
+    smallest: int,
+    configurations: int,
+    baselines: int,
+    searched: Sequence[float] = (),
+    fitted: Sequence[float] = (),
 ) -> Judgement:
     """The best network, the first of all confirmed ones, against the best baseline.
 
-    ``smallest`` is what `Task.fewest` gives; the networks were chosen among so many ``configurations``, and the
-    baseline among so many ``baselines``.
+    Args:
+        networks: all that were confirmed.
+        baseline: the best one, confirmed.
+        rows: of validation.
+        smallest: what `Task.fewest` gives.
+        configurations: the networks were chosen among so many.
+        baselines: the baseline was chosen among so many: its kinds, and each configuration of one that is tuned.
+        searched: what networks scored in the search, greater is better; how far they differ tells how much of the
+            first place is luck. Without, they count as equally good.
+        fitted: the same of the baselines.
     """
     network = networks[0]
     gap = float(network.values.mean() - baseline.values.mean())
     apart = network.drawn.mean(axis=0) - baseline.drawn.mean(axis=0) - gap
     defined = np.isfinite(apart) & np.all([np.isfinite(each.drawn).all(axis=0) for each in networks], axis=0)
-    resamples = int(defined.sum())
-    if not np.isfinite(gap) or resamples < 2:
+    about = {"configurations": configurations, "baselines": baselines, "epochs": network.epochs}
+    about |= {"seeds": len(network.values), "rows": rows, "resamples": int(defined.sum())}
+    if not np.isfinite(gap) or about["resamples"] < 2:
         nothing = Interval(gap, float("nan"), float("nan"))
-        return Judgement("as good as", nothing, 0.0, configurations, network.epochs, len(network.values), rows, 0)
-    apart = apart[defined] * widened(smallest)
-    rng = np.random.default_rng([SEED, 1])
-    error, dof = _pooled_error(networks)
-    low, high = _ends(np.resize(apart, DRAWS) + _of_seeds(rng, error, dof) - _of_seeds(rng, *baseline.error))
+        return Judgement("as good as", nothing, gap, 0.0, 0.0, **about | {"resamples": 0})
+    apart, (error, dof) = apart[defined], _pooled_error(networks)
+    ends = _spread(apart, smallest, (error, dof), baseline.error)
     drawn, of_baseline = [each.drawn[:, defined] for each in networks], baseline.drawn[:, defined].mean(axis=0)
     means = np.stack([each.mean(axis=0) for each in drawn])
+    several = len(means) > 1
+    by_configuration = _rows_alone([means] if several else drawn, of_baseline)
+    by_training = _rows_alone(drawn if about["seeds"] > 1 or not several else [means], of_baseline)
+    by_seed = error * about["seeds"] ** 0.5
     optimism = (
-        _rows_alone(drawn, of_baseline) * expected_max(network.epochs)
-        + _rows_alone([means], of_baseline) * expected_max(configurations)
-        + error * expected_max(len(networks))
+        by_training * expected_max(network.epochs)
+        + luck(by_configuration, by_seed, configurations, searched)
+        + luck(error, by_configuration, len(networks))
     )
-    lead = Interval(gap, gap + low - optimism, gap + high + float(apart.std()) * expected_max(baselines))
+    of_other = luck(by_configuration, baseline.spread[0] ** 0.5, baselines, fitted)
+    lead = Interval(*(gap - optimism + of_other + end for end in (0.0, *ends)))
     outcome: Outcome = "better" if lead.low > 0 else "worse" if lead.high < 0 else "as good as"
-    return Judgement(outcome, lead, optimism, configurations, network.epochs, len(network.values), rows, resamples)
+    return Judgement(outcome, lead, gap, optimism, of_other, **about)
+
+
+def luck(lasting: float, passing: float, m: int, scores: Sequence[float] = ()) -> float:
+    """By how much the best of m looks better than it is.
+
+    Args:
+        lasting: how far the m differ by chance, as far as it is in the figure that is to be corrected.
+        passing: the same, as far as it was in the choice and is not in that figure.
+        m: how many there were to choose among.
+        scores: what they were chosen by. How far they differ in all is taken from their upper half, between the median
+            and the quantile that lies a standard deviation above it: what fails altogether is no rival of the best.
+    """
+    if not lasting or m < 2:
+        return 0.0
+    known = [each for each in scores if np.isfinite(each)]
+    median, above = np.quantile(known, [0.5, 0.8413]) if len(known) > 2 else (0.0, 0.0)
+    return lasting**2 / max(float(np.hypot(lasting, passing)), float(above - median)) * expected_max(m)
+
+
+def _spread(off: np.ndarray, smallest: int, *errors: tuple[float, int]) -> tuple[float, float]:
+    """The ends of what is up to chance: deviations over resamples, and errors of means with degrees of freedom."""
+    from scipy import stats
+
+    few, rng = max(smallest, 2), np.random.default_rng([SEED, 1])
+    rows = (few / (few - 1)) ** 0.5
+    drawn = np.resize(off * rows, DRAWS)
+    parts = [(float(off.var()) * rows**2, few - 1)]
+    for error, dof in errors:
+        drawn = drawn + error * rng.standard_normal(DRAWS)
+        parts.append((error**2, dof))
+    total, known_by = sum(variance for variance, _ in parts), sum(variance**2 / dof for variance, dof in parts)
+    tail = (1 + LEVEL) / 2
+    wide = stats.t.ppf(tail, total**2 / known_by) / stats.norm.ppf(tail) if known_by else 1.0
+    low, high = _ends(drawn * wide)
+    return low, high
 
 
 def of_one(model: Seeds, smallest: int) -> Interval:
@@ -250,8 +312,7 @@ def of_one(model: Seeds, smallest: int) -> Interval:
     off = off[np.isfinite(off)]
     if not len(off):
         return Interval(mean, float("nan"), float("nan"))
-    rng = np.random.default_rng([SEED, 2])
-    low, high = _ends(np.resize(off * widened(smallest), DRAWS) + _of_seeds(rng, *model.error))
+    low, high = _spread(off, smallest, model.error)
     return Interval(mean, mean + low, mean + high)
 
 
@@ -272,22 +333,6 @@ def _rows_alone(groups: Sequence[np.ndarray], of_baseline: np.ndarray) -> float:
         return float((groups[0] - of_baseline).std())
     squares = [((each - each.mean(axis=0)).var(axis=1)).sum() / (len(each) - 1) for each in several]
     return float(np.sqrt(np.mean(squares)))
-
-
-def _of_seeds(rng: np.random.Generator, error: float, dof: int) -> np.ndarray:
-    """(DRAWS,) how far a mean over seeds may be off."""
-    return error * rng.standard_t(dof, DRAWS)
-
-
-def widened(n: int) -> float:
-    """By how much percentiles of so few rows are too narrow: their variance is (n - 1) / n of the true one, and normal.
-
-    See Hesterberg 2015, https://doi.org/10.1080/00031305.2015.1089789, section 4.
-    """
-    from scipy import stats
-
-    n, tail = max(n, 2), (1 + LEVEL) / 2
-    return float((n / (n - 1)) ** 0.5 * stats.t.ppf(tail, n - 1) / stats.norm.ppf(tail))
 
 
 def expected_max(m: int) -> float:
