@@ -67,6 +67,7 @@ class TrialResult:
         findings: why it learned nothing, or less than it could; see `checks.diagnose`.
         precision: in what it was trained; the bundle computes in float32.
         shares: of its time, such as ``cost/setup_share``; see `checks.diagnose.Times`.
+        scores: (n, units) of the validation rows, as `Task.to_scores` gives them, at the best epoch.
     """
 
     state: Literal["finished", "pruned"]
@@ -82,6 +83,7 @@ class TrialResult:
     findings: tuple[Finding, ...] = ()
     precision: str = "float32"
     shares: dict[str, float] = field(default_factory=dict)
+    scores: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
 class Arrays(Protocol):
@@ -187,6 +189,7 @@ def run(
         findings=findings,
         precision=precision,
         shares=times.shares(),
+        scores=scores,
     )
 
 
@@ -237,7 +240,8 @@ def run_baseline(
         model = baselines.fit_tuned(untuned, task, train, valid, params, **how)
     about = {"params": model.params, "seed": seed, "baseline": kind}
     outputs = model.outputs(x_valid)
-    metrics = task.score(data.y_valid, task.to_scores(outputs))
+    scores = task.to_scores(outputs)
+    metrics = task.score(data.y_valid, scores)
     metrics["loss"] = task.loss_of(data.y_valid, outputs)
     metrics = {f"val_{name}": value for name, value in metrics.items()}
     if not math.isfinite(metrics[experiment.objective.metric]):
@@ -251,7 +255,8 @@ def run_baseline(
         seconds=time.monotonic() - began,
         batch_size=len(x_train),
         events=(),
-        bundle=as_bundle(experiment, prepared, model, task.to_scores(outputs), about),
+        bundle=as_bundle(experiment, prepared, model, scores, about),
+        scores=scores,
     )
 
 

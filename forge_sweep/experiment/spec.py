@@ -266,6 +266,12 @@ class TrackingSpec(Section):
     model_name: str | None = Field(
         None, pattern=NAME_PATTERN, max_length=250, description="Registered model; default: the name above."
     )
+    predictions: bool = Field(
+        True, description="Keep the validation predictions of every training, and the targets of these rows."
+    )
+    predictions_mb: float = Field(
+        200, gt=0, description="Megabytes for the predictions of the whole sweep, above which none are kept."
+    )
 
 
 class PromotionSpec(Section):

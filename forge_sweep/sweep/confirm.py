@@ -21,6 +21,7 @@ from forge_sweep.experiment import Params, derived_seed
 from forge_sweep.study import TrialRow
 from forge_sweep.sweep.context import Context, baseline_values, finish, finish_failed, finite, rank, stop_if_asked
 from forge_sweep.sweep.jobs import Monitor, Outcome
+from forge_sweep.sweep.kept import keep
 from forge_sweep.sweep.pool import WorkerPool, forget_progress
 from forge_sweep.sweep.tuning import configuration
 from forge_sweep.task import Direction
@@ -229,7 +230,8 @@ def log_end(context: Context, run: Run, outcome: Outcome) -> None:
     """The figures of a confirmed training on its run, which ends."""
     figures = outcome.summary(context.experiment.objective.metric, context.first_epoch)
     more = {"seconds": outcome.seconds, "threshold": outcome.threshold}
-    finish(run, "finished", "FINISHED", {**figures, **more}, outcome.tags)
+    tags = {**outcome.tags, **keep(context, run, outcome.predictions)}
+    finish(run, "finished", "FINISHED", {**figures, **more}, tags)
 
 
 def _most_epochs(context: Context, contender: Contender) -> int:
@@ -251,7 +253,7 @@ def _train_baseline(context: Context, contender: Contender, seed: int, folder: P
     except Exception as error:
         raise classify(error) from error
     result.bundle.save(folder, context.dataset.train.features)
-    return Outcome.of(result)
+    return Outcome.of(result, context.kept_rows)
 
 
 def bundle_folder(context: Context, name: str) -> Path:

@@ -17,6 +17,7 @@ from forge_sweep.checks import findings
 from forge_sweep.environment import Environment
 from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Experiment
+from forge_sweep.predictions import NOTE
 from forge_sweep.sources import Dataset
 from forge_sweep.study import Study
 from forge_sweep.sweep import budget
@@ -118,6 +119,11 @@ class Context:
     def first_epoch(self) -> int:
         """Number that people see of the first epoch; a sweep that an older version began goes on counting from 0."""
         return int(self.study.notes("sweep:")["sweep:begin"].get("first_epoch", 0))
+
+    @functools.cached_property
+    def kept_rows(self) -> str:
+        """Fingerprint of the validation rows, whose predictions are kept; "" where they are not. See `sweep.kept`."""
+        return str(self.study.notes("predictions:").get(NOTE, {}).get("rows", ""))
 
     @functools.cached_property
     def budget(self) -> Budget:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from forge_sweep import training
+from forge_sweep import predictions, training
 from forge_sweep.bundle.files import replace_whole
 from forge_sweep.checks import findings
 from forge_sweep.checks.findings import Finding
@@ -71,6 +71,7 @@ class Outcome:
     findings: tuple[Finding, ...] = ()  # see `checks.diagnose`
     shares: dict[str, float] = field(default_factory=dict)  # of the time, such as ``cost/setup_share``
     loss: float | None = None  # on the training rows at the best epoch; None for a baseline
+    predictions: bytes | None = field(default=None, repr=False)  # of the validation rows; see `forge_sweep.predictions`
 
     @property
     def tags(self) -> dict[str, str]:
@@ -81,8 +82,8 @@ class Outcome:
         return {**known, "forge.weights_sha256": self.weights, "forge.halvings": str(self.halvings)}
 
     @classmethod
-    def of(cls, result: TrialResult) -> Outcome:
-        """The figures of a result."""
+    def of(cls, result: TrialResult, rows: str = "") -> Outcome:
+        """The figures of a result, and its predictions where the ``rows`` have a fingerprint: then they are kept."""
         return cls(
             state=result.state,
             value=result.value,
@@ -99,6 +100,7 @@ class Outcome:
             findings=result.findings,
             shares=result.shares,
             loss=result.history[result.best_epoch].get("loss") if result.history else None,
+            predictions=predictions.pack(result.scores, rows) if rows and result.scores is not None else None,
         )
 
     def summary(self, objective: str, first_epoch: int) -> dict[str, float]:
@@ -128,6 +130,7 @@ class TrainJob:
     keep: Path | None = None  # folder for the bundle, where it is wanted
     golden: pd.DataFrame | None = None  # raw rows that the bundle is tried on
     clocks: Clocks = CLOCKS
+    kept_rows: str = ""  # fingerprint of the validation rows, where their predictions are kept
 
     def __call__(self, say: Say) -> Outcome:
         """Train.
@@ -163,7 +166,7 @@ class TrainJob:
             if self.keep is not None:
                 assert self.golden is not None
                 result.bundle.save(self.keep, self.golden)
-            return Outcome.of(result)
+            return Outcome.of(result, self.kept_rows)
         except TrialFailed as failure:
             if failure.failure == "out-of-memory":
                 training.forget()

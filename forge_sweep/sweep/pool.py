@@ -135,6 +135,7 @@ class WorkerPool:
                 keep=keep and keep.absolute(),
                 golden=golden,
                 clocks=budget.CLOCKS,
+                kept_rows=self.context.kept_rows,
             )
             try:
                 with contextlib.nullcontext() if monitor.account is None else monitor.account.job():

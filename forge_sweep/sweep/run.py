@@ -30,7 +30,7 @@ from forge_sweep.experiment.words import nearest
 from forge_sweep.preflight import preflight
 from forge_sweep.sources import Dataset
 from forge_sweep.study import Study, check_storage, open_study, require_packages, resumable
-from forge_sweep.sweep import pruned
+from forge_sweep.sweep import kept, pruned
 from forge_sweep.sweep.budget import Stopwatch, goes_on, why_over
 from forge_sweep.sweep.confirm import Confirmation
 from forge_sweep.sweep.context import Context, Event, Interrupted, Watch, ignore, message, warn_all
@@ -244,6 +244,7 @@ def _prepare(context: Context, parent: Run, audit: Audit, *, remade: bool = Fals
     if remade or "sweep:setting" not in context.study.notes("sweep:"):
         log_setting(context, parent, audit)
         context.study.note("sweep:setting", "logged")
+    kept.prepare(context, parent, remade=remade)
     record_environment(context, parent, again=remade)
     report_taken_back(context, context.study.requeue())
     rows = context.study.rows()

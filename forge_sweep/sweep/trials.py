@@ -28,9 +28,10 @@ from forge_sweep.sweep.context import (
     stop_if_asked,
 )
 from forge_sweep.sweep.jobs import Monitor, Outcome
+from forge_sweep.sweep.kept import keep
 from forge_sweep.sweep.pool import WorkerPool, forget_progress
 from forge_sweep.sweep.tuning import to_tune
-from forge_sweep.tracking import Run
+from forge_sweep.tracking import Run, Status
 from forge_sweep.training import FileCheckpoint, classify
 from forge_sweep.workers import Job, Worker, WorkerLost
 
@@ -75,8 +76,9 @@ def fit_baseline(context: Context, kind: str) -> None:
             context.study.note(f"baseline:{kind}", {"value": None, "cause": failure.message, "timeout_s": limit})
         return
     run.log_params(result.bundle.metadata["params"])
-    tags = {"forge.weights_sha256": result.bundle.weights_sha256}
-    figures = Outcome.of(result).summary(context.experiment.objective.metric, context.first_epoch)
+    outcome = Outcome.of(result, context.kept_rows)
+    tags = {"forge.weights_sha256": outcome.weights, **keep(context, run, outcome.predictions)}
+    figures = outcome.summary(context.experiment.objective.metric, context.first_epoch)
     finish(run, "finished", "FINISHED", {**figures, "seconds": result.seconds}, tags)
     note = {"value": result.value, "metrics": finite(result.metrics), "seconds": result.seconds}
     context.study.note(f"baseline:{kind}", note)
@@ -278,7 +280,9 @@ def _end_scored(context: Context, asked: Asked, run: Run, result: Outcome) -> di
     took = {"seconds": cost.total.seconds, "cpu_seconds": cost.total.cpu_s}
     compared = {} if delta is None else {"delta_vs_baseline": delta}
     figures = {**result.summary(context.experiment.objective.metric, context.first_epoch), **took, **compared}
-    finish(run, result.state, "FINISHED" if result.state == "finished" else "KILLED", figures, result.tags)
+    status: Status = "FINISHED" if result.state == "finished" else "KILLED"
+    tags = {**result.tags, **keep(context, run, result.predictions)}
+    finish(run, result.state, status, figures, tags)
     best_epoch = result.best_epoch + context.first_epoch
     findings = {"findings": [asdict(each) for each in result.findings]} if result.findings else {}
     attrs = {"metrics": finite(result.metrics), "best_epoch": best_epoch, Attr.COST: cost.to_dict(), **findings}

@@ -7,6 +7,7 @@ killed. The package is also the ``loader_module`` of registered models: MLflow c
 
 from __future__ import annotations
 
+from forge_sweep.tracking.attached import Attached, attached
 from forge_sweep.tracking.client import check_store, default_uri, prepare_store, state
 from forge_sweep.tracking.ledger import Entry, Ledger
 from forge_sweep.tracking.mlmodel import ForeignModel, _load_pyfunc
@@ -40,6 +41,7 @@ __all__ = [
     "FORM_TAG",
     "PARENT_TAG",
     "SOURCE_CODE",
+    "Attached",
     "Entry",
     "ForeignModel",
     "Found",
@@ -53,6 +55,7 @@ __all__ = [
     "Status",
     "Tracker",
     "_load_pyfunc",
+    "attached",
     "check_store",
     "default_uri",
     "environment_tags",
