@@ -81,12 +81,12 @@ def best_of(
     left, seen = np.arange(len(models)), np.empty((len(models), 0))
     outside, chosen = [], []
     for counts in _counts(n, resamples, seed):
-        within = np.stack([score(each, counts) for each in left])
+        within = np.stack([score(int(each), counts) for each in left])
         choice = left[within.argmax(axis=0)]
         unseen = (counts == 0).astype(np.float64)
         scored = np.full(len(counts), -np.inf)
         for each in np.unique(choice):
-            scored[choice == each] = score(each, unseen[choice == each])
+            scored[choice == each] = score(int(each), unseen[choice == each])
         outside.append(scored)
         chosen.append(choice)
         if len(left) > 1:

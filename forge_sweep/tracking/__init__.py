@@ -7,7 +7,7 @@ killed. The package is also the ``loader_module`` of registered models: MLflow c
 
 from __future__ import annotations
 
-from forge_sweep.tracking.attached import Attached, attached
+from forge_sweep.tracking.attachments import Attached, attached
 from forge_sweep.tracking.client import check_store, default_uri, prepare_store, state
 from forge_sweep.tracking.ledger import Entry, Ledger
 from forge_sweep.tracking.mlmodel import ForeignModel, _load_pyfunc
