@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from forge_sweep.checks.findings import Findings
     from forge_sweep.checks.pruning import PruningAudit
     from forge_sweep.exports import Exported
+    from forge_sweep.predictions import Kept, Pair
     from forge_sweep.study import Shared, TrialRow
     from forge_sweep.study.replay import Replayed
     from forge_sweep.sweep import Joined, Reconciled, SweepResult, Watch
@@ -260,6 +261,44 @@ class Sweep:
         from forge_sweep.study.replay import replay_study
 
         return replay_study(self._study(), pruners, settings)
+
+    @property
+    def predictions(self) -> Kept:
+        """The validation predictions of trials, baselines and confirmed trainings that the sweep kept so far.
+
+        ``predictions.scores`` holds them by label, and ``predictions.score("pr_auc")`` gives any metric of each.
+
+        Raises:
+            InputError: it kept none; says why.
+            TrackingDown: MLflow cannot be reached.
+        """
+        from forge_sweep.predictions import read
+
+        return read(self._study(), self.store)
+
+    def compare(self, one: str, other: str, metric: str | None = None) -> Pair:
+        """By how much one model is better than another on the validation rows, as ``forge-sweep compare`` shows it.
+
+        Args:
+            one: ``trial:3``, ``baseline:xgboost`` or ``confirm:0003:1``.
+            other: likewise.
+            metric: such as ``pr_auc``; default: the objective.
+
+        Raises:
+            InputError: there are no predictions, no such model or no such metric.
+            TrackingDown: MLflow cannot be reached.
+        """
+        return self.predictions.compare(one, other, metric)
+
+    @property
+    def optimism(self) -> dict[str, Any] | None:
+        """What the best finished trial is worth, corrected for having been chosen; None for fewer than two.
+
+        See `forge_sweep.predictions.optimism`; raises as `predictions`.
+        """
+        from forge_sweep.predictions import optimism
+
+        return optimism(self._study(), self.store)
 
     @property
     def trials(self) -> pd.DataFrame:

@@ -46,7 +46,7 @@ a lead above 0 is better, whatever the metric.</p>
 {% for name, value in final.test.items() %}{{ name }} {{ number(value) }}{{ ", " if not loop.last }}{% endfor %}.</p>
 {% endif %}
 {% if best %}<p class="muted">Best in the search: trial {{ best.number }}, {{ number(best.value) }}: the best of many
-single scores, which is optimistic.</p>{% endif %}
+single scores, which is optimistic{% if final.optimism %}: {{ final.optimism.words }}{% endif %}.</p>{% endif %}
 {% else %}<p class="verdict">Not confirmed yet: the sweep has not ended.</p>{% endif %}
 {% if final %}<h2>Confirmation</h2>
 <table><tr><th>candidate</th><th>in the search</th><th>mean over seeds</th><th>95 % over rows and seeds</th>

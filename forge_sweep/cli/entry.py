@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from forge_sweep import __version__, plugins
-from forge_sweep.cli import models, run, serve
+from forge_sweep.cli import compare, models, run, serve
 from forge_sweep.cli.printing import echo, say
 from forge_sweep.cli.surroundings import INTERRUPTED, MaskingFormatter, flush_quietly, report_error, set_up
 
@@ -122,7 +122,7 @@ def _options(
     """Hyperparameter sweeps for Keras: one TOML file in, one registered model out."""
 
 
-for command in (*run.COMMANDS, *models.COMMANDS, *serve.COMMANDS):
+for command in (*run.COMMANDS, *compare.COMMANDS, *models.COMMANDS, *serve.COMMANDS):
     app.command()(command)
 app.add_typer(models.app, name="models")
 app.add_typer(run.store_app, name="store")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from forge_sweep import jsons
 from forge_sweep.cli.options import MLRUNS, AsJson, File, Name, Overrides, Store
 from forge_sweep.cli.printing import (
     cell,
@@ -190,7 +191,7 @@ def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> 
     from forge_sweep.cli.watchers import searched, winner_words
     from forge_sweep.study import phases_words
 
-    study = _find(experiment, store)
+    study = find(experiment, store)
     if as_json:
         emit(study.status())
         return
@@ -213,12 +214,38 @@ def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> 
         say(f"audit of pruned trials, outside these costs: {audit.words()}")
 
 
-def trials(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
+def trials(
+    experiment: Name,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", metavar="NAME", help="Also this metric, from the kept predictions; may be repeated."),
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option("--sort", metavar="NAME", help="Best first by value, or by a metric.")
+    ] = None,
+    store: Store = MLRUNS,
+    as_json: AsJson = False,
+) -> None:
     """List every trial with its state, score, cost and parameters."""
-    study = _find(experiment, store)
-    rows = study.rows()
+    study = find(experiment, store)
+    rows, wanted = study.rows(), [*(metric or ()), *([sort] if sort not in (None, "value") else [])]
+    scored: dict[str, dict[int, float | None]] = {}
+    better = {"value": study.direction}
+    if wanted:
+        from forge_sweep import predictions
+
+        kept = predictions.read(study, store, wanted=("trial",))
+        for name in dict.fromkeys(map(kept.metric, wanted)):
+            found, better[name] = kept.score(name), kept.task.direction(name)
+            scored[name] = {row.number: jsons.plain(found.get(f"trial:{row.number}")) for row in rows}
+        sort = kept.metric(sort) if sort not in (None, "value") else sort
+    if sort is not None:
+        by = {row.number: row.value for row in rows} if sort == "value" else scored[sort]
+        sign = -1.0 if better[sort] == "maximize" else 1.0
+        rows.sort(key=lambda row: (by[row.number] is None, sign * (by[row.number] or 0.0)))
     if as_json:
-        emit([row.to_dict() for row in rows])
+        own = {row.number: {name: values[row.number] for name, values in scored.items()} for row in rows}
+        emit([row.to_dict() | ({"metrics": own[row.number]} if scored else {}) for row in rows])
         return
     from forge_sweep.report import COSTS, costs_of, tenths, varying
 
@@ -227,8 +254,11 @@ def trials(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> 
     for row in rows:
         params = (row.params.get(name) for name in names)
         said = ", ".join(each.code for each in row.findings) or "-"
-        cells.append((str(row.number), row.state, row.value, row.epochs, *params, *map(tenths, costs_of(row)), said))
-    print_table(("trial", "state", "value", "epochs", *names, *COSTS, "findings"), cells)
+        more = [values[row.number] for values in scored.values()]
+        cells.append(
+            (str(row.number), row.state, row.value, *more, row.epochs, *params, *map(tenths, costs_of(row)), said)
+        )
+    print_table(("trial", "state", "value", *scored, "epochs", *names, *COSTS, "findings"), cells)
     print_costs(study.costs_by_state())
     for row in rows:
         if row.failure:
@@ -242,7 +272,7 @@ def diagnose(
     as_json: AsJson = False,
 ) -> None:
     """Say why trials learned nothing, or less than they could, and what the sweep should try next."""
-    study = _find(experiment, store)
+    study = find(experiment, store)
     rows = [row for row in study.rows() if trial in (None, row.number)]
     if not rows and trial is not None:
         known = f"it has 0 to {len(study.rows()) - 1}" if study.rows() else "it has none yet"
@@ -286,7 +316,7 @@ def replay(
     """Show which recorded trials another pruner would have pruned, and what it would have saved."""
     from forge_sweep.study.replay import replay_study
 
-    found = replay_study(_find(experiment, store), pruner or (), _settings(setting or ()))
+    found = replay_study(find(experiment, store), pruner or (), _settings(setting or ()))
     if as_json:
         emit([each.to_dict() for each in found])
         return
@@ -329,7 +359,7 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
 
 def best(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
     """Show the confirmed winner, the registered model, and the best trial of the search."""
-    study = _find(experiment, store)
+    study = find(experiment, store)
     row, final = study.best(), study.final()
     if row is None and final is None:
         raise InputError(f"{study.name} has no finished trial yet", hint=f"see `forge-sweep trials {experiment}`")
@@ -364,6 +394,8 @@ def _print_best(row: TrialRow | None, final: dict[str, Any] | None, objective: s
         if final.get("evaluation"):
             print_table(*side_by_side(final["evaluation"]))
         say(f"best in the search: {searched(row, objective)}")
+        if final.get("optimism"):
+            say(final["optimism"]["words"])
 
 
 def report(
@@ -375,7 +407,7 @@ def report(
     from forge_sweep.report import write_report
 
     refuse_unwritable(output)
-    study = _find(experiment, store)
+    study = find(experiment, store)
     write_report(study, output)
     say(f"wrote {output}")
     final = study.final()
@@ -394,7 +426,7 @@ def ui(
     """Open the MLflow UI and optuna-dashboard for an experiment."""
     from forge_sweep.ui import has_browser, serve
 
-    study = _find(experiment, store)
+    study = find(experiment, store)
     serve(study, store, port, echo=echo, open_browser=not no_browser and has_browser())
 
 
@@ -458,7 +490,8 @@ def _name(experiment: str) -> str:
     return _load(Path(experiment)).name if experiment.endswith(".toml") else experiment
 
 
-def _find(experiment: str, store: Path) -> Shared:
+def find(experiment: str, store: Path) -> Shared:
+    """The study of an experiment, by its file or its name; InputError where there is none."""
     from forge_sweep.study import find_shared, no_study
 
     name = _name(experiment)

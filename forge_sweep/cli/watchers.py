@@ -290,6 +290,8 @@ def print_result(name: str, result: SweepResult) -> None:
     if result.evaluation is None:
         say("test      " + ", ".join(f"{name} {figure(value)}" for name, value in result.test.items()))
     say(f"search    best in the search: {searched(result.best, result.objective)}")
+    if result.optimism is not None:
+        say(f"optimism  {result.optimism['words']}")
     say(f"trials    {counts}{ended}")
     if result.audit is not None:
         say(f"pruning   {result.audit['words']}")

@@ -14,6 +14,7 @@ from forge_sweep.checks.audit import Audit, histograms_html
 from forge_sweep.errors import BundleError
 from forge_sweep.experiment import Experiment, derived_seed
 from forge_sweep.study import StudyView, sides, sides_words
+from forge_sweep.sweep import kept
 from forge_sweep.sweep.confirm import Confirmed, waiting_bundle
 from forge_sweep.sweep.context import Context, baseline_values, finite
 from forge_sweep.sweep.tuning import configuration, tuning
@@ -73,6 +74,7 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
         "confirmed": confirmed_figures,
         "test": on_test["metrics"],
         "evaluation": None if evaluation is None else evaluation.to_dict(),
+        "optimism": kept.optimism(context),
     }
     _log_summary(context, parent, final, metric)
     ready = context.checkpoints / "winner"
@@ -196,10 +198,14 @@ def _compared_with(context: Context, verdict: Verdict) -> list[tuple[ScoredModel
     return found
 
 
+OWN_NAME = {"corrected": ""}
+"""The figure itself, beside its ``_low`` and ``_high``."""
+
+
 def _log_summary(context: Context, parent: Run, final: dict[str, Any], metric: str) -> None:
     winner, objective = final["winner"], context.experiment.objective.metric
     baselines, best = baseline_values(context), context.study.best()
-    compared = final["comparison"]
+    compared, corrected = final["comparison"], final["optimism"] or {}
     searched: dict[str, float] = {}
     if best is not None and best.value is not None:
         searched = {f"best_{objective}": best.value, "best_trial": best.number}
@@ -211,6 +217,9 @@ def _log_summary(context: Context, parent: Run, final: dict[str, Any], metric: s
             **({"best_baseline": next(iter(baselines.values()))} if baselines else {}),
             **_defined({name: compared.get(name) for name in ("lead", "low", "high")}, "lead", {"lead": ""}),
             **searched,
+            **_defined(
+                {name: corrected.get(name) for name in ("corrected", "low", "high")}, "best_corrected", OWN_NAME
+            ),
             **final["test"],
             **_of_others(final["evaluation"], metric),
         }
@@ -264,6 +273,8 @@ def _as_markdown(context: Context, final: dict[str, Any]) -> str:
         mark = MARK if row["label"] == final["winner"]["label"] else ""
         figures = figure(row["searched"]), figure(row["mean"]), between(row["interval"])
         lines.append(f"| {row['words']}{mark} | {' | '.join(figures)} |")
+    if final["optimism"] is not None:
+        lines += ["", f"In the search, {final['optimism']['words']}."]
     if final["evaluation"] is None:
         return "\n".join([*lines, "", f"Test: {', '.join(f'{k} {figure(v)}' for k, v in final['test'].items())}"])
     titles, rows = side_by_side(final["evaluation"])

@@ -41,6 +41,8 @@ class SweepResult:
             `forge_sweep.bundle.Evaluation`. None for a sweep of an older version.
         phases: seconds of each phase, over interruptions; see `StudyView.phases`.
         findings: what the trials say together; see `Finding.to_dict`.
+        optimism: what the best trial of the search is worth once corrected for having been chosen, in figures and in
+            ``words``; None where predictions were not kept. See `forge_sweep.predictions.optimism`.
         audit: what the audit of pruned trials found; None without ``study.audit_pruned``. See `PruningAudit`.
     """
 
@@ -65,6 +67,7 @@ class SweepResult:
     phases: dict[str, float] = field(default_factory=dict)
     findings: list[dict[str, Any]] = field(default_factory=list)
     audit: dict[str, Any] | None = None
+    optimism: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
