@@ -198,14 +198,11 @@ def _compared_with(context: Context, verdict: Verdict) -> list[tuple[ScoredModel
     return found
 
 
-OWN_NAME = {"corrected": ""}
-"""The figure itself, beside its ``_low`` and ``_high``."""
-
-
 def _log_summary(context: Context, parent: Run, final: dict[str, Any], metric: str) -> None:
     winner, objective = final["winner"], context.experiment.objective.metric
     baselines, best = baseline_values(context), context.study.best()
-    compared, corrected = final["comparison"], final["optimism"] or {}
+    compared, optimism = final["comparison"], final["optimism"] or {}
+    corrected = {name: optimism.get(name) for name in ("corrected", "low", "high")}
     searched: dict[str, float] = {}
     if best is not None and best.value is not None:
         searched = {f"best_{objective}": best.value, "best_trial": best.number}
@@ -217,9 +214,7 @@ def _log_summary(context: Context, parent: Run, final: dict[str, Any], metric: s
             **({"best_baseline": next(iter(baselines.values()))} if baselines else {}),
             **_defined({name: compared.get(name) for name in ("lead", "low", "high")}, "lead", {"lead": ""}),
             **searched,
-            **_defined(
-                {name: corrected.get(name) for name in ("corrected", "low", "high")}, "best_corrected", OWN_NAME
-            ),
+            **_defined(corrected, "best_corrected", {"corrected": ""}),
             **final["test"],
             **_of_others(final["evaluation"], metric),
         }
