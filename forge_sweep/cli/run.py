@@ -254,8 +254,8 @@ def trials(
     for row in rows:
         params = (row.params.get(name) for name in names)
         said = ", ".join(each.code for each in row.findings) or "-"
-        own = (row.value, *(values[row.number] for values in scored.values()))
-        cells.append((str(row.number), row.state, *own, row.epochs, *params, *map(tenths, costs_of(row)), said))
+        figures = (row.value, *(values[row.number] for values in scored.values()))
+        cells.append((str(row.number), row.state, *figures, row.epochs, *params, *map(tenths, costs_of(row)), said))
     print_table(("trial", "state", "value", *scored, "epochs", *names, *COSTS, "findings"), cells)
     print_costs(study.costs_by_state())
     for row in rows:
