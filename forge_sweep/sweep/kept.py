@@ -48,7 +48,7 @@ def prepare(context: Context, parent: Run, *, remade: bool) -> None:
     if note == before:
         return
     context.study.note(NOTE, note)
-    if "fix" in note and tracking.predictions:
+    if "fix" in note and tracking.predictions and "predictions_mb" not in before.get("fix", ""):
         context.inform(f"validation predictions are not kept: {note['why']}; {note['fix']}")
 
 
