@@ -108,7 +108,8 @@ class Kept:
         rows: fingerprint of the rows.
         objective: of the sweep, such as ``val_auc``.
         scores: (n, units) by label, as `Task.to_scores` gives them: float32, or float64 where there is an offset.
-            Labels are ``trial:7``, ``baseline:xgboost``, ``confirm:0007:1`` (its seed) and ``audit:7``
+            Labels are ``trial:7``, ``baseline:xgboost``, ``baseline:xgboost_tuned-0003`` (the best one without
+            its number), ``confirm:0007:1`` (its seed) and ``audit:7``
             (a pruned trial, trained to its end).
         finished: labels of the trials that finished, imported ones aside, by number.
         missing: why there are none, by label, of trials that ended and of runs whose file is gone.
@@ -251,6 +252,9 @@ def read(study: StudyView, store: Path, *, wanted: Collection[str] | None = None
             missing[label] = f"they are of other rows, {its['rows']}, than the sweep's, {about['rows']}"
             continue
         scores[label] = values["scores"] if not values["offset"].any() else values["scores"] + values["offset"]
+    for name, noted in study.notes("baseline:").items():  # the best configuration stands for a tuned one
+        if "number" in noted and (best := f"{name}-{noted['number']:04d}") in scores:
+            scores[name] = scores.pop(best)
     rows = study.rows()
     for row in rows if wanted is None or "trial" in wanted else ():
         label = f"trial:{row.number}"

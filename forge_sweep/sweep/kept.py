@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from forge_sweep import predictions
+from forge_sweep.baselines import SPACES
 from forge_sweep.errors import ForgeSweepError, InputError, TrackingDown
 from forge_sweep.predictions import FILE, NOTE, TAG
 from forge_sweep.sweep.context import Context
@@ -96,8 +97,10 @@ def _fingerprint(context: Context, encoded: np.ndarray) -> str:
 
 def _trainings(context: Context) -> int:
     experiment = context.experiment
-    confirmed = (experiment.confirm.top + 1) * experiment.confirm.seeds
-    return experiment.study.n_trials + len(experiment.baselines.kinds) + confirmed
+    confirmed, kinds = (experiment.confirm.top + 1) * experiment.confirm.seeds, experiment.baselines.kinds
+    tune = experiment.baselines.tune
+    tuned = tune.trials * len(SPACES.keys() & set(kinds)) if tune else 0
+    return experiment.study.n_trials + len(kinds) + tuned + confirmed
 
 
 def _size_mb(context: Context, rows: int, units: int) -> float:

@@ -17,6 +17,7 @@ from forge_sweep.experiment import Experiment, Params, TuneSpec, derived_seed
 from forge_sweep.study import TUNED, StudyView
 from forge_sweep.sweep.context import Context, finish, finish_failed, finite, rank, stop_if_asked
 from forge_sweep.sweep.jobs import Outcome
+from forge_sweep.sweep.kept import keep
 from forge_sweep.training import classify
 
 BEGUN = "tuning"
@@ -146,8 +147,9 @@ def _fit(context: Context, name: str, number: int, params: Params, seed: int, le
         context.study.note(f"{TUNED}{name}:{number:04d}", note)
         return True
     run.log_params({k: v for k, v in result.bundle.metadata["params"].items() if k not in params})
-    figures = Outcome.of(result).summary(context.experiment.objective.metric, context.first_epoch)
-    tags = {"forge.weights_sha256": result.bundle.weights_sha256}
+    outcome = Outcome.of(result, context.kept_rows)
+    figures = outcome.summary(context.experiment.objective.metric, context.first_epoch)
+    tags = {"forge.weights_sha256": outcome.weights, **keep(context, run, outcome.predictions)}
     finish(run, "finished", "FINISHED", {**figures, "seconds": result.seconds}, tags)
     note |= {"value": result.value, "metrics": finite(result.metrics), "seconds": result.seconds}
     context.study.note(f"{TUNED}{name}:{number:04d}", note)
