@@ -104,7 +104,7 @@ def result_of(study: StudyView, final: Mapping[str, Any]) -> SweepResult:
     best, experiment, audit = study.best(), study.resolved, study.audit()
     notes = study.notes("baseline:")
     kinds = [*experiment["baselines"]["kinds"]]
-    kinds += map(tuned_name, kinds if experiment["baselines"].get("tune") else ())
+    kinds += [tuned_name(kind) for kind in kinds if experiment["baselines"].get("tune")]
     known = {kind: notes.get(f"baseline:{kind}", {}).get("value") for kind in kinds}
     found = {kind: value for kind, value in known.items() if value is not None}
     best_first = sorted(found, key=lambda kind: found[kind], reverse=study.direction == "maximize")
