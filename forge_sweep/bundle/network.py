@@ -44,8 +44,18 @@ LAYERS = frozenset(
         *("MultiHeadAttention", "Attention", "LSTM", "GRU", "SimpleRNN"),
     }
 )
-# Our own layers compute and do nothing else, and refuse sizes that only a huge file could stand for.
-OWN = frozenset(("forge_sweep.models.layers.numbers", name) for name in ("Periodic", "PiecewiseLinear"))
+# Our own layers compute and do nothing else, and refuse sizes that only a huge file could stand for. The loss of members
+# is written with the network, and never read.
+OWN = frozenset(
+    {
+        *(("forge_sweep.models.layers.numbers", name) for name in ("Periodic", "PiecewiseLinear")),
+        *(
+            ("forge_sweep.models.layers.members", name)
+            for name in ("Members", "MemberDense", "MemberOutput", "MemberLoss")
+        ),
+        ("forge_sweep.models.layers.tokens", "FeatureTokens"),
+    }
+)
 MODELS = {
     ("forge_sweep.models.joint", "JointLoss"),  # of several heads; it is written with the network, and never read
     *(("keras", "Sequential"), ("keras.src.models.sequential", "Sequential")),

@@ -8,10 +8,16 @@ from forge_sweep.experiment import HYPERPARAMETERS
 from forge_sweep.task import Joint
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import keras
 
     from forge_sweep.experiment import Params
     from forge_sweep.task import Task
+
+
+UNDECAYED = ("bias", "beta", "gamma", "token_direction", "token_bias", "token_of_row")
+"""Names of weights that no weight decay draws to 0: biases, and those of normalisations and tokens."""
 
 
 def compile_model(model: keras.Model, task: Task, params: Params) -> None:
@@ -20,6 +26,26 @@ def compile_model(model: keras.Model, task: Task, params: Params) -> None:
     jit_compile stays "auto": Keras turns XLA off where there are CPUs only, since TensorFlow is slower there with it.
     """
     model.compile(optimizer=optimizer(params), loss=loss(task))
+
+
+def compile_published(
+    model: keras.Model, task: Task, params: Params, of_loss: Callable[[Any], Any] = lambda it: it
+) -> None:
+    """Compile one of the networks from papers: no weight decay on vectors that are added, and gradients clipped.
+
+    Args:
+        model: to compile.
+        task: gives the loss.
+        params: ``weight_decay`` and ``clip_norm`` are those of the paper where the trial names none.
+        of_loss: makes the loss that is minimised of the task's.
+    """
+    made = optimizer(params)
+    made.exclude_from_weight_decay(var_list=[each for each in model.trainable_variables if each.name in UNDECAYED])
+    if (decay := params.get("weight_decay")) is not None:
+        made.weight_decay = float(decay)
+    if norm := params.get("clip_norm"):
+        made.global_clipnorm = float(norm)
+    model.compile(optimizer=made, loss=of_loss(loss(task)))
 
 
 def optimizer(params: Params) -> Any:

@@ -38,10 +38,11 @@ def loss_settings(model: keras.Model) -> Mapping[str, Any]:
 
 
 def training_outputs(model: keras.Model, x: Features) -> np.ndarray:
-    """Raw outputs in training mode, (n, units) float32: dropout and augmentation are active."""
+    """Raw outputs in training mode, (n, units) float32: dropout and augmentation are active. Of members the mean."""
     from keras import ops
 
-    return np.asarray(ops.convert_to_numpy(model(x, training=True)), np.float32)
+    found = np.asarray(ops.convert_to_numpy(model(x, training=True)), np.float32)
+    return found.mean(axis=1) if found.ndim == 3 else found
 
 
 def idle_units(model: keras.Model, x: Features) -> list[tuple[str, int, float, float | None]]:

@@ -6,6 +6,16 @@ the package name ``forge_sweep``, and a bundle that has them needs no ``--trust`
 
 from __future__ import annotations
 
+from forge_sweep.models.layers.members import MemberDense, MemberLoss, MemberOutput, Members
 from forge_sweep.models.layers.numbers import Periodic, PiecewiseLinear
+from forge_sweep.models.layers.tokens import FeatureTokens
 
-__all__ = ["Periodic", "PiecewiseLinear"]
+__all__ = [
+    "FeatureTokens",
+    "MemberDense",
+    "MemberLoss",
+    "MemberOutput",
+    "Members",
+    "Periodic",
+    "PiecewiseLinear",
+]

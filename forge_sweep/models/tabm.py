@@ -1,0 +1,85 @@
+"""TabM: one network that is many, whose members share most weights (Gorishniy, Kotelnikov and Babenko, ICLR 2025).
+
+Written from the paper, https://arxiv.org/abs/2410.24210. TabM-mini gives each member its own view of the inputs and its
+own head; all share what is between. With ``full`` members also have vectors of their own around every dense layer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from forge_sweep.models.compiling import compile_published
+from forge_sweep.models.heads import Heads
+
+if TYPE_CHECKING:
+    import keras
+
+    from forge_sweep.experiment import Params
+    from forge_sweep.task import Task
+
+DEFAULTS: Params = {
+    **{"members": 16, "full": False, "width": 256, "depth": 3, "dropout": 0.1},
+    **{"optimizer": "adamw", "learning_rate": 2e-3, "weight_decay": 3e-4, "clip_norm": 1.0, "batch_size": 256},
+}
+"""Of the paper, with 16 members of 256 units in place of 32 of 512: a sixth of the time, and nearly as good."""
+
+
+def build(n_features: int, task: Task, params: Params) -> keras.Model:
+    """A compiled TabM: views -> (dense -> ReLU -> dropout) x depth -> a head of each member.
+
+    Its output in training is (rows, members, units), see `layers.members.MemberOutput`.
+
+    Args:
+        n_features: columns of the preprocessed features.
+        task: gives units, activation and loss of the heads.
+        params: hyperparameters; what they lack has its value in `DEFAULTS`.
+
+    Returns:
+        A model from (rows, n_features) to (rows, task.units), float32.
+    """
+    import keras
+    from keras import layers
+
+    from forge_sweep.models.layers.members import Averaged, MemberDense, MemberLoss, MemberOutput, Members, uniform
+
+    params = {**DEFAULTS, **params}
+    features = keras.Input((n_features,), name="features")
+    hidden = Members(int(params["members"]), name="views")(features)
+    for number in range(1, int(params["depth"]) + 1):
+        width, name = int(params["width"]), f"dense_{number}"
+        if params["full"]:
+            hidden = MemberDense(width, first=number == 1, name=name)(hidden)
+        else:
+            begin = uniform(int(hidden.shape[-1]))
+            hidden = layers.Dense(width, kernel_initializer=begin, bias_initializer=begin, name=name)(hidden)
+        hidden = layers.Activation("relu", name=f"activation_{number}")(hidden)
+        if params["dropout"]:
+            hidden = layers.Dropout(float(params["dropout"]), name=f"dropout_{number}")(hidden)
+    outputs = {}
+    heads = Heads.of(task)
+    for name, head in heads.items():
+        averaged: Averaged = "values"
+        if head.task.from_logits:
+            averaged = "softmax" if head.task.kind == "multiclass" else "sigmoid"
+        of_members: Any = MemberOutput(head.units, head.activation, averaged, dtype="float32", name=head.layer_name)
+        outputs[name] = of_members(hidden)
+    model = keras.Model(features, heads.join(outputs), name="tabm")
+    compile_published(model, task, params, MemberLoss)
+    return model
+
+
+def size(n_features: int, task: Task, params: Params) -> tuple[int, int]:
+    """Parameters of the model, and values per row that its layers give."""
+    params = {**DEFAULTS, **params}
+    members, width, depth = int(params["members"]), int(params["width"]), int(params["depth"])
+    parameters, inputs = members * n_features, n_features
+    for number in range(depth):
+        parameters += inputs * width
+        if params["full"]:
+            parameters += members * (2 * width + (inputs if number else 0))
+        else:
+            parameters += width
+        inputs = width
+    layers = 2 + bool(params["dropout"])
+    values = n_features * (1 + members) + members * width * layers * depth + task.units
+    return parameters + members * task.units * (inputs + 1), values + (task.units if len(task.heads) > 1 else 0)
