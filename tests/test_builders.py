@@ -32,7 +32,7 @@ TASKS["joint"] = Joint.of({"one": TASKS["multilabel"], "two": TASKS["regression"
 SMALL = {"width": 16, "depth": 2, "learning_rate": 0.01}
 KINDS = {
     "tabm": (tabm, {**SMALL, "members": 4}),
-    "tabm full": (tabm, {**SMALL, "members": 4, "full": True, "dropout": 0.0}),
+    "tabm full": (tabm, {**SMALL, "members": 4, "full": True, "dropout": 0.0, "embedding": 0}),
     "resnet": (resnet, {**SMALL, "residual_dropout": 0.1}),
     "ft_transformer": (ft_transformer, {**SMALL, "depth": 1, "residual_dropout": 0.1}),
 }
@@ -89,7 +89,7 @@ def test_saved_and_read_it_says_the_same_and_decays_no_bias(kind, tmp_path):
     before = [np.array(weight) for weight in now]
     model.optimizer.apply_gradients([(np.zeros_like(was), w) for was, w in zip(before, now, strict=True)])
     decayed = {w.name for was, w in zip(before, now, strict=True) if not np.array_equal(was, np.array(w))}
-    assert {"kernel"} <= decayed <= {"kernel", "scale", "before", "after"}
+    assert {"kernel"} <= decayed <= {"kernel", "linear", "scale", "before", "after"}
 
 
 def test_members_are_trained_apart_and_their_probabilities_averaged():
@@ -113,12 +113,12 @@ def test_sigmoids_of_logits_are_averaged_too():
 
 
 def test_the_values_of_one_embedded_feature_begin_with_one_weight():
-    layer = Members(3, "normal", groups=[2, 3])
+    layer = Members(3, "normal", sources=[7, 7, 2, 2, 2])
     layer.build((None, 5))
     scale = np.array(layer.scale)
     assert [len({*row}) for row in scale] == [2, 2, 2]
-    with pytest.raises(ValueError, match="do not add up"):
-        Members(3, groups=[2, 3]).build((None, 6))
+    with pytest.raises(ValueError, match="sources for 5 values"):
+        Members(3, sources=[7, 7, 2, 2, 2]).build((None, 6))
 
 
 def test_a_loss_that_smooths_no_labels_refuses_to():

@@ -44,8 +44,8 @@ LAYERS = frozenset(
         *("MultiHeadAttention", "Attention", "LSTM", "GRU", "SimpleRNN"),
     }
 )
-# Our own layers compute and do nothing else, and refuse sizes that only a huge file could stand for. The loss of members
-# is written with the network, and never read.
+# Our own layers compute and do nothing else, and refuse sizes that only a huge file could stand for. The loss of
+# members is written with the network, and never read.
 OWN = frozenset(
     {
         *(("forge_sweep.models.layers.numbers", name) for name in ("Periodic", "PiecewiseLinear")),

@@ -13,26 +13,29 @@ from forge_sweep.models.heads import Heads
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
 
     from forge_sweep.experiment import Params
     from forge_sweep.task import Task
 
 DEFAULTS: Params = {
-    **{"members": 16, "full": False, "width": 256, "depth": 3, "dropout": 0.1},
+    **{"members": 16, "full": False, "width": 256, "depth": 3, "dropout": 0.1, "embedding": 12, "bins": 16},
     **{"optimizer": "adamw", "learning_rate": 2e-3, "weight_decay": 3e-4, "clip_norm": 1.0, "batch_size": 256},
 }
 """Of the paper, with 16 members of 256 units in place of 32 of 512: a sixth of the time, and nearly as good."""
 
 
-def build(n_features: int, task: Task, params: Params) -> keras.Model:
-    """A compiled TabM: views -> (dense -> ReLU -> dropout) x depth -> a head of each member.
+def build(n_features: int, task: Task, params: Params, rows: np.ndarray | None = None) -> keras.Model:
+    """A compiled TabM: embedding of numbers -> views -> (dense -> ReLU -> dropout) x depth -> a head of each member.
 
     Its output in training is (rows, members, units), see `layers.members.MemberOutput`.
 
     Args:
         n_features: columns of the preprocessed features.
         task: gives units, activation and loss of the heads.
-        params: hyperparameters; what they lack has its value in `DEFAULTS`.
+        params: hyperparameters; what they lack has its value in `DEFAULTS`; without numbers embedded where
+            ``embedding`` is 0.
+        rows: preprocessed training rows, (any number, n_features), whose quantiles are the edges of bins.
 
     Returns:
         A model from (rows, n_features) to (rows, task.units), float32.
@@ -41,10 +44,18 @@ def build(n_features: int, task: Task, params: Params) -> keras.Model:
     from keras import layers
 
     from forge_sweep.models.layers.members import Averaged, MemberDense, MemberLoss, MemberOutput, Members, uniform
+    from forge_sweep.models.layers.numbers import PiecewiseLinear
 
     params = {**DEFAULTS, **params}
     features = keras.Input((n_features,), name="features")
-    hidden = Members(int(params["members"]), name="views")(features)
+    members = int(params["members"])
+    if params["embedding"]:
+        numbers = PiecewiseLinear(int(params["embedding"]), int(params["bins"]), name="numbers")
+        numbers.adapt(rows)
+        hidden = numbers(features)
+        hidden = Members(members, "normal", numbers.sources, name="views")(hidden)
+    else:
+        hidden = Members(members, name="views")(features)
     for number in range(1, int(params["depth"]) + 1):
         width, name = int(params["width"]), f"dense_{number}"
         if params["full"]:
@@ -69,10 +80,16 @@ def build(n_features: int, task: Task, params: Params) -> keras.Model:
 
 
 def size(n_features: int, task: Task, params: Params) -> tuple[int, int]:
-    """Parameters of the model, and values per row that its layers give."""
+    """Parameters of the model, and values per row that its layers give; at most, where numbers are embedded.
+
+    A column with few distinct values has fewer bins.
+    """
     params = {**DEFAULTS, **params}
     members, width, depth = int(params["members"]), int(params["width"]), int(params["depth"])
-    parameters, inputs = members * n_features, n_features
+    embedding = int(params["embedding"])
+    inputs = n_features * max(embedding, 1)
+    parameters = members * inputs + inputs * (int(params["bins"]) + 2) * bool(embedding)
+    values = n_features + inputs * (members + bool(embedding))
     for number in range(depth):
         parameters += inputs * width
         if params["full"]:
@@ -81,5 +98,5 @@ def size(n_features: int, task: Task, params: Params) -> tuple[int, int]:
             parameters += width
         inputs = width
     layers = 2 + bool(params["dropout"])
-    values = n_features * (1 + members) + members * width * layers * depth + task.units
+    values += members * width * layers * depth + task.units
     return parameters + members * task.units * (inputs + 1), values + (task.units if len(task.heads) > 1 else 0)

@@ -5,11 +5,14 @@ A tensor of members is (rows, members, width). Imports Keras; all is computed wi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import keras
 import numpy as np
 from keras import initializers, ops
+
+from forge_sweep.models.layers.numbers import whole
 
 Draws = Literal["signs", "normal", "ones"]
 Averaged = Literal["values", "softmax", "sigmoid"]
@@ -22,26 +25,29 @@ class Members(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
     Args:
         members: how many.
         draws: initial weights: ``signs`` are -1 and 1, each half of the time, ``normal`` is N(0, 1), ``ones``.
-        groups: how many values each feature has: 1, or the dimensions of each feature's embedding. The values of one
-            feature begin with the same weight, since they stand or fall together. A list gives each feature's own.
+        sources: the column that each value comes from, such as `PiecewiseLinear.sources`; those of one column begin
+            with one weight, since they stand or fall together. None: each with its own.
         options: of `keras.layers.Layer`.
 
     Raises:
-        ValueError: ``groups`` do not add up to the width.
+        ValueError: there are not as many ``sources`` as values.
     """
 
-    def __init__(self, members: int, draws: Draws = "signs", groups: int | list[int] = 1, **options: Any) -> None:
+    def __init__(
+        self, members: int, draws: Draws = "signs", sources: Sequence[int] | None = None, **options: Any
+    ) -> None:
         super().__init__(**options)
-        self.members, self.draws, self.groups = int(members), draws, groups
+        self.members, self.draws = whole("members", members), draws
+        self.sources = None if sources is None else [int(source) for source in sources]
 
     def build(self, shape: Any) -> None:
         """One weight for each member and value."""
-        width, groups = int(shape[-1]), self.groups
-        sizes = np.full(width // groups, groups) if isinstance(groups, int) else np.asarray(groups)
-        if sizes.sum() != width:
-            raise ValueError(f"groups = {groups} do not add up to the width of {self.name}, {width}")
-        drawn = _drawn(self.draws, (self.members, len(sizes)))
-        owner = np.repeat(np.arange(len(sizes)), sizes)  # of each value
+        width = int(shape[-1])
+        sources = range(width) if self.sources is None else self.sources
+        if len(sources) != width:
+            raise ValueError(f"{self.name} has sources for {len(sources)} values, and there are {width}")
+        columns, owner = np.unique(np.asarray(sources), return_inverse=True)
+        drawn = _drawn(self.draws, (self.members, len(columns)))
         self.scale = self.add_weight(
             shape=(self.members, width),
             initializer=lambda shape, dtype: ops.cast(ops.take(drawn, owner, axis=1), dtype),
@@ -59,7 +65,7 @@ class Members(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
 
     def get_config(self) -> dict[str, Any]:
         """All that it was made of."""
-        return {**super().get_config(), "members": self.members, "draws": self.draws, "groups": self.groups}
+        return {**super().get_config(), "members": self.members, "draws": self.draws, "sources": self.sources}
 
 
 @keras.saving.register_keras_serializable(package="forge_sweep")
@@ -77,7 +83,7 @@ class MemberDense(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
 
     def __init__(self, units: int, first: bool = False, **options: Any) -> None:
         super().__init__(**options)
-        self.units, self.first = int(units), bool(first)
+        self.units, self.first = whole("units", units), bool(first)
 
     def build(self, shape: Any) -> None:
         """The shared kernel, and two or three vectors for each member."""
@@ -120,7 +126,7 @@ class MemberOutput(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
 
     def __init__(self, units: int, activation: Any = "linear", averaged: Averaged = "values", **options: Any) -> None:
         super().__init__(**options)
-        self.units, self.averaged = int(units), averaged
+        self.units, self.averaged = whole("units", units), averaged
         self.activation = keras.activations.get(activation)
 
     def build(self, shape: Any) -> None:

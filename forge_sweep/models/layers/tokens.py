@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from forge_sweep.models.layers.members import uniform
+from forge_sweep.models.layers.numbers import whole
 
 
 @keras.saving.register_keras_serializable(package="forge_sweep")
@@ -23,7 +24,7 @@ class FeatureTokens(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
 
     def __init__(self, width: int, **options: Any) -> None:
         super().__init__(**options)
-        self.width = int(width)
+        self.width = whole("width", width)
 
     def build(self, shape: Any) -> None:
         """A direction and a bias for each column."""
