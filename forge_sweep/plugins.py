@@ -39,7 +39,7 @@ class Group:
 
 
 SOURCES = Group("forge_sweep.sources", "source", "data.source =", ("file", "sample", "postgres"))
-BUILDERS = Group("forge_sweep.builders", "builder", "model.builder =", ("mlp",))
+BUILDERS = Group("forge_sweep.builders", "builder", "model.builder =", ("mlp", "tabm", "resnet", "ft_transformer"))
 FORMATS = Group("forge_sweep.formats", "export format", "--format", ("keras", "saved_model", "onnx", "tflite"))
 COMMANDS = Group("forge_sweep.commands", "command", "forge-sweep", ("data",))
 

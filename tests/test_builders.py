@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import keras
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from forge_sweep.models import ft_transformer, resnet, tabm
 from forge_sweep.models.general import adjust
 from forge_sweep.models.layers.members import MemberLoss, MemberOutput, Members
 from forge_sweep.task import Joint, Task
+from forge_sweep.testing import BuilderContract
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -125,3 +128,24 @@ def test_a_loss_that_smooths_no_labels_refuses_to():
     assert "label_smoothing" not in MemberLoss("mean_squared_error").get_config()
     with pytest.raises(InputError, match="label_smoothing"):
         made("tabm", TASKS["regression"], label_smoothing=0.1)
+
+
+class TestTabM(BuilderContract):
+    """TabM keeps what every builder promises."""
+
+    builder = "tabm"
+    experiment: ClassVar = {"model": {"search": {"width": {"type": "int", "low": 16, "high": 64}, "members": 4}}}
+
+
+class TestResNet(BuilderContract):
+    """So does ResNet."""
+
+    builder = "resnet"
+    experiment: ClassVar = {"model": {"search": {"width": {"type": "int", "low": 16, "high": 64}}}}
+
+
+class TestFTTransformer(BuilderContract):
+    """And FT-Transformer."""
+
+    builder = "ft_transformer"
+    experiment: ClassVar = {"model": {"search": {"width": {"type": "int", "low": 16, "high": 32}, "depth": 1}}}

@@ -42,7 +42,79 @@ def _with(known: Hyperparameter, default: Any) -> Hyperparameter:
     return Hyperparameter(known.type, default, known.doc, known.low, known.high, known.choices)
 
 
+def _sized(width: int, depth: int, dropout: float) -> dict[str, Hyperparameter]:
+    """What the networks from papers have in common besides the general hyperparameters."""
+    return {
+        "width": Hyperparameter("int", width, "Units of each block.", low=1, high=4096),
+        "depth": Hyperparameter("int", depth, "Number of blocks.", low=1, high=64),
+        "dropout": Hyperparameter("float", dropout, "Share of units dropped in each block.", low=0.0, high=0.95),
+    }
+
+
+_ADAMW = {"optimizer": "adamw", "batch_size": 256}
+_RESIDUAL = Hyperparameter("float", 0.0, "Share of what a block adds that is dropped.", low=0.0, high=0.95)
+_RATES = Dimension(type="float", low=1e-4, high=5e-3, log=True)
+_DROPOUT = Dimension(type="float", low=0.0, high=0.5)
+
 NETWORKS: Mapping[str, Network] = {
+    "tabm": Network(
+        {
+            **general(**_ADAMW, learning_rate=2e-3, weight_decay=3e-4, clip_norm=1.0),
+            **_sized(256, 3, 0.1),
+            "members": Hyperparameter("int", 16, "Members that share most weights.", low=1, high=256),
+            "full": Hyperparameter("bool", False, "Weights of each member around every dense layer: TabM, not -mini."),
+            "embedding": Hyperparameter("int", 12, "Values that a number is embedded in; 0: none.", low=0, high=256),
+            "bins": Hyperparameter("int", 16, "Bins of the embedding of a number.", low=2, high=256),
+        },
+        search={
+            "width": Dimension(type="int", low=64, high=512, log=True),
+            "depth": Dimension(type="int", low=2, high=4),
+            "dropout": _DROPOUT,
+            "embedding": Dimension(type="int", low=8, high=32, step=4),
+            "bins": Dimension(type="int", low=8, high=64),
+            "learning_rate": _RATES,
+            "weight_decay": Dimension(type="float", low=1e-4, high=1e-1, log=True),
+        },
+        study={"patience": 16},
+        scaler="quantile",
+    ),
+    "resnet": Network(
+        {
+            **general(**_ADAMW, learning_rate=1e-3, weight_decay=1e-5),
+            **_sized(192, 3, 0.2),
+            "hidden_factor": Hyperparameter("float", 2.0, "Width inside a block, in widths.", low=0.1, high=16.0),
+            "residual_dropout": _RESIDUAL,
+        },
+        search={
+            "width": Dimension(type="int", low=64, high=512, log=True),
+            "depth": Dimension(type="int", low=1, high=8),
+            "hidden_factor": Dimension(type="float", low=1.0, high=4.0),
+            "dropout": _DROPOUT,
+            "learning_rate": _RATES,
+            "weight_decay": Dimension(type="float", low=1e-6, high=1e-3, log=True),
+        },
+        study={"patience": 16},
+        scaler="quantile",
+    ),
+    "ft_transformer": Network(
+        {
+            **general(**_ADAMW, learning_rate=1e-4, weight_decay=1e-5),
+            **_sized(64, 3, 0.1),
+            "hidden_factor": Hyperparameter("float", 4 / 3, "Width of the gated layer, in widths.", low=0.1, high=16.0),
+            "attention_dropout": Hyperparameter("float", 0.2, "Share of attention dropped.", low=0.0, high=0.95),
+            "residual_dropout": _RESIDUAL,
+        },
+        search={
+            "width": Dimension(type="int", low=32, high=256, step=8),
+            "depth": Dimension(type="int", low=1, high=6),
+            "dropout": _DROPOUT,
+            "attention_dropout": _DROPOUT,
+            "learning_rate": Dimension(type="float", low=1e-5, high=1e-3, log=True),
+            "weight_decay": Dimension(type="float", low=1e-6, high=1e-3, log=True),
+        },
+        study={"patience": 16},
+        scaler="quantile",
+    ),
     "mlp": Network(
         HYPERPARAMETERS,
         search={
@@ -56,6 +128,12 @@ NETWORKS: Mapping[str, Network] = {
     ),
 }
 """By ``model.builder``."""
+
+
+def with_defaults(builder: str, params: Params) -> Params:
+    """All hyperparameters of a builder that have a value, those of ``params`` before the defaults."""
+    known = hyperparameters_of(builder).items()
+    return {**{name: each.default for name, each in known if each.default is not None}, **params}
 
 
 def hyperparameters_of(builder: str) -> Mapping[str, Hyperparameter]:

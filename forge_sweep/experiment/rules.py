@@ -9,6 +9,7 @@ from forge_sweep.errors import Mistake
 from forge_sweep.experiment import data_rules
 from forge_sweep.experiment.code import Code, file_name, is_own
 from forge_sweep.experiment.data import DataSpec
+from forge_sweep.experiment.networks import NETWORKS
 from forge_sweep.experiment.space import Dimension, Hyperparameter, Scalar
 from forge_sweep.experiment.spec import ModelSpec, ObjectiveSpec, PreprocessingSpec, StudySpec, WorkersSpec
 from forge_sweep.experiment.words import Mistakes, as_toml, missing, nearest, wrong
@@ -310,7 +311,7 @@ def labels_can_be_smoothed(data: DataSpec, model: ModelSpec) -> Mistakes:
     if data.task == "joint":
         return  # said when the network is built
     loss = model.loss or pairings(data.task, data.one_hot)[0].loss
-    if model.builder != "mlp" or not share or loss in ("binary_crossentropy", "categorical_crossentropy"):
+    if model.builder not in NETWORKS or not share or loss in ("binary_crossentropy", "categorical_crossentropy"):
         return
     hint = "remove it"
     if loss == "sparse_categorical_crossentropy":

@@ -10,7 +10,7 @@ from forge_sweep import plugins
 from forge_sweep.errors import InputError
 from forge_sweep.experiment import Code, hyperparameters_of
 from forge_sweep.experiment.importing import cause, where
-from forge_sweep.models import mlp, own
+from forge_sweep.models import ft_transformer, mlp, own, resnet, tabm
 from forge_sweep.models.general import adjust
 from forge_sweep.models.heads import Head, Heads
 from forge_sweep.models.own import WrongOutput, callbacks
@@ -28,7 +28,7 @@ __all__ = ["BUILDERS", "Builder", "Head", "Heads", "WrongOutput", "build", "call
 
 @dataclass(frozen=True)
 class Builder:
-    """One kind of network: `mlp`, or the value of an entry point of the group ``forge_sweep.builders``.
+    """One kind of network: of this package, or the value of an entry point of the group ``forge_sweep.builders``.
 
     Attributes:
         build: (n_features, task, params) to a compiled model; ``compile`` is its last step.
@@ -41,7 +41,12 @@ class Builder:
     learns: bool = False
 
 
-BUILDERS = {"mlp": Builder(mlp.build, mlp.size)}
+BUILDERS = {
+    "mlp": Builder(mlp.build, mlp.size),
+    "tabm": Builder(tabm.build, tabm.size, learns=True),
+    "resnet": Builder(resnet.build, resnet.size),
+    "ft_transformer": Builder(ft_transformer.build, ft_transformer.size),
+}
 """The package's own."""
 
 

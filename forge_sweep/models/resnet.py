@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from forge_sweep.experiment import with_defaults
 from forge_sweep.models.compiling import compile_published
 from forge_sweep.models.heads import Heads
 
@@ -16,12 +17,6 @@ if TYPE_CHECKING:
     from forge_sweep.experiment import Params
     from forge_sweep.task import Task
 
-DEFAULTS: Params = {
-    **{"width": 192, "depth": 3, "hidden_factor": 2.0, "dropout": 0.2, "residual_dropout": 0.0},
-    **{"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-5, "batch_size": 256},
-}
-"""Within the ranges that the paper tunes."""
-
 
 def build(n_features: int, task: Task, params: Params) -> keras.Model:
     """A compiled ResNet: dense -> (x + dropout(dense(dropout(relu(dense(norm(x))))))) x depth -> norm -> relu -> head.
@@ -29,7 +24,7 @@ def build(n_features: int, task: Task, params: Params) -> keras.Model:
     Args:
         n_features: columns of the preprocessed features.
         task: gives units, activation and loss of the heads.
-        params: hyperparameters; what they lack has its value in `DEFAULTS`.
+        params: hyperparameters; what they lack has its default.
 
     Returns:
         A model from (rows, n_features) to (rows, task.units), float32.
@@ -37,16 +32,18 @@ def build(n_features: int, task: Task, params: Params) -> keras.Model:
     import keras
     from keras import layers
 
-    params = {**DEFAULTS, **params}
+    from forge_sweep.models.layers.members import uniform
+
+    params = with_defaults("resnet", params)
     width, inner = int(params["width"]), _inner(params)
     features = keras.Input((n_features,), name="features")
-    hidden = layers.Dense(width, kernel_initializer="lecun_normal", name="stem")(features)
+    hidden = layers.Dense(width, kernel_initializer=uniform(n_features), name="stem")(features)
     for number in range(1, int(params["depth"]) + 1):
         added = layers.BatchNormalization(name=f"norm_{number}")(hidden)
-        added = layers.Dense(inner, kernel_initializer="he_normal", name=f"wide_{number}")(added)
+        added = layers.Dense(inner, kernel_initializer=uniform(width), name=f"wide_{number}")(added)
         added = layers.Activation("relu", name=f"activation_{number}")(added)
         added = _dropped(added, float(params["dropout"]), f"dropout_{number}")
-        added = layers.Dense(width, kernel_initializer="lecun_normal", name=f"dense_{number}")(added)
+        added = layers.Dense(width, kernel_initializer=uniform(inner), name=f"dense_{number}")(added)
         added = _dropped(added, float(params["residual_dropout"]), f"residual_dropout_{number}")
         hidden = layers.Add(name=f"add_{number}")([hidden, added])
     hidden = layers.BatchNormalization(name="norm")(hidden)
@@ -61,7 +58,7 @@ def build(n_features: int, task: Task, params: Params) -> keras.Model:
 
 def size(n_features: int, task: Task, params: Params) -> tuple[int, int]:
     """Parameters of the model (moving statistics included) and values per row that its layers give."""
-    params = {**DEFAULTS, **params}
+    params = with_defaults("resnet", params)
     width, inner, depth = int(params["width"]), _inner(params), int(params["depth"])
     block = 4 * width + inner * (width + 1) + width * (inner + 1)
     parameters = width * (n_features + 1) + depth * block + 4 * width + task.units * (width + 1)
