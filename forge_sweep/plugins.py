@@ -39,7 +39,8 @@ class Group:
 
 
 SOURCES = Group("forge_sweep.sources", "source", "data.source =", ("file", "sample", "postgres"))
-BUILDERS = Group("forge_sweep.builders", "builder", "model.builder =", ("mlp", "tabm", "resnet", "ft_transformer"))
+_NETWORKS = ("mlp", "realmlp", "tabm", "resnet", "ft_transformer")
+BUILDERS = Group("forge_sweep.builders", "builder", "model.builder =", _NETWORKS)
 FORMATS = Group("forge_sweep.formats", "export format", "--format", ("keras", "saved_model", "onnx", "tflite"))
 COMMANDS = Group("forge_sweep.commands", "command", "forge-sweep", ("data",))
 

@@ -19,7 +19,8 @@ import pytest
 from forge_sweep import models
 from forge_sweep.bundle import Bundle
 from forge_sweep.errors import BundleError
-from forge_sweep.models.layers import Periodic, PiecewiseLinear
+from forge_sweep.exports import FORMATS, export
+from forge_sweep.models.layers import NTPDense, ParametricActivation, Periodic, PiecewiseLinear, Scale
 from forge_sweep.training.networks import signature
 from tests.test_bundle import customers, fitted, sign
 
@@ -39,6 +40,10 @@ MADE: dict[str, Callable[[], Any]] = {
     "plr": lambda: adapted(Periodic(3, 5)),
     "plr, lite": lambda: Periodic(3, 5, lite=True, flatten=False),
     "pbld": lambda: adapted(Periodic(3, 5, form="pbld")),
+    "scale": Scale,
+    "tangent": lambda: NTPDense(6, "mish"),
+    "zeros": lambda: NTPDense(6, zeros=True),
+    "parametric": lambda: ParametricActivation("selu"),
 }
 
 
@@ -131,6 +136,37 @@ def test_sixteen_bits_get_what_they_ask_for_and_bins_are_computed_in_more() -> N
     assert np.array(layer(x), "float32")[:, 0].tolist() == [0, 1, 2]
 
 
+def test_dense_layers_are_scaled_by_their_inputs() -> None:
+    layer = NTPDense(2, "relu", bias_rate=0.5)
+    layer.build((None, 4))
+    layer.set_weights([np.ones((4, 2)), np.array([3.0, -99.0])])
+    assert np.array(layer(np.full((1, 4), 5.0, "float32"))).tolist() == [[11.5, 0.0]]
+
+
+@pytest.mark.parametrize("rate", [0.1, 1.0, 6.0])
+def test_a_weight_learns_at_a_rate_of_its_own(rate: float) -> None:
+    """A step of Adam moves what counts by that many times the learning rate, whatever the gradient."""
+    for layer, start in (
+        (Scale(rate), 1.0),
+        (ParametricActivation("relu", rate), 1.0),
+        (NTPDense(1, zeros=True, bias_rate=rate), 0.0),
+    ):
+        model = of(layer) if not isinstance(layer, NTPDense) else keras.Sequential([keras.Input((4,)), layer])
+        before = np.array(layer.weights[-1]) * rate
+        assert before == pytest.approx(start)
+        model.compile(keras.optimizers.Adam(1e-3), "mse")
+        model.train_on_batch(ROWS - 0.5, np.full((400, 1), 5.0))
+        moved = np.abs(np.array(layer.weights[-1]) * rate - before)
+        assert moved == pytest.approx(rate * 1e-3, rel=0.01), layer.name
+
+
+def test_a_unit_takes_as_much_of_its_activation_as_it_learned() -> None:
+    layer = ParametricActivation("relu", rate=0.5)
+    layer.build((None, 2))
+    layer.set_weights([np.array([2.0, 1.0])])
+    assert np.array(layer(np.array([[-4.0, -4.0]], "float32"))).tolist() == [[0.0, -2.0]]
+
+
 # What they refuse
 
 
@@ -152,6 +188,10 @@ def test_sixteen_bits_get_what_they_ask_for_and_bins_are_computed_in_more() -> N
         (lambda: Periodic(3, sigma=float("inf")), "sigma = inf"),
         (lambda: Periodic(3, form="x"), "expected plr or pbld"),
         (lambda: Periodic(1, form="pbld"), "dims of pbld = 1"),
+        (lambda: NTPDense(10**9), "units = 1000000000"),
+        (lambda: NTPDense(3, "os.system"), "activation = 'os.system': expected one of gelu"),
+        (lambda: Scale(0.0), "rate = 0.0: expected a number above 0"),
+        (lambda: ParametricActivation(["relu"]), "activation = "),
         (lambda: Periodic(3, plain=[9])(ROWS), r"\[9\] are no columns of 4"),
     ],
 )
@@ -221,7 +261,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     numbers, waves = PiecewiseLinear(3, bins=6), Periodic(3, 4, form="pbld")
     numbers.adapt(features)
     waves.adapt(features)
-    hidden = keras.layers.Concatenate()([numbers(inputs), waves(inputs)])
+    hidden = keras.layers.Concatenate()([numbers(inputs), waves(Scale()(inputs))])
+    hidden = ParametricActivation("mish")(NTPDense(4)(hidden))
     model = keras.Model(inputs, models.Heads.of(bundle.task).only.output(hidden), name="mlp")
     folder = tmp_path_factory.mktemp("layers") / "bundle"
     dataclasses.replace(bundle, model=model).save(folder, customers())
@@ -230,6 +271,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_bundle_with_them_needs_no_trust(saved: Path) -> None:
     assert np.isfinite(Bundle.load(saved).scores(customers())).all()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_holds_them(kind: str, saved: Path, tmp_path: Path) -> None:
+    """An export whose golden rows have other scores in its own runtime is not written."""
+    export(saved, kind, tmp_path / f"model{FORMATS[kind].suffix}", preprocessing=kind != "tflite")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from forge_sweep import models, training
 from forge_sweep.errors import InputError
 from forge_sweep.models import mlp
-from forge_sweep.preprocessing import InputSpec, one_matrix
+from forge_sweep.preprocessing import InputSpec, one_matrix, with_rows
 from forge_sweep.task import Task
 
 BINARY = Task.learn("binary", pd.DataFrame({"y": [0, 1, 0, 1]}))
@@ -116,6 +116,34 @@ def test_a_builder_of_one_matrix_refuses_other_inputs_by_name():
         models.build("mlp", spec, BINARY, {})
     with pytest.raises(InputError, match=r"features \(8, 8, 1\)"):
         models.size("mlp", {"features": InputSpec((8, 8, 1))}, BINARY, {})
+
+
+@pytest.mark.parametrize("kind", ["piecewise", "periodic"])
+def test_columns_are_embedded_before_the_first_block(kind):
+    params = {"width": 24, "depth": 1, "embedding": kind, "embedding_dims": 5, "embedding_bins": 9}
+    model = models.build("mlp", one_matrix(7), DIGITS, params)
+    assert [layer.name for layer in model.layers][:3] == ["features", "embedding", "dense_1"]
+    values = sum(layer.output.shape[-1] for layer in model.layers)
+    assert models.size("mlp", one_matrix(7), DIGITS, params) == (model.count_params(), values)
+
+
+def test_an_embedding_learns_from_the_rows_at_hand():
+    rows = np.c_[np.arange(100) % 2, np.arange(100.0), np.arange(100.0) ** 3].astype("float32")
+    spec = with_rows(one_matrix(3, ("a", "b", "c")), rows)
+    embedding = models.build("mlp", spec, BINARY, {"embedding": "piecewise", "embedding_bins": 4}).layers[1]
+    assert embedding.plain == (0,) and embedding.edges[1] == [0, 24.75, 49.5, 74.25, 99]
+
+
+@pytest.mark.parametrize("params", [{}, {"embedding": "pbld", "parametric": True, "dropout": 0.1, "depth": 2}])
+def test_realmlp_is_as_its_paper_has_it(params):
+    for task, activation in ((BINARY, "selu"), (PRICE, "mish")):
+        model = models.build("realmlp", one_matrix(7), task, params)
+        (first, *_) = [layer for layer in model.layers if layer.name == "activation_1"]
+        assert first.activation.__name__ == activation
+        assert not np.array(model.layers[-1].kernel).any()
+        assert (model.optimizer.beta_2, float(model.optimizer.learning_rate)) == (0.95, pytest.approx(0.04))
+        values = sum(layer.output.shape[-1] for layer in model.layers)
+        assert models.size("realmlp", one_matrix(7), task, params) == (model.count_params(), values)
 
 
 @pytest.mark.parametrize("shape", ["constant", "taper"])

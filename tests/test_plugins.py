@@ -145,13 +145,7 @@ def test_names_of_plugins_are_known_to_the_experiment_file(plugin: None) -> None
     definitions = json_schema()["$defs"]
     known = ["file", "sample", "postgres", "jsonlines"]
     assert definitions["DataSpec"]["properties"]["source"]["anyOf"][0]["enum"] == known
-    assert definitions["ModelSpec"]["properties"]["builder"]["anyOf"][0]["enum"] == [
-        "mlp",
-        "tabm",
-        "resnet",
-        "ft_transformer",
-        "linear",
-    ]
+    assert definitions["ModelSpec"]["properties"]["builder"]["anyOf"][0]["enum"] == [*plugins.BUILDERS.own, "linear"]
     raw = tomllib.loads(EXPERIMENT)
     assert parse(raw, root=Path()).data.source == "jsonlines"
     raw["data"]["source"] = "jsonlins"

@@ -67,6 +67,15 @@ def test_the_rate_of_each_epoch_is_that_of_keras_own_formula(schedule, warmup, s
     assert [row["lr"] for row in found.history] == pytest.approx(keras_formula(schedule, share, 4), rel=1e-5)
 
 
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_the_rate_rises_and_falls_four_times(eagerly):
+    """As in RealMLP; the last step is nearly at the end of the fourth cycle."""
+    _, found = fit(schedule="coslog4", eagerly=eagerly)
+    shares = [((epoch + 1) * STEPS - 1) / (4 * STEPS) for epoch in range(4)]
+    expected = [RATE * (0.5 - 0.5 * math.cos(2 * math.pi * math.log2(1 + 15 * t))) for t in shares]
+    assert [row["lr"] for row in found.history] == pytest.approx(expected, rel=1e-4, abs=1e-8)
+
+
 def test_weights_are_those_of_an_optimizer_that_has_the_schedule_itself():
     """So every step has its own rate, not every epoch."""
     import keras

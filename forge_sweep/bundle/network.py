@@ -54,6 +54,7 @@ OWN = frozenset(
             for name in ("Members", "MemberDense", "MemberOutput", "MemberLoss")
         ),
         ("forge_sweep.models.layers.tokens", "FeatureTokens"),
+        *(("forge_sweep.models.layers.tangent", name) for name in ("NTPDense", "ParametricActivation", "Scale")),
     }
 )
 MODELS = {

@@ -57,6 +57,57 @@ _RATES = Dimension(type="float", low=1e-4, high=5e-3, log=True)
 _DROPOUT = Dimension(type="float", low=0.0, high=0.5)
 
 NETWORKS: Mapping[str, Network] = {
+    "mlp": Network(
+        HYPERPARAMETERS,
+        search={
+            "width": Dimension(type="int", low=32, high=512, log=True),
+            "depth": Dimension(type="int", low=1, high=4),
+            "dropout": Dimension(type="float", low=0.0, high=0.5),
+            "learning_rate": Dimension(type="float", low=3e-4, high=1e-2, log=True),
+            "weight_decay": Dimension(type="float", low=1e-5, high=1e-1, log=True),
+        },
+        start={"width": 256, "depth": 3, "dropout": 0.1, "learning_rate": 2e-3, "weight_decay": 3e-4},
+    ),
+    "realmlp": Network(
+        general(learning_rate=0.04, batch_size=256, schedule="coslog4")
+        | {
+            "width": Hyperparameter("int", 256, "Units of each hidden layer.", low=1, high=65_536),
+            "depth": Hyperparameter("int", 3, "Number of hidden layers.", low=1, high=64),
+            "activation": Hyperparameter(
+                "choice",
+                "auto",
+                "Activation of the hidden layers; `auto` is SELU for classes and Mish for regression.",
+                choices=("auto", "gelu", "mish", "relu", "selu", "silu"),
+            ),
+            "parametric": Hyperparameter("bool", False, "Each unit learns how much of the activation it takes."),
+            "dropout": Hyperparameter(
+                "float", 0.0, "Share of units dropped after each activation.", low=0.0, high=0.95
+            ),
+            "scale_rate": Hyperparameter(
+                "float", 6.0, "Rate of the learned scale of each input, as a multiple.", low=0.01, high=100.0
+            ),
+            "embedding": Hyperparameter(
+                "choice",
+                "none",
+                "`pbld`: 16 waves of each column, mapped to three values beside the column itself.",
+                choices=("none", "pbld"),
+            ),
+            "embedding_sigma": Hyperparameter(
+                "float", 0.1, "Spread of the first frequencies of `pbld`.", low=1e-4, high=100.0
+            ),
+        },
+        search={
+            "width": Dimension(type="categorical", choices=(256, 384, 512)),
+            "depth": Dimension(type="int", low=2, high=4),
+            "dropout": Dimension(type="float", low=0.0, high=0.5),
+            "learning_rate": Dimension(type="float", low=0.02, high=0.3, log=True),
+            "scale_rate": Dimension(type="float", low=2.0, high=10.0, log=True),
+            "embedding": Dimension(type="categorical", choices=("none", "pbld")),
+            "embedding_sigma": Dimension(type="float", low=0.01, high=50.0, log=True, when={"embedding": ("pbld",)}),
+        },
+        study={"epochs": 256, "patience": 256},
+        scaler="robust_smooth",
+    ),
     "tabm": Network(
         {
             **general(**_ADAMW, learning_rate=2e-3, weight_decay=3e-4, clip_norm=1.0),
@@ -114,17 +165,6 @@ NETWORKS: Mapping[str, Network] = {
         },
         study={"patience": 16},
         scaler="quantile",
-    ),
-    "mlp": Network(
-        HYPERPARAMETERS,
-        search={
-            "width": Dimension(type="int", low=32, high=512, log=True),
-            "depth": Dimension(type="int", low=1, high=4),
-            "dropout": Dimension(type="float", low=0.0, high=0.5),
-            "learning_rate": Dimension(type="float", low=3e-4, high=1e-2, log=True),
-            "weight_decay": Dimension(type="float", low=1e-5, high=1e-1, log=True),
-        },
-        start={"width": 256, "depth": 3, "dropout": 0.1, "learning_rate": 2e-3, "weight_decay": 3e-4},
     ),
 }
 """By ``model.builder``."""

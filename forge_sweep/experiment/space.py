@@ -192,6 +192,22 @@ HYPERPARAMETERS: Mapping[str, Hyperparameter] = {
     "batch_norm": Hyperparameter("bool", True, "Batch normalisation before each activation."),
     "dropout": Hyperparameter("float", 0.0, "Share of units dropped after each activation.", low=0.0, high=0.95),
     "l2": Hyperparameter("float", 0.0, "L2 penalty on the hidden kernels.", low=0.0, high=10.0),
+    "embedding": Hyperparameter(
+        "choice",
+        None,
+        "Embedding of each column before the first block: `piecewise` linear between quantiles, or `periodic` waves "
+        "(Gorishniy et al. 2022); without it `none`.",
+        choices=("none", "piecewise", "periodic"),
+    ),
+    "embedding_dims": Hyperparameter(
+        "int", None, "Values that an embedded column becomes; without it 12.", low=1, high=512
+    ),
+    "embedding_bins": Hyperparameter(
+        "int", None, "Most bins of `piecewise`, or frequencies of `periodic`; without it 32.", low=2, high=512
+    ),
+    "embedding_sigma": Hyperparameter(
+        "float", None, "Spread of the first frequencies of `periodic`; without it 0.1.", low=1e-4, high=100.0
+    ),
     "scaler": Hyperparameter(
         "choice", None, "Overrides preprocessing.scaler, so that it can be searched.", choices=SCALERS
     ),
@@ -199,9 +215,10 @@ HYPERPARAMETERS: Mapping[str, Hyperparameter] = {
         "choice",
         None,
         "How the learning rate goes over the steps of `study.epochs`: `cosine` falls to 0, `one_cycle` rises from 1/25 "
-        "of it and falls to nearly 0, `reduce_on_plateau` and `constant` are what `plateau` and `none` are of "
+        "of it and falls to nearly 0, `coslog4` rises and falls four times, each time as long as before and twice as "
+        "long again (RealMLP), `reduce_on_plateau` and `constant` are what `plateau` and `none` are of "
         "`study.schedule`, which holds by default.",
-        choices=("constant", "cosine", "one_cycle", "reduce_on_plateau"),
+        choices=("constant", "coslog4", "cosine", "one_cycle", "reduce_on_plateau"),
     ),
     "warmup": Hyperparameter(
         "float",

@@ -21,7 +21,7 @@ MISSING_TEXT = ""  # how a missing category is written; a missing number is NaN
 
 # Keras' names of networks and operations: no two parts of a model may have the same.
 _TAKEN = re.compile(
-    "(add|cast|concatenate|equal|functional|mlp|multiply|not_equal|sequential|sigmoid|softmax|subtract|sum|take"
+    "(add|cast|concatenate|equal|functional|mlp|multiply|not_equal|realmlp|sequential|sigmoid|softmax|subtract|sum|take"
     r"|true_divide|where)(_\d+)?",
     re.IGNORECASE,
 )

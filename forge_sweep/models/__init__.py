@@ -10,7 +10,7 @@ from forge_sweep import plugins
 from forge_sweep.errors import InputError
 from forge_sweep.experiment import Code, hyperparameters_of
 from forge_sweep.experiment.importing import cause, where
-from forge_sweep.models import ft_transformer, mlp, own, resnet, tabm
+from forge_sweep.models import ft_transformer, mlp, own, realmlp, resnet, tabm
 from forge_sweep.models.general import adjust
 from forge_sweep.models.heads import Head, Heads
 from forge_sweep.models.own import WrongOutput, callbacks
@@ -42,7 +42,8 @@ class Builder:
 
 
 BUILDERS = {
-    "mlp": Builder(mlp.build, mlp.size),
+    "mlp": Builder(mlp.build, mlp.size, learns=True),
+    "realmlp": Builder(realmlp.build, realmlp.size, learns=True),
     "tabm": Builder(tabm.build, tabm.size, learns=True),
     "resnet": Builder(resnet.build, resnet.size),
     "ft_transformer": Builder(ft_transformer.build, ft_transformer.size),

@@ -15,6 +15,7 @@ from forge_sweep.models.heads import Heads
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
 
     from forge_sweep.experiment import Params
     from forge_sweep.task import Task
@@ -22,19 +23,23 @@ if TYPE_CHECKING:
 NARROWEST = 8
 """Least width a taper goes down to."""
 
+DIMS, BINS, SIGMA = 12, 32, 0.1
+"""Of embeddings where ``embedding_dims``, ``embedding_bins`` and ``embedding_sigma`` are not named."""
 
-def build(n_features: int, task: Task, params: Params) -> keras.Model:
+
+def build(n_features: int, task: Task, params: Params, rows: np.ndarray | None = None) -> keras.Model:
     """A compiled multilayer perceptron.
 
-    Layers are named ``features``, ``dense_1``, ``norm_1``, ``activation_1``, ``dropout_1``, ..., ``output``, so that
-    two models of one configuration have the same weight names. Kernels start from He's normal distribution (He et al.
-    2015, https://arxiv.org/abs/1502.01852); the head from Keras' default, Glorot uniform. Several heads share all of
-    them but the output layers, which have the names of the heads.
+    Layers are named ``features``, ``embedding`` (where there is one), ``dense_1``, ``norm_1``, ``activation_1``,
+    ``dropout_1``, ..., ``output``, so that two models of one configuration have the same weight names. Kernels start
+    from He's normal distribution (He et al. 2015, https://arxiv.org/abs/1502.01852); the head from Keras' default,
+    Glorot uniform. Several heads share all of them but the output layers, which have the names of the heads.
 
     Args:
         n_features: columns of the preprocessed features.
         task: gives units, activation and loss of the head.
         params: hyperparameters; the keys are those of ``experiment.HYPERPARAMETERS``.
+        rows: training rows that an embedding learns from.
 
     Returns:
         A model from (rows, n_features) to (rows, task.units), float32.
@@ -43,7 +48,7 @@ def build(n_features: int, task: Task, params: Params) -> keras.Model:
 
     params = with_defaults(params)
     features = keras.Input((n_features,), name="features")
-    hidden = features
+    hidden = _embedded(features, params, rows)
     for number, width in enumerate(widths(params, task.units), start=1):
         hidden = _block(hidden, number, width, params)
     heads = Heads.of(task)
@@ -58,11 +63,21 @@ def size(n_features: int, task: Task, params: Params) -> tuple[int, int]:
     params = with_defaults(params)
     layers = 2 + bool(params["batch_norm"]) + bool(params["dropout"])
     parameters, values, inputs = 0, n_features, n_features
+    if kind := embedding_of(params):
+        dims, bins = int(params.get("embedding_dims", DIMS)), int(params.get("embedding_bins", BINS))
+        inputs = n_features * dims  # at most: columns of two values are not embedded
+        each = dims * (bins + 2) if kind == "piecewise" else bins + dims * (2 * bins + 1)
+        parameters, values = n_features * each, values + inputs
     for width in widths(params, task.units):
         parameters += width * (inputs + (4 if params["batch_norm"] else 1))
         values += width * layers
         inputs = width
     return parameters + task.units * (inputs + 1), values + task.units
+
+
+def embedding_of(params: Params) -> str:
+    """``piecewise``, ``periodic``, or "" where columns are not embedded."""
+    return str(params.get("embedding", "none")).replace("none", "")
 
 
 def widths(params: Params, units: int) -> tuple[int, ...]:
@@ -83,6 +98,21 @@ def with_defaults(params: Params) -> Params:
     """All hyperparameters that have a value, those of ``params`` before the defaults."""
     defaults = {name: known.default for name, known in HYPERPARAMETERS.items() if known.default is not None}
     return {**defaults, **params}
+
+
+def _embedded(features: Any, params: Params, rows: np.ndarray | None) -> Any:
+    """The features as the first dense layer sees them; without an embedding as they are."""
+    if not (kind := embedding_of(params)):
+        return features
+    from forge_sweep.models.layers import Periodic, PiecewiseLinear
+
+    dims, bins = int(params.get("embedding_dims", DIMS)), int(params.get("embedding_bins", BINS))
+    if kind == "piecewise":
+        layer: Any = PiecewiseLinear(dims, bins, name="embedding")
+    else:
+        layer = Periodic(dims, bins, float(params.get("embedding_sigma", SIGMA)), name="embedding")
+    layer.adapt(rows)
+    return layer(features)
 
 
 def _block(hidden: Any, number: int, width: int, params: Params) -> Any:

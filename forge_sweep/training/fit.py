@@ -32,7 +32,7 @@ learning rate as ``lr``); True stops the trial as pruned, unless this epoch was 
 OnResume = Callable[[int], None]
 """Called with the number of epochs that a fit which was cut off has behind it."""
 
-Schedule = Literal["constant", "cosine", "one_cycle", "reduce_on_plateau"]
+Schedule = Literal["constant", "coslog4", "cosine", "one_cycle", "reduce_on_plateau"]
 
 LEAST_RATE = 1e-6
 """Learning rate below which no plateau halves it."""

@@ -29,7 +29,7 @@ LAYERS = {
     *("Activation", "ReLU", "LeakyReLU", "ELU", "Softmax", "BatchNormalization", "LayerNormalization", "Dropout"),
     *("MaxPooling1D", "MaxPooling2D", "AveragePooling1D", "AveragePooling2D"),
     *("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalAveragePooling1D", "GlobalAveragePooling2D"),
-    *("Periodic", "PiecewiseLinear"),
+    *("Periodic", "PiecewiseLinear", "NTPDense", "ParametricActivation", "Scale"),
 }
 """Layers whose configuration and variables are all that they are."""
 

@@ -28,7 +28,7 @@ class Rates:
     """How the learning rate goes, as shares of the one that the optimizer begins with.
 
     Attributes:
-        kind: ``cosine``, ``one_cycle``, or ``constant`` after the warm-up.
+        kind: ``cosine``, ``coslog4``, ``one_cycle``, or ``constant`` after the warm-up.
         steps: of all epochs.
         warmup: how many of them the rate rises.
         until: the last step that follows from this; afterwards the rate is left as it is.
@@ -44,12 +44,14 @@ class Rates:
         """How the rate goes in a fit; None where no step changes it."""
         steps = spec.epochs * -(-rows // batch_size)
         warmup = min(round(spec.warmup_share * steps), steps - 1)
-        if spec.schedule in ("cosine", "one_cycle"):
+        if spec.schedule in ("cosine", "coslog4", "one_cycle"):
             return cls(spec.schedule, steps, warmup, until=steps)
         return cls("constant", steps, warmup, until=warmup) if warmup else None
 
     def share(self) -> Any:
         """From the number of a step, from 0, to its share: one of Keras' schedules."""
+        if self.kind == "coslog4":
+            return self._four_cycles
         schedules = keras.optimizers.schedules
         if self.kind == "constant":
             return schedules.PolynomialDecay(0.0, self.warmup, end_learning_rate=1.0, power=1.0)
@@ -59,6 +61,13 @@ class Rates:
         return schedules.CosineDecay(
             first, self.steps - self.warmup, alpha=last, warmup_target=1.0, warmup_steps=self.warmup
         )
+
+    def _four_cycles(self, step: Any) -> Any:
+        """After the warm-up ``0.5 - 0.5 cos(2 pi log2(1 + 15 t))`` (RealMLP, https://arxiv.org/abs/2407.04491)."""
+        done = (ops.cast(step, "float32") - self.warmup) / max(1, self.steps - self.warmup)
+        rising = ops.cast(step, "float32") / max(1, self.warmup)
+        cycles = ops.log2(1.0 + 15.0 * ops.maximum(done, 0.0))
+        return ops.where(done < 0, rising, 0.5 - 0.5 * ops.cos(2 * math.pi * cycles))
 
     def at(self, step: Any, base: Any, now: Any) -> Any:
         """The rate of a step, as a tensor; ``base`` is the one at the beginning, ``now`` the present one."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from forge_sweep.models.layers.members import MemberDense, MemberLoss, MemberOutput, Members
 from forge_sweep.models.layers.numbers import Periodic, PiecewiseLinear
+from forge_sweep.models.layers.tangent import NTPDense, ParametricActivation, Scale
 from forge_sweep.models.layers.tokens import FeatureTokens
 
 __all__ = [
@@ -16,6 +17,9 @@ __all__ = [
     "MemberLoss",
     "MemberOutput",
     "Members",
+    "NTPDense",
+    "ParametricActivation",
     "Periodic",
     "PiecewiseLinear",
+    "Scale",
 ]
