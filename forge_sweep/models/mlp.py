@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from forge_sweep.experiment import HYPERPARAMETERS
+from forge_sweep.experiment import with_defaults
 from forge_sweep.models.compiling import compile_model
 from forge_sweep.models.heads import Heads
 
@@ -46,7 +46,7 @@ def build(n_features: int, task: Task, params: Params, rows: np.ndarray | None =
     """
     import keras
 
-    params = with_defaults(params)
+    params = with_defaults("mlp", params)
     features = keras.Input((n_features,), name="features")
     hidden = _embedded(features, params, rows)
     for number, width in enumerate(widths(params, task.units), start=1):
@@ -60,7 +60,7 @@ def build(n_features: int, task: Task, params: Params, rows: np.ndarray | None =
 
 def size(n_features: int, task: Task, params: Params) -> tuple[int, int]:
     """Parameters of the model (moving statistics included) and values per row that its layers give."""
-    params = with_defaults(params)
+    params = with_defaults("mlp", params)
     layers = 2 + bool(params["batch_norm"]) + bool(params["dropout"])
     parameters, values, inputs = 0, n_features, n_features
     if kind := embedding_of(params):
@@ -92,12 +92,6 @@ def widths(params: Params, units: int) -> tuple[int, ...]:
         return (width,) * depth
     least = min(width, max(NARROWEST, units))
     return tuple(max(width >> block, least) for block in range(depth))
-
-
-def with_defaults(params: Params) -> Params:
-    """All hyperparameters that have a value, those of ``params`` before the defaults."""
-    defaults = {name: known.default for name, known in HYPERPARAMETERS.items() if known.default is not None}
-    return {**defaults, **params}
 
 
 def _embedded(features: Any, params: Params, rows: np.ndarray | None) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from forge_sweep.experiment import NETWORKS
+from forge_sweep.experiment import with_defaults
 from forge_sweep.models import compiling
 from forge_sweep.models.heads import Heads
 
@@ -40,7 +40,7 @@ def build(n_features: int, task: Task, params: Params, rows: np.ndarray | None =
 
     from forge_sweep.models.layers import NTPDense, ParametricActivation, Periodic, Scale
 
-    params = _with_defaults(params)
+    params = with_defaults("realmlp", params)
     hidden = features = keras.Input((n_features,), name="features")
     if params["embedding"] == "pbld":
         embedding = Periodic(4, 16, float(params["embedding_sigma"]), form="pbld", name="embedding")
@@ -72,7 +72,7 @@ def build(n_features: int, task: Task, params: Params, rows: np.ndarray | None =
 
 def size(n_features: int, task: Task, params: Params) -> tuple[int, int]:
     """Parameters of the model and values per row that its layers give; every column counts as embedded."""
-    params = _with_defaults(params)
+    params = with_defaults("realmlp", params)
     width, inputs = int(params["width"]), n_features
     parameters, values = 0, n_features
     if params["embedding"] == "pbld":
@@ -84,11 +84,6 @@ def size(n_features: int, task: Task, params: Params) -> tuple[int, int]:
         values += width * (2 + bool(params["dropout"]))
         inputs = width
     return parameters + task.units * (inputs + 1), values + task.units
-
-
-def _with_defaults(params: Params) -> Params:
-    known = NETWORKS["realmlp"].hyperparameters
-    return {**{name: each.default for name, each in known.items() if each.default is not None}, **params}
 
 
 def _activation(task: Task, params: Params) -> str:
