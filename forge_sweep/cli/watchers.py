@@ -312,7 +312,8 @@ def winner_words(winner: Mapping[str, Any], objective: str) -> str:
     chosen = {} if winner["baseline"] else winner["params"]  # a baseline's are its library's defaults
     params = ", ".join(f"{name} {cell(value)}" for name, value in chosen.items())
     mean = f"{objective} {figure(winner['mean'])} over {seeds} seed{'s' * (seeds > 1)}"
-    return f"{winner['words']}, {mean}{f'; {params}' if params else ''}"
+    together = f"an ensemble of {winner['ensemble']} models; the best alone: " if winner.get("ensemble") else ""
+    return f"{together}{winner['words']}, {mean}{f'; {params}' if params else ''}"
 
 
 def searched(best: Mapping[str, Any] | TrialRow | None, objective: str) -> str:

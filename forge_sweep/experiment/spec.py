@@ -54,6 +54,7 @@ BUDGET_FIELDS = (
     "baselines.tune",
     "model.preprocessing",
     "confirm",
+    "ensemble",
     "tracking",
     "workers",
     "promotion",
@@ -216,6 +217,17 @@ class ConfirmSpec(Section):
     seeds: int = Field(3, ge=1, le=1000, description="How many seeds each.")
 
 
+class EnsembleSpec(Section):
+    """``[ensemble]``: the mean of several trained models in place of one."""
+
+    ship: Literal["better", "never"] = Field(
+        "better",
+        description="Register an ensemble where it is better than the winner by more than noise, judged on validation "
+        "rows that did not choose it; with fewer than 200 validation rows none is made. `never` makes none.",
+    )
+    size: int = Field(25, ge=2, le=1000, description="Most models to average, each counted as often as it was chosen.")
+
+
 class WorkersSpec(Section):
     """``[workers]``: where trials run."""
 
@@ -323,6 +335,7 @@ class Experiment(Section):
     study: StudySpec = Field(default_factory=StudySpec)
     baselines: BaselinesSpec = Field(default_factory=BaselinesSpec)
     confirm: ConfirmSpec = Field(default_factory=ConfirmSpec)
+    ensemble: EnsembleSpec = Field(default_factory=EnsembleSpec)
     workers: WorkersSpec = Field(default_factory=WorkersSpec)
     tracking: TrackingSpec = Field(default_factory=TrackingSpec)
     promotion: PromotionSpec = Field(default_factory=PromotionSpec)

@@ -128,6 +128,7 @@ class TrainJob:
     deadline_s: float | None = None  # after which it fails as ``time-out``
     halvings: int = 0  # how often memory ran out before
     keep: Path | None = None  # folder for the bundle, where it is wanted
+    needed: bool = True  # the bundle; else a pruned training keeps none, and one that cannot be kept is no failure
     golden: pd.DataFrame | None = None  # raw rows that the bundle is tried on
     clocks: Clocks = CLOCKS
     kept_rows: str = ""  # fingerprint of the validation rows, where their predictions are kept
@@ -163,9 +164,10 @@ class TrainJob:
                 halvings=self.halvings,
                 on_resume=lambda epochs: report(behind=epochs),
             )
-            if self.keep is not None:
+            if self.keep is not None and (self.needed or result.state == "finished"):
                 assert self.golden is not None
-                result.bundle.save(self.keep, self.golden)
+                with contextlib.nullcontext() if self.needed else contextlib.suppress(BundleError, OSError):
+                    result.bundle.save(self.keep, self.golden)
             return Outcome.of(result, self.kept_rows)
         except TrialFailed as failure:
             if failure.failure == "out-of-memory":
@@ -271,7 +273,8 @@ class RemoteJob:
         with tempfile.TemporaryDirectory(prefix="forge-sweep-") as name:
             kept = None if keep is None else Path(name) / keep.name
             job = dataclasses.replace(self.job, checkpoint=_SentCheckpoint(say, self.content), keep=kept)
-            return job(say), b"" if kept is None else pack(kept)
+            outcome = job(say)
+            return outcome, b"" if kept is None or not kept.is_dir() else pack(kept)
 
 
 def pack(folder: Path) -> bytes:

@@ -106,10 +106,13 @@ class WorkerPool:
         checkpoint: FileCheckpoint,
         monitor: Monitor,
         keep: Path | None = None,
+        *,
+        needed: bool = True,
     ) -> Outcome:
         """Train one network, or go on where it was cut off; with a smaller batch where memory runs out.
 
-        Its state stays in the checkpoint until `forget_progress`. `monitor` is called here with each `Progress`.
+        Its bundle goes to the folder ``keep``; see `TrainJob.needed`. Its state stays in the checkpoint until
+        `forget_progress`. `monitor` is called here with each `Progress`.
 
         Raises:
             TrialFailed: it cannot give a score.
@@ -133,6 +136,7 @@ class WorkerPool:
                 deadline_s=limit,
                 halvings=halved(checkpoint),
                 keep=keep and keep.absolute(),
+                needed=needed,
                 golden=golden,
                 clocks=budget.CLOCKS,
                 kept_rows=self.context.kept_rows,
@@ -142,7 +146,7 @@ class WorkerPool:
                     if not self.remote:
                         return worker.call(job, monitor, limits)
                     outcome, archive = worker.call(RemoteJob.of(job), monitor, limits)
-                if job.keep is not None:
+                if job.keep is not None and archive:
                     unpack(archive, job.keep)
                 return outcome
             except Stopped:

@@ -14,9 +14,9 @@ from forge_sweep.checks.audit import Audit, histograms_html
 from forge_sweep.errors import BundleError
 from forge_sweep.experiment import Experiment, derived_seed
 from forge_sweep.study import StudyView, sides, sides_words
-from forge_sweep.sweep import kept
+from forge_sweep.sweep import ensemble, kept
 from forge_sweep.sweep.confirm import Confirmed, waiting_bundle
-from forge_sweep.sweep.context import Context, baseline_values, finite
+from forge_sweep.sweep.context import Context, baseline_values, finish, finite
 from forge_sweep.sweep.tuning import configuration, tuning
 from forge_sweep.sweep.verdict import Verdict, in_words, reach
 from forge_sweep.task.words import MARK, between, figure, side_by_side
@@ -39,23 +39,33 @@ def _end_key(experiment: Experiment, study: StudyView) -> str:
     confirm = experiment.confirm
     tune = tuning(experiment, study)
     tuned = "" if tune is None else f":tuned{tune.trials}"
-    return f"final:{study.n_done}:{confirm.top}x{confirm.seeds}:{experiment.model_name}{tuned}"
+    single = ":single" if experiment.ensemble.ship == "never" and ensemble.knows_ensembles(study) else ""
+    return f"final:{study.n_done}:{confirm.top}x{confirm.seeds}:{experiment.model_name}{tuned}{single}"
 
 
 def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> dict[str, Any]:
     """Reach the verdict, evaluate on test once, and register what is shipped; returns what is worth noting."""
     verdict = reach(context, confirmed)
     winner = verdict.winner
-    bundle = waiting_bundle(context, winner.name)
+    single = bundle = waiting_bundle(context, winner.name)
     if _wants_raw(context.experiment) and bundle.kind != "network":
         context.warn(
             f'model.preprocessing = "in_model": the winner is a {bundle.kind}, which no Keras file can hold; it '
             "is registered without raw.keras, and takes raw rows as every bundle does (to have a network in any case, "
             "set baselines.kinds = [])"
         )
-    on_test = score_on_test(context, parent, verdict, bundle)
+    # With the preprocessing in the model there has to be one model.
+    chosen = None if _wants_raw(context.experiment) else ensemble.choose(context, confirmed, winner, single)
+    run_name, whole = winner.name, None if chosen is None else chosen.bundle
+    if chosen is not None and whole is not None:
+        bundle, run_name = whole, ensemble.NAME
+        _log_ensemble(context, chosen)
+    on_test = score_on_test(context, parent, verdict, single, whole)
     evaluation, metric = on_test["evaluation"], bundle.task.scored_as(context.experiment.objective.metric)
-    words = in_words(context, verdict, evaluation, metric)
+    # The verdict on network and tree stands; what it says of the registered model on test is of the ensemble then.
+    words = in_words(context, verdict, evaluation if whole is None else None, metric)
+    if chosen is not None:
+        words += chosen.words + ("" if whole is None else _ensemble_on_test(evaluation, winner, metric))
     if (over := context.budget.over()) is not None:
         words += f" The search ended with {context.study.n_done} of {context.study.n_trials} trials: {over.text}."
     budget = sides(context.study)
@@ -64,25 +74,50 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
     if verdict.nothing_learned:
         context.warn(words)
     confirmed_figures = verdict.figures()
-    params = bundle.metadata["params"] if winner.contender.baseline else winner.contender.params
+    params = single.metadata["params"] if winner.contender.baseline else winner.contender.params
     final = {
         "verdict": words,
         "outcome": verdict.outcome,
         "budget": budget,
-        "winner": {**confirmed_figures[0], "params": params},
+        "winner": {**confirmed_figures[0], "params": params, **({"ensemble": len(whole.kinds)} if whole else {})},
         "comparison": verdict.comparison(),
         "confirmed": confirmed_figures,
         "test": on_test["metrics"],
         "evaluation": None if evaluation is None else evaluation.to_dict(),
         "optimism": kept.optimism(context),
+        **({ensemble.NAME: chosen.about} if chosen else {}),
     }
     _log_summary(context, parent, final, metric)
     ready = context.checkpoints / "winner"
     about = {**bundle.metadata, "sweep": context.key, "verdict": words, "outcome": verdict.outcome}
     about |= {"confirmed": winner.figures(), "test": on_test["metrics"]}
     _save_with_card(context, dataclasses.replace(bundle, metadata=about), on_test, ready)
-    version = register(context, bundle, ready, f"{context.key}/{winner.name}")
+    version = register(context, bundle, ready, f"{context.key}/{run_name}")
     return {**final, "model": f"models:/{context.experiment.model_name}/{version}", "version": version}
+
+
+def _log_ensemble(context: Context, chosen: ensemble.Chosen) -> None:
+    """A run of its own, below which the model is registered: none of the members' trainings made it."""
+    about = chosen.about
+    told = ", ".join(f"{each['run']} ({each['weight']:.3g})" for each in about["members"])
+    run = context.open_run(ensemble.NAME, ensemble.NAME, {"members": len(about["members"])}, {"forge.members": told})
+    figures = {"latency_ms": about["latency_ms"], "single_latency_ms": about["single_latency_ms"]}
+    figures |= {"bytes": about["bytes"], **{f"gain_{end}": value for end, value in about["gain"].items()}}
+    run.log_text(jsons.dumps(about, indent=2), "ensemble.json")
+    finish(run, "finished", "FINISHED", figures)
+
+
+def _ensemble_on_test(evaluation: Evaluation | None, winner: Confirmed, metric: str) -> str:
+    """What the test rows say of the ensemble against the single model; they chose neither."""
+    if evaluation is None:
+        return ""
+    other = next((each for each in evaluation.models[1:] if each.label == winner.contender.label), None)
+    found = None if other is None else evaluation.compared(other, metric)
+    if found is None:
+        return ""
+    lead = found.gain.gain
+    told = f"{figure(lead.value)} ({between((lead.low, lead.high))})"
+    return f" On the test rows its lead over {winner.contender.words} is {told}."
 
 
 def _takes_raw(context: Context, bundle: Bundle) -> bool:
@@ -115,20 +150,26 @@ def _save_with_card(context: Context, bundle: Bundle, on_test: dict[str, Any], f
     whole.save(folder, golden, card=True, raw=raw, evaluation=evaluation)
 
 
-def score_on_test(context: Context, parent: Run, verdict: Verdict, bundle: Bundle) -> dict[str, Any]:
-    """The test evaluation.
+def score_on_test(
+    context: Context, parent: Run, verdict: Verdict, single: Bundle, whole: Bundle | None = None
+) -> dict[str, Any]:
+    """The test evaluation of the winner ``single``, or of the ensemble ``whole`` that is registered in its place.
 
     ``metrics`` and ``figures`` of the registered model, ``looks``, and the ``evaluation`` of every model that was
     scored, None where an older version looked. A sweep that was killed after it does not evaluate again.
     """
     key = f"test:{_end_key(context.experiment, context.study)}"
     noted = context.study.notes("test:").get(key)
-    if noted is not None and noted["label"] == verdict.winner.contender.label:
+    label, bundle = verdict.winner.contender.label if whole is None else ensemble.NAME, whole or single
+    if noted is not None and noted["label"] == label:
         return {**noted, "evaluation": _evaluated_before(context, noted)}
-    models = [(_scored_model(verdict.winner, bundle), bundle), *_compared_with(context, verdict)]
+    models = [(_scored_model(verdict.winner, single), single), *_compared_with(context, verdict)]
+    if whole is not None:
+        said = f"the ensemble of {len(whole.kinds)} models"
+        models.insert(0, (ScoredModel(ensemble.NAME, ensemble.NAME, said, 0, whole.threshold, None), whole))
     ledger = context.store / "test_looks.jsonl"
     purpose = f"final score of sweep {context.key}, {' and '.join(model.words for model, _ in models)}"
-    key_of_run = f"{context.key}/{verdict.winner.name}"
+    key_of_run = f"{context.key}/{verdict.winner.name if whole is None else ensemble.NAME}"
     judged = context.study.notes("look:").get(f"look:{purpose}")
     if judged is None:  # noted first: MLflow may be down, or up again, when a killed evaluation goes on
         judged = context.tracker.run_id(key_of_run) or key_of_run
@@ -149,7 +190,7 @@ def score_on_test(context: Context, parent: Run, verdict: Verdict, bundle: Bundl
         context.warn(f"{', '.join(undefined)} cannot be computed on the {len(split.rows)} test rows")
     found = figures(bundle, split, context.experiment.promotion.groups)
     evaluation.save(context.checkpoints)
-    note = {"label": verdict.winner.contender.label, "metrics": metrics, "figures": found, "looks": looks}
+    note = {"label": label, "metrics": metrics, "figures": found, "looks": looks}
     context.study.note(key, {**note, "evaluation": evaluation.to_dict()})
     parent.set_tags({"forge.test_looks": str(looks)})
     if looks > 1:
@@ -284,7 +325,7 @@ def register(context: Context, bundle: Bundle, folder: Path, run_key: str) -> st
         folder,
         model_name=context.experiment.model_name,
         columns=bundle.preprocessor.schema.names,
-        requirements=requirements(bundle.kind, context.experiment.backend),
+        requirements=requirements(bundle.kind, context.experiment.backend, bundle.kinds),
         tags={
             **context.provenance,
             "forge.kind": bundle.kind,

@@ -18,6 +18,7 @@ from forge_sweep.errors import InputError, TrackingDown
 from forge_sweep.experiment import derived_seed, flatten, is_budget
 from forge_sweep.study import TUNED, Shared, TrialRow, TrialState, find_shared, leases, no_study
 from forge_sweep.study.diagnosis import AUDIT_NOTE
+from forge_sweep.sweep import ensemble
 from forge_sweep.sweep.confirm import confirm_name, typical_seed
 from forge_sweep.sweep.context import Context
 from forge_sweep.sweep.pruned import audit_name
@@ -276,7 +277,7 @@ class _Comparison:
         """A registered model that is gone, and what a kill left of a registration."""
         if self.study.is_carried():
             return
-        confirmed = [run for run in self.below() if run.tags.get("forge.kind") == "confirm"]
+        confirmed = [run for run in self.below() if run.tags.get("forge.kind") in ("confirm", ensemble.NAME)]
         for run, model in self.review.half_registered(confirmed):
             remove = functools.partial(self.review.remove_model, model)
             yield Difference(f"logged model {model} of {run.name}", "PENDING", "removed", repair=remove)
@@ -482,7 +483,9 @@ def with_model(context: Context, done: dict[str, Any], *, remade: bool) -> dict[
             text = f"the model {model} of this sweep is gone from the registry"
             name, winner = context.experiment.model_name, done["winner"]
             typical = typical_seed(tuple(winner["values"]), context.experiment.direction)
-            again = context.tracker.register_again(f"{context.key}/{confirm_name(winner['label'], typical)}", name)
+            shipped = done.get(ensemble.NAME, {}).get("shipped")
+            run = ensemble.NAME if shipped else confirm_name(winner["label"], typical)
+            again = context.tracker.register_again(f"{context.key}/{run}", name)
             if again is None:
                 context.warn(f"{text}, and so are its files: the winner is trained again")
                 return None

@@ -420,6 +420,7 @@ def begin(study: Study) -> dict[str, Any]:
             "key": f"{study.name}/{uuid.uuid4().hex[:12]}",
             "began": now.strftime("%Y-%m-%d %H:%M:%S"),
             "first_epoch": FIRST_EPOCH,
+            "ensembles": True,
         }
         study.note("sweep:begin", noted)
     return noted

@@ -17,6 +17,7 @@ from forge_sweep import training, trial
 from forge_sweep.errors import SweepStopped, TrialFailed, TrialTaken
 from forge_sweep.experiment import derived_seed
 from forge_sweep.study import Asked, Attr, Requeued
+from forge_sweep.sweep import ensemble
 from forge_sweep.sweep.context import (
     BudgetOver,
     Context,
@@ -127,7 +128,9 @@ def work(context: Context, pool: WorkerPool, worker: Worker) -> None:
         try:
             with trained(context, pool, asked) as (checkpoint, monitor):
                 seed = trial_seed(context, asked.number)
-                monitor.outcome = pool.train(worker, asked.params, seed, checkpoint, monitor)
+                keep = ensemble.folder_for(context, asked.number)
+                monitor.outcome = pool.train(worker, asked.params, seed, checkpoint, monitor, keep=keep, needed=False)
+            ensemble.tidy(context)
         except BudgetOver:
             continue
         if (streak := context.study.failing_streak()) is not None:  # the next one would fail, too

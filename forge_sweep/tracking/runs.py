@@ -86,6 +86,11 @@ def write_verdict(record: Record, tags: Mapping[str, str], report: Mapping[str, 
 def _read(client: MlflowClient, run_id: str, model: ModelVersion | None) -> Record:
     run = _run(client, run_id)
     tags, parent_id = dict(run.data.tags), run.data.tags.get(PARENT_TAG, "")
+    if tags.get("forge.kind") == "ensemble":
+        raise InputError(
+            f"run {run_id} made an ensemble by no training of its own: the mean of {tags.get('forge.members')}",
+            hint="reproduce its members, each by the id of its run below the same sweep: trial-0007 for kept-0007",
+        )
     if tags.get("forge.kind") not in TRAININGS or not parent_id:
         raise InputError(
             f"run {run_id} is not a forge-sweep training but {tags.get('forge.kind', 'something else')!r}",
