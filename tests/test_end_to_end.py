@@ -38,6 +38,8 @@ tune = false
 [confirm]
 top = 1
 seeds = 2
+[ensemble]
+ship = "never"
 """
 
 GENRES = ["Action", "Animation", "Comedy", "Drama", "Documentary", "Romance", "Short"]

@@ -392,7 +392,7 @@ def test_two_heads_are_swept_registered_predicted_served_and_the_run_is_made_aga
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    small = ["study.n_trials=2", "study.epochs=3", "confirm.top=1", "confirm.seeds=1"]
+    small = ["study.n_trials=2", "study.epochs=3", "confirm.top=1", "confirm.seeds=1", "ensemble.ship=never"]
     forge_sweep("run", str(ROOT / "experiments/two_heads.toml"), *small)
     new = pd.read_csv(ROOT / "experiments/data/new.csv").drop(columns="Price")
     new.to_csv(tmp_path / "new.csv", index=False)

@@ -39,7 +39,7 @@ from forge_sweep.serving.predict import load as load_served  # noqa: E402
 from forge_sweep.serving.service import Service  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
-SMALL = ["study.n_trials=1", "study.epochs=6", 'baselines.kinds=["constant"]', "confirm.top=1"]
+SMALL = ["study.n_trials=1", "study.epochs=6", 'baselines.kinds=["constant"]', "confirm.top=1", "ensemble.ship=never"]
 
 FRESH = """
 import json, sys

@@ -25,6 +25,7 @@ def test_two_inputs_are_swept_registered_and_predicted_and_the_run_is_made_again
         return done.stdout
 
     small = ["study.n_trials=2", "study.epochs=2", 'baselines.kinds=["constant"]', "confirm.top=1", "confirm.seeds=1"]
+    small.append("ensemble.ship=never")
     forge_sweep("run", str(ROOT / "experiments/two_inputs.toml"), *small)
     new = str(ROOT / "experiments/data/new.csv")
     forge_sweep("predict", "models:/two_inputs/1", new, "-o", "found.jsonl")

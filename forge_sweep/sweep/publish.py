@@ -55,7 +55,7 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
             "set baselines.kinds = [])"
         )
     # With the preprocessing in the model there has to be one model.
-    chosen = None if _wants_raw(context.experiment) else ensemble.choose(context, confirmed, winner, single)
+    chosen = None if _wants_raw(context.experiment) else _choose(context, confirmed, winner, single)
     run_name, whole = winner.name, None if chosen is None else chosen.bundle
     if chosen is not None and whole is not None:
         bundle, run_name = whole, ensemble.NAME
@@ -94,6 +94,17 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
     _save_with_card(context, dataclasses.replace(bundle, metadata=about), on_test, ready)
     version = register(context, bundle, ready, f"{context.key}/{run_name}")
     return {**final, "model": f"models:/{context.experiment.model_name}/{version}", "version": version}
+
+
+def _choose(
+    context: Context, confirmed: tuple[Confirmed, ...], winner: Confirmed, single: Bundle
+) -> ensemble.Chosen | None:
+    """An ensemble is an offer: what goes wrong with it is said, and costs no sweep its single model."""
+    try:
+        return ensemble.choose(context, confirmed, winner, single)
+    except Exception as error:
+        context.warn(f"no ensemble was looked for: {classify(error).message}")
+        return None
 
 
 def _log_ensemble(context: Context, chosen: ensemble.Chosen) -> None:
