@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -26,10 +25,9 @@ from forge_sweep.cli.watchers import json_lines
 from forge_sweep.experiment import Experiment
 from forge_sweep.study import leases
 from forge_sweep.sweep import trials
-from tests import schemas
+from tests import forked, schemas
 from tests.surface import experiment, fake_run, no_network
 
-ROOT = Path(__file__).parents[1]
 HEARTBEAT_S, LEASE_S = 0.3, 6.0
 WAIT_S = 120.0
 
@@ -57,23 +55,18 @@ class Process:
     """
 
     def __init__(self, role: str, store: Path, n_trials: int, seconds: float, *more: object, **environ: str) -> None:
-        words = [sys.executable, "-m", "tests.joiner", role, str(store), str(n_trials), str(seconds), *map(str, more)]
-        self.process = subprocess.Popen(
-            words,
-            cwd=ROOT,
-            env={**os.environ, **environ},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        words = ("tests.joiner", role, store, n_trials, seconds, *more)
+        (out, stdout), (err, stderr) = os.pipe(), os.pipe()
+        self.process = forked.Forked(*words, stdout=stdout, stderr=stderr, variables=environ)
+        os.close(stdout)
+        os.close(stderr)
         self.events: list[dict[str, Any]] = []
         self.complaints: list[str] = []
-        assert self.process.stdout is not None and self.process.stderr is not None
-        out, err = self.process.stdout, self.process.stderr
+        self._files = os.fdopen(out), os.fdopen(err)
+        said, complained = self._files
         self._threads = [
-            threading.Thread(target=lambda: self.events.extend(map(json.loads, iter(out.readline, "")))),
-            threading.Thread(target=lambda: self.complaints.extend(iter(err.readline, ""))),
+            threading.Thread(target=lambda: self.events.extend(map(json.loads, said))),
+            threading.Thread(target=lambda: self.complaints.extend(complained)),
         ]
         for thread in self._threads:
             thread.start()
@@ -108,9 +101,8 @@ class Process:
         code = self.process.wait(timeout=WAIT_S)
         for thread in self._threads:
             thread.join()
-        assert self.process.stdout is not None and self.process.stderr is not None
-        self.process.stdout.close()
-        self.process.stderr.close()
+        for file in self._files:
+            file.close()
         return code
 
 

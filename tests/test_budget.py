@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from forge_sweep.study import Cost, Progress, Spent, Study, TrialCost, open_stud
 from forge_sweep.sweep import Event, Interrupted, budget, pool
 from forge_sweep.sweep.budget import Budget
 from forge_sweep.trial import TrialResult
+from tests.forked import Forked
 from tests.surface import EPOCHS, STORY, experiment, fake_run, no_network
 from tests.test_sweep import run, runs, study_of
 
@@ -176,9 +176,7 @@ def test_a_time_budget_holds_over_restarts(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_a_killed_sweep_had_spent_counts_for_the_next_one(tmp_path: Path) -> None:
     """`kill -9` in the third epoch: what was trained is lost, is paid for, and stands in the report as lost."""
-    words = [sys.executable, "-m", "tests.test_budget", str(tmp_path), "3"]
-    died = subprocess.run(words, cwd=Path(__file__).parents[1], check=False, timeout=300)
-    assert died.returncode == -signal.SIGKILL
+    assert Forked("tests.test_budget", tmp_path, 3).wait() == -signal.SIGKILL
     result = run(spec(study__cpu_budget_s=(3 + EPOCHS) * CPU_S), tmp_path, Costly())
     assert result.trials == {"finished": 1} and result.ended_by == "study.cpu_budget_s"
     (row,) = study_of(tmp_path).rows()

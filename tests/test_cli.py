@@ -25,6 +25,7 @@ from forge_sweep.cli.watchers import LiveView, Pace, PlainLines
 from forge_sweep.errors import InputError
 from forge_sweep.study import find_study
 from forge_sweep.sweep import Event
+from tests.forked import Forked
 from tests.servers import ui
 from tests.surface import experiment, fake_run, no_network
 
@@ -203,7 +204,7 @@ def test_status_says_how_far_a_sweep_is_without_tensorflow(store: Path) -> None:
 def test_status_says_that_no_process_runs_a_killed_sweep(store: Path, tmp_path: Path) -> None:
     assert "no process is running" not in invoke("status", "surface", "--store", str(store))
     assert json.loads(invoke("status", "surface", "--store", str(store), "--json"))["carried"] is False
-    killed = subprocess.Popen([sys.executable, "-m", "tests.surface", str(tmp_path / "new"), "50", "0.2"])
+    killed = Forked("tests.surface", tmp_path / "new", 50, 0.2)
     try:
         until = time.monotonic() + 120
         while (study := find_study("surface", tmp_path / "new")) is None or not study.rows():
@@ -211,7 +212,7 @@ def test_status_says_that_no_process_runs_a_killed_sweep(store: Path, tmp_path: 
             time.sleep(0.1)
         assert "no process is running" not in invoke("status", "surface", "--store", str(tmp_path / "new"))
     finally:
-        killed.kill()
+        killed.send_signal(signal.SIGKILL)
         killed.wait()
     assert "no process is running this sweep" in invoke("status", "surface", "--store", str(tmp_path / "new"))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from forge_sweep.experiment import parse
 from forge_sweep.study import find_shared
 from forge_sweep.study.diagnosis import sample
 from forge_sweep.sweep import SweepResult
+from tests.forked import Forked
 from tests.surface import EPOCHS, die_after, experiment, fake_run, no_network
 from tests.sweeps import STUDY
 from tests.test_sweep import curve, runs, study_of
@@ -122,8 +122,7 @@ def test_a_replay_knows_audited_trials_to_their_end(audited: Any) -> None:
 def test_deaths_in_an_audit_are_made_up_for_by_the_same_command(audited: Any, tmp_path: Path) -> None:
     """First after a run has ended and nothing is noted, then after another one is noted."""
     for point in ("pruned:log_end", "pruned:forget_progress"):
-        killed = subprocess.run([sys.executable, "-m", "tests.test_pruned", str(tmp_path), point])
-        assert killed.returncode == 9
+        assert Forked("tests.test_pruned", tmp_path, point).wait() == 9
     assert 0 < len(study_of(tmp_path).notes("audit:")) < len(audited[1].audit["trials"])
     result, whole = run(tmp_path, 1.0), audited[1]
     assert result.audit is not None

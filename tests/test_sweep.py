@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -19,6 +17,7 @@ from forge_sweep.experiment import Experiment
 from forge_sweep.sources import test_looks as looks_at_test
 from forge_sweep.study import StudyView, find_study
 from forge_sweep.sweep import Event, Interrupted, SweepResult
+from tests.forked import Forked
 from tests.surface import EPOCHS, STORY, experiment, fake_run, height, no_network
 
 
@@ -148,14 +147,6 @@ def test_ctrl_c_puts_the_trial_back_and_the_resumed_sweep_equals_an_uninterrupte
         assert curve(cut, child.info.run_id, "val_auc") == list(range(1, row.epochs + 1))
 
 
-ROOT = Path(__file__).parents[1]
-
-
-def killed(store: Path, n_trials: int, seconds: float, *points: str) -> list[str]:
-    """The command of a sweep in a process of its own, which dies at the points named."""
-    return [sys.executable, "-m", "tests.surface", str(store), str(n_trials), str(seconds), *points]
-
-
 def check_nothing_is_lost(store: Path, n_trials: int) -> None:
     """Optuna and MLflow agree: dense numbers, none running, one point per epoch, one parent, one model."""
     rows = study_of(store).rows()
@@ -177,7 +168,7 @@ def check_nothing_is_lost(store: Path, n_trials: int) -> None:
 def test_kill_9_at_any_moment_leaves_exactly_the_trials_that_were_asked_for(tmp_path: Path) -> None:
     """Killed three times in mid-sweep, at whatever it was doing."""
     for wanted in (1, 5, 9):
-        process = subprocess.Popen(killed(tmp_path, 12, 0.05), cwd=ROOT, start_new_session=True)
+        process = Forked("tests.surface", tmp_path, 12, 0.05)
         while process.poll() is None:
             study = find_study("surface", tmp_path)
             if study is not None and study.n_done >= wanted:
@@ -186,7 +177,7 @@ def test_kill_9_at_any_moment_leaves_exactly_the_trials_that_were_asked_for(tmp_
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert wanted <= study_of(tmp_path).n_done < 12
-    subprocess.run(killed(tmp_path, 12, 0.0), cwd=ROOT, check=True, timeout=300)
+    run(experiment(study__n_trials=12), tmp_path)
     check_nothing_is_lost(tmp_path, 12)
     assert {row.state for row in study_of(tmp_path).rows()} <= {"finished", "pruned"}
 
@@ -197,8 +188,7 @@ def test_kill_9_at_any_moment_leaves_exactly_the_trials_that_were_asked_for(tmp_
 )
 def test_a_death_after_any_phase_is_made_up_for_by_the_same_command(tmp_path: Path, point: str) -> None:
     """One look at test and one model version, wherever the process died."""
-    died = subprocess.run(killed(tmp_path, 3, 0.0, point), cwd=ROOT, check=False, timeout=300)
-    assert died.returncode == 9
+    assert Forked("tests.surface", tmp_path, 3, 0.0, point).wait() == 9
     result = run(experiment(study__n_trials=3), tmp_path)
     check_nothing_is_lost(tmp_path, 3)
     digest = runs(tmp_path, "sweep")[0].data.tags["forge.dataset_digest"]
@@ -210,8 +200,7 @@ def test_a_death_after_any_phase_is_made_up_for_by_the_same_command(tmp_path: Pa
 def test_a_trial_that_kills_its_process_three_times_is_given_up_with_its_class(tmp_path: Path) -> None:
     """In the study and in MLflow alike, and said."""
     for _ in range(3):
-        died = subprocess.run(killed(tmp_path, 3, 0.0, "trials:open_trial"), cwd=ROOT, check=False, timeout=300)
-        assert died.returncode == 9
+        assert Forked("tests.surface", tmp_path, 3, 0.0, "trials:open_trial").wait() == 9
     events: list[Event] = []
     run(experiment(study__n_trials=3), tmp_path, watch=events.append)
     check_nothing_is_lost(tmp_path, 3)
