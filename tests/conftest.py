@@ -16,28 +16,9 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 
 LONGEST = (
-    *(
-        "workers_ray",
-        "joining",
-        "sweep_workers",
-        "end_to_end",
-        "sweep",
-        "broken_surroundings",
-        "budget",
-        "sweep_resume",
-    ),
-    *(
-        "walk",
-        "losses_more",
-        "gates",
-        "serving_life",
-        "data_drift",
-        "outages",
-        "registry",
-        "in_model",
-        "cli",
-        "verdict",
-    ),
+    *("workers_ray", "sweep", "cli", "sweep_workers", "joining", "own_sweep", "heads", "end_to_end", "two_inputs"),
+    *("broken_surroundings", "garden_data", "budget", "sweep_resume", "walk", "garden_training", "losses_more"),
+    *("gates", "serving_life", "data_drift", "outages", "registry", "own_preflight", "in_model", "verdict"),
     *("feature_store_killed", "contest", "reproduce", "deterministic", "recorded", "networks", "epoch", "one_server"),
 )
 """Files of one to five minutes, the longest first."""

@@ -37,7 +37,7 @@ def trials_of(process: Process) -> list[int]:
     return [event["number"] for event in process.of("trial_started")]
 
 
-def test_a_worker_that_starts_first_shares_the_trials_and_leaves(shared: dict[str, str], tmp_path: Path) -> None:
+def test_a_worker_that_starts_first_shares_the_trials_and_leaves(tmp_path: Path) -> None:
     """No baseline, no confirmation, no model of its own; Optuna and MLflow agree in the end."""
     with together((tmp_path, 12, 0.3), (tmp_path, 12, 0.3)) as (carrier, worker):
         assert carrier.end() == 0, carrier.complaints
@@ -82,7 +82,7 @@ def test_a_killed_run_is_taken_up_by_the_same_command_while_a_worker_goes_on(
 
 
 @pytest.mark.slow
-def test_sigterm_puts_the_trials_of_a_worker_back(shared: dict[str, str], tmp_path: Path) -> None:
+def test_sigterm_puts_the_trials_of_a_worker_back(tmp_path: Path) -> None:
     """As SLURM and Kubernetes send it, also twice; no attempt is counted."""
     with together((tmp_path, 6, 0.2), (tmp_path, 6, 0.2)) as (carrier, worker):
         worker.wait_until(lambda: worker.of("epoch"))
