@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from typer.main import get_command
 
 from forge_sweep import sweep
 from forge_sweep.cli import app
-from tests.surface import experiment, fake_run, no_network
+from forge_sweep.experiment import parse
+from tests.surface import DROPPED, experiment, fake_run, no_network
 from tests.warm import Done, Warm, leaves
 
 COMMANDS = dict(leaves(get_command(app)))
@@ -29,6 +32,7 @@ source = "sample"
 name = "wine"
 target = "target"
 task = "multiclass"
+drop = [DROPPED]
 [model.search]
 width = { type = "int", low = 4, high = 64, log = true }
 dropout = { type = "float", low = 0.0, high = 0.5 }
@@ -44,7 +48,7 @@ kinds = ["constant"]
 [confirm]
 top = 2
 seeds = 2
-"""
+""".replace("[DROPPED]", json.dumps(DROPPED))
 
 WORDS: dict[str, str] = {
     "experiment": "e.toml",
@@ -104,6 +108,7 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("complete")
     (folder / "e.toml").write_text(TOML)
     (folder / "rows.csv").write_text("a,b\n1,2\n")
+    assert parse(tomllib.loads(TOML), root=Path()) == experiment(), "the store is that of another experiment"
     with no_network(fake_run()):
         sweep.run(experiment(), store=folder / "mlruns")
     return folder
