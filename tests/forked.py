@@ -47,7 +47,9 @@ class Forked:
         ask(json.dumps(asked).encode(), (stdout, stderr, writer))
         os.close(writer)
         self._states = os.fdopen(reader, "r")
-        self.pid = int(self._states.readline())
+        began = self._states.readline()
+        assert began, f"the process that forks has ended with code {server()[1].wait()}"
+        self.pid = int(began)
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
@@ -76,8 +78,8 @@ class Forked:
 
 
 @functools.cache
-def server() -> socket.socket:
-    """The line to the process that forks, started at the first need; it ends when this one does."""
+def server() -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """The process that forks, and the line to it; started at the first need, it ends when this one does."""
     here, there = socket.socketpair()
     foreign = ("MLFLOW_", "FORGE_SWEEP_")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
@@ -96,12 +98,12 @@ def server() -> socket.socket:
         process.wait(timeout=30)
 
     atexit.register(leave)
-    return here
+    return here, process
 
 
 def ask(message: bytes, files: Sequence[int]) -> None:
     """Send the length of a message, with open files, and the message."""
-    line = server()
+    line, _ = server()
     socket.send_fds(line, [len(message).to_bytes(4, "big")], list(files))
     line.sendall(message)
 
