@@ -31,12 +31,6 @@ from forge_sweep.training import OnEpoch
 from forge_sweep.trial import Arrays, TrialResult
 
 EPOCHS = 6
-DROPPED = (
-    *("malic_acid", "ash", "alcalinity_of_ash", "magnesium", "total_phenols", "nonflavanoid_phenols"),
-    *("proanthocyanins", "od280/od315_of_diluted_wines", "proline"),
-)
-"""Each column costs a tenth of a second for the plots of the audit, in each sweep."""
-
 STORY: Any = importlib.import_module("forge_sweep.sweep.run")
 """The module; `sweep.run` is its function."""
 
@@ -46,7 +40,7 @@ def experiment(**values: Any) -> Experiment:
     raw: dict[str, Any] = {
         "name": "surface",
         "seed": 3,
-        "data": {"source": "sample", "name": "wine", "target": "target", "task": "multiclass", "drop": DROPPED},
+        "data": {"source": "sample", "name": "wine", "target": "target", "task": "multiclass"},
         "model": {
             "search": {
                 "width": {"type": "int", "low": 4, "high": 64, "log": True},

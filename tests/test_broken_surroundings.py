@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typer.main import get_command
 from forge_sweep import sweep
 from forge_sweep.cli import app
 from forge_sweep.experiment import parse
-from tests.surface import DROPPED, experiment, fake_run, no_network
+from tests.surface import experiment, fake_run, no_network
 from tests.warm import Done, Warm, leaves
 
 COMMANDS = dict(leaves(get_command(app)))
@@ -32,7 +31,6 @@ source = "sample"
 name = "wine"
 target = "target"
 task = "multiclass"
-drop = [DROPPED]
 [model.search]
 width = { type = "int", low = 4, high = 64, log = true }
 dropout = { type = "float", low = 0.0, high = 0.5 }
@@ -48,7 +46,7 @@ kinds = ["constant"]
 [confirm]
 top = 2
 seeds = 2
-""".replace("[DROPPED]", json.dumps(DROPPED))
+"""
 
 WORDS: dict[str, str] = {
     "experiment": "e.toml",
