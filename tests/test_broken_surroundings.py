@@ -53,6 +53,7 @@ WORDS: dict[str, str] = {
     "model": "surface",
     "version": "1",
     "run": "models:/surface/1",
+    "models": "models:/surface/1",
     "file": "rows.csv",
     "path": "rows.csv",
     "target": "b",
