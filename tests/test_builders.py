@@ -144,6 +144,24 @@ class TestResNet(BuilderContract):
     experiment: ClassVar = {"model": {"search": {"width": {"type": "int", "low": 16, "high": 64}}}}
 
 
+class TestRealMLP(BuilderContract):
+    """And RealMLP, with what its authors' full variant adds."""
+
+    builder = "realmlp"
+    experiment: ClassVar = {
+        "model": {"search": {"width": {"type": "int", "low": 16, "high": 64}, "embedding": "pbld", "parametric": True}}
+    }
+
+
+class TestEmbeddedMLP(BuilderContract):
+    """And the plain network whose numbers are embedded."""
+
+    builder = "mlp"
+    experiment: ClassVar = {
+        "model": {"search": {"width": {"type": "int", "low": 16, "high": 64}, "embedding": "piecewise"}}
+    }
+
+
 class TestFTTransformer(BuilderContract):
     """And FT-Transformer."""
 
