@@ -24,7 +24,7 @@ from forge_sweep import sweep, trial
 from forge_sweep.cli import app
 from forge_sweep.errors import ExperimentError, InputError, SweepStopped, TrialFailed
 from forge_sweep.experiment import BUDGET_FIELDS, Experiment, WorkersSpec
-from forge_sweep.study import Cost, Progress, Spent, Study, TrialCost, open_study, over, union_s
+from forge_sweep.study import END_S, Cost, Progress, Spent, Study, TrialCost, open_study, over, union_s
 from forge_sweep.sweep import Event, Interrupted, budget, pool
 from forge_sweep.sweep.budget import Budget
 from forge_sweep.trial import TrialResult
@@ -171,6 +171,41 @@ def test_a_time_budget_holds_over_restarts(tmp_path: Path) -> None:
     assert result.ended_by == "study.timeout_s"
     assert study_of(tmp_path).wall_s() == 3 * EPOCHS * WALL_S
     assert result.trials["finished"] == 2 and result.trials["waiting"] == 1
+
+
+TRIAL_S = EPOCHS * WALL_S
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_whole_sweep_fits_into_its_time(tmp_path: Path, interrupted: bool) -> None:
+    """Room for the confirmation is left, one training is known to take as long as the other; and over restarts."""
+    whole = spec(study__total_s=6.8 * TRIAL_S + END_S, study__n_trials=50, confirm={"top": 1, "seeds": 3})
+    if interrupted:
+        calls = itertools.count()
+        with pytest.raises(Interrupted):
+            run(whole, tmp_path, Costly(), stopping=lambda: next(calls) > EPOCHS + 4)
+        NOW["wall"] += 10_000
+    events: list[Event] = []
+    result = run(whole, tmp_path, Costly(), watch=events.append)
+    assert result.ended_by == "study.total_s"
+    assert result.trials == {"finished": 2 if interrupted else 3, "waiting": 1}  # what was cut off began anew
+    assert [len(row["values"]) for row in result.confirmed if not row["baseline"]] == [3]
+    assert sum(result.phases.values()) <= 6.8 * TRIAL_S + END_S
+    assert f"study.total_s = {6.8 * TRIAL_S + END_S:g} is exhausted (" in result.verdict
+    assert not said(events, "are left to confirm")
+    assert run(whole, tmp_path, Costly()).ended_by == "study.total_s"
+    assert len(runs(tmp_path, "confirm")) == 3 * len(result.confirmed)
+
+
+def test_less_is_confirmed_where_time_is_short(tmp_path: Path) -> None:
+    """The first trial took so long that it cannot be trained twice more; that is said with the figures."""
+    events: list[Event] = []
+    short = spec(study__total_s=2 * TRIAL_S + END_S, study__n_trials=2, confirm={"top": 3, "seeds": 2})
+    result = run(short, tmp_path, Costly(), watch=events.append)
+    (text,) = said(events, "are left to confirm")
+    assert "3 configurations with 2 seeds each would take about" in text and text.endswith("confirmed are 1 with 1")
+    assert result.model == "models:/surface/1"
+    assert [len(row["values"]) for row in result.confirmed if not row["baseline"]] == [1]
 
 
 @pytest.mark.slow
@@ -396,7 +431,14 @@ def test_plateau_delta_alone_is_refused_and_budgets_may_change_between_runs() ->
         spec(study__plateau_delta=0.1)
     with pytest.raises(ExperimentError, match=r"study\.cpu_budget_s"):
         spec(study__cpu_budget_s=-1)
-    changed = {"timeout_s": 1.0, "cpu_budget_s": 1.0, "gpu_budget_s": 1.0, "plateau_trials": 3, "plateau_delta": 0.1}
+    changed = {
+        "timeout_s": 1.0,
+        "total_s": 9.0,
+        "cpu_budget_s": 1.0,
+        "gpu_budget_s": 1.0,
+        "plateau_trials": 3,
+        "plateau_delta": 0.1,
+    }
     assert {f"study.{key}" for key in changed} < set(BUDGET_FIELDS)
     assert spec(**{f"study__{key}": value for key, value in changed.items()}).contract() == spec().contract()
 
@@ -408,6 +450,7 @@ def test_each_budget_is_over_when_it_is_used_up() -> None:
         "cpu_budget_s": Spent(cpu_s=5),
         "gpu_budget_s": Spent(gpu_s=5),
         "plateau_trials": Spent(without_gain=5),
+        "total_s": Spent(total_s=3, end_s=2),
     }.items():
         assert over({key: 6}, spent) is None
         found = over({key: 5}, spent)

@@ -382,7 +382,7 @@ def test_whatever_prints_or_keeps_json_goes_through_one_door() -> None:
         *("study/resume.py", "study/storage.py", "sweep/context.py", "tracking/journal.py", "training/checkpoint.py"),
         *("training/networks.py", "feature_store/diff.py", "feature_store/checking.py", "registry/candidate.py"),
         *("bundle/evaluation.py", "bundle/bundle.py", "bundle/network.py", "contract/alike.py", "training/devices.py"),
-        *("draft.py", "sources/spool.py"),
+        *("draft.py", "predictions.py", "sources/spool.py"),
     }
     package = Path(__file__).parents[1] / "forge_sweep"
     texts = {path.relative_to(package).as_posix(): path.read_text(encoding="utf-8") for path in package.rglob("*.py")}

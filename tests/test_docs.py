@@ -82,7 +82,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROO
 
 YOURS = {
     *("data/fraud.csv", "broken.toml", "row.json", "new.csv", "new.parquet", "fraud.parquet"),
-    *("fraud.toml", "experiments/fraud.toml", "fraud.csv"),
+    *("churn.toml", "fraud.toml", "experiments/fraud.toml", "fraud.csv"),
 }
 """Files of the reader, which the pages use as examples and do not ship."""
 

@@ -45,6 +45,7 @@ BUDGET_FIELDS = (
     "description",
     "study.n_trials",
     "study.timeout_s",
+    "study.total_s",
     "study.cpu_budget_s",
     "study.gpu_budget_s",
     "study.plateau_trials",
@@ -151,6 +152,12 @@ class StudySpec(Section):
         "epochs (rounded up) without improvement of the objective; `none` leaves it as it is.",
     )
     timeout_s: Seconds | None = Field(None, description="Seconds of searching, summed over interruptions.")
+    total_s: Seconds | None = Field(
+        None,
+        description="Seconds of the whole sweep, from its start to the registered model, summed over interruptions. "
+        "The search ends early enough for the confirmation; where time is short, fewer configurations, then fewer "
+        "seeds, are confirmed.",
+    )
     cpu_budget_s: DeviceSeconds | None = Field(
         None, description="CPU seconds of all trials, over workers and interruptions."
     )
@@ -382,7 +389,7 @@ class Experiment(Section):
     @property
     def tune_timeout_s(self) -> float:
         """Seconds for the tuning of trees."""
-        limit = self.study.timeout_s
+        limit = self.study.timeout_s or self.study.total_s
         default = 30.0 if limit is None else limit / 10
         return (self.baselines.tune.timeout_s if self.baselines.tune else None) or default
 

@@ -1,6 +1,7 @@
 """The Optuna study behind a sweep: which parameters come next, when a trial is pruned, and what survives a crash."""
 
 from forge_sweep.study.budget import (
+    END_S,
     PHASES,
     TUNED,
     Over,
@@ -38,6 +39,7 @@ from forge_sweep.study.trials import (
 )
 
 __all__ = [
+    "END_S",
     "NO_COST",
     "PHASES",
     "PHASES_NOTE",

@@ -23,6 +23,12 @@ PHASES = {
 }
 """The phases of a sweep in their order, with what people call them; ``start`` is loading, and opening the stores."""
 
+END_S = 10.0
+"""What test evaluation and registration are taken to need."""
+
+ROOM = 1.1
+"""Times the expected confirmation for which a search leaves room: it ends with an epoch, not to the second."""
+
 TUNED = "tuned:"
 """Prefix of the note of each configuration of trees that are tuned, such as ``tuned:xgboost_tuned:0003``."""
 
@@ -48,6 +54,8 @@ class Spent:
     cpu_s: float = 0.0
     gpu_s: float = 0.0  # device-seconds
     without_gain: int = 0  # how many trials `Progress` has counted since the last gain
+    total_s: float = 0.0  # seconds of all phases
+    end_s: float = 0.0  # seconds that confirmation and registration are expected to take
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,10 @@ def over(limits: Mapping[str, Any], spent: Spent) -> Over | None:
         limit = limits.get(key)
         if limit is not None and value >= limit:
             return Over(f"study.{key}", f"study.{key} = {limit:g} is exhausted ({value:.4g} {unit})")
+    total = limits.get("total_s")
+    if total is not None and spent.total_s + spent.end_s >= total:
+        text = f"study.total_s = {total:g} is exhausted ({spent.total_s:.4g} s, and about {spent.end_s:.0f} s to come "
+        return Over("study.total_s", f"{text}for confirmation and registration)")
     most = limits.get("plateau_trials")
     if most is not None and spent.without_gain >= most:
         than = f" of more than {delta:g}" if (delta := limits.get("plateau_delta")) else ""

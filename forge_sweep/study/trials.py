@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from forge_sweep.checks.findings import Finding
 from forge_sweep.experiment import Params
-from forge_sweep.study.budget import PHASES, Over, Progress, Spent, over, union_s
+from forge_sweep.study.budget import END_S, PHASES, ROOM, Over, Progress, Spent, over, union_s
 
 if TYPE_CHECKING:
     import optuna
@@ -301,6 +301,35 @@ class StudyView:
         names = [*(name for name in PHASES if name in known), *sorted(known - set(PHASES))]
         return {name: round(sum(note.get(name, 0.0) for note in notes), 3) for name in names}
 
+    def total_s(self) -> float:
+        """Seconds of all phases."""
+        return sum(self.phases().values())
+
+    def confirm_s(self, top: int, seeds: int, *, ahead: bool = False) -> float:
+        """About how long it takes to train the best ``top`` configurations and the best baseline with so many seeds.
+
+        From what they took in the search: the best finished trials, and the best baseline. ``ahead``: more trials are
+        to finish, so that there will be as many.
+        """
+        sign = 1 if self.direction == "maximize" else -1
+        finished = [row for row in self.rows() if row.state == "finished" and row.value is not None and row.cost]
+        best = sorted(finished, key=lambda row: -sign * (row.value or 0.0))[:top]
+        seconds = sum(row.cost.total.seconds for row in best if row.cost)
+        if ahead and best:
+            seconds *= max(1.0, min(top, self.n_trials) / len(best))
+        fitted = [note for note in self.notes("baseline:").values() if note.get("value") is not None]
+        if fitted:
+            first = max(fitted, key=lambda note: sign * note["value"])
+            seconds += first.get("seconds", 0.0) / first.get("tried", 1)  # of a tuned one they are those of all fits
+        workers = self.resolved.get("workers", {})
+        at_once = 1 if workers.get("kind", "serial") == "serial" else workers.get("n") or 1
+        return seeds * seconds / at_once
+
+    def end_s(self) -> float:
+        """About how long confirmation, test evaluation and registration will take, with some room."""
+        confirm = self.resolved.get("confirm", {})
+        return END_S + ROOM * self.confirm_s(confirm.get("top", 3), confirm.get("seeds", 3), ahead=True)
+
     def ended_by(self) -> Over | None:
         """The budget that ended the search before its ``n_trials``; None where none did."""
         return None if self.n_done >= self.n_trials else self.over()
@@ -314,6 +343,7 @@ class StudyView:
             cpu_s=sum(cost.cpu_s for cost in costs),
             gpu_s=sum(cost.gpu_s for cost in costs),
             without_gain=self.progress(limits.get("plateau_delta") or 0.0).without_gain,
+            **({} if limits.get("total_s") is None else {"total_s": self.total_s(), "end_s": self.end_s()}),
         )
         return over(limits, spent)
 

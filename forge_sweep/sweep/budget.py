@@ -97,8 +97,16 @@ class Account:
 class Budget:
     """What the search of a study may still spend; ``limits`` are the values of ``[study]``. Threads may share it."""
 
-    def __init__(self, study: Study, limits: Mapping[str, Any], say: Callable[[str], None], clocks: Clocks) -> None:
+    def __init__(
+        self,
+        study: Study,
+        limits: Mapping[str, Any],
+        say: Callable[[str], None],
+        clocks: Clocks,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
         self.study = study
+        self._stopwatch = stopwatch
         self.limits = limits
         self._say = say
         self._clocks = clocks
@@ -116,6 +124,7 @@ class Budget:
         self._others: list[dict[str, float]] = []
         self._began: tuple[float, float] | None = None  # since 1970, and by the clock
         self._noted_at = 0.0
+        self._total_s = self._end_s = 0.0  # at the last look
 
     @contextmanager
     def searching(self, gpus: float) -> Iterator[None]:
@@ -157,7 +166,13 @@ class Budget:
         """As far as it is known here."""
         with self._lock:
             total = sum((account.cost.total for account in self._accounts.values()), self._settled_sum)
-            return Spent(self._wall_s(), total.cpu_s, total.gpu_s, self._gains.without_gain)
+            whole = {} if self.limits.get("total_s") is None else {"total_s": self.total_s, "end_s": self._end_s}
+            return Spent(self._wall_s(), total.cpu_s, total.gpu_s, self._gains.without_gain, **whole)
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of the whole sweep, as far as it is known here; only where they are limited."""
+        return self._total_s + self._clock() - self._looked_at
 
     def open(self, asked: Asked) -> Account:
         """The account of a trial that is begun here."""
@@ -207,6 +222,10 @@ class Budget:
         if self.limits.get("timeout_s") is not None:
             notes = self.study.notes(SESSION)
             self._others = [note for key, note in notes.items() if key != self._session]
+        if self.limits.get("total_s") is not None:
+            if self._stopwatch is not None:
+                self._stopwatch.save()
+            self._total_s, self._end_s = self.study.total_s(), self.study.end_s()
         if self.limits.get("plateau_trials") is not None:
             self._gains = self.study.progress(self._gains.delta)  # in the order of all processes
         if any(self.limits.get(key) is not None for key in ("cpu_budget_s", "gpu_budget_s")):
@@ -250,8 +269,8 @@ class Stopwatch:
     Nothing is kept before `keep_in`: a command that finds nothing to do leaves no trace.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock = clock or CLOCKS.wall
         self._seconds: dict[str, float] = {}
         self._phase, self._began = "", clock()
         self._saved_at = clock()

@@ -18,7 +18,7 @@ from forge_sweep import trial
 from forge_sweep.bundle import Bundle
 from forge_sweep.errors import SweepStopped, TrialFailed
 from forge_sweep.experiment import Params, derived_seed
-from forge_sweep.study import TrialRow
+from forge_sweep.study import END_S, TrialRow
 from forge_sweep.sweep.context import Context, baseline_values, finish, finish_failed, finite, rank, stop_if_asked
 from forge_sweep.sweep.jobs import Monitor, Outcome
 from forge_sweep.sweep.kept import keep
@@ -103,8 +103,33 @@ def typical_seed(values: tuple[float, ...], direction: Direction, seeds: tuple[i
     return (seeds or tuple(range(1, len(values) + 1)))[values.index(median(values))]
 
 
-def _contenders(context: Context) -> tuple[Contender, ...]:
-    """The top k finished trials and the best baseline."""
+def _sizes(context: Context) -> tuple[int, int]:
+    """How many configurations are confirmed, and with how many seeds: fewer where ``study.total_s`` leaves no time.
+
+    Noted, so that a confirmation that was cut off goes on as it began.
+    """
+    confirm, limit = context.experiment.confirm, context.experiment.study.total_s
+    top, seeds = confirm.top, confirm.seeds
+    if limit is None:
+        return top, seeds
+    key = f"sizes:{context.study.n_done}:{top}x{seeds}:{limit:g}"
+    if (noted := context.study.notes("sizes:").get(key)) is not None:
+        return noted["top"], noted["seeds"]
+    context.budget.is_over(afresh=True)
+    left, wanted = limit - context.budget.total_s - END_S, context.study.confirm_s(top, seeds)
+    while context.study.confirm_s(top, seeds) > left and (top, seeds) != (1, 1):
+        top, seeds = (top - 1, seeds) if top > 1 else (1, seeds - 1)
+    if (top, seeds) != (confirm.top, confirm.seeds):
+        context.warn(
+            f"study.total_s = {limit:g}: {max(left, 0.0):.0f} s are left to confirm, and {confirm.top} configurations "
+            f"with {confirm.seeds} seeds each would take about {wanted:.0f} s; confirmed are {top} with {seeds}"
+        )
+    context.study.note(key, {"top": top, "seeds": seeds})
+    return top, seeds
+
+
+def _contenders(context: Context, most: int) -> tuple[Contender, ...]:
+    """The ``most`` best finished trials and the best baseline."""
     finished = [
         row for row in context.study.rows() if row.state == "finished" and row.value is not None and not row.imported
     ]
@@ -112,7 +137,7 @@ def _contenders(context: Context) -> tuple[Contender, ...]:
     distinct: dict[str, TrialRow] = {}
     for row in finished:
         distinct.setdefault(repr(sorted(row.params.items())), row)
-    best = list(distinct.values())[: context.experiment.confirm.top]
+    best = list(distinct.values())[:most]
     top = [Contender(f"{row.number:04d}", row.value or 0.0, row.params) for row in best]
     notes, known = context.study.notes("baseline:"), list(baseline_values(context).items())[:1]
     baseline = [Contender(kind, value, configuration(notes, kind) or {}, kind) for kind, value in known]
@@ -129,8 +154,9 @@ class Confirmation:
     def __init__(self, context: Context, pool: WorkerPool) -> None:
         self.context = context
         self.pool = pool
-        self.contenders = _contenders(context)
-        self.seeds = tuple(range(1, context.experiment.confirm.seeds + 1))
+        top, seeds = _sizes(context)
+        self.contenders = _contenders(context, top)
+        self.seeds = tuple(range(1, seeds + 1))
         self._left = deque((contender, s) for contender in self.contenders for s in self.seeds)
         self._found: dict[tuple[str, int], float | None] = {}
         context.tell("confirming", runs=len(self._left))

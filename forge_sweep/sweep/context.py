@@ -128,7 +128,7 @@ class Context:
     @functools.cached_property
     def budget(self) -> Budget:
         """What the search may still spend."""
-        return Budget(self.study, self.study.resolved["study"], self.warn, budget.CLOCKS)
+        return Budget(self.study, self.study.resolved["study"], self.warn, budget.CLOCKS, self.stopwatch)
 
     @functools.cached_property
     def environment_digest(self) -> str:
