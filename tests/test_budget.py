@@ -208,6 +208,15 @@ def test_less_is_confirmed_where_time_is_short(tmp_path: Path) -> None:
     assert [len(row["values"]) for row in result.confirmed if not row["baseline"]] == [1]
 
 
+def test_a_time_in_which_no_trial_finishes_ends_with_the_best_baseline(tmp_path: Path) -> None:
+    events: list[Event] = []
+    result = run(spec(study__total_s=TRIAL_S / 2 + END_S), tmp_path, Costly(), watch=events.append)
+    (text,) = said(events, "no trial finished")
+    assert "only the best baseline is confirmed" in text and "trial 0 took" in text
+    assert result.trials == {"waiting": 1} and result.winner["baseline"] and result.model == "models:/surface/1"
+    assert "no network could be confirmed" in result.verdict
+
+
 @pytest.mark.slow
 def test_what_a_killed_sweep_had_spent_counts_for_the_next_one(tmp_path: Path) -> None:
     """`kill -9` in the third epoch: what was trained is lost, is paid for, and stands in the report as lost."""

@@ -154,19 +154,11 @@ def test_our_side_runs_the_experiment_file_and_knows_what_is_shipped_from_the_be
     """The file of the yard-stick, with fewer epochs; the constant wins nothing, so that the network is shipped."""
     short = 'epochs = 3\n\n[baselines]\nkinds = ["constant"]\n\n[confirm]\ntop = 1\nseeds = 1\n'
     monkeypatch.setattr(ours, "FILE", ours.FILE.replace("n_trials = 1000", "n_trials = 1") + short)
-    monkeypatch.setattr(ours, "NEAR", (0.0, np.inf))
     predictions, facts = run_side(OURS, prepared["mortgages"], tmp_path, 600.0)
     usable(OURS, prepared["mortgages"], predictions["shipped"])
     usable(OURS, prepared["mortgages"], predictions[report.NETWORK])
     assert len(facts["file"].splitlines()) < 40
     assert facts["trials"]["finished"] == 1
-
-
-def test_a_sweep_that_took_too_long_gets_the_share_that_its_own_times_allow() -> None:
-    fixed, phases = 20.0, {"start": 15.0, "trials": 60.0, "confirm": 90.0}
-    share = ours.next_share(100.0, fixed + 60 + 90, phases)
-    assert fixed + share * 100 * (1 + 90 / 60) == pytest.approx(100)
-    assert ours.next_share(30.0, fixed + 60 + 90, phases) == ours.LEAST
 
 
 def test_a_side_that_is_not_installed_is_skipped_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

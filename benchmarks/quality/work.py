@@ -39,7 +39,6 @@ class Work:
         seconds: the budget from the first row that is read to the last prediction.
         seed: of everything random in a side.
         began: when the clock started: wall and CPU seconds.
-        took: what counts in the end, where a side knows better than the clock: wall and CPU seconds.
     """
 
     folder: str
@@ -47,7 +46,6 @@ class Work:
     seconds: float
     seed: int = 0
     began: tuple[float, float] = field(default_factory=lambda: _now())
-    took: tuple[float, float] | None = None
 
     @property
     def about(self) -> dict[str, Any]:
@@ -64,10 +62,6 @@ class Work:
     def left(self) -> float:
         """Seconds that a peer may still train; negative when it is time to predict."""
         return self.seconds * (1 - RESERVE) - self.used
-
-    def restart(self) -> None:
-        """Begin the clock anew."""
-        self.began = _now()
 
     def stop(self) -> tuple[float, float]:
         """Wall and CPU seconds since the clock started."""
@@ -131,7 +125,7 @@ def measure(module: str, folder: str, store: str, seconds: float, seed: int, out
     side.load()
     work = Work(folder, store, seconds, seed)
     predictions, facts = side.run(work)
-    took_s, cpu_s = work.took or work.stop()
+    took_s, cpu_s = work.stop()
 
     import numpy as np
 

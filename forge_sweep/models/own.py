@@ -68,6 +68,9 @@ def build(code: Code, spec: Spec, task: Task, params: Params) -> keras.Model:
         elif isinstance(error, AttributeError) and error.name == "vocabulary":
             hint = 'set encode = "codes" for that input under [data.inputs]'
         raise failed(error, code.builder, hint) from error
+    finally:
+        for each in inputs.values():
+            vars(each).pop("rows", None)  # else the model would hold them
     if not isinstance(model, keras.Model):
         kind = "nothing" if model is None else f"a {type(model).__name__}"
         seen = f"{code.builder} returned {kind}, expected a keras.Model"

@@ -36,7 +36,7 @@ def draw(
     figures: dict[str, Figure | None] = {}
     if finished:
         figures["history"] = _history(study, rows, metric, f"Objective of each trial: {of_all}")
-    if any(row.epochs for row in rows):
+    if valued and any(row.epochs for row in rows):
         figures["epochs"] = _epochs(study, metric, curve, f"{metric} after each epoch: {of_all}")
     shown = optuna.create_study(direction=study.direction)  # in which pruned trials have a value
     for trial, row in zip(study.get_trials(deepcopy=False), rows, strict=False):

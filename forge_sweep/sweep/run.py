@@ -33,7 +33,16 @@ from forge_sweep.study import Study, check_storage, open_study, require_packages
 from forge_sweep.sweep import kept, pruned
 from forge_sweep.sweep.budget import Stopwatch, goes_on, why_over
 from forge_sweep.sweep.confirm import Confirmation
-from forge_sweep.sweep.context import Context, Event, Interrupted, Watch, ignore, message, warn_all
+from forge_sweep.sweep.context import (
+    Context,
+    Event,
+    Interrupted,
+    Watch,
+    baseline_values,
+    ignore,
+    message,
+    warn_all,
+)
 from forge_sweep.sweep.pool import WorkerPool
 from forge_sweep.sweep.publish import final_key, log_setting, publish
 from forge_sweep.sweep.reconcile import STATUSES, before_run, parent_params, with_model
@@ -218,14 +227,21 @@ def _log_phases(context: Context, parent: Run) -> None:
 
 
 def _refuse_nothing_finished(context: Context) -> None:
-    """Raise `SweepStopped`, with what trials cost, where a budget ended the search before a trial finished."""
+    """Raise `SweepStopped`, with what trials cost, where a budget ended the search before a trial finished.
+
+    Where the time of the whole sweep did, it ends with its best baseline.
+    """
     over, study = context.budget.over(), context.study
     if over is None or study.best() is not None:
         return
     rows = [row for row in study.rows() if row.cost is not None]
     costs = [f"trial {r.number} took {r.cost.total.words()} for {r.epochs} epochs" for r in rows[:3] if r.cost]
+    said = f"{over.text}, and no trial finished: {'; '.join(costs) or 'none was begun'}"
+    if over.key == "study.total_s" and baseline_values(context):
+        context.warn(f"{said}; only the best baseline is confirmed")
+        return
     raise SweepStopped(
-        f"{over.text}, and no trial finished: {'; '.join(costs) or 'none was begun'}",
+        said,
         hint=f"raise {over.key} and run again, which goes on from here (a trial has up to "
         f"{context.experiment.study.epochs} epochs), or lower the upper ends of [model.search]",
     )

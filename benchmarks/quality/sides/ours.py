@@ -1,15 +1,11 @@
 """The default experiment as a new user writes it, run through the public `Sweep`.
 
-The file names the rows, the target, the metric and a time limit, and, because an experiment has to say what it
-searches, the four lines of `[model.search]` of the README, which the peers with networks search too. Every other key
-has its default. The limit is of the search alone: audit, pre-flight, baselines, confirmation and test come on top. So
-the first try gives the search a share of the budget; where the whole then took much more or less than the budget, or
-found no model in time, a second one gets what the times of the first one say, and counts where it ends with a model.
+The file names the rows, the target, the metric and a time for the whole sweep (`study.total_s`); every other key has
+its default, the search space too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +14,8 @@ import numpy as np
 from benchmarks.quality.statistics import PRIMARY
 from benchmarks.quality.work import NoTime, Work
 
-SHARE, LARGER, LEAST = 0.5, 0.8, 0.15
-"""Of the budget for the search: at first, after a first try without a model and at most, and at least."""
-NEAR = (0.85, 1.05)
-"""Of the budget: what is near enough for the first try to count."""
+AROUND_S = 3.0
+"""Of the budget, for what the sweep does not know of: reading its own result, and predicting the test rows again."""
 
 FILE = """\
 name = "quality"
@@ -36,18 +30,12 @@ task = "{task}"
 kind = "column"
 column = "split"
 
-[model.search]
-width = {{ type = "int", low = 16, high = 256, log = true }}
-depth = {{ type = "int", low = 1, high = 4 }}
-dropout = {{ type = "float", low = 0.0, high = 0.5 }}
-learning_rate = {{ type = "float", low = 1e-4, high = 1e-2, log = true }}
-
 [objective]
 metric = "val_{metric}"
 
 [study]
-timeout_s = {timeout_s:.1f}
-n_trials = 1000                       # the time limit ends the search
+total_s = {total_s:.1f}
+n_trials = 1000                       # the time ends the search
 """
 
 
@@ -65,39 +53,7 @@ def load() -> None:
     assert all((keras, mlflow, optuna, xgboost, forge_sweep.sweep))
 
 
-def run(work: Work) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """``shipped``: the registered bundle; ``network``: the best confirmed network; one and the same where it won."""
-    from forge_sweep.errors import SweepStopped
-
-    share, tries, kept = SHARE, [], None
-    while len(tries) < 2:
-        store = Path(work.store) / str(len(tries))
-        work.restart()
-        try:
-            found = one_try(work, store, share * work.seconds)
-        except SweepStopped as stopped:
-            tries.append({"share": share, "took_s": work.used, "stopped": stopped.message})
-            share = LARGER
-            continue
-        kept = found[0], {**found[1], "tries": tries}, work.stop()
-        tries.append({"share": share, "took_s": work.used, "phases": found[1]["phases"]})
-        if NEAR[0] <= work.used / work.seconds <= NEAR[1]:
-            break
-        share = next_share(work.seconds, work.used, found[1]["phases"])
-    if kept is None:
-        raise NoTime(f"no sweep had a model in time: {tries}")
-    work.took = kept[2]
-    return kept[:2]
-
-
-def next_share(seconds: float, took_s: float, phases: Mapping[str, float]) -> float:
-    """Which share the search should have had: confirmation takes its time in proportion to it, all else is fixed."""
-    search, confirm = max(phases["trials"], 1.0), phases.get("confirm", 0.0)
-    share = (seconds - (took_s - search - confirm)) / (1 + confirm / search) / seconds
-    return min(max(LEAST, share), LARGER)
-
-
-def text(work: Work, timeout_s: float) -> str:
+def text(work: Work) -> str:
     """The experiment file."""
     about, positive = work.about, ""
     if about["positive"] is not None:
@@ -109,21 +65,26 @@ def text(work: Work, timeout_s: float) -> str:
         task=about["task"],
         positive=positive,
         metric=PRIMARY[about["task"]],
-        timeout_s=timeout_s,
+        total_s=max(1.0, work.seconds - AROUND_S),
     )
 
 
-def one_try(work: Work, store: Path, timeout_s: float) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """One sweep from the file to the registered bundle, and its scores of the test rows."""
+def run(work: Work) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """``shipped``: the registered bundle; ``network``: the best confirmed network; one and the same where it won."""
     from forge_sweep import Sweep, sweep
     from forge_sweep.bundle import Evaluation
+    from forge_sweep.errors import SweepStopped
     from forge_sweep.tracking import fetched, locate
 
-    store.mkdir(parents=True)
-    path = Path(work.folder) / f"experiment-{store.name}-{work.seed}.toml"
-    path.write_text(text(work, timeout_s))
+    store = Path(work.store)
+    store.mkdir(parents=True, exist_ok=True)
+    path = Path(work.folder) / f"experiment-{work.seed}.toml"
+    path.write_text(text(work))
     swept = Sweep.from_toml(path, store=store)
-    result = swept.run(watch=sweep.ignore)
+    try:
+        result = swept.run(watch=sweep.ignore)
+    except SweepStopped as stopped:
+        raise NoTime(stopped.message) from stopped
     test = work.parts()["test"][0]
     shipped = columns(swept.model.scores(test), work.about["task"])
     with fetched(locate(result.model, store), store) as folder:
