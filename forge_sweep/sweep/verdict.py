@@ -130,10 +130,11 @@ def in_words(context: Context, verdict: Verdict, evaluation: Evaluation | None, 
     network, baseline, judgement = verdict.network, verdict.baseline, verdict.judgement
     if judgement is None or network is None or baseline is None:
         mean = figure(winner.mean)
+        if verdict.nothing_learned:
+            none = "no network could be confirmed, and " * (network is None)
+            return f"{objective}: nothing was learned; {none}no model beats the constant predictor, {mean}."
         if network is None:
             return f"{objective}: no network could be confirmed; ship the baseline {winner.contender.words} {mean}."
-        if verdict.nothing_learned:
-            return f"{objective}: nothing was learned; no model beats the constant predictor, {mean}."
         said = f"{objective}: the best network ({winner.contender.words}) {mean}; no baseline to compare with"
         interval, chance = verdict.intervals[winner.contender.label], verdict.chance
         assert chance is not None
