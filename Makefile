@@ -34,7 +34,9 @@ test: install  ## Run the tests: make test TESTS='tests/test_study.py -k resume'
 
 # The same package with the oldest and with the newest release of everything in the ranges of pyproject.toml.
 # No PyTorch and no Ray there, so that without CI=true their tests are skipped.
-RANGE_TESTS ?= tests/test_end_to_end.py tests/test_tracking.py tests/test_study.py
+# A kill is the same with any release, and `make test` has it.
+RANGE_TESTS ?= tests/test_end_to_end.py tests/test_tracking.py tests/test_study.py \
+  --deselect tests/test_end_to_end.py::test_kill_9_in_the_middle_of_a_real_sweep_loses_nothing
 IN_RANGE = env -u CI OMP_WAIT_POLICY=passive .venv-$(1)/bin/python -m pytest -n 3 --dist loadfile -p no:cacheprovider $(RANGE_TESTS)
 
 test-oldest: .venv-oldest/.installed  ## Run the end-to-end, tracking and study tests with the oldest releases in range
