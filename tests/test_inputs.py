@@ -200,8 +200,8 @@ def test_groups_are_kept_with_the_preprocessor_and_older_files_have_none(tmp_pat
     stored = json.loads((tmp_path / "preprocessor.json").read_text())
     assert stored["format"] == 1 and "inputs" not in stored
     assert Preprocessor.load(tmp_path).groups == ()
-    (tmp_path / "preprocessor.json").write_text(json.dumps(stored | {"format": 3}))
-    with pytest.raises(BundleError, match="format 3; expected 1 or 2"):
+    (tmp_path / "preprocessor.json").write_text(json.dumps(stored | {"format": 4}))
+    with pytest.raises(BundleError, match="format 4; expected 1 to 3"):
         Preprocessor.load(tmp_path)
 
 

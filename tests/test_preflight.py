@@ -182,7 +182,7 @@ def test_a_validation_label_that_train_does_not_have_is_not_blamed_on_a_scaler()
 
 
 def test_a_model_that_cannot_be_built_is_an_error_with_its_cause(monkeypatch):
-    def broken(n_features, task, params):
+    def broken(n_features, task, params, rows=None):
         raise TypeError("build() got an unexpected keyword argument 'heads'")
 
     monkeypatch.setitem(models.BUILDERS, "mlp", dataclasses.replace(models.BUILDERS["mlp"], build=broken))

@@ -531,7 +531,8 @@ def _complete(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, An
         if section is not None:
             complete[name] = _complete(values.get(name, {}), section)
         elif name not in values and not field.exclude and not field.is_required():
-            complete[name] = later[0] if later else field.get_default(call_default_factory=True)
+            default = later[0] if later else field.get_default(call_default_factory=True)
+            complete[name] = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
     return complete
 
 
