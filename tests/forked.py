@@ -54,7 +54,7 @@ class Forked:
 
     def poll(self) -> int | None:
         """Its exit code (negative: a signal), or None while it runs."""
-        if self.returncode is None and select.select([self._states], [], [], 0)[0]:
+        if self.returncode is None and self._has_ended(0):
             self.returncode = int(self._states.readline())
             self._states.close()
         return self.returncode
@@ -65,11 +65,16 @@ class Forked:
         Raises:
             subprocess.TimeoutExpired: it did not end in that many seconds.
         """
-        if self.returncode is None and not select.select([self._states], [], [], timeout)[0]:
+        if self.returncode is None and not self._has_ended(timeout):
             raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
         code = self.poll()
         assert code is not None
         return code
+
+    def _has_ended(self, timeout: float) -> bool:
+        states = select.poll()  # unlike `select.select`, it takes more than 1,024 open files
+        states.register(self._states, select.POLLIN)
+        return bool(states.poll(1000 * timeout))
 
     def send_signal(self, number: int) -> None:
         """Send a signal to it alone, unless it has ended."""

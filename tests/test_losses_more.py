@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,10 @@ from forge_sweep.errors import InputError, TrackingDown
 from forge_sweep.study import find_shared
 from forge_sweep.sweep import Event, reconcile
 from forge_sweep.tracking import Tracker
+from tests.forked import Forked
 from tests.surface import experiment
 from tests.test_losses import again, everything, parent_of, run, seen, store, swept  # noqa: F401  # the fixtures
-from tests.test_sweep import ROOT, check_nothing_is_lost, client, killed, study_of
+from tests.test_sweep import check_nothing_is_lost, client, study_of
 
 
 def test_files_of_a_version_that_are_gone_are_trained_and_put_back_in_their_place(tmp_path: Path) -> None:
@@ -170,8 +170,7 @@ def test_a_look_that_is_killed_while_mlflow_is_down_is_one_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    died = subprocess.run(killed(tmp_path, 1, 0.0, "publish:evaluate"), cwd=ROOT, check=False, timeout=300)
-    assert died.returncode == 9
+    assert Forked("tests.surface", tmp_path, 1, 0.0, "publish:evaluate").wait() == 9
     with pytest.raises(TrackingDown, match="is not registered"):
         run(experiment(study__n_trials=1), tmp_path)
     (line,) = (tmp_path / "test_looks.jsonl").read_text().splitlines()
@@ -181,8 +180,7 @@ def test_a_look_that_is_killed_while_mlflow_is_down_is_one_look(
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_at_each_step_of_its_end_looks_once_and_registers_once(tmp_path: Path) -> None:
     for point in END:
-        died = subprocess.run(killed(tmp_path, 2, 0.0, point), cwd=ROOT, check=False, timeout=300)
-        assert died.returncode == 9, point
+        assert Forked("tests.surface", tmp_path, 2, 0.0, point).wait() == 9, point
     said: list[str] = []
 
     def watch(event: Event) -> None:
