@@ -19,6 +19,7 @@ from forge_sweep.experiment import (
     GENERAL,
     HYPERPARAMETERS,
     NETWORKS,
+    UNNAMED,
     Dimension,
     Experiment,
     Later,
@@ -281,13 +282,24 @@ TEN_LINES = {
 
 
 def test_without_a_space_the_builders_own_is_searched_from_its_recommended_values() -> None:
-    found, known = parse(TEN_LINES, root=Path()), NETWORKS["mlp"]
+    found, known = parse({**TEN_LINES, "model": {"builder": "mlp"}}, root=Path()), NETWORKS["mlp"]
     assert found.model.search == known.search
     assert found.first == {name: known.start.get(name, known.hyperparameters[name].default) for name in known.search}
     assert restore(found.resolved(), root=Path()).first == found.first
     assert parse(TEN_LINES, root=Path(), overrides=["study.n_trials=1"]).model.search == {}
     with pytest.raises(ExperimentError, match=r"model\.search"):  # an empty table is meant as such
         parse({**TEN_LINES, "model": {"search": {}}}, root=Path())
+
+
+def test_a_file_without_builder_and_space_has_the_network_that_is_best_without() -> None:
+    """Whatever says more about the network, or cannot be embedded, means `mlp` as it always did."""
+    found = parse(TEN_LINES, root=Path())
+    assert found.model.builder == UNNAMED == "tabm" and found.model.search == NETWORKS[UNNAMED].search
+    assert restore(found.resolved(), root=Path()).model == found.model
+    for changes in (["study.n_trials=1"], ["model.search.width={ type = \"int\", low = 8, high = 16 }"]):
+        assert parse(TEN_LINES, root=Path(), overrides=changes).model.builder == "mlp"
+    inputs = {"data": {**TEN_LINES["data"], "inputs": {"a": {"columns": ["x*"]}}}}
+    assert parse({**TEN_LINES, **inputs}, root=Path()).model.builder == "mlp"
 
 
 def test_a_space_of_ones_own_is_sampled_from_the_beginning() -> None:

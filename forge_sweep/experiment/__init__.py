@@ -6,7 +6,7 @@ from forge_sweep.experiment.code import Code
 from forge_sweep.experiment.data import DataSpec, HeadSpec, InputGroup, SplitSpec
 from forge_sweep.experiment.fields import Later
 from forge_sweep.experiment.loading import json_schema, load, parse, parse_data, restore, toml_value
-from forge_sweep.experiment.networks import NETWORKS, Network, general, hyperparameters_of, with_defaults
+from forge_sweep.experiment.networks import NETWORKS, UNNAMED, Network, general, hyperparameters_of, with_defaults
 from forge_sweep.experiment.space import GENERAL, HYPERPARAMETERS, SCALERS, Dimension, Hyperparameter, Params, Scalar
 from forge_sweep.experiment.spec import (
     BUDGET_FIELDS,
@@ -28,6 +28,7 @@ __all__ = [
     "HYPERPARAMETERS",
     "NETWORKS",
     "SCALERS",
+    "UNNAMED",
     "Code",
     "DataSpec",
     "Dimension",

@@ -24,7 +24,7 @@ from forge_sweep.errors import ExperimentError, InputError, Mistake
 from forge_sweep.experiment.code import Code, is_own
 from forge_sweep.experiment.code import read as read_code
 from forge_sweep.experiment.data import DataSpec, HeadSpec, InputGroup
-from forge_sweep.experiment.networks import NETWORKS, hyperparameters_of
+from forge_sweep.experiment.networks import NETWORKS, UNNAMED, hyperparameters_of
 from forge_sweep.experiment.rules import RULES
 from forge_sweep.experiment.space import Dimension, Hyperparameter, as_tuple
 from forge_sweep.experiment.spec import Experiment, PreprocessingSpec, TuneSpec, section_of
@@ -140,16 +140,21 @@ def parse(
 def _with_defaults(tables: dict[str, Any]) -> str:
     """Fill in what follows from the builder where the file does not say it, and give its name.
 
-    With several trials that is the search space; of a network with a recipe its scaler, epochs and patience besides.
+    With several trials that is the search space; of a network with a recipe its scaler, epochs and patience besides. A
+    file with neither builder nor space has the network that is best with its own.
     """
     model, study = (tables.get(name, {}) for name in ("model", "study"))
     if not isinstance(model, dict) or not isinstance(study, dict):
         return "mlp"
+    searched = "search" not in model and study.get("n_trials") != 1 and study.get("sampler") != "grid"
+    data = tables.get("data")
+    if searched and "builder" not in model and not (isinstance(data, dict) and data.get("inputs")):
+        model["builder"] = UNNAMED
     builder = str(model.get("builder", "mlp"))
     known = NETWORKS.get(builder)
     if known is None:
         return builder
-    if "search" not in model and study.get("n_trials") != 1 and study.get("sampler") != "grid":
+    if searched:
         model["search"] = {
             name: {key: value for key, value in each.model_dump().items() if key in each.model_fields_set}
             for name, each in known.search.items()

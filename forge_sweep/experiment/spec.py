@@ -80,8 +80,8 @@ class ModelSpec(Section):
 
     builder: BuilderName = Field(
         "mlp",
-        description="Which network is built: `mlp`, a plugin, or with `module:function` your own "
-        "([docs/models.md](models.md)).",
+        description="Which network is built: one of the package, a plugin, or with `module:function` your own "
+        "([docs/models.md](models.md)). A file with neither builder nor [model.search] has `tabm` and its space.",
         json_schema_extra=names_of(plugins.BUILDERS),
     )
     code: Annotated[str | None, Later(None)] = Field(

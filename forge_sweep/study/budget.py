@@ -29,6 +29,9 @@ END_S = 10.0
 ROOM = 1.1
 """Times the expected confirmation for which a search leaves room: it ends with an epoch, not to the second."""
 
+CONFIRM_SHARE = 0.25
+"""The most of ``study.total_s`` for which a search leaves room to confirm; a longer one would leave less to find."""
+
 TUNED = "tuned:"
 """Prefix of the note of each configuration of trees that are tuned, such as ``tuned:xgboost_tuned:0003``."""
 

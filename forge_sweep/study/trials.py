@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from forge_sweep.checks.findings import Finding
 from forge_sweep.experiment import Params
-from forge_sweep.study.budget import END_S, PHASES, ROOM, Over, Progress, Spent, over, union_s
+from forge_sweep.study.budget import CONFIRM_SHARE, END_S, PHASES, ROOM, Over, Progress, Spent, over, union_s
 
 if TYPE_CHECKING:
     import optuna
@@ -326,9 +326,10 @@ class StudyView:
         return seeds * seconds / at_once
 
     def end_s(self) -> float:
-        """About how long confirmation, test evaluation and registration will take, with some room."""
-        confirm = self.resolved.get("confirm", {})
-        return END_S + ROOM * self.confirm_s(confirm.get("top", 3), confirm.get("seeds", 3), ahead=True)
+        """For how long a search leaves room: to confirm, within limits, and for test evaluation and registration."""
+        confirm, total_s = self.resolved.get("confirm", {}), self.resolved["study"].get("total_s") or float("inf")
+        wanted = ROOM * self.confirm_s(confirm.get("top", 3), confirm.get("seeds", 3), ahead=True)
+        return END_S + min(wanted, max(ROOM * self.confirm_s(1, 1), CONFIRM_SHARE * total_s))
 
     def ended_by(self) -> Over | None:
         """The budget that ended the search before its ``n_trials``; None where none did."""

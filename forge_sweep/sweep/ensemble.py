@@ -7,11 +7,9 @@ sweep from another process keeps none: a model that is not there is no candidate
 from __future__ import annotations
 
 import shutil
-import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,13 +19,11 @@ from forge_sweep.errors import BundleError
 from forge_sweep.study import StudyView
 from forge_sweep.sweep.confirm import Confirmed, bundle_folder, confirm_name, waiting_bundle
 from forge_sweep.sweep.context import Context, rank
+from forge_sweep.sweep.cost import latency_ms
 from forge_sweep.task import DEFAULT_THRESHOLD as SEARCHED_AT
 from forge_sweep.task import LEVEL
 from forge_sweep.task.selection import LEAST_ROWS, greedy, out_of_bag, value_of
 from forge_sweep.task.words import between, figure
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 NAME = "ensemble"
 """Of its run, and of what it is called beside ``0007`` and ``xgboost``."""
@@ -36,7 +32,6 @@ KEPT = 10
 """How many finished trials keep their bundles until the end."""
 
 CANDIDATES = 12
-TIMED = 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,16 +151,6 @@ def choose(context: Context, confirmed: tuple[Confirmed, ...], winner: Confirmed
         f"{about['bytes'] / 1e6:.3g} MB against {about['single_bytes'] / 1e6:.3g} MB.{lost}"
     )
     return Chosen(about, words, Bundle(whole.model, whole.preprocessor, task, whole.threshold, kept | made, whole.code))
-
-
-def latency_ms(bundle: Bundle, row: pd.DataFrame) -> float:
-    """Median milliseconds from a raw row to its scores, in this process."""
-    took = []
-    for _ in range(TIMED):
-        began = time.perf_counter()
-        bundle.scores(row)
-        took.append(time.perf_counter() - began)
-    return 1000 * statistics.median(took)
 
 
 def _size(context: Context, name: str) -> int:

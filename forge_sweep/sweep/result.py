@@ -26,7 +26,7 @@ class SweepResult:
         baselines: objective of each baseline, best first.
         verdict: who won by how much, in words.
         winner: figures and parameters of what is registered: the best network where it is better than the best
-            baseline, which is registered otherwise.
+            baseline, or as good and clearly cheaper; the baseline otherwise.
         test: the winner's metrics on the test split.
         model: ``models:/NAME/VERSION``.
         link: the MLflow UI on this sweep's trials.
@@ -36,7 +36,8 @@ class SweepResult:
         missing: what MLflow lacks of it, and what to do; "" where it lacks nothing.
         outcome: ``better``, ``as good as`` or ``worse``, of the best network against the best baseline on validation;
             "" where there is nothing to compare.
-        comparison: the same in figures: ``lead`` (positive is better) with ``low`` and ``high``; see `Judgement`.
+        comparison: the same in figures: ``lead`` (positive is better) with ``low`` and ``high``; see `Judgement`. Under
+            ``costs`` what one row (``latency_ms``) and a training (``seconds``) take with ``network`` and ``baseline``.
         evaluation: every model of the test evaluation, with intervals and differences; see
             `forge_sweep.bundle.Evaluation`. None for a sweep of an older version.
         phases: seconds of each phase, over interruptions; see `StudyView.phases`.

@@ -1,6 +1,7 @@
 """The verdict of a sweep: is the best network better than the best baseline, as good as it, or worse?
 
-Judged on the validation rows, before the test evaluation. Only a network that is better is shipped (guide.md).
+Judged on the validation rows, before the test evaluation. Of two that cannot be told apart the cheaper one is shipped,
+and the baseline where neither is clearly cheaper (decision 48).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from forge_sweep.bundle import Evaluation
 from forge_sweep.study import TUNED
 from forge_sweep.sweep.confirm import Confirmed, confirm_name, waiting_bundle
 from forge_sweep.sweep.context import Context, baseline_values
+from forge_sweep.sweep.cost import Cost, cost_of
 from forge_sweep.sweep.tuning import n_chosen_among
 from forge_sweep.task import DEFAULT_THRESHOLD as SEARCHED_AT
 from forge_sweep.task import LEVEL, Answers, Interval, Judgement, Seeds, judge, of_one, resampled
@@ -37,6 +39,7 @@ class Verdict:
     judgement: Judgement | None  # the one against the other
     intervals: Mapping[str, Interval]  # of each mean over seeds, by label
     chance: float | None = None  # the objective of a constant predictor, where there is no baseline
+    costs: tuple[Cost, Cost] | None = None  # of network and baseline, where there are both
 
     @property
     def winner(self) -> Confirmed:
@@ -53,13 +56,18 @@ class Verdict:
         """Whether no model beats the constant predictor."""
         return self.winner.contender.baseline == "constant"
 
+    @property
+    def ships_network(self) -> bool:
+        """Whether a network is registered."""
+        return not self.winner.contender.baseline
+
     def figures(self) -> list[dict[str, Any]]:
         """Figures of every contender for notes and tables, the registered one first."""
         return [each.figures() | {"interval": _ends(self.intervals[each.contender.label])} for each in self.confirmed]
 
     def comparison(self) -> dict[str, Any]:
         """The judgement as JSON values; empty where there is none."""
-        if self.judgement is None or self.network is None or self.baseline is None:
+        if self.judgement is None or self.network is None or self.baseline is None or self.costs is None:
             return {}
         judgement = asdict(self.judgement)
         lead = judgement.pop("lead")
@@ -67,7 +75,8 @@ class Verdict:
         labels = {"network": self.network.contender.label, "baseline": self.baseline.contender.label}
         ends = {"lead": figures["value"], "low": figures["low"], "high": figures["high"]}
         judgement["apparent"] = self.judgement.apparent if np.isfinite(self.judgement.apparent) else None
-        return {**labels, **ends, **judgement, "level": LEVEL}
+        costs = {side: asdict(cost) for side, cost in zip(labels, self.costs, strict=True)}
+        return {**labels, **ends, **judgement, "level": LEVEL, "costs": costs}
 
 
 def reach(context: Context, confirmed: tuple[Confirmed, ...]) -> Verdict:
@@ -100,9 +109,13 @@ def reach(context: Context, confirmed: tuple[Confirmed, ...]) -> Verdict:
         fitted=[sign * value for value in fitted if value is not None],
     )
     judgement = replace(judgement, lead=_within(judgement.lead, low - high, high - low))
-    first = networks[0] if judgement.outcome == "better" else trees[0]
+    network, baseline = networks[0], trees[0]
+    costs = cost_of(context, network), cost_of(context, baseline)
+    # A network that is not told apart from a constant has learned nothing, whatever it costs.
+    tie = judgement.outcome == "as good as" and baseline.contender.baseline != "constant"
+    first = network if judgement.outcome == "better" or (tie and costs[0].is_below(costs[1])) else baseline
     others = [each for each in confirmed if each is not first]
-    return Verdict((first, *others), networks[0], trees[0], judgement, intervals)
+    return Verdict((first, *others), network, baseline, judgement, intervals, costs=costs)
 
 
 def _scored_again(context: Context, confirmed: Confirmed) -> Seeds:
@@ -157,7 +170,7 @@ def in_words(context: Context, verdict: Verdict, evaluation: Evaluation | None, 
     lead = f"the network's lead is {figure(judgement.lead.value)} ({_between(judgement.lead)}; {how})"
     one_seed = judgement.seeds == 1
     if one_seed and judgement.outcome == "as good as":
-        said = f"{objective}: with one seed, {own} is not shown to beat {other}: ship the baseline; {lead}."
+        said = f"{objective}: with one seed, {own} is not shown to beat {other}: {_cheaper(verdict)}; {lead}."
     elif verdict.nothing_learned:
         said = f"{objective}: nothing was learned; {own} does not beat the predictor {other}: {lead}."
     elif judgement.outcome == "better":
@@ -165,7 +178,7 @@ def in_words(context: Context, verdict: Verdict, evaluation: Evaluation | None, 
     elif judgement.outcome == "worse":
         said = f"{objective}: {other} beats {own}: ship the baseline; {lead}."
     else:
-        said = f"{objective}: {own} cannot be told apart from {other}, so ship the baseline; {lead}."
+        said = f"{objective}: {own} cannot be told apart from {other}, so {_cheaper(verdict)}; {lead}."
     if one_seed:
         said += (
             " One seed gives no spread: the interval takes the search's own training for a second seed; "
@@ -174,17 +187,32 @@ def in_words(context: Context, verdict: Verdict, evaluation: Evaluation | None, 
     return said + on_test(verdict, evaluation, metric)
 
 
+def _cheaper(verdict: Verdict) -> str:
+    """Which of two equals is shipped, and what both cost."""
+    assert verdict.costs is not None
+    own, other = verdict.costs
+    named = "network" if verdict.ships_network else "baseline"
+    clearly = own.is_below(other) if verdict.ships_network else other.is_below(own)
+    said = (
+        f"ship the {named}{', the cheaper one' * clearly} (one row takes {own.latency_ms:.3g} ms with the network and "
+    )
+    said += f"{other.latency_ms:.3g} ms with the baseline"
+    if own.seconds is not None and other.seconds is not None:
+        said += f", a training {own.seconds:.3g} s and {other.seconds:.3g} s"
+    return said + ")"
+
+
 def on_test(verdict: Verdict, evaluation: Evaluation | None, metric: str) -> str:
     """What to do after the test evaluation; where it contradicts the verdict, it is said."""
-    better, found = verdict.outcome == "better", None
-    if evaluation is not None and (other := evaluation.baseline if better else evaluation.network) is not None:
+    better, ships_network, found = verdict.outcome == "better", verdict.ships_network, None
+    if evaluation is not None and (other := evaluation.baseline if ships_network else evaluation.network) is not None:
         found = evaluation.compared(other, metric)
     if not better:
         if verdict.judgement is None or found is None or not found.gain.gain.high < 0:
             return ""
-        lead = found.gain.gain.times(-1.0)
+        lead, rival = found.gain.gain.times(-1.0), "baseline" if ships_network else "network"
         return (
-            f" The test rows say otherwise: there the network has a lead of {figure(lead.value)} ({_between(lead)}) by "
+            f" The test rows say otherwise: there the {rival} has a lead of {figure(lead.value)} ({_between(lead)}) by "
             f"{metric}; they do not choose, so give validation more rows or the search more trials, and run again."
         )
     if found is None or not np.isfinite([found.gain.gain.low, found.gain.gain.high]).all():
