@@ -296,7 +296,7 @@ def test_a_file_without_builder_and_space_has_the_network_that_is_best_without()
     found = parse(TEN_LINES, root=Path())
     assert found.model.builder == UNNAMED == "tabm" and found.model.search == NETWORKS[UNNAMED].search
     assert restore(found.resolved(), root=Path()).model == found.model
-    for changes in (["study.n_trials=1"], ["model.search.width={ type = \"int\", low = 8, high = 16 }"]):
+    for changes in (["study.n_trials=1"], ['model.search.width={ type = "int", low = 8, high = 16 }']):
         assert parse(TEN_LINES, root=Path(), overrides=changes).model.builder == "mlp"
     inputs = {"data": {**TEN_LINES["data"], "inputs": {"a": {"columns": ["x*"]}}}}
     assert parse({**TEN_LINES, **inputs}, root=Path()).model.builder == "mlp"

@@ -16,6 +16,7 @@ from scipy import stats
 from benchmarks import coverage
 from forge_sweep.sweep import verdict as verdicts
 from forge_sweep.sweep.confirm import Confirmed, Contender
+from forge_sweep.sweep.cost import Cost
 from forge_sweep.task import Answers, Judgement, Seeds, Task, judge, resampled
 from forge_sweep.task.bootstrap import expected_max, luck, of_one
 
@@ -234,8 +235,34 @@ def test_with_one_seed_a_lead_is_possible_and_no_tie_is_claimed(monkeypatch: pyt
     monkeypatch.setattr(verdicts, "_scored_again", lambda context, each: scores[each.contender.label])
     monkeypatch.setattr(verdicts, "waiting_bundle", lambda context, name: SimpleNamespace(task=BINARY))
     monkeypatch.setattr(verdicts, "baseline_values", lambda context: {"xgboost": 0.85})
+    costs = {"0001": Cost(4.0, 9.0), "xgboost": Cost(1.5, 0.5)}
+    monkeypatch.setattr(verdicts, "cost_of", lambda context, each: costs[each.contender.label])
     found = verdicts.reach(context, (network, tree))
     assert found.judgement is not None and (found.judgement.lead.low, found.judgement.lead.high) == (-1.0, 1.0)
     said = verdicts.in_words(context, found, None, "auc")
     assert "with one seed, the best network (trial 1) 0.9000 is not shown to beat xgboost 0.8500" in said
     assert "-1.0000 to 1.0000" in said and "One seed gives no spread" in said and "as good as" not in said
+    assert (
+        "ship the baseline, the cheaper one (one row takes 4 ms with the network and 1.5 ms with the baseline" in said
+    )
+    costs["0001"] = Cost(0.5, 9.0)
+    cheaper = verdicts.reach(context, (network, tree))
+    assert cheaper.winner is network and cheaper.outcome == "as good as"
+    said = verdicts.in_words(context, cheaper, None, "auc")
+    assert "ship the network, the cheaper one (one row takes 0.5 ms" in said and "a training 9 s and 0.5 s)" in said
+    constant = Confirmed(Contender("xgboost", 0.85, {}, "constant"), (0.85,), (1,), "maximize")
+    assert verdicts.reach(context, (network, constant)).winner is constant, "it has learned nothing"
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "cheaper"),
+    [
+        (Cost(1.0, 9.0), Cost(2.5, 1.0), True),  # a row counts first
+        (Cost(1.5, 1.0), Cost(2.0, 2.5), True),  # rows cost about the same
+        (Cost(1.5, 1.0), Cost(2.0, 1.5), False),  # and so do trainings
+        (Cost(2.5, 1.0), Cost(1.0, 9.0), False),
+        (Cost(1.5, None), Cost(2.0, 2.5), False),  # trained by an older version
+    ],
+)
+def test_only_what_costs_twice_as_much_is_dearer(own: Cost, other: Cost, cheaper: bool) -> None:
+    assert own.is_below(other) is cheaper

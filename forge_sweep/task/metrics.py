@@ -188,7 +188,8 @@ def gaps(kind: TaskKind, encoded: np.ndarray, names: tuple[str, ...]) -> Iterato
 Values = Callable[[np.ndarray], dict[str, np.ndarray]]
 """From how often each row counts, (resamples, n) float64, to metrics by name, each (resamples,)."""
 
-Part = tuple[set[str], Values]
+Part = tuple[set[str], Callable[[], Values]]
+"""Some metrics, and what prepares to compute them: sorting rows by their scores takes longer than all the rest."""
 
 
 def parts(
@@ -204,31 +205,41 @@ def parts(
         found = _multilabel(truth, scores, threshold, average)
     else:
         found = _regression(truth, scores)
-    return [values for names, values in found if not names.isdisjoint(wanted)]
+    return [prepared() for names, prepared in found if not names.isdisjoint(wanted)]
 
 
 def _binary(truth: np.ndarray, score: np.ndarray, threshold: float, average: bool) -> Iterator[Part]:
-    yield {"auc", "pr_auc"}, _Ranking(truth, score, average=average)
-    decided = _decisions(truth, (score >= threshold).astype(np.int64), 2, of_second=True)
-    yield {"precision", "recall", "f1", "accuracy", "balanced_accuracy", "mcc"}, decided
-    yield {"log_loss"}, mean_of("log_loss", _surprise(np.where(truth == 1, score, 1 - score)))
-    yield {"brier"}, mean_of("brier", (score - truth) ** 2)
+    yield {"auc", "pr_auc"}, lambda: _Ranking(truth, score, average=average)
+    decided = {"precision", "recall", "f1", "accuracy", "balanced_accuracy", "mcc"}
+    yield decided, lambda: _decisions(truth, (score >= threshold).astype(np.int64), 2, of_second=True)
+    yield {"log_loss"}, lambda: mean_of("log_loss", _surprise(np.where(truth == 1, score, 1 - score)))
+    yield {"brier"}, lambda: mean_of("brier", (score - truth) ** 2)
 
 
 def _multiclass(truth: np.ndarray, scores: np.ndarray) -> Iterator[Part]:
-    yield {"auc"}, _averaged([_Ranking(truth == code, scores[:, code], average=False) for code in np.unique(truth)])
-    yield {"f1", "accuracy", "balanced_accuracy", "mcc"}, _decisions(truth, scores.argmax(axis=1), scores.shape[1])
-    yield {"log_loss"}, mean_of("log_loss", _surprise(scores[np.arange(len(truth)), truth]))
+    def rankings() -> Values:
+        return _averaged([_Ranking(truth == code, scores[:, code], average=False) for code in np.unique(truth)])
+
+    yield {"auc"}, rankings
+    decided = {"f1", "accuracy", "balanced_accuracy", "mcc"}
+    yield decided, lambda: _decisions(truth, scores.argmax(axis=1), scores.shape[1])
+    yield {"log_loss"}, lambda: mean_of("log_loss", _surprise(scores[np.arange(len(truth)), truth]))
 
 
 def _multilabel(truth: np.ndarray, scores: np.ndarray, threshold: float, average: bool) -> Iterator[Part]:
     guess, labels = (scores >= threshold).astype(np.int64), range(truth.shape[1])
-    yield {"auc", "pr_auc"}, _averaged([_Ranking(truth[:, i], scores[:, i], average=average) for i in labels])
-    of_labels = [_decisions(truth[:, i], guess[:, i], 2, of_second=True, alone=True) for i in labels]
-    yield {"f1"}, _averaged(of_labels, "f1")
-    yield {"accuracy"}, mean_of("accuracy", (truth == guess).all(axis=1))
-    yield {"hamming_loss"}, mean_of("hamming_loss", (truth != guess).mean(axis=1))
-    yield {"log_loss"}, mean_of("log_loss", _surprise(np.where(truth == 1, scores, 1 - scores)).mean(axis=1))
+
+    def rankings() -> Values:
+        return _averaged([_Ranking(truth[:, i], scores[:, i], average=average) for i in labels])
+
+    def decisions() -> Values:
+        return _averaged([_decisions(truth[:, i], guess[:, i], 2, of_second=True, alone=True) for i in labels], "f1")
+
+    yield {"auc", "pr_auc"}, rankings
+    yield {"f1"}, decisions
+    yield {"accuracy"}, lambda: mean_of("accuracy", (truth == guess).all(axis=1))
+    yield {"hamming_loss"}, lambda: mean_of("hamming_loss", (truth != guess).mean(axis=1))
+    yield {"log_loss"}, lambda: mean_of("log_loss", _surprise(np.where(truth == 1, scores, 1 - scores)).mean(axis=1))
 
 
 def _regression(truth: np.ndarray, scores: np.ndarray) -> Iterator[Part]:
@@ -241,9 +252,9 @@ def _regression(truth: np.ndarray, scores: np.ndarray) -> Iterator[Part]:
             explained = np.where(spread > 0, 1 - wrong / spread, np.nan)
         return {"rmse": np.sqrt(wrong / rows).mean(axis=1), "r2": explained.mean(axis=1)}
 
-    yield {"rmse", "r2"}, squares
-    yield {"mae"}, mean_of("mae", abs(error).mean(axis=1))
-    yield {"medae"}, _averaged([_median(abs(error[:, i])) for i in range(error.shape[1])])
+    yield {"rmse", "r2"}, lambda: squares
+    yield {"mae"}, lambda: mean_of("mae", abs(error).mean(axis=1))
+    yield {"medae"}, lambda: _averaged([_median(abs(error[:, i])) for i in range(error.shape[1])])
 
 
 def mean_of(name: str, values: np.ndarray) -> Values:
