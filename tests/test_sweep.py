@@ -16,7 +16,8 @@ from forge_sweep.errors import GateRefused, InputError, ResumeRefused, SweepStop
 from forge_sweep.experiment import Experiment
 from forge_sweep.sources import test_looks as looks_at_test
 from forge_sweep.study import StudyView, find_study
-from forge_sweep.sweep import Event, Interrupted, SweepResult
+from forge_sweep.sweep import Event, Interrupted, SweepResult, verdict
+from forge_sweep.sweep.cost import Cost
 from tests.forked import Forked
 from tests.surface import EPOCHS, STORY, experiment, fake_run, height, no_network
 
@@ -92,13 +93,16 @@ def test_the_winner_is_confirmed_scored_once_on_test_and_registered(tmp_path: Pa
     assert not (tmp_path / "checkpoints" / "surface").exists()
 
 
-def test_a_tree_that_beats_every_network_is_what_gets_registered(tmp_path: Path) -> None:
+def test_a_tree_that_is_as_good_and_costs_as_much_is_what_gets_registered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The verdict says so in words."""
+    monkeypatch.setattr(verdict, "cost_of", lambda context, each: Cost(2.0, 1.0))
     kinds = ["constant", "hist_gradient_boosting"]
     spec = experiment(baselines__kinds=kinds, baselines__tune=False, study__n_trials=2)
     result = run(spec, tmp_path)
     assert result.winner["baseline"] == "hist_gradient_boosting"
-    assert "ship the baseline" in result.verdict
+    assert result.outcome == "as good as" and "so ship the baseline (one row takes 2 ms" in result.verdict
     assert runs(tmp_path, "trial")[0].data.metrics["delta_vs_baseline"] < 0
 
 
