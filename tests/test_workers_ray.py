@@ -123,7 +123,7 @@ def test_a_worker_whose_process_was_killed_stops_and_another_one_goes_on() -> No
 
 def test_a_process_that_hangs_is_lost_and_one_that_works_in_silence_is_not() -> None:
     """Its own waiting for a message is no work."""
-    hung, done = call(on_ray(), sleep, test_workers.compute, relay=lambda there: None, limits=Limits(silent_s=1.0))
+    hung, done = call(on_ray(), sleep, test_workers.compute, relay=lambda there: None, limits=Limits(silent_s=2.0))
     assert isinstance(hung, WorkerLost) and "hung" in str(hung)
     assert done == "done"
 
