@@ -111,9 +111,11 @@ def reach(context: Context, confirmed: tuple[Confirmed, ...]) -> Verdict:
     judgement = replace(judgement, lead=_within(judgement.lead, low - high, high - low))
     network, baseline = networks[0], trees[0]
     costs = cost_of(context, network), cost_of(context, baseline)
-    # A network that is not told apart from a constant has learned nothing, whatever it costs.
-    tie = judgement.outcome == "as good as" and baseline.contender.baseline != "constant"
-    first = network if judgement.outcome == "better" or (tie and costs[0].is_below(costs[1])) else baseline
+    cheaper = judgement.outcome == "as good as" and costs[0].is_below(costs[1])
+    if cheaper and (chance := values.get("constant")) is not None:  # who learned nothing is not shipped for being cheap
+        interval = intervals[network.contender.label]
+        cheaper = (interval.low if sign > 0 else interval.high) * sign > chance * sign
+    first = network if judgement.outcome == "better" or cheaper else baseline
     others = [each for each in confirmed if each is not first]
     return Verdict((first, *others), network, baseline, judgement, intervals, costs=costs)
 
