@@ -149,7 +149,7 @@ class Plan:
         params: every hyperparameter of a network, or of tuned trees.
         seed: of the training, as are the one on record and the one that follows from the experiment's.
         halvings: how often the batch was halved when memory ran out.
-        epochs: when a pruned trial was stopped; None for one that ran to its end.
+        epochs: after which it was stopped, as pruned or for the time of the sweep; None for one that ran to its end.
         threads: that one operation could use; 0 for all cores.
         precision: that it was trained in, which follows from the GPU where the experiment has ``auto``.
     """
@@ -191,7 +191,7 @@ def plan(record: Record, experiment: Experiment, seed: int | None = None) -> Pla
         recorded_seed=recorded,
         derived_seed=_derived(record, experiment, baseline),
         halvings=0 if baseline else _halvings(record),
-        epochs=int(record.metrics["epochs_run"]) if state == "pruned" else None,
+        epochs=int(record.metrics["epochs_run"]) if state == "pruned" or "forge.ended_after" in record.tags else None,
         threads=threads,
         precision=record.tags.get("forge.precision", "float32"),
     )

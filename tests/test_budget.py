@@ -18,16 +18,18 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.datasets import load_breast_cancer
 from typer.testing import CliRunner
 
-from forge_sweep import sweep, trial
+from forge_sweep import reproduce, sweep, trial
 from forge_sweep.cli import app
 from forge_sweep.errors import ExperimentError, InputError, SweepStopped, TrialFailed
-from forge_sweep.experiment import BUDGET_FIELDS, Experiment, WorkersSpec
+from forge_sweep.experiment import BUDGET_FIELDS, Experiment, WorkersSpec, load
 from forge_sweep.study import END_S, Cost, Progress, Spent, Study, TrialCost, open_study, over, union_s
 from forge_sweep.sweep import Event, Interrupted, budget, pool
 from forge_sweep.sweep.budget import Budget
 from forge_sweep.trial import TrialResult
+from tests import surface
 from tests.forked import Forked
 from tests.surface import EPOCHS, STORY, experiment, fake_run, no_network
 from tests.test_sweep import run, runs, study_of
@@ -188,7 +190,7 @@ def test_a_whole_sweep_fits_into_its_time(tmp_path: Path, interrupted: bool) -> 
     events: list[Event] = []
     result = run(whole, tmp_path, Costly(), watch=events.append)
     assert result.ended_by == "study.total_s"
-    assert result.trials == {"finished": 10, "waiting": 1}
+    assert result.trials == {"finished": 10}, "no trial is begun in half of its time"
     assert [len(row["values"]) for row in result.confirmed if not row["baseline"]] == [3]
     assert sum(result.phases.values()) <= 13.8 * TRIAL_S + END_S
     assert f"study.total_s = {13.8 * TRIAL_S + END_S:g} is exhausted (" in result.verdict
@@ -208,9 +210,92 @@ def test_less_is_confirmed_where_time_is_short(tmp_path: Path) -> None:
     assert [len(row["values"]) for row in result.confirmed if not row["baseline"]] == [1]
 
 
-def test_a_time_in_which_no_trial_finishes_ends_with_the_best_baseline(tmp_path: Path) -> None:
+def test_a_network_that_the_time_ends_is_kept_and_confirmed_as_it_stands(tmp_path: Path) -> None:
+    """After two of six epochs a third one would leave no time to confirm it; its confirmation has two epochs too."""
     events: list[Event] = []
-    result = run(spec(study__total_s=TRIAL_S / 2 + END_S), tmp_path, Costly(), watch=events.append)
+    result = run(spec(study__total_s=TRIAL_S), tmp_path, Costly(), watch=events.append)
+    assert result.trials == {"finished": 1} and result.ended_by == "study.total_s"
+    (row,) = study_of(tmp_path).rows()
+    assert row.epochs == row.attrs["ended_after"] == 2
+    assert sum(result.phases.values()) <= TRIAL_S
+    assert said(events, "trial 0 ends with epoch 2: another one would leave no time to confirm it (study.total_s)")
+    assert not said(events, "are left to confirm")
+    (trained,) = runs(tmp_path, "trial")
+    assert trained.info.status == "FINISHED" and trained.data.tags["forge.ended_after"] == "2"
+    assert "ended after epoch 2, for the time of the whole sweep" in trained.data.tags["forge.events"]
+    (again,) = [each for each in runs(tmp_path, "confirm") if "baseline" not in each.data.params]
+    assert again.data.metrics["epochs_run"] == 2 and again.data.tags["forge.ended_after"] == "2"
+    assert not list(tmp_path.glob("checkpoints/*"))
+    larger = run(spec(study__total_s=20 * TRIAL_S, study__n_trials=3), tmp_path, Costly())
+    assert larger.trials == {"finished": 3} and [r.epochs for r in study_of(tmp_path).rows()] == [2, EPOCHS, EPOCHS]
+
+
+@pytest.mark.parametrize(("better", "epochs"), [(True, 4), (False, None)])
+def test_of_later_trials_the_best_one_is_kept_and_others_wait(
+    tmp_path: Path, better: bool, epochs: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second trial is cut off where there is no time to confirm it after one epoch more."""
+    seen: list[Any] = []
+
+    def height(params: Any) -> float:
+        seen.append(params)
+        return 0.3 if params == seen[0] else 0.9 if better else 0.2
+
+    monkeypatch.setattr(surface, "height", height)
+    run(spec(study__total_s=2.7 * TRIAL_S + END_S), tmp_path, Costly())
+    first, second = study_of(tmp_path).rows()
+    assert (first.state, first.attrs.get("ended_after")) == ("finished", None)
+    assert second.state == ("finished" if better else "waiting") and second.attrs.get("ended_after") == epochs
+
+
+def test_a_network_that_the_time_ended_is_made_again_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real one, whose epochs take a minute each by the clock of the budgets."""
+    (tmp_path / "rows.csv").write_text(load_breast_cancer(as_frame=True).frame.iloc[:300].to_csv(index=False))
+    (tmp_path / "short.toml").write_text(SHORT)
+    real_run = trial.run
+
+    def slow(spec: Any, splits: Any, params: Any, seed: int, on_epoch: Any, **options: Any) -> TrialResult:
+        def minute(epoch: int, metrics: dict[str, float]) -> bool:
+            advance(60)
+            return bool(on_epoch(epoch, metrics))
+
+        return real_run(spec, splits, params, seed, minute, **options)
+
+    monkeypatch.setattr(trial, "run", slow)
+    result = sweep.run(load(tmp_path / "short.toml"), store=tmp_path / "mlruns")
+    monkeypatch.undo()
+    assert result.trials == {"finished": 1} and not result.winner["baseline"]
+    found = reproduce.reproduce(result.model, store=tmp_path / "mlruns")
+    assert found.verdict.word == "exact", found.verdict.text
+
+
+SHORT = """
+name = "short"
+[data]
+path = "rows.csv"
+target = "target"
+task = "binary"
+[model]
+builder = "mlp"
+[model.search]
+width = { type = "int", low = 8, high = 32 }
+learning_rate = 0.01
+batch_size = 16
+[objective]
+metric = "val_auc"
+[study]
+total_s = 400
+epochs = 20
+[baselines]
+kinds = ["constant"]
+[ensemble]
+ship = "never"
+"""
+
+
+def test_a_time_in_which_no_network_can_be_confirmed_ends_with_the_best_baseline(tmp_path: Path) -> None:
+    events: list[Event] = []
+    result = run(spec(study__total_s=WALL_S * 1.5 + END_S), tmp_path, Costly(), watch=events.append)
     (text,) = said(events, "no trial finished")
     assert "only the best baseline is confirmed" in text and "trial 0 took" in text
     assert result.trials == {"waiting": 1} and result.winner["baseline"] and result.model == "models:/surface/1"
@@ -459,7 +544,7 @@ def test_each_budget_is_over_when_it_is_used_up() -> None:
         "cpu_budget_s": Spent(cpu_s=5),
         "gpu_budget_s": Spent(gpu_s=5),
         "plateau_trials": Spent(without_gain=5),
-        "total_s": Spent(total_s=3, end_s=2),
+        "total_s": Spent(total_s=2, end_s=2, next_s=1),
     }.items():
         assert over({key: 6}, spent) is None
         found = over({key: 5}, spent)

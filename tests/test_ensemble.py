@@ -1,9 +1,14 @@
-"""An ensemble is registered where it is better by more than noise, and never on noise."""
+"""An ensemble is registered where it is better by more than noise, and never on noise.
+
+Run as a script it is a sweep whose process ends, as by `kill -9`, after a function of the sweep:
+`python -m tests.test_ensemble STORE MODULE:FUNCTION`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +16,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn.ensemble
+from sklearn.datasets import load_breast_cancer
 
 from forge_sweep import reproduce, sweep, training, trial
 from forge_sweep.baselines import Baseline
 from forge_sweep.bundle import Bundle
 from forge_sweep.errors import InputError
 from forge_sweep.experiment import Experiment, load
+from forge_sweep.registry import promote
 from forge_sweep.sources import test_looks as looks_at_test
 from forge_sweep.task import Task, TaskKind
 from forge_sweep.task.selection import greedy, out_of_bag
 from forge_sweep.tracking import fetched, locate
-from tests.surface import experiment, fake_run, no_network
+from tests.forked import Forked
+from tests.serving import need_the_extra, serving
+from tests.surface import die_after, experiment, fake_run, no_network
 from tests.test_sweep import client, runs
 
 ROOT = Path(__file__).parent.parent
@@ -144,6 +153,38 @@ def test_a_complete_sweep_with_an_ensemble_stays_as_it_is(shipped: tuple[Path, A
     assert "reproduce its members" in refused.value.hint
 
 
+@pytest.mark.parametrize("point", ["ensemble:choose", "publish:score_on_test", "publish:register"])
+def test_a_sweep_that_is_killed_while_it_ends_registers_the_same_ensemble(
+    shipped: tuple[Path, Any], tmp_path: Path, point: str
+) -> None:
+    """Once, of the same members with the same shares, and with one look at test."""
+    assert Forked("tests.test_ensemble", tmp_path, point).wait() == 9
+    with no_network(one_tree()):
+        result = sweep.run(cancer(), store=tmp_path)
+    assert result.model == "models:/surface/1" and len(runs(tmp_path, "ensemble")) == 1
+    found = []
+    for store, model in ((tmp_path, result.model), (shipped[0], shipped[1].model)):
+        with fetched(locate(model, store), store) as folder:
+            found.append(Bundle.load(folder, verify=True).metadata["ensemble"]["members"])
+    assert found[0] == found[1]
+    digest = runs(tmp_path, "ensemble")[0].data.tags["forge.dataset_digest"]
+    assert len(looks_at_test(tmp_path / "test_looks.jsonl", digest)) == 1
+
+
+def test_an_ensemble_is_promoted_and_served_with_its_own_scores(shipped: tuple[Path, Any], tmp_path: Path) -> None:
+    need_the_extra()
+    store, _ = shipped
+    assert promote("surface", "1", store=store).change is not None
+    with fetched(locate("models:/surface@champion", store), store) as folder:
+        bundle = Bundle.load(folder)
+    rows = load_breast_cancer(as_frame=True).data.head(5)
+    with serving("models:/surface@champion", tmp_path / "server", "--store", str(store)) as api:
+        answer = api.predict(rows.to_dict("records"))
+    assert answer.status == 200, answer.body
+    said = [each["probabilities"]["1"] for each in answer.json["predictions"]]
+    assert said == pytest.approx(bundle.scores(rows)[:, 0].tolist(), abs=1e-6)
+
+
 def test_a_sweep_that_is_asked_for_one_model_ends_anew_with_it(shipped: tuple[Path, Any]) -> None:
     """`ensemble.ship = "never"` after the fact."""
     store, before = shipped
@@ -179,3 +220,9 @@ def test_models_that_are_alike_are_not_averaged(tmp_path: Path, monkeypatch: pyt
         result = sweep.run(cancer(), store=tmp_path)
     assert "No ensemble is registered" in result.verdict and "ensemble" not in result.winner
     assert len(kept) == 2
+
+
+if __name__ == "__main__":
+    die_after(sys.argv[2])
+    with no_network(one_tree()):
+        sweep.run(cancer(), store=Path(sys.argv[1]))

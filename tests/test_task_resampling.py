@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from forge_sweep.task import METRICS, Answers, Gain, Task, TaskKind, gains, intervals
+from forge_sweep.task import METRICS, Answers, Gain, Task, TaskKind, draw, gains, intervals
 from forge_sweep.task.bootstrap import _counts, _resampled
 from forge_sweep.task.metrics import parts
 from tests.test_task_scoring import learned
@@ -44,6 +46,24 @@ def test_a_resample_without_one_class_has_no_auc() -> None:
     drawn = _resampled(task, encoded, (answers,), ("auc", "accuracy"), 200, 0)
     assert 0 < np.isnan(drawn["auc"]).mean() < 1 and not np.isnan(drawn["accuracy"]).any()
     assert intervals(task, encoded, answers, resamples=200)["auc"].low == 1.0
+
+
+@pytest.mark.parametrize("kind", ["binary", "regression"])
+def test_models_that_are_drawn_together_have_the_intervals_of_each_alone(kind: TaskKind) -> None:
+    """And the first resamples of many are those of few, over all chunks in which counts are drawn."""
+    task, encoded, scores = learned(kind, n=9000)
+    one, other = Answers(scores, 0.4), Answers(scores[::-1], 0.4)
+    names = list(METRICS[kind])[:2]
+    together = draw(task, encoded, (one, other), names, resamples=300)
+    few = draw(task, encoded, (other,), names, resamples=40)
+    apart = gains(task, encoded, one, other, names, resamples=300)
+    for name in names:
+        pairs = (
+            (together.interval(1, name, 40), few.interval(0, name)),
+            (together.gain(0, 1, name).gain, apart[name].gain),
+        )
+        for found, expected in pairs:
+            assert astuple(found) == pytest.approx(astuple(expected), rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,8 +1,15 @@
-"""Trees that are tuned: fits with early stopping, the points that TPE suggests, and a sweep that takes them along."""
+"""Trees that are tuned: fits with early stopping, the points that TPE suggests, and a sweep that takes them along.
+
+Run as a script it is a sweep that is killed in mid-tuning: `python -m tests.test_tuned_trees STORE`.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,7 +23,7 @@ from forge_sweep.errors import ExperimentError, TrialFailed
 from forge_sweep.experiment import load, restore
 from forge_sweep.study import StudyView, find_study
 from forge_sweep.study.samplers import next_point
-from forge_sweep.sweep import Event, Interrupted, SweepResult
+from forge_sweep.sweep import Event, SweepResult
 from forge_sweep.sweep.tuning import tuning
 from forge_sweep.tracking import read_record
 from tests.surface import experiment, fake_run, no_network
@@ -83,19 +90,13 @@ def test_tuning_is_on_by_default_and_no_part_of_the_contract() -> None:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SweepResult, list[Event]]:
-    """The experiment of the repository on a small budget, left in the middle of its tuning, and run again."""
+    """The experiment of the repository on a small budget, killed in the middle of its tuning, and run again."""
     store, seen = tmp_path_factory.mktemp("tuned"), list[Event]()
-    spec = load(FILE, BUDGET)
-
-    def stopping() -> bool:
-        return any(event.data.get("name") == "xgboost_tuned 1" for event in seen)
-
-    with pytest.raises(Interrupted):
-        sweep.run(spec, store=store, watch=seen.append, stopping=stopping)
+    killed = subprocess.run([sys.executable, "-m", "tests.test_tuned_trees", str(store)])
+    assert killed.returncode == -signal.SIGKILL
     before = study_of(store).notes("tuned:")
-    assert [key for key in before if "xgboost" in key] == ["tuned:xgboost_tuned:0000", "tuned:xgboost_tuned:0001"]
-    seen.clear()
-    result = sweep.run(spec, store=store, watch=seen.append)
+    assert [key for key in before if "xgboost" in key] == ["tuned:xgboost_tuned:0000"]
+    result = sweep.run(load(FILE, BUDGET), store=store, watch=seen.append)
     assert before.items() <= study_of(store).notes("tuned:").items()
     return store, result, seen
 
@@ -106,10 +107,13 @@ def study_of(store: Path, name: str = "tuned_trees") -> StudyView:
     return study
 
 
-def test_an_interrupted_tuning_goes_on_where_it_was(swept: tuple[Path, SweepResult, list[Event]]) -> None:
+def test_a_killed_tuning_goes_on_where_it_was(swept: tuple[Path, SweepResult, list[Event]]) -> None:
     store, result, seen = swept
     fitted = [event.data["name"] for event in seen if event.kind == "baseline_started"]
-    assert fitted == ["xgboost_tuned 2"]
+    assert fitted == ["xgboost_tuned 1", "xgboost_tuned 2"]
+    with closing(sqlite3.connect(store / "mlflow.db")) as database:
+        ended = database.execute("select name, status from runs where name like 'baseline-xgboost_tuned-%'").fetchall()
+    assert sorted(ended) == [(f"baseline-xgboost_tuned-{number:04d}", "FINISHED") for number in range(3)]
     notes = study_of(store).notes("tuned:")
     points = [notes[f"tuned:xgboost_tuned:{number:04d}"]["params"] for number in range(3)]
     told = [(note["params"], note["value"]) for key, note in sorted(notes.items()) if "xgboost" in key]
@@ -147,3 +151,13 @@ def test_without_a_tree_there_is_nothing_to_tune_and_a_study_without_tuning_stay
         assert tuning(plain, study) is None
         asked_for = tuning(asked, study)
         assert asked_for is not None and asked_for.trials == 3
+
+
+def die_in_the_second_fit(event: Event) -> None:
+    """As by `kill -9`."""
+    if event.data.get("name") == "xgboost_tuned 1":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sweep.run(load(FILE, BUDGET), store=Path(sys.argv[1]), watch=die_in_the_second_fit)

@@ -18,7 +18,7 @@ from forge_sweep import jsons
 from forge_sweep.bundle.layout import EVALUATION
 from forge_sweep.bundle.security import check_npz
 from forge_sweep.errors import BundleError
-from forge_sweep.task import LEVEL, RESAMPLES, SEED, Answers, Gain, Interval, Task, gains, intervals
+from forge_sweep.task import LEVEL, RESAMPLES, SEED, Answers, Gain, Interval, Task, draw, intervals
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -202,15 +202,17 @@ def evaluate(
     task = models[0][1].task
     encoded, fewer = task.encode(split.targets), _resamples_for(len(split.rows))
     said = [Answers(bundle.scores(split.features), bundle.threshold) for _, bundle in models]
+    others = [name for name in task.metrics if name != objective]
+    rest = draw(task, encoded, said, others, resamples=fewer)
+    drawn = {objective: (draw(task, encoded, said, [objective], resamples=max(resamples, fewer)), resamples)}
+    drawn |= {name: (rest, fewer) for name in others}
     scored, comparisons = [], []
-    for (model, _), its in zip(models, said, strict=True):
-        metrics = intervals(task, encoded, its, resamples=fewer)
+    for i, ((model, _), its) in enumerate(zip(models, said, strict=True)):
+        metrics = {name: drawn[name][0].interval(i, name, fewer) for name in task.metrics}
         scored.append(replace(model, scores=its.scores, threshold=its.threshold, metrics=metrics))
-    names = [objective, *(name for name in task.metrics if name != objective)]
-    for other, its in zip(scored[1:], said[1:], strict=True):
-        for some, count in (names[:1], resamples), (names[1:], fewer):
-            found = gains(task, encoded, said[0], its, some, resamples=count)
-            comparisons += [Comparison(scored[0].label, other.label, each, count) for each in found.values()]
+    for i, other in enumerate(scored[1:], start=1):
+        for name, (found, count) in drawn.items():
+            comparisons.append(Comparison(scored[0].label, other.label, found.gain(0, i, name, count), count))
     prints = dataset.fingerprints["test"]
     return Evaluation(dataset.digest, dataset.split_digest, prints, tuple(scored), tuple(comparisons), looks)
 
@@ -240,17 +242,20 @@ CATEGORIES = 12  # the most frequent ones
 BUDGET = 10**8  # rows times resamples, above which fewer resamples are drawn: at most some seconds per metric
 
 
-def figures(bundle: Bundle, split: Split, groups: Sequence[str] = ()) -> dict[str, Any]:
+def figures(
+    bundle: Bundle, split: Split, groups: Sequence[str] = (), known: Mapping[str, Interval] | None = None
+) -> dict[str, Any]:
     """All figures of a bundle on raw rows, as JSON values; what cannot be computed is None.
 
-    Slices are by the categorical columns ``groups``, by default those with the fewest categories.
+    Slices are by the categorical columns ``groups``, by default those with the fewest categories. ``known`` are the
+    metrics with their intervals, where these rows were resampled before.
     """
     task, encoded = bundle.task, bundle.task.encode(split.targets)
     answers = Answers(bundle.scores(split.features), bundle.threshold)
     resamples = _resamples_for(len(encoded))
     return {
         "rows": len(encoded),
-        "metrics": _ends(intervals(task, encoded, answers, resamples=resamples)),
+        "metrics": _ends(known or intervals(task, encoded, answers, resamples=resamples)),
         "bootstrap": {"resamples": resamples, "level": LEVEL, "seed": SEED},
         "calibration": calibration(task, encoded, answers.scores),
         "classes": list(_by_class(task, encoded, answers)),

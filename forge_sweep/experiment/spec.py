@@ -155,8 +155,8 @@ class StudySpec(Section):
     total_s: Seconds | None = Field(
         None,
         description="Seconds of the whole sweep, from its start to the registered model, summed over interruptions. "
-        "The search ends early enough for the confirmation; where time is short, fewer configurations, then fewer "
-        "seeds, are confirmed.",
+        "The search ends early enough for the confirmation, and the best network that still trains then is kept as it "
+        "stands; where time is short, fewer configurations, then fewer seeds, are confirmed.",
     )
     cpu_budget_s: DeviceSeconds | None = Field(
         None, description="CPU seconds of all trials, over workers and interruptions."

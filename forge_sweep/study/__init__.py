@@ -3,6 +3,7 @@
 from forge_sweep.study.budget import (
     END_S,
     PHASES,
+    ROOM,
     TUNED,
     Over,
     Progress,
@@ -43,6 +44,7 @@ __all__ = [
     "NO_COST",
     "PHASES",
     "PHASES_NOTE",
+    "ROOM",
     "SESSION",
     "TUNED",
     "Asked",

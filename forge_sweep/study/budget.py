@@ -32,6 +32,9 @@ ROOM = 1.1
 CONFIRM_SHARE = 0.25
 """The most of ``study.total_s`` for which a search leaves room to confirm; a longer one would leave less to find."""
 
+LEAST_SHARE = 0.5
+"""No trial is begun in less than this share of the time that the median one took, where ``study.total_s`` is given."""
+
 TUNED = "tuned:"
 """Prefix of the note of each configuration of trees that are tuned, such as ``tuned:xgboost_tuned:0003``."""
 
@@ -59,6 +62,7 @@ class Spent:
     without_gain: int = 0  # how many trials `Progress` has counted since the last gain
     total_s: float = 0.0  # seconds of all phases
     end_s: float = 0.0  # seconds that confirmation and registration are expected to take
+    next_s: float = 0.0  # seconds that have to be left for a trial that is to begin
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,11 @@ def over(limits: Mapping[str, Any], spent: Spent) -> Over | None:
         if limit is not None and value >= limit:
             return Over(f"study.{key}", f"study.{key} = {limit:g} is exhausted ({value:.4g} {unit})")
     total = limits.get("total_s")
-    if total is not None and spent.total_s + spent.end_s >= total:
+    if total is not None and spent.total_s + spent.end_s + spent.next_s >= total:
         text = f"study.total_s = {total:g} is exhausted ({spent.total_s:.4g} s, and about {spent.end_s:.0f} s to come "
-        return Over("study.total_s", f"{text}for confirmation and registration)")
+        short = spent.total_s + spent.end_s < total
+        more = f"; less than {spent.next_s:.0f} s are left, half of what a trial takes" if short else ""
+        return Over("study.total_s", f"{text}for confirmation and registration{more})")
     most = limits.get("plateau_trials")
     if most is not None and spent.without_gain >= most:
         than = f" of more than {delta:g}" if (delta := limits.get("plateau_delta")) else ""

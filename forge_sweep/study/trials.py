@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from forge_sweep.checks.findings import Finding
 from forge_sweep.experiment import Params
-from forge_sweep.study.budget import CONFIRM_SHARE, END_S, PHASES, ROOM, Over, Progress, Spent, over, union_s
+from forge_sweep.study.budget import (
+    CONFIRM_SHARE,
+    END_S,
+    LEAST_SHARE,
+    PHASES,
+    ROOM,
+    Over,
+    Progress,
+    Spent,
+    over,
+    union_s,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -331,6 +343,11 @@ class StudyView:
         wanted = ROOM * self.confirm_s(confirm.get("top", 3), confirm.get("seeds", 3), ahead=True)
         return END_S + min(wanted, max(ROOM * self.confirm_s(1, 1), CONFIRM_SHARE * total_s))
 
+    def next_s(self) -> float:
+        """Seconds that have to be left for another trial: part of what the median one took that ended with a score."""
+        rows = [row for row in self.rows() if row.state in ("finished", "pruned") and not row.imported and row.cost]
+        return LEAST_SHARE * median(row.cost.total.seconds for row in rows if row.cost) if rows else 0.0
+
     def ended_by(self) -> Over | None:
         """The budget that ended the search before its ``n_trials``; None where none did."""
         return None if self.n_done >= self.n_trials else self.over()
@@ -344,8 +361,9 @@ class StudyView:
             cpu_s=sum(cost.cpu_s for cost in costs),
             gpu_s=sum(cost.gpu_s for cost in costs),
             without_gain=self.progress(limits.get("plateau_delta") or 0.0).without_gain,
-            **({} if limits.get("total_s") is None else {"total_s": self.total_s(), "end_s": self.end_s()}),
         )
+        if limits.get("total_s") is not None:
+            spent = replace(spent, total_s=self.total_s(), end_s=self.end_s(), next_s=self.next_s())
         return over(limits, spent)
 
     def notes(self, prefix: str = "") -> dict[str, Any]:

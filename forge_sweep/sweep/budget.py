@@ -14,7 +14,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from forge_sweep.experiment import Experiment
-from forge_sweep.study import PHASES_NOTE, SESSION, Asked, Cost, Over, Spent, Study, StudyView, TrialCost, over, union_s
+from forge_sweep.study import (
+    END_S,
+    PHASES_NOTE,
+    ROOM,
+    SESSION,
+    Asked,
+    Cost,
+    Over,
+    Spent,
+    Study,
+    StudyView,
+    TrialCost,
+    over,
+    union_s,
+)
 from forge_sweep.study import Progress as Gains
 
 SAVE_EVERY_S = 5.0
@@ -124,7 +138,7 @@ class Budget:
         self._others: list[dict[str, float]] = []
         self._began: tuple[float, float] | None = None  # since 1970, and by the clock
         self._noted_at = 0.0
-        self._total_s = self._end_s = 0.0  # at the last look
+        self._total_s = self._end_s = self._next_s = 0.0  # at the last look
 
     @contextmanager
     def searching(self, gpus: float) -> Iterator[None]:
@@ -140,16 +154,36 @@ class Budget:
             raise
         self._note_session()
 
-    def is_over(self, *, afresh: bool = False) -> bool:
-        """Whether a budget is exhausted, which is said once. A plateau ends where a late trial brings a gain."""
+    def is_over(self, *, afresh: bool = False, begins: bool = False) -> bool:
+        """Whether a budget is exhausted, which is said once. A plateau ends where a late trial brings a gain.
+
+        ``begins``: there has to be time for another trial.
+        """
         with self._lock:
             self._look(afresh)
-            self._over = over(self.limits, self.spent)
+            self._over = over(self.limits, replace(self.spent, next_s=self._next_s if begins else 0.0))
             ended = self.over()
             if ended is not None and not self._said:
                 self._said = True
                 self._say(f"{ended.text}: no new trial is started, and what runs waits")
             return self._over is not None
+
+    def is_enough(self, number: int, value: float) -> bool:
+        """Whether a trial ends with the epoch that it completed, and counts as finished with its best ``value`` so far.
+
+        The best trial does that, or the first one to finish, where another epoch would leave no time in
+        ``study.total_s`` to confirm it: what is cut off later, or another one, waits for more time.
+        """
+        limit = self.limits.get("total_s")
+        if limit is None:
+            return False
+        with self._lock:
+            cost, left = self._accounts[number].cost, limit - self.total_s - END_S
+        seconds, longer = cost.total.seconds, cost.total.seconds * (1 + 1 / cost.epochs)
+        if not seconds <= left < longer - seconds + ROOM * longer:
+            return False
+        best, sign = self.study.best(), 1 if self.study.direction == "maximize" else -1
+        return best is None or best.value is None or sign * (value - best.value) > 0
 
     @property
     def runs_here(self) -> bool:
@@ -226,6 +260,7 @@ class Budget:
             if self._stopwatch is not None:
                 self._stopwatch.save()
             self._total_s, self._end_s = self.study.total_s(), self.study.end_s()
+            self._next_s = self.study.next_s()
         if self.limits.get("plateau_trials") is not None:
             self._gains = self.study.progress(self._gains.delta)  # in the order of all processes
         if any(self.limits.get(key) is not None for key in ("cpu_budget_s", "gpu_budget_s")):

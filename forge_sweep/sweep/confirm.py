@@ -38,6 +38,7 @@ class Contender:
     searched: float  # its objective in the search
     params: Params
     baseline: str = ""  # its kind; empty for a network
+    epochs: int | None = None  # after which its trial was ended, for the time of the whole sweep
 
     @property
     def about(self) -> Params:
@@ -115,7 +116,7 @@ def _sizes(context: Context) -> tuple[int, int]:
     key = f"sizes:{context.study.n_done}:{top}x{seeds}:{limit:g}"
     if (noted := context.study.notes("sizes:").get(key)) is not None:
         return noted["top"], noted["seeds"]
-    context.budget.is_over(afresh=True)
+    context.budget.is_over(afresh=True, begins=True)
     left, wanted = limit - context.budget.total_s - END_S, context.study.confirm_s(top, seeds)
     while context.study.confirm_s(top, seeds) > left and (top, seeds) != (1, 1):
         top, seeds = (top - 1, seeds) if top > 1 else (1, seeds - 1)
@@ -138,7 +139,10 @@ def _contenders(context: Context, most: int) -> tuple[Contender, ...]:
     for row in finished:
         distinct.setdefault(repr(sorted(row.params.items())), row)
     best = list(distinct.values())[:most]
-    top = [Contender(f"{row.number:04d}", row.value or 0.0, row.params) for row in best]
+    top = [
+        Contender(f"{row.number:04d}", row.value or 0.0, row.params, epochs=row.attrs.get("ended_after"))
+        for row in best
+    ]
     notes, known = context.study.notes("baseline:"), list(baseline_values(context).items())[:1]
     baseline = [Contender(kind, value, configuration(notes, kind) or {}, kind) for kind, value in known]
     if not top and not baseline:
@@ -210,7 +214,8 @@ class Confirmation:
         params = {**contender.about, "seed": seed, "confirm_seed": s}
         tags = {"forge.confirms": contender.words, **({} if contender.baseline else self.pool.tags)}
         run = context.open_run(name, "confirm", params, tags)
-        checkpoint, monitor = FileCheckpoint(folder.with_name(f"{folder.name}.npz").absolute()), Monitor(context, run)
+        checkpoint = FileCheckpoint(folder.with_name(f"{folder.name}.npz").absolute())
+        monitor = Monitor(context, run, epochs=contender.epochs)
         try:
             yield checkpoint, monitor
             assert monitor.outcome is not None

@@ -10,9 +10,9 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from forge_sweep.baselines import tuned_name
+from forge_sweep.baselines import SPACES, tuned_name, untuned_kind
 from forge_sweep.checks import findings
 from forge_sweep.environment import Environment
 from forge_sweep.errors import TrialFailed
@@ -23,6 +23,9 @@ from forge_sweep.study import Study
 from forge_sweep.sweep import budget
 from forge_sweep.sweep.budget import Budget, Stopwatch
 from forge_sweep.tracking import EPOCH_TAG, Run, Status, Tracker, environment_tags
+
+if TYPE_CHECKING:
+    from forge_sweep.bundle import Bundle
 
 
 class Interrupted(KeyboardInterrupt):
@@ -80,6 +83,7 @@ class Context:
     stopping: Callable[[], bool]
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)  # keeps nothing for a process that joined
+    fitted: dict[str, tuple[float, Bundle]] = field(default_factory=dict, repr=False)  # by kind; see `remember`
 
     def enter(self, phase: str, **data: Any) -> None:
         """A phase begins."""
@@ -98,6 +102,18 @@ class Context:
     def inform(self, text: str) -> None:
         """Say what need not worry anybody."""
         self.tell("message", text=text, severity="info")
+
+    def remember(self, kind: str, value: float, bundle: Bundle) -> None:
+        """Keep boosted trees of one of the best two kinds: the test evaluation compares with such a one.
+
+        They are small; a forest may take gigabytes, and is fitted again where it is wanted.
+        """
+        if (untuned_kind(kind) or kind) not in SPACES:
+            return
+        if kind not in self.fitted or rank(self, value) < rank(self, self.fitted[kind][0]):
+            self.fitted[kind] = value, bundle
+            for worst in sorted(self.fitted, key=lambda each: rank(self, self.fitted[each][0]))[2:]:
+                del self.fitted[worst]
 
     @property
     def checkpoints(self) -> Path:

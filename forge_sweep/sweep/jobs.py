@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import tempfile
 import zipfile
@@ -24,7 +25,7 @@ from forge_sweep.experiment import Experiment, Params
 from forge_sweep.sources import Dataset
 from forge_sweep.study import Asked
 from forge_sweep.sweep.budget import CLOCKS, Account, Clocks
-from forge_sweep.sweep.context import BudgetOver, Context, Interrupted, stop_if_asked
+from forge_sweep.sweep.context import BudgetOver, Context, Interrupted, rank, stop_if_asked
 from forge_sweep.tracking import FIRST_EPOCH, Run
 from forge_sweep.trial import Arrays, TrialResult
 from forge_sweep.workers import Say
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STOP = "stop"  # Answer to a progress: end the training in order, with a checkpoint saved; it will go on later
+ENOUGH = "enough"  # Answer to a progress: this epoch is the last one, and the training counts as finished
 
 
 class Stopped(BaseException):
@@ -71,6 +73,7 @@ class Outcome:
     findings: tuple[Finding, ...] = ()  # see `checks.diagnose`
     shares: dict[str, float] = field(default_factory=dict)  # of the time, such as ``cost/setup_share``
     loss: float | None = None  # on the training rows at the best epoch; None for a baseline
+    ended_after: int | None = None  # epochs after which `ENOUGH` ended what would have gone on
     predictions: bytes | None = field(default=None, repr=False)  # of the validation rows; see `forge_sweep.predictions`
 
     @property
@@ -79,6 +82,7 @@ class Outcome:
         known = {"forge.events": "; ".join(self.events), "forge.batch_size": str(self.batch_size)}
         known |= findings.tags(self.findings)
         known |= {} if self.precision == "float32" else {"forge.precision": self.precision}
+        known |= {} if self.ended_after is None else {"forge.ended_after": str(self.ended_after)}
         return {**known, "forge.weights_sha256": self.weights, "forge.halvings": str(self.halvings)}
 
     @classmethod
@@ -136,20 +140,23 @@ class TrainJob:
     def __call__(self, say: Say) -> Outcome:
         """Train.
 
-        ``say`` is told each `Progress` and answers to an epoch whether to stop as pruned, or `STOP`.
+        ``say`` is told each `Progress` and answers to an epoch whether to stop as pruned, `STOP` or `ENOUGH`.
 
         Raises:
             Stopped: that was the answer.
         """
         began, cpu_began = self.clocks.wall(), self.clocks.cpu()
+        enough = False
 
         def report(**news: Any) -> Any:
             return say(Progress(self.clocks.wall() - began, self.clocks.cpu() - cpu_began, **news))
 
         def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
+            nonlocal enough
             answer = report(epoch=epoch, metrics=metrics)
             if answer == STOP:
                 raise Stopped
+            enough = answer == ENOUGH
             return bool(answer)
 
         try:
@@ -164,11 +171,15 @@ class TrainJob:
                 halvings=self.halvings,
                 on_resume=lambda epochs: report(behind=epochs),
             )
-            if self.keep is not None and (self.needed or result.state == "finished"):
+            outcome = Outcome.of(result, self.kept_rows)
+            if enough and outcome.state == "pruned":  # to the training both are one
+                events = (*outcome.events, f"ended after epoch {outcome.epochs}, for the time of the whole sweep")
+                outcome = dataclasses.replace(outcome, state="finished", events=events, ended_after=outcome.epochs)
+            if self.keep is not None and (self.needed or outcome.state == "finished"):
                 assert self.golden is not None
                 with contextlib.nullcontext() if self.needed else contextlib.suppress(BundleError, OSError):
                     result.bundle.save(self.keep, self.golden)
-            return Outcome.of(result, self.kept_rows)
+            return outcome
         except TrialFailed as failure:
             if failure.failure == "out-of-memory":
                 training.forget()
@@ -185,12 +196,14 @@ class Monitor:
 
     What goes wrong in here is kept apart from failures of the training. A wish to stop is answered first: the training
     saves its checkpoint. Nothing prunes a training of the confirmation or of an audit: nothing was asked of the study.
+    One of the confirmation ends after the ``epochs`` that its trial had, where `ENOUGH` ended that one.
     """
 
     context: Context
     run: Run
     asked: Asked | None = None
     account: Account | None = None
+    epochs: int | None = None
     checkpoint: training.Checkpoint | None = None  # keeps the state of a job on another machine
     outcome: Outcome | None = None  # once the training ended with a score
     wish: Interrupted | None = None  # to stop
@@ -198,7 +211,7 @@ class Monitor:
     seen: dict[int, float] = field(default_factory=dict)  # the objective by 0-based epoch
 
     def __call__(self, progress: Progress) -> bool | str | None:
-        """Log an epoch and answer whether to prune, or `STOP`; the answer to a checkpoint is why it cannot be kept."""
+        """Log an epoch and answer whether to prune, `STOP` or `ENOUGH`; to a checkpoint, why it cannot be kept."""
         if progress.checkpoint is not None:
             assert self.checkpoint is not None
             try:
@@ -213,10 +226,12 @@ class Monitor:
         self.seen[progress.epoch] = progress.metrics[self.context.experiment.objective.metric]
         try:
             stop_if_asked(self.context)
-            prune = self.asked is not None and self._report(self.asked, progress.epoch, progress.metrics)
+            answer: bool | str = self.epochs is not None and progress.epoch + 1 >= self.epochs and ENOUGH
+            if self.asked is not None:
+                answer = self._report(self.asked, progress.epoch, progress.metrics)
             # Last: a trial that another process runs by now gets no point twice.
             self.run.log_epoch(progress.epoch + self.context.first_epoch, progress.metrics)
-            return prune
+            return answer
         except Interrupted as wish:
             self.wish = wish
             return STOP
@@ -224,15 +239,20 @@ class Monitor:
             self.error = error
             raise
 
-    def _report(self, asked: Asked, epoch: int, metrics: dict[str, float]) -> bool:
+    def _report(self, asked: Asked, epoch: int, metrics: dict[str, float]) -> bool | str:
         context = self.context
         context.tell("epoch", number=asked.number, epoch=epoch + FIRST_EPOCH, metrics=metrics)
         prune = context.study.report(asked.number, epoch, metrics[context.experiment.objective.metric])
         context.budget.completed(asked.number, epoch)
-        last = prune or epoch + 1 >= context.experiment.study.epochs
-        if not last and context.budget.is_over():
+        if prune or epoch + 1 >= context.experiment.study.epochs:
+            return prune
+        if context.budget.is_enough(asked.number, min(self.seen.values(), key=functools.partial(rank, context))):
+            why = "another one would leave no time to confirm it (study.total_s)"
+            context.inform(f"trial {asked.number} ends with epoch {epoch + FIRST_EPOCH}: {why}")
+            return ENOUGH
+        if context.budget.is_over():
             raise BudgetOver
-        return prune
+        return False
 
 
 # Jobs on another machine: the checkpoint travels with the job and back with its progress, the bundle with the outcome.

@@ -199,7 +199,7 @@ def score_on_test(
     metrics = finite(scores)
     if undefined := sorted(set(scores) - set(metrics)):
         context.warn(f"{', '.join(undefined)} cannot be computed on the {len(split.rows)} test rows")
-    found = figures(bundle, split, context.experiment.promotion.groups)
+    found = figures(bundle, split, context.experiment.promotion.groups, evaluation.registered.metrics)
     evaluation.save(context.checkpoints)
     note = {"label": label, "metrics": metrics, "figures": found, "looks": looks}
     context.study.note(key, {**note, "evaluation": evaluation.to_dict()})
@@ -240,9 +240,12 @@ def _compared_with(context: Context, verdict: Verdict) -> list[tuple[ScoredModel
         others = [kind for kind in baseline_values(context) if kind != registered]
         for kind in [kind for kind in others if kind != "constant"][:1] or others[:1]:
             seed = derived_seed(context.experiment.seed, "baseline", kind)
-            try:  # the one that was fitted before the search: its model was not kept, and the same seed gives it again
-                params = configuration(context.study.notes("baseline:"), kind)
-                bundle = trial.run_baseline(context.experiment, context.dataset, kind, seed, params).bundle
+            try:  # fitted before the search; where that model was not kept, the same seed gives it again
+                if kind in context.fitted:
+                    _, bundle = context.fitted[kind]
+                else:
+                    params = configuration(context.study.notes("baseline:"), kind)
+                    bundle = trial.run_baseline(context.experiment, context.dataset, kind, seed, params).bundle
             except Exception as error:
                 context.warn(f"baseline {kind} could not be fitted again for the test: {classify(error).message}")
                 continue

@@ -83,6 +83,7 @@ def fit_baseline(context: Context, kind: str) -> None:
     finish(run, "finished", "FINISHED", {**figures, "seconds": result.seconds}, tags)
     note = {"value": result.value, "metrics": finite(result.metrics), "seconds": result.seconds}
     context.study.note(f"baseline:{kind}", note)
+    context.remember(kind, result.value, result.bundle)
     context.tell("baseline", name=kind, value=result.value, seconds=result.seconds)
 
 
@@ -112,7 +113,7 @@ def work(context: Context, pool: WorkerPool, worker: Worker) -> None:
     """The loop of one worker: ask, train, tell, until nothing is left to do or to spend."""
     while not worker.stopping:
         stop_if_asked(context)
-        if context.budget.is_over():
+        if context.budget.is_over(begins=True):
             if _wound_down(context):
                 return
             continue
@@ -158,7 +159,7 @@ def _wound_down(context: Context) -> bool:
         report_taken_back(context, study.requeue())
         time.sleep(POLL_S)
         return False
-    if context.budget.is_over(afresh=True):
+    if context.budget.is_over(afresh=True, begins=True):
         return True
     study.note(SEARCHING, True)
     return False
@@ -289,6 +290,8 @@ def _end_scored(context: Context, asked: Asked, run: Run, result: Outcome) -> di
     best_epoch = result.best_epoch + context.first_epoch
     findings = {"findings": [asdict(each) for each in result.findings]} if result.findings else {}
     attrs = {"metrics": finite(result.metrics), "best_epoch": best_epoch, Attr.COST: cost.to_dict(), **findings}
+    if result.ended_after is not None:
+        attrs["ended_after"] = result.ended_after
     if result.loss is not None and math.isfinite(result.loss):
         attrs["loss"] = result.loss
     context.study.tell(asked.number, result.state, result.value, attrs=attrs)

@@ -153,4 +153,5 @@ def _fit(context: Context, name: str, number: int, params: Params, seed: int, le
     finish(run, "finished", "FINISHED", {**figures, "seconds": result.seconds}, tags)
     note |= {"value": result.value, "metrics": finite(result.metrics), "seconds": result.seconds}
     context.study.note(f"{TUNED}{name}:{number:04d}", note)
+    context.remember(name, result.value, result.bundle)
     return True

@@ -60,14 +60,53 @@ class Gain:
         return self.gain.low > 0
 
 
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Metrics of several models on the same rows and resamples; models count from 0.
+
+    ``values`` are by metric, each (models, resamples), nan where a resample does not define the metric.
+    """
+
+    task: Task
+    exact: Sequence[dict[str, float]]
+    values: dict[str, np.ndarray]
+
+    def interval(self, model: int, metric: str, resamples: int | None = None) -> Interval:
+        """One model's metric with its interval at `LEVEL`, over the first ``resamples`` or all of them."""
+        return Interval(self.exact[model][metric], *_ends(self.values[metric][model, :resamples]))
+
+    def gain(self, one: int, other: int, metric: str, resamples: int | None = None) -> Gain:
+        """By how much one model is better than another one, with its interval at `LEVEL`."""
+        sign = 1.0 if self.task.direction(metric) == "maximize" else -1.0
+        first, second = self.exact[one][metric], self.exact[other][metric]
+        apart = sign * (self.values[metric][one, :resamples] - self.values[metric][other, :resamples])
+        return Gain(metric, first, second, Interval(sign * (first - second), *_ends(apart)))
+
+
+def draw(
+    task: Task,
+    encoded: np.ndarray,
+    models: Sequence[Answers],
+    metrics: Sequence[str],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Drawn:
+    """Metrics of models over resamples; ``encoded`` are targets as `Task.encode` gives them.
+
+    The first resamples of a longer drawing are those of a shorter one.
+    """
+    exact = [task.score(encoded, each.scores, threshold=each.threshold) for each in models]
+    return Drawn(task, exact, _resampled(task, encoded, models, metrics, resamples, seed))
+
+
 def intervals(
     task: Task, encoded: np.ndarray, answers: Answers, *, resamples: int = RESAMPLES, seed: int = SEED
 ) -> dict[str, Interval]:
-    """Every metric of the task with its interval at `LEVEL`; ``encoded`` are targets as `Task.encode` gives them."""
+    """Every metric of the task with its interval at `LEVEL`; see `draw`."""
     names = tuple(task.metrics)
-    exact = task.score(encoded, answers.scores, threshold=answers.threshold)
-    drawn = _resampled(task, encoded, (answers,), names, resamples, seed)
-    return {name: Interval(exact[name], *_ends(drawn[name][0])) for name in names}
+    drawn = draw(task, encoded, (answers,), names, resamples=resamples, seed=seed)
+    return {name: drawn.interval(0, name) for name in names}
 
 
 def gains(
@@ -81,14 +120,8 @@ def gains(
     seed: int = SEED,
 ) -> dict[str, Gain]:
     """By how much ``one`` is better than ``other``, by metric, with intervals at `LEVEL` over paired resamples."""
-    first, second = (task.score(encoded, each.scores, threshold=each.threshold) for each in (one, other))
-    drawn = _resampled(task, encoded, (one, other), metrics, resamples, seed)
-    found = {}
-    for name in metrics:
-        sign = 1.0 if task.direction(name) == "maximize" else -1.0
-        lead = Interval(sign * (first[name] - second[name]), *_ends(sign * (drawn[name][0] - drawn[name][1])))
-        found[name] = Gain(name, first[name], second[name], lead)
-    return found
+    drawn = draw(task, encoded, (one, other), metrics, resamples=resamples, seed=seed)
+    return {name: drawn.gain(0, 1, name) for name in metrics}
 
 
 def resampled(
