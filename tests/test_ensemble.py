@@ -181,7 +181,8 @@ def test_an_ensemble_is_promoted_and_served_with_its_own_scores(shipped: tuple[P
     with serving("models:/surface@champion", tmp_path / "server", "--store", str(store)) as api:
         answer = api.predict(rows.to_dict("records"))
     assert answer.status == 200, answer.body
-    said = [each["probabilities"]["1"] for each in answer.json["predictions"]]
+    positive = str(bundle.task.classes[1])
+    said = [each["probabilities"][positive] for each in answer.json["predictions"]]
     assert said == pytest.approx(bundle.scores(rows)[:, 0].tolist(), abs=1e-6)
 
 
