@@ -296,8 +296,27 @@ class _Ranking:
         self.positive = truth[self.order].astype(np.float64)
         ends = np.append(ranked[1:] != ranked[:-1], True)
         self.ends = slice(None) if ends.all() else np.flatnonzero(ends)
+        self.places = np.flatnonzero(
+            self.positive
+        )  # of the positive rows, and where the rows equal to each begin and end
+        last = np.flatnonzero(ends)
+        tie = np.searchsorted(last, self.places)
+        self.last, self.first = last[tie], np.append(0, last + 1)[tie]
+
+    def _area(self, counts: np.ndarray) -> dict[str, np.ndarray]:
+        """AUC alone: of each positive row, the negative ones below it and half of those that are equal."""
+        ranked = counts[:, self.order]
+        weights = ranked[:, self.places]
+        ranked[:, self.places] = 0.0
+        misses = np.cumsum(ranked, axis=1, out=ranked)
+        above = np.where(self.first > 0, misses[:, self.first - 1], 0.0)
+        negatives = misses[:, -1]
+        area = np.einsum("ij,ij->i", weights, negatives[:, None] - (above + misses[:, self.last]) / 2)
+        return {"auc": _over(area, weights.sum(axis=1) * negatives)}
 
     def __call__(self, counts: np.ndarray) -> dict[str, np.ndarray]:
+        if not self.average:
+            return self._area(counts)
         ranked = counts[:, self.order]
         hits = np.cumsum(ranked * self.positive, axis=1)[:, self.ends]
         above = np.cumsum(ranked, axis=1)[:, self.ends]
@@ -307,11 +326,8 @@ class _Ranking:
         new_misses = np.diff(above, axis=1, prepend=0.0) - new_hits
         area = np.einsum("ij,ij->i", new_misses, hits - new_hits / 2)
         both = positives * negatives
-        found = {"auc": _over(area, both)}
-        if self.average:
-            average = np.einsum("ij,ij->i", new_hits, _over(hits, above, 0.0))
-            found["pr_auc"] = np.where(both > 0, _over(average, positives), np.nan)
-        return found
+        average = np.einsum("ij,ij->i", new_hits, _over(hits, above, 0.0))
+        return {"auc": _over(area, both), "pr_auc": np.where(both > 0, _over(average, positives), np.nan)}
 
 
 def _median(values: np.ndarray) -> Values:
