@@ -337,11 +337,18 @@ class StudyView:
         at_once = 1 if workers.get("kind", "serial") == "serial" else workers.get("n") or 1
         return seeds * seconds / at_once
 
+    def confirmable(self, top: int, seeds: int, seconds: float, *, ahead: bool = False) -> tuple[int, int]:
+        """How many configurations and seeds can be confirmed in so many seconds, one at least: seeds are kept first."""
+        while self.confirm_s(top, seeds, ahead=ahead) > seconds and (top, seeds) != (1, 1):
+            top, seeds = (top - 1, seeds) if top > 1 else (1, seeds - 1)
+        return top, seeds
+
     def end_s(self) -> float:
         """For how long a search leaves room: to confirm, within limits, and for test evaluation and registration."""
         confirm, total_s = self.resolved.get("confirm", {}), self.resolved["study"].get("total_s") or float("inf")
-        wanted = ROOM * self.confirm_s(confirm.get("top", 3), confirm.get("seeds", 3), ahead=True)
-        return END_S + min(wanted, max(ROOM * self.confirm_s(1, 1), CONFIRM_SHARE * total_s))
+        most = CONFIRM_SHARE * total_s / ROOM
+        sizes = self.confirmable(confirm.get("top", 3), confirm.get("seeds", 3), most, ahead=True)
+        return END_S + ROOM * self.confirm_s(*sizes, ahead=True)
 
     def next_s(self) -> float:
         """Seconds that have to be left for another trial: part of what the median one took that ended with a score."""

@@ -118,8 +118,7 @@ def _sizes(context: Context) -> tuple[int, int]:
         return noted["top"], noted["seeds"]
     context.budget.is_over(afresh=True, begins=True)
     left, wanted = limit - context.budget.total_s - END_S, context.study.confirm_s(top, seeds)
-    while context.study.confirm_s(top, seeds) > left and (top, seeds) != (1, 1):
-        top, seeds = (top - 1, seeds) if top > 1 else (1, seeds - 1)
+    top, seeds = context.study.confirmable(top, seeds, left)
     if (top, seeds) != (confirm.top, confirm.seeds):
         context.warn(
             f"study.total_s = {limit:g}: {max(left, 0.0):.0f} s are left to confirm, and {confirm.top} configurations "

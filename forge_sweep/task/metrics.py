@@ -296,9 +296,7 @@ class _Ranking:
         self.positive = truth[self.order].astype(np.float64)
         ends = np.append(ranked[1:] != ranked[:-1], True)
         self.ends = slice(None) if ends.all() else np.flatnonzero(ends)
-        self.places = np.flatnonzero(
-            self.positive
-        )  # of the positive rows, and where the rows equal to each begin and end
+        self.places = np.flatnonzero(self.positive)  # of the positive rows; then where their equals begin and end
         last = np.flatnonzero(ends)
         tie = np.searchsorted(last, self.places)
         self.last, self.first = last[tie], np.append(0, last + 1)[tie]
