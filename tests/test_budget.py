@@ -520,6 +520,12 @@ def test_what_another_process_spends_on_the_same_study_counts(tmp_path: Path) ->
     assert budget.is_over()
 
 
+def test_untuned_baselines_have_a_tenth_of_the_whole_time_unless_they_are_given_one() -> None:
+    assert spec().first_look_s == 3600 and spec(study__total_s=90).first_look_s == 9
+    assert spec(study__total_s=90, study__trial_timeout_s=5).first_look_s == 5
+    assert spec(study__total_s=90, baselines__timeout_s=50).first_look_s == 50
+
+
 def test_plateau_delta_alone_is_refused_and_budgets_may_change_between_runs() -> None:
     with pytest.raises(ExperimentError, match=r"study\.plateau_trials: expected a number of trials, since"):
         spec(study__plateau_delta=0.1)

@@ -190,8 +190,8 @@ class TuneSpec(Section):
     trials: int = Field(10, ge=1, le=10_000, description="How many configurations of each kind.")
     timeout_s: Seconds | None = Field(
         None,
-        description="Seconds for the tuning of all kinds together, over interruptions; a tenth of `study.timeout_s` by "
-        "default, or else 30.",
+        description="Seconds for the tuning of all kinds together, over interruptions; a tenth of `study.timeout_s` or "
+        "`study.total_s` by default, or else 30.",
     )
 
 
@@ -213,7 +213,7 @@ class BaselinesSpec(Section):
         gt=0,
         allow_inf_nan=False,
         description="Seconds after which a baseline is given up as `time-out`; `study.trial_timeout_s` by default, or "
-        "else an hour.",
+        "else an hour, and before the search a tenth of `study.total_s` at most.",
     )
 
 
@@ -385,6 +385,13 @@ class Experiment(Section):
     def baseline_timeout_s(self) -> float:
         """Seconds after which a baseline is given up."""
         return self.baselines.timeout_s or self.study.trial_timeout_s or 3600.0
+
+    @property
+    def first_look_s(self) -> float:
+        """Seconds after which a baseline that is fitted before the search is given up: it is not all that has to fit."""
+        if self.baselines.timeout_s or self.study.total_s is None:
+            return self.baseline_timeout_s
+        return min(self.baseline_timeout_s, self.study.total_s / 10)
 
     @property
     def tune_timeout_s(self) -> float:

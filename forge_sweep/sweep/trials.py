@@ -55,7 +55,7 @@ def fit_baselines(context: Context) -> None:
     )
     for kind in kinds:
         noted = notes.get(f"baseline:{kind}")
-        if noted is None or noted.get("timeout_s", math.inf) < context.experiment.baseline_timeout_s:
+        if noted is None or noted.get("timeout_s", math.inf) < context.experiment.first_look_s:
             stop_if_asked(context)
             fit_baseline(context, kind)
 
@@ -65,15 +65,15 @@ def fit_baseline(context: Context, kind: str) -> None:
     seed = derived_seed(context.experiment.seed, "baseline", kind)
     run = context.open_run(f"baseline-{kind}", "baseline", {"baseline": kind, "seed": seed})
     context.tell("baseline_started", name=kind)
+    limit = context.experiment.first_look_s
     try:
-        result = trial.run_baseline(context.experiment, context.dataset, kind, seed)
+        result = trial.run_baseline(context.experiment, context.dataset, kind, seed, timeout_s=limit)
     except Exception as error:
         failure = classify(error)
         finish_failed(run, failure)
         hint = f" ({failure.hint})" if failure.hint else ""
         context.warn(f"baseline {kind} failed: {failure.message}{hint}")
         if failure.failure == "time-out":
-            limit = context.experiment.baseline_timeout_s
             context.study.note(f"baseline:{kind}", {"value": None, "cause": failure.message, "timeout_s": limit})
         return
     run.log_params(result.bundle.metadata["params"])
