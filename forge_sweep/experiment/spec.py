@@ -388,7 +388,7 @@ class Experiment(Section):
 
     @property
     def first_look_s(self) -> float:
-        """Seconds after which a baseline that is fitted before the search is given up: it is not all that has to fit."""
+        """Seconds after which a baseline is given up that is fitted before the search."""
         if self.baselines.timeout_s or self.study.total_s is None:
             return self.baseline_timeout_s
         return min(self.baseline_timeout_s, self.study.total_s / 10)
