@@ -31,7 +31,7 @@ from forge_sweep import experiment as experiments
 from forge_sweep.errors import InputError, MissingExtra, ResumeRefused, SweepStopped
 from forge_sweep.experiment import NETWORKS, Dimension, Experiment, Params, derived_seed
 from forge_sweep.study import Asked, Requeued, Study, find_study, open_study, resumable, storage_url
-from forge_sweep.study.space import fits
+from forge_sweep.study.space import configurations, fits, key_of
 from forge_sweep.study.storage import open_storage
 
 DATASET = {"version": "cards@abc", "digest": "a" * 64, "split_digest": "b" * 64}
@@ -318,6 +318,61 @@ def test_qmc_spreads_every_coordinate_evenly(tmp_path: Path) -> None:
     assert sorted(int(float(row["dropout"]) / 0.01) for row in rows) == list(range(16))
     assert sorted(int(row["depth"]) for row in rows) == [n for n in (1, 2, 3, 4) for _ in range(4)]
     assert sorted(int((math.log10(float(row["learning_rate"])) + 4) * 4) for row in rows) == list(range(16))
+
+
+SIXTY: dict[str, Any] = {
+    "optimizer": {"type": "categorical", "choices": ["adam", "sgd", "rmsprop"]},
+    "depth": {"type": "int", "low": 1, "high": 4},
+    "dropout": {"type": "float", "low": 0.0, "high": 0.4, "step": 0.1},
+}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "qmc"])
+def test_no_configuration_is_tried_twice_and_a_space_that_has_no_more_ends(sampler: str, tmp_path: Path) -> None:
+    """500 trials are asked for of 60 configurations; an interruption in between changes none of them."""
+    rows = swept_on(SIXTY, tmp_path / "whole", sampler=sampler, n_trials=500)
+    assert len(rows) == len(set(map(key_of, rows))) == 60
+    swept_on(SIXTY, tmp_path / "halves", sampler=sampler, n_trials=41)
+    assert swept_on(SIXTY, tmp_path / "halves", sampler=sampler, n_trials=500) == rows
+    study = opened(tmp_path / "halves", experiment(SIXTY, sampler=sampler, n_trials=500))
+    with study.hold():
+        assert study.all_tried == "all 60 configurations of the space were tried, and study.n_trials = 500"
+    seen = find_study(study.name, tmp_path / "halves")
+    assert seen is not None and (seen.n_trials, seen.bounded(40), seen.all_tried) == (60, 40, study.all_tried)
+
+
+def test_configurations_are_counted_where_a_hyperparameter_depends_on_another_one(tmp_path: Path) -> None:
+    """Three optimizers, of which one has two momenta; and a space with a range of floats has no end."""
+    momentum = {"type": "categorical", "choices": [0.0, 0.9], "when": {"optimizer": "sgd"}}
+    search = {"optimizer": SIXTY["optimizer"], "momentum": momentum}
+    rows = swept_on(search, tmp_path, sampler="random", n_trials=30)
+    assert len(rows) == len(set(map(key_of, rows))) == 4
+    space = experiment({**search, "dropout": {"type": "float", "low": 0.0, "high": 0.4}}).space
+    assert configurations(space) is None
+    assert configurations(experiment({"width": {"type": "int", "low": 1, "high": 10_001}}).space) is None
+
+
+def test_what_failed_in_passing_may_be_tried_again_and_what_diverged_may_not(tmp_path: Path) -> None:
+    study = opened(tmp_path, experiment({"optimizer": SIXTY["optimizer"]}, sampler="random", n_trials=500))
+    failures: list[Any] = ["lost-worker", "diverged", "code"]
+    while asked := study.ask():
+        failure = failures.pop(0) if failures else ""
+        study.tell(asked.number, "failed" if failure else "finished", None if failure else 0.5, failure=failure)
+    rows = study.rows()
+    assert len(rows) == 5 and {row.failure for row in rows[3:]} == {""}
+    lasting = [key_of(row.params) for row in rows if row.failure in ("", "diverged")]
+    assert len(lasting) == len(set(lasting)) == 3
+
+
+def test_configurations_are_trained_again_where_that_is_asked_for(tmp_path: Path) -> None:
+    """What was repeated counts for itself, so that all others can still be tried once it is not asked for any more."""
+    search = {"optimizer": SIXTY["optimizer"]}
+    rows = swept_on(search, tmp_path, sampler="random", n_trials=2, repeats=True)
+    while len(set(map(key_of, rows))) == len(rows):
+        rows = swept_on(search, tmp_path, sampler="random", n_trials=len(rows) + 1, repeats=True)
+    again = swept_on(search, tmp_path, sampler="random", n_trials=500)
+    assert again[: len(rows)] == rows and len(set(map(key_of, again))) == 3
+    assert len(again) == 3 + len(rows) - len(set(map(key_of, rows)))
 
 
 def test_a_sweep_with_nothing_to_search_runs_its_one_trial(tmp_path: Path) -> None:

@@ -40,6 +40,29 @@ def processes(n: int = 2, **values: Any) -> Experiment:
     return experiment(**{"workers": {"kind": "processes", "n": n}, **values})
 
 
+def test_two_workers_end_with_the_space_and_train_nothing_twice(tmp_path: Path) -> None:
+    """12 configurations, and 500 trials that are asked for; the same command finds nothing left to do."""
+    search = {
+        "width": {"type": "categorical", "choices": [8, 16, 32]},
+        "dropout": {"type": "float", "low": 0.0, "high": 0.3, "step": 0.1},
+    }
+    few = processes(model__search=search, study__n_trials=500, confirm={"top": 1, "seeds": 1})
+    events: list[Event] = []
+    result = run(few, tmp_path, fake_run(), watch=events.append)
+    rows = study_of(tmp_path).rows()
+    assert len(rows) == len({repr(sorted(row.params.items())) for row in rows}) == 12
+    assert result.ended_by == "model.search" and sum(result.trials.values()) == 12
+    assert "all 12 configurations of the space were tried, and study.n_trials = 500" in result.verdict
+    assert any("the space has 12 configurations" in event.data.get("text", "") for event in events)
+    assert run(few, tmp_path, fake_run()) == result
+    more = run(
+        few.model_copy(update={"study": few.study.model_copy(update={"n_trials": 14, "repeats": True})}),
+        tmp_path,
+        fake_run(),
+    )
+    assert sum(more.trials.values()) == 14 and more.ended_by == "study.n_trials"
+
+
 @dataclass(frozen=True)
 class Deadly(fake_run):
     """Kills its process in the middle of a trial: of one trial always, of others at the first attempt."""

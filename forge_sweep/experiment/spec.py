@@ -44,6 +44,7 @@ from forge_sweep.task.joint import joint_metrics
 BUDGET_FIELDS = (
     "description",
     "study.n_trials",
+    "study.repeats",
     "study.timeout_s",
     "study.total_s",
     "study.cpu_budget_s",
@@ -150,6 +151,11 @@ class StudySpec(Section):
         "plateau",
         description="What becomes of the learning rate: `plateau` halves it, down to 1e-6, after half of `patience` "
         "epochs (rounded up) without improvement of the objective; `none` leaves it as it is.",
+    )
+    repeats: bool = Field(
+        False,
+        description="Train a configuration again that another trial had, with a seed of its own. Without it another "
+        "one is drawn, and the search ends where all were tried.",
     )
     timeout_s: Seconds | None = Field(None, description="Seconds of searching, summed over interruptions.")
     total_s: Seconds | None = Field(

@@ -24,6 +24,7 @@ from forge_sweep.study.resume import (
     require_packages,
     resumable,
 )
+from forge_sweep.study.space import key_of
 from forge_sweep.study.storage import check_storage, state, storage_url
 from forge_sweep.study.study import Asked, Requeued, Shared, Study
 from forge_sweep.study.trials import (
@@ -65,6 +66,7 @@ __all__ = [
     "find_shared",
     "find_study",
     "join_study",
+    "key_of",
     "no_study",
     "open_study",
     "over",

@@ -13,7 +13,7 @@ import itertools
 import math
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from optuna import create_study, create_trial, samplers
@@ -21,7 +21,7 @@ from optuna.exceptions import ExperimentalWarning
 
 from forge_sweep.errors import MissingExtra
 from forge_sweep.experiment import Dimension, Experiment, Params, Scalar, derived_seed
-from forge_sweep.study.space import distributions, searched, suggest
+from forge_sweep.study.space import Space, configurations, distributions, key_of, searched, suggest
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -42,13 +42,12 @@ def make(experiment: Experiment, imported: Sequence[Mapping[str, Scalar]] = ()) 
 
     ``imported`` are the parameters of the trials that a fork brought in; they have the first numbers of the study.
     """
-    dimensions = searched(experiment.space)
     build: Build
     match experiment.study.sampler:
         case "qmc":
-            return SobolSampler(dimensions, experiment.seed, len(imported))
+            return SobolSampler(experiment.space, experiment.seed, len(imported))
         case "grid":
-            return GridSampler(dimensions, experiment.seed, imported)
+            return GridSampler(experiment.space, experiment.seed, imported)
         case "random":
             build = _random
         case "tpe":
@@ -57,7 +56,7 @@ def make(experiment: Experiment, imported: Sequence[Mapping[str, Scalar]] = ()) 
             build = functools.partial(_cmaes, experiment)
         case "gp":
             build = _gp
-    return SeededSampler(build, experiment.seed)
+    return SeededSampler(build, experiment.seed, experiment.space)
 
 
 def _random(seed: int) -> samplers.BaseSampler:
@@ -106,47 +105,97 @@ def _gp(seed: int) -> samplers.BaseSampler:
     )
 
 
-class SeededSampler(samplers.BaseSampler):
-    """Delegates to a sampler that is built anew for each trial, with a seed of its own.
+ATTEMPTS = 20
+"""How often another configuration is drawn where one was tried before, until one that was not is taken at random."""
 
-    Parameters drawn one by one have a seed each, so that a trial that was killed between two draws gets the same rest.
+
+class FreshSampler(samplers.BaseSampler):
+    """Draws a whole configuration for each trial, one that is not among those that were ``tried``.
+
+    Who asks for a trial sets these before. A space whose configurations were all tried gives one of them again.
     `after_trial` is not passed on: Optuna's samplers use it for constraints only.
     """
 
-    def __init__(self, build: Build, root_seed: int) -> None:
-        self._build = build
+    tried: Collection[str] = frozenset()
+    """Of the other trials; see `space.key_of`."""
+
+    def __init__(self, space: Space, root_seed: int) -> None:
+        self._space = space
         self._root_seed = root_seed
-        self._inner = build(root_seed)  # an optional dependency that is missing is found here, not at the first trial
+        self._point: Params | None = None
+
+    @abc.abstractmethod
+    def draw(self, study: Study, trial: FrozenTrial, attempt: int) -> Params:
+        """A configuration, another one for each attempt, which count from 0."""
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Start the trial's own sampler."""
-        self._inner = self._build(derived_seed(self._root_seed, "sampler", trial.number))
-        self._inner.before_trial(study, trial)
+        """Draw nothing yet: a trial that waited has its configuration."""
+        self._point = None
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The parameters that are sampled together."""
-        return self._inner.infer_relative_search_space(study, trial)
+        """None: what is sampled together is part of the configuration that was drawn."""
+        return {}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Sample them."""
-        with warnings.catch_warnings():
-            # A CUDA build of PyTorch says at its first gradient that there is no driver; "gp" fits its Gaussian process
-            # on the CPU in any case.
-            warnings.filterwarnings("ignore", "CUDA initialization: ", UserWarning)
-            return self._inner.sample_relative(study, trial, search_space)
+        """Nothing."""
+        return {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Sample one of the others."""
-        inner = self._build(derived_seed(self._root_seed, "sampler", trial.number, param_name))
-        return inner.sample_independent(study, trial, param_name, param_distribution)
+        """The parameter's value in the trial's configuration."""
+        if self._point is None:
+            self._point = self._fresh(study, trial)
+        return self._point[param_name]
+
+    def _fresh(self, study: Study, trial: FrozenTrial) -> Params:
+        for attempt in range(ATTEMPTS):
+            point = self.draw(study, trial, attempt)
+            if key_of(point) not in self.tried:
+                return point
+        left = [params for params in configurations(self._space) or () if key_of(params) not in self.tried]
+        return random.Random(derived_seed(self._root_seed, "untried", trial.number)).choice(left) if left else point
 
 
-class SequenceSampler(samplers.RandomSampler):
-    """The i-th new trial of a study gets the i-th point of a fixed sequence, one parameter after the other.
+class SeededSampler(FreshSampler):
+    """Delegates to a sampler that is built anew for each trial, with a seed of its own.
+
+    Parameters drawn one by one have a seed each, so that a trial that was killed between two draws gets the same rest.
+    """
+
+    def __init__(self, build: Build, root_seed: int, space: Space) -> None:
+        super().__init__(space, root_seed)
+        self._build = build
+        build(root_seed)  # an optional dependency that is missing is found here, not at the first trial
+
+    def draw(self, study: Study, trial: FrozenTrial, attempt: int) -> Params:
+        """What the sampler gives for several parameters at once, then the others in the order of the space."""
+        purpose = (trial.number, *([attempt] if attempt else []))
+        inner = self._build(derived_seed(self._root_seed, "sampler", *purpose))
+        inner.before_trial(study, trial)
+        together = inner.infer_relative_search_space(study, trial)
+        with warnings.catch_warnings():
+            # A CUDA build of PyTorch says at its first gradient that there is no driver; "gp" fits its Gaussian process
+            # on the CPU in any case.
+            warnings.filterwarnings("ignore", "CUDA initialization: ", UserWarning)
+            values = inner.sample_relative(study, trial, together)
+        params: Params = {}
+        for name, value in self._space.items():
+            if not isinstance(value, Dimension):
+                params[name] = value
+            elif value.active(params):
+                if name not in values or not value.holds(values[name]):
+                    alone = self._build(derived_seed(self._root_seed, "sampler", *purpose, name))
+                    distribution = distributions(self._space, params)[name]
+                    values = {**values, name: alone.sample_independent(study, trial, name, distribution)}
+                params[name] = values[name]
+        return params
+
+
+class SequenceSampler(FreshSampler):
+    """The i-th new trial of a study gets the i-th point of a fixed sequence, or the next one that was not tried.
 
     Optuna's own QMC and grid samplers count in the storage: a kill between the count and the trial loses a point, and
     two workers can take the same one. ``n_imported`` trials stand before the first new one.
@@ -155,33 +204,29 @@ class SequenceSampler(samplers.RandomSampler):
     size: int | None = None
     """Number of points; None where the sequence has no end."""
 
-    def __init__(self, n_imported: int) -> None:
-        super().__init__()
+    def __init__(self, space: Space, root_seed: int, n_imported: int) -> None:
+        super().__init__(space, root_seed)
+        self._dimensions = searched(space)
         self._n_imported = n_imported
-        self._current: Params = {}
 
     @abc.abstractmethod
     def point(self, index: int) -> Params:
         """The ``index``-th point (from 0), inactive hyperparameters included."""
 
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Look up the trial's point."""
-        self._current = self.point(trial.number - self._n_imported)
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """The parameter's coordinate of the trial's point."""
-        return self._current[param_name]
+    def draw(self, study: Study, trial: FrozenTrial, attempt: int) -> Params:
+        """The trial's point, or one of those after it."""
+        index, params = trial.number - self._n_imported + attempt, Params()
+        point = self.point(index if self.size is None else index % self.size)
+        for name, value in self._space.items():
+            if not isinstance(value, Dimension):
+                params[name] = value
+            elif value.active(params):
+                params[name] = point[name]
+        return params
 
 
 class SobolSampler(SequenceSampler):
     """Scrambled Sobol sequence (Owen 1998) over all searched hyperparameters, also conditional and categorical ones."""
-
-    def __init__(self, dimensions: Mapping[str, Dimension], seed: int, n_imported: int) -> None:
-        super().__init__(n_imported)
-        self._dimensions = dict(dimensions)
-        self._seed = seed
 
     def point(self, index: int) -> Params:
         """The ``index``-th point of the sequence."""
@@ -189,7 +234,7 @@ class SobolSampler(SequenceSampler):
 
         if not self._dimensions:
             return {}
-        engine = qmc.Sobol(len(self._dimensions), scramble=True, rng=self._seed)
+        engine = qmc.Sobol(len(self._dimensions), scramble=True, rng=self._root_seed)
         if index:  # scipy cannot go forward by nothing
             engine.fast_forward(index)
         units = dict(zip(self._dimensions, engine.random(1)[0].tolist(), strict=True))
@@ -214,11 +259,9 @@ def at(unit: float, dimension: Dimension) -> Scalar:
 class GridSampler(SequenceSampler):
     """Every point of the grid once, in shuffled order; points that imported trials have are left out."""
 
-    def __init__(
-        self, dimensions: Mapping[str, Dimension], seed: int, imported: Sequence[Mapping[str, Scalar]]
-    ) -> None:
-        super().__init__(len(imported))
-        self._values = {name: dimension.grid() or () for name, dimension in dimensions.items()}
+    def __init__(self, space: Space, seed: int, imported: Sequence[Mapping[str, Scalar]]) -> None:
+        super().__init__(space, seed, len(imported))
+        self._values = {name: dimension.grid() or () for name, dimension in self._dimensions.items()}
         known = {self._key(params) for params in imported}
         self._total = math.prod(map(len, self._values.values()))
         self.size = self._total - len(known)

@@ -56,6 +56,31 @@ def _ends(dimension: Dimension) -> tuple[float, float]:
     return dimension.low, dimension.last
 
 
+def key_of(params: Mapping[str, Scalar]) -> str:
+    """The same for equal configurations, in whatever order their hyperparameters are."""
+    return repr(sorted(params.items()))
+
+
+LARGEST = 10_000
+"""Configurations above which a space counts as endless."""
+
+
+def configurations(space: Space) -> list[Params] | None:
+    """Every configuration of a space; None where there is no end of them, or more than about `LARGEST`."""
+    found: list[Params] = [{}]
+    for name, value in space.items():
+        if not isinstance(value, Dimension):
+            found = [{**params, name: value} for params in found]
+            continue
+        values = value.grid()
+        if values is None or len(found) * len(values) > LARGEST:
+            return None
+        active = [params for params in found if value.active(params)]
+        found = [params for params in found if not value.active(params)]
+        found += [{**params, name: each} for params in active for each in values]
+    return found
+
+
 def searched(space: Space) -> dict[str, Dimension]:
     """The searched hyperparameters alone."""
     return {name: value for name, value in space.items() if isinstance(value, Dimension)}

@@ -16,7 +16,7 @@ from forge_sweep.errors import Failure, SweepStopped, TrialTaken
 from forge_sweep.experiment import Experiment, Params
 from forge_sweep.jsons import plain
 from forge_sweep.study import leases
-from forge_sweep.study.space import suggest
+from forge_sweep.study.space import configurations, key_of, suggest
 from forge_sweep.study.storage import held, holding, locks_of
 from forge_sweep.study.trials import NO_COST, OPTUNA_STATES, Attr, StudyView, TrialCost, attrs_of, curve
 
@@ -185,6 +185,10 @@ class Asked:
     made: float = field(default=0.0, compare=False)  # seconds since 1970; 0 where the trial had waited
 
 
+PASSING = ("code", "data", "lost-worker")
+"""Failures after which a configuration may be tried again: their cause is not the configuration."""
+
+
 @dataclass
 class _Running:
     """A trial that this process runs."""
@@ -227,17 +231,45 @@ class Study(Shared):
         self.skipped = str(study.user_attrs.get(Attr.SKIPPED, ""))
         self.accepted = str(study.user_attrs.get(Attr.ACCEPTED, ""))
         self._experiment = experiment
+        found = None if experiment.study.repeats else configurations(experiment.space)
+        self._points = None if found is None else len(found)
+        self._kept_size = study.user_attrs.get(Attr.SIZE)
+        self._keys: dict[int, str | None] = {}  # of ended trials
         self._running: dict[int, _Running] = {}
         self._send_again = -math.inf
         self._news = Requeued((), ())
         self._joined = False
 
+    def _measure(self, trials: list[FrozenTrial]) -> int | None:
+        """How many trials the space has: one more for each that repeated another one, or failed in passing.
+
+        Kept with the study, for those who have no search space in hand.
+        """
+        size: int | None = getattr(self._study.sampler, "size", None)  # of a grid, whose imported points are left out
+        if size is None and self._points is not None:
+            begun = sum(Attr.PARAMS in trial.user_attrs for trial in trials)
+            size = self._points + begun - len(self._tried(trials))
+        if size != self._kept_size:
+            self._study.set_user_attr(Attr.SIZE, size)
+            self._kept_size = size
+        return size
+
+    def _tried(self, trials: list[FrozenTrial]) -> set[str]:
+        """The configurations that are not drawn again; see `space.key_of`."""
+        under_way = set[str]()
+        for trial in (trial for trial in trials if trial.number not in self._keys and Attr.PARAMS in trial.user_attrs):
+            key = key_of(trial.user_attrs[Attr.PARAMS])
+            if trial.state.is_finished():
+                self._keys[trial.number] = None if attrs_of(trial).get(Attr.FAILURE) in PASSING else key
+            else:
+                under_way.add(key)
+        return under_way.union(filter(None, self._keys.values()))
+
     @property
     def n_trials(self) -> int:
-        """How many trials the sweep is to have in total, imported ones aside; fewer where a grid has fewer points."""
-        size = getattr(self._study.sampler, "size", None)
+        """How many trials the sweep is to have in total, imported ones aside; fewer where the space has fewer."""
         wanted: int = super().n_trials if self._joined else self._experiment.study.n_trials
-        return wanted if size is None else min(wanted, size)
+        return wanted if self._kept_size is None else min(wanted, self._kept_size)
 
     @contextlib.contextmanager
     def hold(self, stopping: Callable[[], bool] = lambda: False) -> Iterator[None]:
@@ -256,6 +288,7 @@ class Study(Shared):
             self.coordinates = True
             with self._taking_part(stopping):
                 self._study.set_user_attr(Attr.RESOLVED, self._experiment.resolved())  # the budget may have changed
+                self._measure(self._own_trials())
                 yield
             self.coordinates = False
 
@@ -353,6 +386,7 @@ class Study(Shared):
 
         That is a TrialTaken, or a Full where there are enough: one may be this process's own, whose answer was lost.
         """
+        self._measure(trials)
         n_trials = self.n_trials
         waiting = {trial.number: trial for trial in trials if trial.state.name == "WAITING"}
         n_done = sum(trial.state.is_finished() for trial in trials)
@@ -363,6 +397,8 @@ class Study(Shared):
             self._study.enqueue_trial(first)
             waiting = {trial.number: trial for trial in self._own_trials()}
         asked_at = time.time()
+        if not self._experiment.study.repeats:
+            self._study.sampler.tried = self._tried(trials)  # type: ignore[union-attr]  # our own
         with self._storage.collecting():
             with self._storage.on_behalf_of(""):  # a waiting trial belongs to nobody yet
                 trial = self._study.ask()

@@ -40,6 +40,7 @@ class Attr:
     EXPERIMENT = "forge.experiment"  # written last: a study without it was never completed, or is not ours
     RESOLVED = "forge.resolved"
     CODE = "forge.code"  # of the user's own builder and source: a digest of each file, so that the edited one is named
+    SIZE = "forge.size"  # of the space, in trials; None where it has no end, or configurations are repeated
     SKIPPED = "forge.skipped"
     ACCEPTED = "forge.accepted"
     NOTE = "forge.note."
@@ -231,8 +232,21 @@ class StudyView:
 
     @property
     def n_trials(self) -> int:
-        """How many trials the sweep is to have in total, imported ones aside."""
-        return int(self.resolved["study"]["n_trials"])
+        """How many trials the sweep is to have in total, imported ones aside; fewer where the space has fewer."""
+        return self.bounded(int(self.resolved["study"]["n_trials"]))
+
+    def bounded(self, n_trials: int) -> int:
+        """So many trials, or as many as the space has configurations."""
+        size = self._study.user_attrs.get(Attr.SIZE)
+        return n_trials if size is None else min(n_trials, int(size))
+
+    @property
+    def all_tried(self) -> str:
+        """Says that every configuration of the space was tried, where more trials were asked for; else ""."""
+        wanted = int(self.resolved["study"]["n_trials"])
+        if self.n_trials == wanted or self.n_done < self.n_trials:
+            return ""
+        return f"all {self.n_trials} configurations of the space were tried, and study.n_trials = {wanted}"
 
     @property
     def n_done(self) -> int:

@@ -287,13 +287,14 @@ class Budget:
 def goes_on(experiment: Experiment, study: StudyView) -> bool:
     """Whether there are trials left to run, and something to spend on them."""
     limits = experiment.study.model_dump()
-    return study.n_done < experiment.study.n_trials and study.over(limits) is None
+    wanted = experiment.study.n_trials
+    return study.n_done < (wanted if experiment.study.repeats else study.bounded(wanted)) and study.over(limits) is None
 
 
 def why_over(experiment: Experiment, study: Study) -> str:
     """Why the search is over, as the end of a sentence about it; "" where it is not."""
     if study.n_done >= study.n_trials:
-        return f": {study.n_done} trials are done"
+        return f": {study.all_tried or f'{study.n_done} trials are done'}"
     ended = study.over(experiment.study.model_dump())
     return f" with {study.n_done} of {study.n_trials} trials: {ended.text}; raise it to go on" if ended else ""
 

@@ -18,7 +18,7 @@ from forge_sweep import trial
 from forge_sweep.bundle import Bundle
 from forge_sweep.errors import SweepStopped, TrialFailed
 from forge_sweep.experiment import Params, derived_seed
-from forge_sweep.study import END_S, TrialRow
+from forge_sweep.study import END_S, TrialRow, key_of
 from forge_sweep.sweep.context import Context, baseline_values, finish, finish_failed, finite, rank, stop_if_asked
 from forge_sweep.sweep.jobs import Monitor, Outcome
 from forge_sweep.sweep.kept import keep
@@ -136,7 +136,7 @@ def _contenders(context: Context, most: int) -> tuple[Contender, ...]:
     finished.sort(key=lambda row: (rank(context, row.value or 0.0), row.number))
     distinct: dict[str, TrialRow] = {}
     for row in finished:
-        distinct.setdefault(repr(sorted(row.params.items())), row)
+        distinct.setdefault(key_of(row.params), row)
     best = list(distinct.values())[:most]
     top = [
         Contender(f"{row.number:04d}", row.value or 0.0, row.params, epochs=row.attrs.get("ended_after"))

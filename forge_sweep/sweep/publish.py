@@ -68,6 +68,8 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
         words += chosen.words + ("" if whole is None else _ensemble_on_test(evaluation, winner, metric))
     if (over := context.budget.over()) is not None:
         words += f" The search ended with {context.study.n_done} of {context.study.n_trials} trials: {over.text}."
+    elif tried := context.study.all_tried:
+        words += f" The search ended: {tried}."
     budget = sides(context.study)
     if budget["baselines"]["tuned"]:
         words += f" Budget: {sides_words(budget)}."

@@ -31,7 +31,8 @@ class SweepResult:
         model: ``models:/NAME/VERSION``.
         link: the MLflow UI on this sweep's trials.
         confirmed: the figures of every candidate.
-        ended_by: the key of the budget that ended the search: ``study.n_trials``, ``study.timeout_s`` and so on.
+        ended_by: the key of the budget that ended the search: ``study.n_trials``, ``study.timeout_s`` and so on;
+            ``model.search`` where all configurations of the space were tried.
         costs: what the trials of each state cost; see `StateCost`.
         missing: what MLflow lacks of it, and what to do; "" where it lacks nothing.
         outcome: ``better``, ``as good as`` or ``worse``, of the best network against the best baseline on validation;

@@ -187,7 +187,8 @@ def _under_parent(
 
 def _end(context: Context, parent: Run, final: dict[str, Any]) -> dict[str, Any]:
     over = context.budget.over()
-    ended_by = final.get("ended_by") or ("study.n_trials" if over is None else over.key)
+    by_itself = "model.search" if context.study.all_tried else "study.n_trials"
+    ended_by = final.get("ended_by") or (by_itself if over is None else over.key)
     _log_phases(context, parent)
     parent.set_tags({"forge.state": "finished", "forge.model": final["model"], "forge.ended_by": ended_by})
     said = context.study.findings(final)

@@ -90,6 +90,9 @@ def fit_baseline(context: Context, kind: str) -> None:
 def enter_trials(context: Context) -> None:
     """The phase of the trials begins, or goes on."""
     study = context.study
+    if study.n_trials < (wanted := context.experiment.study.n_trials):
+        text = f"the space has {study.n_trials} configurations: fewer trials than study.n_trials = {wanted} are run"
+        context.inform(f"{text}; study.repeats = true trains them again")
     about = {"total": study.n_trials, "done": study.n_done, "states": study.counts()}
     context.enter("trials", best=best_value(context), baselines=baseline_values(context), **about)
 
