@@ -45,6 +45,7 @@ BUDGET_FIELDS = (
     "description",
     "study.n_trials",
     "study.repeats",
+    "study.warm_start",
     "study.timeout_s",
     "study.total_s",
     "study.cpu_budget_s",
@@ -156,6 +157,11 @@ class StudySpec(Section):
         False,
         description="Train a configuration again that another trial had, with a seed of its own. Without it another "
         "one is drawn, and the search ends where all were tried.",
+    )
+    warm_start: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(
+        (),
+        description="Names of earlier experiments in the same store, whose best configurations, up to 5 in all, are "
+        "the first trials of this one. Read when a sweep begins.",
     )
     timeout_s: Seconds | None = Field(None, description="Seconds of searching, summed over interruptions.")
     total_s: Seconds | None = Field(

@@ -39,6 +39,7 @@ from forge_sweep.study.trials import (
     TrialRow,
     TrialState,
 )
+from forge_sweep.study.warm import words as warm_words
 
 __all__ = [
     "END_S",
@@ -79,4 +80,5 @@ __all__ = [
     "state",
     "storage_url",
     "union_s",
+    "warm_words",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from forge_sweep.study.space import Space, distributions, fits
 from forge_sweep.study.storage import CREATING, exists, locks_of, open_storage, open_to_read, storage_url
 from forge_sweep.study.study import Shared, Study
 from forge_sweep.study.trials import PREFIX, Attr, StudyView, attrs_of, curve
+from forge_sweep.study.warm import enqueue
 
 if TYPE_CHECKING:
     import optuna
@@ -87,7 +88,7 @@ def open_study(experiment: Experiment, *, dataset: Mapping[str, str], store: Pat
         name = _newest(studies, experiment, dataset)
         if name is None and studies and not fork:
             raise _refusal(studies, experiment, dataset)
-        name = name or _create(storage, experiment, dataset, studies)
+        name = name or _create(storage, experiment, dataset, studies, _earlier(storage, experiment, store))
     return _study(storage, url, name, experiment, store)
 
 
@@ -233,8 +234,29 @@ def _incomparable(differences: Mapping[str, str]) -> list[str]:
     return [text for what, text in differences.items() if what in COMPARABLE or what.startswith(HEADS)]
 
 
-def _create(storage: Database, experiment: Experiment, dataset: Mapping[str, str], parents: Studies) -> str:
-    """Create a study that imports from the newest of ``parents``; returns its name."""
+def _earlier(
+    storage: Database, experiment: Experiment, store: Path
+) -> list[tuple[str, Mapping[str, Any], list[FrozenTrial]]]:
+    """Name, attributes and trials of the newest study of each experiment in ``study.warm_start``."""
+    found: list[tuple[str, Mapping[str, Any], list[FrozenTrial]]] = []
+    for wanted in experiment.study.warm_start:
+        studies = _studies_of(storage, wanted)
+        if not studies:
+            missing = no_study(wanted, store)
+            raise InputError(f"study.warm_start: {missing.message}", hint=missing.hint)
+        name, attrs = next(iter(studies.items()))
+        found.append((name, attrs, storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)))
+    return found
+
+
+def _create(
+    storage: Database,
+    experiment: Experiment,
+    dataset: Mapping[str, str],
+    parents: Studies,
+    earlier: Sequence[tuple[str, Mapping[str, Any], list[FrozenTrial]]],
+) -> str:
+    """Create a study that imports from the newest of ``parents`` and begins with the best of ``earlier``; its name."""
     import optuna
 
     name = _free_name(storage, experiment.name)
@@ -246,6 +268,7 @@ def _create(storage: Database, experiment: Experiment, dataset: Mapping[str, str
         study.set_user_attr(f"forge.dataset_{key}", dataset[key])
     for parent, attrs in list(parents.items())[:1]:
         _import(storage, study, experiment.space, parent, attrs, _differences(experiment, dataset, attrs))
+    enqueue(study, experiment, earlier)
     study.set_user_attr(Attr.EXPERIMENT, experiment.name)
     return name
 
@@ -265,7 +288,7 @@ def _half_made(storage: Database, name: str, attrs: Mapping[str, Any]) -> bool:
     if Attr.EXPERIMENT in attrs or not all(key.startswith(PREFIX) for key in attrs):
         return False
     trials = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
-    return all(Attr.IMPORTED in trial.user_attrs for trial in trials)
+    return all(Attr.IMPORTED in trial.user_attrs or Attr.WARM in trial.user_attrs for trial in trials)
 
 
 def _import(

@@ -18,7 +18,7 @@ from forge_sweep.jsons import plain
 from forge_sweep.study import leases
 from forge_sweep.study.space import configurations, key_of, suggest
 from forge_sweep.study.storage import held, holding, locks_of
-from forge_sweep.study.trials import NO_COST, OPTUNA_STATES, Attr, StudyView, TrialCost, attrs_of, curve
+from forge_sweep.study.trials import NO_COST, OPTUNA_STATES, Attr, StudyView, TrialCost, attrs_of, curve, warm_source
 
 if TYPE_CHECKING:
     import optuna
@@ -183,6 +183,7 @@ class Asked:
     attempt: int  # 1, or more where the trial's process died
     cost: TrialCost = NO_COST  # what earlier attempts took
     made: float = field(default=0.0, compare=False)  # seconds since 1970; 0 where the trial had waited
+    warm: str = ""  # see `TrialRow.warm`
 
 
 PASSING = ("code", "data", "lost-worker")
@@ -222,6 +223,7 @@ class Study(Shared):
         imported: trials that a fork brought in; they inform sampler and pruner and do not count toward ``n_trials``.
         skipped: why the fork that began the study left trials behind, in words, or "".
         accepted: how the experiment of imported trials differs, search ranges aside, as ``study.epochs: 20 -> 30``.
+        cold: why a warm start took nothing from an earlier sweep, in words, or "".
     """
 
     def __init__(self, study: optuna.Study, storage: Database, url: str, experiment: Experiment, store: Path) -> None:
@@ -230,6 +232,7 @@ class Study(Shared):
         self.imported = len(study.get_trials(deepcopy=False)) - len(self._own_trials())
         self.skipped = str(study.user_attrs.get(Attr.SKIPPED, ""))
         self.accepted = str(study.user_attrs.get(Attr.ACCEPTED, ""))
+        self.cold = str(study.user_attrs.get(Attr.COLD, ""))
         self._experiment = experiment
         found = None if experiment.study.repeats else configurations(experiment.space)
         self._points = None if found is None else len(found)
@@ -412,7 +415,8 @@ class Study(Shared):
             attrs = attrs_of(before)
             running.reported, running.sent = curve(before), set(before.intermediate_values)
         cost = TrialCost.of(attrs[Attr.COST]) if Attr.COST in attrs else NO_COST
-        return Asked(trial.number, params, attrs.get(Attr.ATTEMPT, 1), cost, 0.0 if Attr.PARAMS in attrs else asked_at)
+        made, warm = 0.0 if Attr.PARAMS in attrs else asked_at, warm_source(attrs)
+        return Asked(trial.number, params, attrs.get(Attr.ATTEMPT, 1), cost, made, warm)
 
     def is_left_to_others(self) -> bool:
         """Whether trials are missing that this process does not run."""

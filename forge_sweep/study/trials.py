@@ -42,6 +42,8 @@ class Attr:
     CODE = "forge.code"  # of the user's own builder and source: a digest of each file, so that the edited one is named
     SIZE = "forge.size"  # of the space, in trials; None where it has no end, or configurations are repeated
     SKIPPED = "forge.skipped"
+    WARM = "forge.warm_start"  # of a trial: where its configuration is from
+    COLD = "forge.warm_start_left"  # of a study: why nothing was taken from an earlier one
     ACCEPTED = "forge.accepted"
     NOTE = "forge.note."
     IMPORTED = "forge.imported"
@@ -57,6 +59,7 @@ class Attr:
     CAUSE = "forge.cause"
 
 
+FIRST = "first"  # in `Attr.WARM`: the recommended values of a builder, which stay trial 0
 SESSION = "search:"  # of the notes in which each command keeps when it searched, and for how long
 LOST = "lost"  # row of a table of costs: what was spent and gave nothing
 PHASES_NOTE = "phases:"  # of the notes in which each command that ran the sweep keeps how long its phases took
@@ -160,6 +163,7 @@ class TrialRow:
     attempt: int = 1  # more where a worker was lost
     imported: str = ""  # ``<study>#<number>`` that a fork took the trial from
     cost: TrialCost | None = None  # None for an imported trial, and for one that has not cost a few seconds yet
+    warm: str = ""  # ``<study>#<number>`` that a warm start took its configuration from
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -168,7 +172,7 @@ class TrialRow:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        names = ("number", "state", "value", "params", "failure", "cause", "epochs", "seconds", "imported")
+        names = ("number", "state", "value", "params", "failure", "cause", "epochs", "seconds", "imported", "warm")
         cost = None if self.cost is None else self.cost.to_dict()
         codes = [each.code for each in self.findings]
         return {**{name: getattr(self, name) for name in names}, "cost": cost, "findings": codes}
@@ -450,7 +454,14 @@ def _row(trial: FrozenTrial) -> TrialRow:
         attempt=attrs.get(Attr.ATTEMPT, 1),
         imported=attrs.get(Attr.IMPORTED, ""),
         cost=cost,
+        warm=warm_source(attrs),
     )
+
+
+def warm_source(attrs: Mapping[str, Any]) -> str:
+    """Where a warm start took the configuration of a trial from; "" for recommended values, and any other trial."""
+    source = str(attrs.get(Attr.WARM, ""))
+    return "" if source == FIRST else source
 
 
 def _state(trial: FrozenTrial) -> TrialState:

@@ -294,6 +294,17 @@ def bundle_folder(context: Context, name: str) -> Path:
     return context.checkpoints / name
 
 
+SMALL = 100_000_000
+"""Bytes of a bundle that stays in memory until the end: trees of many classes take seconds to load, and are wanted by
+the verdict, the ensemble and the test evaluation."""
+
+
 def waiting_bundle(context: Context, name: str) -> Bundle:
     """The bundle of a confirmed contender; its code is that of the experiment, and so needs no trust."""
-    return Bundle.load(bundle_folder(context, name), trust=context.experiment.model.code or False)
+    if name not in context.loaded:
+        folder = bundle_folder(context, name)
+        bundle = Bundle.load(folder, trust=context.experiment.model.code or False)
+        if sum(path.stat().st_size for path in folder.iterdir()) > SMALL:
+            return bundle
+        context.loaded[name] = bundle
+    return context.loaded[name]

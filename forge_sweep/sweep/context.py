@@ -84,6 +84,7 @@ class Context:
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)  # keeps nothing for a process that joined
     fitted: dict[str, tuple[float, Bundle]] = field(default_factory=dict, repr=False)  # by kind; see `remember`
+    loaded: dict[str, Bundle] = field(default_factory=dict, repr=False)  # by name; see `confirm.waiting_bundle`
 
     def enter(self, phase: str, **data: Any) -> None:
         """A phase begins."""

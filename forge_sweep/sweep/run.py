@@ -424,6 +424,11 @@ def _report_opening(study: Study, watch: Watch) -> None:
         skipped = f"; {study.skipped}" if study.skipped else ""
         accepted = f"; accepted differences: {study.accepted}" if study.accepted else ""
         message(watch, f"{study.name} imported {study.imported} trials{skipped}{accepted}")
+    if taken := [row for row in study.rows() if row.warm and not study.n_done]:
+        listed = ", ".join(f"trial {row.number} has that of {row.warm}" for row in taken)
+        message(watch, f"configurations of earlier sweeps come first: {listed}")
+    if study.cold:
+        message(watch, f"study.warm_start: {study.cold}", "warning")
     if study.n_done:
         message(watch, f"going on with {study.name}: {study.n_done} trials are done")
 

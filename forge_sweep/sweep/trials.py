@@ -271,6 +271,7 @@ def trial_name(number: int) -> str:
 def open_trial(context: Context, pool: WorkerPool, asked: Asked) -> Run:
     """The run of a trial, new or found again."""
     tags = {"optuna.trial_number": str(asked.number), "forge.attempt": str(asked.attempt), **pool.tags}
+    tags |= {"forge.warm_start": asked.warm} if asked.warm else {}
     params = {**asked.params, "seed": trial_seed(context, asked.number), "trial_number": asked.number}
     new = time.time() - asked.made < FRESH_S
     run = context.open_run(trial_name(asked.number), "trial", params, tags, new=new)
