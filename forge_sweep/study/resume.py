@@ -242,8 +242,11 @@ def _earlier(
     for wanted in experiment.study.warm_start:
         studies = _studies_of(storage, wanted)
         if not studies:
-            missing = no_study(wanted, store)
-            raise InputError(f"study.warm_start: {missing.message}", hint=missing.hint)
+            known = sorted(
+                {str(study.user_attrs.get(Attr.EXPERIMENT)) for study in storage.get_all_studies()} - {"None"}
+            )
+            hint = nearest(wanted, known) or f"name one of {', '.join(known[:SHOWN]) or 'none: there is no study yet'}"
+            raise InputError(f"study.warm_start: there is no study of {wanted!r} in {store}", hint=hint)
         name, attrs = next(iter(studies.items()))
         found.append((name, attrs, storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)))
     return found

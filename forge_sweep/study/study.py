@@ -236,26 +236,27 @@ class Study(Shared):
         self._experiment = experiment
         found = None if experiment.study.repeats else configurations(experiment.space)
         self._points = None if found is None else len(found)
-        self._kept_size = study.user_attrs.get(Attr.SIZE)
         self._keys: dict[int, str | None] = {}  # of ended trials
+        self._size, self._kept_size = self._size_by(self._own_trials()), study.user_attrs.get(Attr.SIZE)
         self._running: dict[int, _Running] = {}
         self._send_again = -math.inf
         self._news = Requeued((), ())
         self._joined = False
 
-    def _measure(self, trials: list[FrozenTrial]) -> int | None:
-        """How many trials the space has: one more for each that repeated another one, or failed in passing.
-
-        Kept with the study, for those who have no search space in hand.
-        """
+    def _size_by(self, trials: list[FrozenTrial]) -> int | None:
+        """How many trials the space has: one more for each that repeated another one, or failed in passing."""
         size: int | None = getattr(self._study.sampler, "size", None)  # of a grid, whose imported points are left out
         if size is None and self._points is not None:
             begun = sum(Attr.PARAMS in trial.user_attrs for trial in trials)
             size = self._points + begun - len(self._tried(trials))
-        if size != self._kept_size:
-            self._study.set_user_attr(Attr.SIZE, size)
-            self._kept_size = size
         return size
+
+    def _measure(self, trials: list[FrozenTrial]) -> None:
+        """Keep the size of the space with the study, for those who have no search space in hand."""
+        self._size = self._size_by(trials)
+        if self._size != self._kept_size:
+            self._study.set_user_attr(Attr.SIZE, self._size)
+            self._kept_size = self._size
 
     def _tried(self, trials: list[FrozenTrial]) -> set[str]:
         """The configurations that are not drawn again; see `space.key_of`."""
@@ -272,7 +273,7 @@ class Study(Shared):
     def n_trials(self) -> int:
         """How many trials the sweep is to have in total, imported ones aside; fewer where the space has fewer."""
         wanted: int = super().n_trials if self._joined else self._experiment.study.n_trials
-        return wanted if self._kept_size is None else min(wanted, self._kept_size)
+        return wanted if self._size is None else min(wanted, self._size)
 
     @contextlib.contextmanager
     def hold(self, stopping: Callable[[], bool] = lambda: False) -> Iterator[None]:
