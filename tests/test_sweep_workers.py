@@ -20,7 +20,7 @@ import pytest
 
 from forge_sweep import environment, sweep, training, trial
 from forge_sweep.errors import ExperimentError, InputError, SweepStopped, TrialFailed
-from forge_sweep.experiment import Experiment, Params, parse
+from forge_sweep.experiment import Experiment, Params, load, parse
 from forge_sweep.preprocessing import one_matrix
 from forge_sweep.sources import load as load_rows
 from forge_sweep.study import find_study
@@ -30,6 +30,8 @@ from forge_sweep.trial import Recipe, TrialResult
 from forge_sweep.workers import Limits, Plan, ProcessWorkers, Say
 from tests.surface import EPOCHS, experiment, fake_run
 from tests.test_sweep import check_nothing_is_lost, client, run, runs, study_of
+
+ROOT = Path(__file__).parents[1]
 
 STRESS = int(os.environ.get("FORGE_SWEEP_STRESS", "3"))
 """How many sweeps are run with kills at random moments; 50 before a release."""
@@ -61,6 +63,16 @@ def test_two_workers_end_with_the_space_and_train_nothing_twice(tmp_path: Path) 
         fake_run(),
     )
     assert sum(more.trials.values()) == 14 and more.ended_by == "study.n_trials"
+
+
+@pytest.mark.slow
+def test_the_example_of_a_small_space_trains_each_configuration_once(tmp_path: Path) -> None:
+    """experiments/small_space.toml with six configurations, on real processes."""
+    words = ["study.epochs=2", "confirm.top=1", "confirm.seeds=1", "model.search.dropout=0.1"]
+    words += ["model.search.depth={ type = 'int', low = 1, high = 2 }", 'baselines.kinds=["constant"]']
+    result = sweep.run(load(ROOT / "experiments/small_space.toml", words), store=tmp_path)
+    assert result.trials == {"finished": 6} and result.ended_by == "model.search"
+    assert "all 6 configurations of the space were tried, and study.n_trials = 500" in result.verdict
 
 
 @dataclass(frozen=True)

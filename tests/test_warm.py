@@ -1,14 +1,23 @@
-"""A sweep that begins with what earlier ones found: their best configurations come first, and are trained again."""
+"""A sweep that begins with what earlier ones found: their best configurations come first, and are trained again.
+
+Run as a script it is the example, killed when its first trial reports an epoch: `python -m tests.test_warm STORE WORDS`.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 
+from forge_sweep import reproduce, sweep
 from forge_sweep.errors import InputError
+from forge_sweep.experiment import load
 from forge_sweep.study import key_of, open_study, warm_words
 from forge_sweep.study.storage import open_storage, storage_url
 from forge_sweep.study.warm import MOST
@@ -18,6 +27,7 @@ from tests.surface import fake_run
 from tests.test_study import DATASET, experiment, opened, params_of
 from tests.test_sweep import run, runs, study_of
 
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 SEARCH = {"depth": {"type": "int", "low": 1, "high": 8}, "dropout": {"type": "float", "low": 0.0, "high": 0.5}}
 
 
@@ -116,6 +126,21 @@ def test_a_sweep_says_where_its_first_trials_are_from_and_what_they_gave(tmp_pat
     assert sorted(filter(None, tags)) == sorted(taken)
 
 
+@pytest.mark.slow
+def test_the_example_begins_with_what_the_quickstart_found_is_killed_and_made_again(tmp_path: Path) -> None:
+    """experiments/warm_start.toml after a short quickstart, killed in its first trial, to a model that is made again."""
+    short = ["study.epochs=2", "study.pruner=none", "confirm.top=1", "confirm.seeds=1", 'baselines.kinds=["constant"]']
+    sweep.run(load(EXPERIMENTS / "quickstart.toml", [*short, "study.n_trials=3"]), store=tmp_path)
+    killed = subprocess.run([sys.executable, "-m", "tests.test_warm", str(tmp_path), *short])
+    assert killed.returncode == -signal.SIGKILL
+    before = study_of(tmp_path, "warm_start").rows()
+    result = sweep.run(load(EXPERIMENTS / "warm_start.toml", [*short, "study.n_trials=4"]), store=tmp_path)
+    rows = study_of(tmp_path, "warm_start").rows()
+    assert [row.warm for row in rows] == [row.warm for row in before] + [""] and all(row.warm for row in before)
+    assert result.trials == {"finished": 4} and "configurations of earlier sweeps the best is" in result.verdict
+    assert reproduce.reproduce(result.model, store=tmp_path).verdict.word == "exact"
+
+
 def test_what_a_warm_start_gave_is_told_in_either_direction(tmp_path: Path) -> None:
     searched(tmp_path, "old", n=1)
     study = opened(tmp_path, experiment(SEARCH, name="new", n_trials=4, warm_start=["old"]))
@@ -132,3 +157,14 @@ def test_what_a_warm_start_gave_is_told_in_either_direction(tmp_path: Path) -> N
     assert warm_words(rows[:2], "maximize") == f"{best}; none of the 1 other finished trials is as good."
     assert warm_words(rows[:1], "maximize") == f"{best}; there is no other trial."
     assert warm_words(rows[1:], "maximize") == ""
+
+
+def die(event: Event) -> None:
+    """As by `kill -9`."""
+    if event.kind == "epoch":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    words = [*sys.argv[2:], "study.n_trials=4"]
+    sweep.run(load(EXPERIMENTS / "warm_start.toml", words), store=Path(sys.argv[1]), watch=die)
