@@ -1,6 +1,6 @@
 """A sweep that begins with what earlier ones found: their best configurations come first, and are trained again.
 
-Run as a script it is the example, killed when its first trial reports an epoch: `python -m tests.test_warm STORE WORDS`.
+Run as a script it is the example, killed in the first epoch of its first trial: `python -m tests.test_warm STORE WORDS`.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def test_a_sweep_says_where_its_first_trials_are_from_and_what_they_gave(tmp_pat
 
 @pytest.mark.slow
 def test_the_example_begins_with_what_the_quickstart_found_is_killed_and_made_again(tmp_path: Path) -> None:
-    """experiments/warm_start.toml after a short quickstart, killed in its first trial, to a model that is made again."""
+    """experiments/warm_start.toml after a short quickstart, killed in its first trial, to its model made again."""
     short = ["study.epochs=2", "study.pruner=none", "confirm.top=1", "confirm.seeds=1", 'baselines.kinds=["constant"]']
     sweep.run(load(EXPERIMENTS / "quickstart.toml", [*short, "study.n_trials=3"]), store=tmp_path)
     killed = subprocess.run([sys.executable, "-m", "tests.test_warm", str(tmp_path), *short])
