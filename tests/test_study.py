@@ -351,6 +351,23 @@ def test_configurations_are_counted_where_a_hyperparameter_depends_on_another_on
     assert configurations(experiment({"width": {"type": "int", "low": 1, "high": 10_001}}).space) is None
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "qmc"])
+def test_values_that_somebody_fixed_are_completed(sampler: str, tmp_path: Path) -> None:
+    """As `Study.enqueue_trial` lets anybody do: a momentum is drawn where the drawn configuration has none."""
+    momentum = {"type": "float", "low": 0.1, "high": 0.9, "when": {"optimizer": "sgd"}}
+    spec = experiment({**SIXTY, "momentum": momentum}, sampler=sampler, n_trials=6)
+    found = []
+    for name in ("one", "two"):
+        study = opened(tmp_path / name, spec)
+        for depth in (1, 2, 3, 4):
+            study._study.enqueue_trial({"optimizer": "sgd", "depth": depth})
+        while asked := study.ask():
+            study.tell(asked.number, "finished", 0.5)
+        found.append(params_of(study))
+    assert found[0] == found[1] and [row["depth"] for row in found[0][:4]] == [1, 2, 3, 4]
+    assert all(0.1 <= float(row["momentum"]) <= 0.9 for row in found[0][:4])
+
+
 def test_what_failed_in_passing_may_be_tried_again_and_what_diverged_may_not(tmp_path: Path) -> None:
     study = opened(tmp_path, experiment({"optimizer": SIXTY["optimizer"]}, sampler="random", n_trials=500))
     failures: list[Any] = ["lost-worker", "diverged", "code"]

@@ -1,6 +1,6 @@
 """A sweep that begins with what earlier ones found: their best configurations come first, and are trained again.
 
-Run as a script it is the example, killed in the first epoch of its first trial: `python -m tests.test_warm STORE WORDS`.
+Run as a script it is the example, killed in its first epoch: `python -m tests.test_warm STORE OVERRIDES`.
 """
 
 from __future__ import annotations

@@ -145,10 +145,13 @@ class FreshSampler(samplers.BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """The parameter's value in the trial's configuration."""
+        """The parameter's value in the trial's configuration; one of its own where fixed values made it active."""
         if self._point is None:
             self._point = self._fresh(study, trial)
-        return self._point[param_name]
+        if param_name in self._point:
+            return self._point[param_name]
+        alone = _random(derived_seed(self._root_seed, "sampler", trial.number, param_name))
+        return alone.sample_independent(study, trial, param_name, param_distribution)
 
     def _fresh(self, study: Study, trial: FrozenTrial) -> Params:
         for attempt in range(ATTEMPTS):
