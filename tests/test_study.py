@@ -29,7 +29,7 @@ import pytest
 from forge_sweep import experiment as experiments
 from forge_sweep.errors import InputError, MissingExtra, ResumeRefused, SweepStopped
 from forge_sweep.experiment import NETWORKS, Dimension, Experiment, Params, derived_seed
-from forge_sweep.study import Asked, Requeued, Study, find_study, open_study, resumable, storage_url
+from forge_sweep.study import Asked, Requeued, Study, find_study, join_study, open_study, resumable, storage_url
 from forge_sweep.study.space import configurations, fits, key_of
 from forge_sweep.study.storage import open_storage
 
@@ -349,6 +349,20 @@ def test_configurations_are_counted_where_a_hyperparameter_depends_on_another_on
     space = experiment({**search, "dropout": {"type": "float", "low": 0.0, "high": 0.4}}).space
     assert configurations(space) is None
     assert configurations(experiment({"width": {"type": "int", "low": 1, "high": 10_001}}).space) is None
+
+
+def test_who_joins_repeats_nothing_where_the_sweep_does_not(tmp_path: Path) -> None:
+    """Whatever its own file says: the budget is the sweep's."""
+    search = {"optimizer": SIXTY["optimizer"]}
+    study = opened(tmp_path, experiment(search, n_trials=500))
+    with study.hold():
+        other = join_study(experiment(search, n_trials=500, repeats=True), dataset=DATASET, store=tmp_path)
+        assert other is not None
+        with other.join():
+            while asked := other.ask():
+                other.tell(asked.number, "finished", 0.5)
+        assert len(set(map(key_of, params_of(study)))) == len(params_of(study)) == 3 == study.n_done
+        assert study.ask() is None and study.all_tried
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "qmc"])

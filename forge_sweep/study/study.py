@@ -234,8 +234,9 @@ class Study(Shared):
         self.accepted = str(study.user_attrs.get(Attr.ACCEPTED, ""))
         self.cold = str(study.user_attrs.get(Attr.COLD, ""))
         self._experiment = experiment
-        found = None if experiment.study.repeats else configurations(experiment.space)
+        found = configurations(experiment.space)
         self._points = None if found is None else len(found)
+        self._repeats = experiment.study.repeats
         self._keys: dict[int, str | None] = {}  # of ended trials
         self._size, self._kept_size = self._size_by(self._own_trials()), study.user_attrs.get(Attr.SIZE)
         self._running: dict[int, _Running] = {}
@@ -246,7 +247,7 @@ class Study(Shared):
     def _size_by(self, trials: list[FrozenTrial]) -> int | None:
         """How many trials the space has: one more for each that repeated another one, or failed in passing."""
         size: int | None = getattr(self._study.sampler, "size", None)  # of a grid, whose imported points are left out
-        if size is None and self._points is not None:
+        if size is None and self._points is not None and not self._repeats:
             begun = sum(Attr.PARAMS in trial.user_attrs for trial in trials)
             size = self._points + begun - len(self._tried(trials))
         return size
@@ -299,7 +300,7 @@ class Study(Shared):
     @contextlib.contextmanager
     def join(self, stopping: Callable[[], bool] = lambda: False) -> Iterator[None]:
         """Be one more process that runs trials, until the block ends or the process dies; see `hold`."""
-        self._joined = True
+        self._joined, self._repeats = True, bool(self.resolved["study"].get("repeats"))  # as the sweep has it
         self._leases.begin("worker")
         with self._taking_part(stopping):
             yield
@@ -401,8 +402,8 @@ class Study(Shared):
             self._study.enqueue_trial(first)
             waiting = {trial.number: trial for trial in self._own_trials()}
         asked_at = time.time()
-        if not self._experiment.study.repeats:
-            self._study.sampler.tried = self._tried(trials)  # type: ignore[union-attr]  # our own
+        tried = set[str]() if self._repeats else self._tried(trials)
+        self._study.sampler.tried = tried  # type: ignore[union-attr]  # our own
         with self._storage.collecting():
             with self._storage.on_behalf_of(""):  # a waiting trial belongs to nobody yet
                 trial = self._study.ask()
