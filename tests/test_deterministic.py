@@ -21,8 +21,8 @@ PARAMS = {"width": 24, "depth": 2, "dropout": 0.3, "learning_rate": 0.01, "l2": 
 
 
 def one_sweep(store: Path) -> dict[str, Any]:
-    """Parameters and values of all trials of one worker, and a hash over the winner's weights."""
-    spec = real({"kind": "processes", "n": 1}).model_copy(update={"deterministic": True})
+    """Parameters and values of all trials of a serial sweep, and a hash over the winner's weights."""
+    spec = real({}).model_copy(update={"deterministic": True})
     sweep.run(spec, store=store)
     study = find_study("real", store)
     assert study is not None

@@ -153,7 +153,7 @@ def test_a_complete_sweep_with_an_ensemble_stays_as_it_is(shipped: tuple[Path, A
     assert "reproduce its members" in refused.value.hint
 
 
-@pytest.mark.parametrize("point", ["ensemble:choose", "publish:score_on_test", "publish:register"])
+@pytest.mark.parametrize("point", ["publish:score_on_test", "publish:register"])
 def test_a_sweep_that_is_killed_while_it_ends_registers_the_same_ensemble(
     shipped: tuple[Path, Any], tmp_path: Path, point: str
 ) -> None:
