@@ -294,7 +294,7 @@ def bundle_folder(context: Context, name: str) -> Path:
     return context.checkpoints / name
 
 
-SMALL = 100_000_000
+SMALL = 30_000_000
 """Bytes of a bundle that stays in memory until the end: trees of many classes take seconds to load, and are wanted by
 the verdict, the ensemble and the test evaluation."""
 
