@@ -22,7 +22,7 @@ from forge_sweep import sweep
 from forge_sweep.errors import TrialTaken
 from forge_sweep.experiment import Experiment, parse
 from forge_sweep.study import Study, open_study, pruners
-from forge_sweep.study.database import Database, Full
+from forge_sweep.study.database import Database, Full, Outage
 from forge_sweep.study.storage import embedded_url, open_storage
 from tests.postgres import database, server  # noqa: F401
 from tests.surface import experiment, fake_run, no_network
@@ -235,6 +235,19 @@ def test_a_cache_sees_what_other_processes_did(sqlite_url: str, tmp_path: Path, 
     study.tell(mine, 0.0)
     assert [trial.value for trial in study.get_trials(states=(TrialState.COMPLETE,))] == [0.0, 1.0, 2.0]
     assert repr(study.get_trials()) == repr(others.get_trials())
+
+
+def test_an_outage_that_one_call_did_not_wait_for_ends_with_the_next_one(
+    sqlite_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A report is not waited for; that the database is back is said by whatever call comes first, and once."""
+    storage = open_storage(sqlite_url, tmp_path)
+    for _ in range(2):
+        storage.say_down(Outage("the study database does not answer"))
+        storage.get_all_studies()
+        storage.get_all_studies()
+    said = [text for text in caplog.messages if "study database" in text]
+    assert len(said) == 4 and said[1] == said[3] == "the study database answers again"
 
 
 def test_a_deleted_study_is_not_remembered_by_its_name(sqlite_url: str, tmp_path: Path) -> None:

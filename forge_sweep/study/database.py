@@ -387,11 +387,14 @@ class Database(BaseStorage):
     def outlast(self, work: Callable[[], _T]) -> _T:
         """Do some work; where the server does not answer, again and again for `outage_s`, and then raise Outage."""
         try:
-            return work()
+            result = work()
         except Outage as error:
             if not self.outage_s or self._here.impatient:
                 raise
             outage = error
+        else:
+            self._say_up()
+            return result
         began = time.monotonic()
         self.say_down(outage)
         for pause in itertools.chain(PAUSES_S, itertools.repeat(PAUSES_S[-1])):
@@ -404,9 +407,7 @@ class Database(BaseStorage):
             except Outage as error:
                 outage = error
                 continue
-            if self._down:
-                self._down = False
-                _log.warning("the study database answers again")
+            self._say_up()
             return result
         raise AssertionError("unreachable: the pauses have no end")
 
@@ -416,6 +417,11 @@ class Database(BaseStorage):
             self._down = True
             text = "%s. It is tried again for %g s; training goes on meanwhile as far as it can"
             _log.warning(text, outage.message, self.outage_s)
+
+    def _say_up(self) -> None:
+        if self._down:
+            self._down = False
+            _log.warning("the study database answers again")
 
     def turn(self, name: str, folder: Path, idle_s: int = TURN_S) -> contextlib.AbstractContextManager[None]:
         """Be the only process, wherever it is, in the block of this name.
