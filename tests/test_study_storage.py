@@ -268,7 +268,7 @@ def spec_of(pruner: str, epochs: int = 20, startup_trials: int = 3) -> Experimen
         {
             "name": "fraud",
             "data": {"source": "file", "path": "x.csv", "target": "y", "task": "binary"},
-            "model": {"search": {"width": {"type": "int", "low": 1, "high": 100}}},
+            "model": {"search": {"width": {"type": "int", "low": 1, "high": 1000}}},
             "objective": {"metric": "val_auc"},
             "study": {
                 "pruner": pruner,
