@@ -18,7 +18,7 @@ from forge_sweep.jsons import plain
 from forge_sweep.study import leases
 from forge_sweep.study.space import configurations, key_of, suggest
 from forge_sweep.study.storage import held, holding, locks_of
-from forge_sweep.study.trials import NO_COST, OPTUNA_STATES, Attr, StudyView, TrialCost, attrs_of, curve, warm_source
+from forge_sweep.study.trials import NO_COST, OPTUNA_STATES, Attr, StudyView, TrialCost, attrs_of, curve
 
 if TYPE_CHECKING:
     import optuna
@@ -417,8 +417,8 @@ class Study(Shared):
             attrs = attrs_of(before)
             running.reported, running.sent = curve(before), set(before.intermediate_values)
         cost = TrialCost.of(attrs[Attr.COST]) if Attr.COST in attrs else NO_COST
-        made, warm = 0.0 if Attr.PARAMS in attrs else asked_at, warm_source(attrs)
-        return Asked(trial.number, params, attrs.get(Attr.ATTEMPT, 1), cost, made, warm)
+        made = 0.0 if Attr.PARAMS in attrs else asked_at
+        return Asked(trial.number, params, attrs.get(Attr.ATTEMPT, 1), cost, made, attrs.get(Attr.WARM, ""))
 
     def is_left_to_others(self) -> bool:
         """Whether trials are missing that this process does not run."""

@@ -42,7 +42,7 @@ class Attr:
     CODE = "forge.code"  # of the user's own builder and source: a digest of each file, so that the edited one is named
     SIZE = "forge.size"  # of the space, in trials; None where it has no end, or configurations are repeated
     SKIPPED = "forge.skipped"
-    WARM = "forge.warm_start"  # of a trial: where its configuration is from
+    WARM = "forge.warm_start"  # of a trial: where its configuration is from; "" for a builder's recommended values
     COLD = "forge.warm_start_left"  # of a study: why nothing was taken from an earlier one
     ACCEPTED = "forge.accepted"
     NOTE = "forge.note."
@@ -59,7 +59,6 @@ class Attr:
     CAUSE = "forge.cause"
 
 
-FIRST = "first"  # in `Attr.WARM`: the recommended values of a builder, which stay trial 0
 SESSION = "search:"  # of the notes in which each command keeps when it searched, and for how long
 LOST = "lost"  # row of a table of costs: what was spent and gave nothing
 PHASES_NOTE = "phases:"  # of the notes in which each command that ran the sweep keeps how long its phases took
@@ -454,14 +453,8 @@ def _row(trial: FrozenTrial) -> TrialRow:
         attempt=attrs.get(Attr.ATTEMPT, 1),
         imported=attrs.get(Attr.IMPORTED, ""),
         cost=cost,
-        warm=warm_source(attrs),
+        warm=attrs.get(Attr.WARM, ""),
     )
-
-
-def warm_source(attrs: Mapping[str, Any]) -> str:
-    """Where a warm start took the configuration of a trial from; "" for recommended values, and any other trial."""
-    source = str(attrs.get(Attr.WARM, ""))
-    return "" if source == FIRST else source
 
 
 def _state(trial: FrozenTrial) -> TrialState:

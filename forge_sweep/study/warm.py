@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from forge_sweep.study.space import distributions, fits, key_of
-from forge_sweep.study.trials import FIRST, Attr, TrialRow
+from forge_sweep.study.trials import Attr, TrialRow
 
 if TYPE_CHECKING:
     import optuna
@@ -52,7 +52,7 @@ def enqueue(
     room = min(MOST, experiment.study.n_trials - bool(first))
     taken = _in_turn(ranked, room, {key_of(first)} if first else set())
     if taken and first:
-        study.enqueue_trial(dict(first), user_attrs={Attr.WARM: FIRST})
+        study.enqueue_trial(dict(first), user_attrs={Attr.WARM: ""})
     for source, params in taken:
         searched = {name: params[name] for name in distributions(experiment.space, params)}
         study.enqueue_trial(searched, user_attrs={Attr.WARM: source})
