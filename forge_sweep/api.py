@@ -306,7 +306,8 @@ class Sweep:
 
         Columns: ``state``, ``value`` (the objective at the best epoch; NaN while a trial runs and where it failed),
         ``epochs``, ``seconds``, ``cpu_s``, ``gpu_s``, ``attempt``, ``failure``, ``cause``, ``imported`` (the trial that
-        a fork took it from), ``findings`` and ``params_<name>`` for each hyperparameter.
+        a fork took it from), ``findings``, ``params_<name>`` for each hyperparameter, and, where ``[constraints]``
+        limits them, ``latency_ms``, ``parameters`` and ``bundle_mb``.
         """
         import pandas as pd
 
@@ -326,6 +327,8 @@ class Sweep:
             "imported": [row.imported for row in rows],
             "findings": [", ".join(each.code for each in row.findings) for row in rows],
         }
+        names = dict.fromkeys(name for row in rows for name in row.measured)
+        columns |= {name: [row.measured.get(name) for row in rows] for name in names}
         names = dict.fromkeys(name for row in rows for name in row.params)
         columns |= {f"params_{name}": [row.params.get(name) for row in rows] for name in names}
         numbers = dict.fromkeys(("value", "seconds", "cpu_s", "gpu_s"), float)  # also where all are missing

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 if TYPE_CHECKING:
     from forge_sweep.checks.findings import Finding
 
-Failure = Literal["out-of-memory", "diverged", "data", "code", "time-out", "lost-worker"]
+Failure = Literal["out-of-memory", "diverged", "data", "code", "time-out", "lost-worker", "infeasible"]
 FAILURES: tuple[Failure, ...] = get_args(Failure)
 
 _LOGIN = re.compile(r"://[^/\s'\"]*@")
@@ -151,13 +151,23 @@ class GateRefused(ForgeSweepError):
 class TrialFailed(ForgeSweepError):
     """One trial failed; the sweep goes on. The message is the cause in one line: equal causes give equal messages.
 
-    ``findings`` say more of this one.
+    ``findings`` say more of this one; of an infeasible one, ``excess`` says by what share of its limit each constraint
+    is exceeded.
     """
 
-    def __init__(self, failure: Failure, message: str, *, hint: str = "", findings: Sequence[Finding] = ()) -> None:
+    def __init__(
+        self,
+        failure: Failure,
+        message: str,
+        *,
+        hint: str = "",
+        findings: Sequence[Finding] = (),
+        excess: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__(message, hint=hint)
         self.failure: Failure = failure
         self.findings = tuple(findings)
+        self.excess = dict(excess or {})
 
 
 class TrialTaken(ForgeSweepError):

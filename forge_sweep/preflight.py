@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 
 from forge_sweep import contract, environment, exports, models, training, trial
-from forge_sweep.bundle import Bundle, choose_golden
+from forge_sweep.bundle import Bundle, choose_golden, measure
 from forge_sweep.checks import settings
-from forge_sweep.checks.findings import Finding, errors
+from forge_sweep.checks.findings import Finding, Severity, errors
 from forge_sweep.errors import BundleError, ForgeSweepError
 from forge_sweep.experiment import GENERAL, Code, Dimension, Experiment, Params, Scalar
 from forge_sweep.preprocessing import Schema, Spec, mapped
@@ -74,6 +74,7 @@ def preflight(experiment: Experiment, dataset: Dataset) -> tuple[Finding, ...]:
     - those of `contract.tried`, for the smallest and the largest model, and of `contract.ignored`.
     - ``in-model-fails`` (error): with ``model.preprocessing = "in_model"``, the smallest network cannot be saved with
       its preprocessing inside, or gives other scores then.
+    - ``infeasible`` (error, or warning for ``latency_ms``): the smallest network is above a limit of ``[constraints]``.
     - ``gpu-unused`` (warning): the machine has a GPU and the backend does not use it.
 
     The backend is selected before; the test split is not touched.
@@ -190,6 +191,8 @@ def _try(experiment: Experiment, dataset: Dataset, fitting: Sequence[Which]) -> 
                 findings += contract.ignored(builder, spec, task, points, values, experiment.seed)
         if experiment.model.preprocessing == "in_model" and not errors(findings):
             findings += _inside(experiment, dataset, works[0])
+        if experiment.constraints.limits and not errors(findings):
+            findings += _within_limits(experiment, dataset, works[0])
     return tuple(dict.fromkeys(findings))
 
 
@@ -207,12 +210,34 @@ def _spread(rows: int) -> np.ndarray:
     return np.linspace(0, rows - 1, min(rows, ROWS)).astype(np.int64)
 
 
+def _within_limits(experiment: Experiment, dataset: Dataset, prepared: Prepared) -> Iterator[Finding]:
+    """Whether the smallest network keeps the constraints: none of them depends on its weights.
+
+    How long a row takes is up to the machine, too, and no reason to refuse.
+    """
+    limits, bundle = experiment.constraints, _smallest(experiment, prepared)
+    measured = measure(bundle, limits.limits, choose_golden(dataset.train.features))
+    for name, share in limits.excess(measured).items():
+        if share > 0:
+            expected = f"at most {limits.limits[name]:,.6g}, or no trial is feasible"
+            fix = f"lower the lower ends under [model.search], or raise {name} under [constraints]"
+            severity: Severity = "warning" if name == "latency_ms" else "error"
+            seen = f"{measured[name]:,.6g} of the smallest network"
+            yield Finding(severity, "infeasible", f"constraints.{name}", seen, expected, fix)
+
+
+def _smallest(experiment: Experiment, prepared: Prepared) -> Bundle:
+    """The smallest network, untrained, with all it needs to take raw rows."""
+    training.seed_everything(experiment.seed)
+    params = corner_params(experiment, "smallest")
+    model = models.build(experiment.builder, prepared.spec, prepared.task, params)
+    about = {"experiment": experiment.resolved()}
+    return Bundle(model, prepared.preprocessor, prepared.task, 0.5, about, experiment.code)
+
+
 def _inside(experiment: Experiment, dataset: Dataset, prepared: Prepared) -> Iterator[Finding]:
     """Whether a network can be saved with its preprocessing inside: what the winner will be, before it is trained."""
-    params = corner_params(experiment, "smallest")
-    training.seed_everything(experiment.seed)
-    model = models.build(experiment.builder, prepared.spec, prepared.task, params)
-    bundle = Bundle(model, prepared.preprocessor, prepared.task, 0.5, {"experiment": experiment.resolved()})
+    bundle = _smallest(experiment, prepared)
     try:
         with tempfile.TemporaryDirectory() as folder:
             bundle.save(Path(folder) / "bundle", choose_golden(dataset.train.features), raw=exports.write_raw)

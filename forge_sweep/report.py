@@ -96,6 +96,9 @@ to be trained again.{% if over %} The search ended early: {{ over.text }}.{% end
 <td>{{ tenths(row.cost.cpu_s) }}</td><td>{{ tenths(row.cost.gpu_s) }}</td>
 <td>{{ "%.0f" | format(100 * row.share) }} %</td></tr>
 {% endfor %}</table>{% endif %}
+{% if null %}<p>Null sweep: {{ null.words }}.</p>{% endif %}
+{% if ahead %}<p>More search: {{ ahead.words }}. Estimated from the {{ ahead.seen }} trials after the
+sampler's start.</p>{% endif %}
 {% if phases %}<h2>Time</h2>
 <p class="muted">Time of the <code>run</code> commands, summed over interruptions. The search took
 {{ span(study.wall_s()) }} of wall-clock time, workers that joined included.</p>
@@ -164,6 +167,8 @@ def write_report(study: StudyView, path: Path) -> None:
         costs_of=costs_of,
         states=study.costs_by_state(),
         over=study.ended_by(),
+        ahead=study.outlook(),
+        null=study.null(),
         phases=study.phases(),
         phase_names=PHASES,
         span=span,

@@ -169,10 +169,11 @@ def plan(record: Record, experiment: Experiment, seed: int | None = None) -> Pla
     """What a record says was trained; ``seed`` replaces the recorded one.
 
     Raises:
-        InputError: the run neither finished nor was pruned, or lacks a parameter.
+        InputError: the run neither finished nor was pruned, nor is infeasible though trained, or lacks a parameter.
     """
     state = record.tags.get("forge.state", "")
-    if state not in ("finished", "pruned"):
+    was_trained = record.tags.get("forge.failure") == "infeasible" and "forge.weights_sha256" in record.tags
+    if state not in ("finished", "pruned") and not was_trained:
         raise InputError(
             f"run {record.run_id} is {state or 'in no state'}", hint="give one that finished or was pruned"
         )

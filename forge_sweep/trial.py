@@ -130,6 +130,7 @@ def run(
         used = smaller(params, halvings)
         precision, said = training.precision_of(experiment.precision)
         model = training.reuse(build(experiment, prepared, used, precision))
+        _refuse_too_large(experiment, model)
         # A checkpoint is used by the same training only; its batch may be halved since.
         named = {"contract": experiment.contract(), "params": params, "seed": seed, **prepared.origin}
         named |= {} if precision == "float32" else {"precision": precision}
@@ -197,6 +198,13 @@ def build(experiment: Experiment, prepared: Prepared, params: Params, precision:
     """A compiled network whose layers compute as this dtype policy says; its weights are float32 in any case."""
     with training.dtype_policy(precision):
         return models.build(experiment.builder, prepared.spec, prepared.task, params)
+
+
+def _refuse_too_large(experiment: Experiment, model: keras.Model) -> None:
+    """The one constraint that is known before the training, which would be for nothing."""
+    limits, measured = experiment.constraints, {"parameters": float(model.count_params())}
+    if said := limits.missed(measured):
+        raise TrialFailed("infeasible", f"{said}; it was not trained", excess=limits.excess(measured))
 
 
 def run_baseline(

@@ -122,6 +122,7 @@ def test_a_sweep_says_where_its_first_trials_are_from_and_what_they_gave(tmp_pat
     listed = f"configurations of earlier sweeps come first: trial 0 has that of {taken[0]}"
     assert any(listed in event.data.get("text", "") for event in events)
     assert "Of 4 configurations of earlier sweeps the best is trial" in result.verdict
+    assert study_of(tmp_path, "new").rows()[0].remarks == (f"has the configuration of {taken[0]}",)
     tags = [each.data.tags.get("forge.warm_start") for each in runs(tmp_path, "trial")]
     assert sorted(filter(None, tags)) == sorted(taken)
 
@@ -130,6 +131,7 @@ def test_a_sweep_says_where_its_first_trials_are_from_and_what_they_gave(tmp_pat
 def test_the_example_begins_with_what_the_quickstart_found_is_killed_and_made_again(tmp_path: Path) -> None:
     """experiments/warm_start.toml after a short quickstart, killed in its first trial, to its model made again."""
     short = ["study.epochs=2", "study.pruner=none", "confirm.top=1", "confirm.seeds=1", 'baselines.kinds=["constant"]']
+    short += ["model.search.width=32", "model.search.depth=2"]  # one shape is compiled once in each process
     sweep.run(load(EXPERIMENTS / "quickstart.toml", [*short, "study.n_trials=3"]), store=tmp_path)
     killed = subprocess.run([sys.executable, "-m", "tests.test_warm", str(tmp_path), *short])
     assert killed.returncode == -signal.SIGKILL

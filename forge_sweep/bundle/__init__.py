@@ -8,6 +8,7 @@ from __future__ import annotations
 from forge_sweep.bundle.bundle import BACKEND_TOLERANCE, GOLDEN_TOLERANCE, Bundle, ready_backend, replay_golden
 from forge_sweep.bundle.evaluation import Comparison, Evaluation, ScoredModel, evaluate, figures
 from forge_sweep.bundle.layout import EVALUATION, GOLDEN_ROWS, choose_golden, read_golden, read_profile
+from forge_sweep.bundle.measures import latency_ms, measure
 
 __all__ = [
     "BACKEND_TOLERANCE",
@@ -21,6 +22,8 @@ __all__ = [
     "choose_golden",
     "evaluate",
     "figures",
+    "latency_ms",
+    "measure",
     "read_golden",
     "read_profile",
     "ready_backend",

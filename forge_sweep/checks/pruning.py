@@ -27,6 +27,7 @@ FIXES = {
     "diverged": "the upper end of learning_rate ten times lower, under [model.search]",
     "out-of-memory": "the upper ends of width, depth and batch_size lower, under [model.search]",
     "time-out": "trial_timeout_s = {timeout_s} under [study]",
+    "infeasible": "the upper ends of width and depth lower under [model.search], or higher limits under [constraints]",
 }
 
 

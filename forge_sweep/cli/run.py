@@ -45,6 +45,15 @@ def run(
     fork: Annotated[
         bool, typer.Option("--fork", help="If the experiment changed, start a new study from the old trials.")
     ] = False,
+    null: Annotated[
+        int,
+        typer.Option(
+            "--null",
+            min=0,
+            metavar="N",
+            help="Then train its first configurations on N permutations of the targets, for a p-value.",
+        ),
+    ] = 0,
     store: Store = MLRUNS,
     as_json: AsJson = False,
 ) -> None:
@@ -60,6 +69,13 @@ def run(
         emit({"event": "done", **result.to_dict()}, indent=None)
     else:
         print_result(loaded.name, result)
+    if null:
+        with _training(loaded, as_json, "what was trained is kept; run the same command again to resume") as control:
+            found = sweep.null_sweep(loaded, null, store=store, **control)
+        if as_json:
+            emit({"event": "null", **found.to_dict()}, indent=None)
+        else:
+            say(f"null      {found.words}")
     if result.missing:
         complain(f"the sweep is complete, but {result.missing}")
         raise typer.Exit(1)
@@ -187,7 +203,7 @@ def schema() -> None:
 
 
 def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
-    """Show progress: trials by state, best score, cost, exhausted budget and time per phase."""
+    """Show progress: trials by state, best score, cost, exhausted budget, time per phase, and whether more pays."""
     from forge_sweep.cli.watchers import searched, winner_words
     from forge_sweep.study import phases_words
 
@@ -212,6 +228,10 @@ def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> 
     print_costs(costs)
     if (audit := study.audit()) is not None:
         say(f"audit of pruned trials, outside these costs: {audit.words()}")
+    if (null := study.null()) is not None:
+        say(f"null sweep: {null['words']}")
+    if (ahead := study.outlook()) is not None:
+        say(f"more search: {ahead.words}")
 
 
 def trials(
@@ -259,8 +279,8 @@ def trials(
     print_table(("trial", "state", "value", *scored, "epochs", *names, *COSTS, "findings"), cells)
     print_costs(study.costs_by_state())
     for row in rows:
-        if row.failure:
-            say(f"trial {row.number} failed ({row.failure}): {row.cause}")
+        for remark in row.remarks:
+            say(f"trial {row.number} {remark}")
 
 
 def diagnose(

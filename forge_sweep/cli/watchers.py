@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from forge_sweep.sweep import Event, SweepResult, Watch
 
 _ENDED = ("finished", "pruned", "failed")
+INFEASIBLE = "infeasible"  # a failure for the search, and nothing that went wrong
 _COLOURS = {"error": "bold red", "warning": "yellow", "info": "dim"}
 
 _ALIKE = 3
@@ -143,7 +144,8 @@ def _trial_line(data: Mapping[str, Any], pace: Pace) -> str:
     params = _params_words(data.get("params", {}), pace.searched)
     if data["state"] == "failed":
         tried = f"  ({params})" if params else ""
-        return f"  trial {data['number']:<4} failed ({data['failure']}): {data['cause']}{tried}"
+        how = data["failure"] if data["failure"] == INFEASIBLE else f"failed ({data['failure']})"
+        return f"  trial {data['number']:<4} {how}: {data['cause']}{tried}"
     best = "" if data["best"] is None else f"  best {figure(data['best'])}"
     delta = "" if data["delta"] is None else f"  vs. baseline {data['delta']:+.4f}"
     cost = f"{data['epochs']} epochs, {data['seconds']:.1f} s"
@@ -184,7 +186,7 @@ class PlainLines:
             case "baseline":
                 words = f"{data['seconds']:.1f} s" + f"; {self.pace.words}" * bool(self.pace.words)
                 self._print(f"  {data['name']:<24} {figure(data['value'])}  ({words})")
-            case "trial_done" if data["state"] == "failed":
+            case "trial_done" if data["state"] == "failed" and data["failure"] != INFEASIBLE:
                 self._label("warning", _trial_line(data, self.pace), named=False)
             case "trial_done":
                 self._print(_trial_line(data, self.pace))

@@ -207,6 +207,44 @@ class TuneSpec(Section):
     )
 
 
+class ConstraintsSpec(Section):
+    """``[constraints]``: what a model may cost; one above a limit is infeasible, and is never registered."""
+
+    latency_ms: Annotated[float | None, Later(None)] = Field(
+        None,
+        gt=0,
+        description="Most milliseconds from one raw row to its scores: the quickest of 15 calls, in the process that "
+        "trained the model.",
+    )
+    parameters: Annotated[int | None, Later(None)] = Field(
+        None,
+        ge=1,
+        description="Most parameters of a network, known before it is trained; of an ensemble, of all its networks "
+        "together. Trees have none.",
+    )
+    bundle_mb: Annotated[float | None, Later(None)] = Field(
+        None, gt=0, description="Most megabytes (10^6 bytes) of the saved model with its preprocessing and golden rows."
+    )
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Those that are set, by name."""
+        return {name: float(limit) for name, limit in self if limit is not None}
+
+    def excess(self, measured: Mapping[str, float]) -> dict[str, float]:
+        """By what share of its limit each measure is above it, such as 0.42 for 42 %; at most 0 where it is kept."""
+        return {name: measured[name] / limit - 1 for name, limit in self.limits.items() if name in measured}
+
+    def missed(self, measured: Mapping[str, float]) -> str:
+        """The limits that a model is above, as ``latency_ms = 7.1, at most 5 (42 % over)``; "" where it keeps all."""
+        over = {name: share for name, share in self.excess(measured).items() if share > 0}
+        told = (
+            f"{name} = {measured[name]:,.6g}, at most {self.limits[name]:,.6g} ({share:.0%} over)"
+            for name, share in over.items()
+        )
+        return "; ".join(told)
+
+
 class BaselinesSpec(Section):
     """``[baselines]``: models that a network has to beat."""
 
@@ -352,6 +390,7 @@ class Experiment(Section):
     model: ModelSpec = Field(default_factory=ModelSpec)
     objective: ObjectiveSpec
     study: StudySpec = Field(default_factory=StudySpec)
+    constraints: ConstraintsSpec = Field(default_factory=ConstraintsSpec)
     baselines: BaselinesSpec = Field(default_factory=BaselinesSpec)
     confirm: ConfirmSpec = Field(default_factory=ConfirmSpec)
     ensemble: EnsembleSpec = Field(default_factory=EnsembleSpec)

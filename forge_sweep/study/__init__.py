@@ -15,6 +15,7 @@ from forge_sweep.study.budget import (
     span,
     union_s,
 )
+from forge_sweep.study.outlook import NULL_NOTE, Outlook, n_at_random
 from forge_sweep.study.resume import (
     find_shared,
     find_study,
@@ -38,12 +39,14 @@ from forge_sweep.study.trials import (
     TrialCost,
     TrialRow,
     TrialState,
+    infeasible_words,
 )
 from forge_sweep.study.warm import words as warm_words
 
 __all__ = [
     "END_S",
     "NO_COST",
+    "NULL_NOTE",
     "PHASES",
     "PHASES_NOTE",
     "ROOM",
@@ -52,6 +55,7 @@ __all__ = [
     "Asked",
     "Attr",
     "Cost",
+    "Outlook",
     "Over",
     "Progress",
     "Requeued",
@@ -66,8 +70,10 @@ __all__ = [
     "check_storage",
     "find_shared",
     "find_study",
+    "infeasible_words",
     "join_study",
     "key_of",
+    "n_at_random",
     "no_study",
     "open_study",
     "over",

@@ -270,6 +270,12 @@ def _create(
     for key in ("version", "digest", "split_digest"):
         study.set_user_attr(f"forge.dataset_{key}", dataset[key])
     for parent, attrs in list(parents.items())[:1]:
+        if (
+            experiment.study.sampler == "gp" and experiment.constraints.limits
+        ):  # wants the same constraints of each trial
+            why = 'study.sampler = "gp" takes none beside [constraints]'
+            study.set_user_attr(Attr.SKIPPED, f"no trial of {parent} was imported: {why}")
+            continue
         _import(storage, study, experiment.space, parent, attrs, _differences(experiment, dataset, attrs))
     enqueue(study, experiment, earlier)
     study.set_user_attr(Attr.EXPERIMENT, experiment.name)

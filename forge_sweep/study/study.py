@@ -31,10 +31,10 @@ _log = logging.getLogger("forge_sweep")
 ASK_ATTEMPTS = 3  # how often a trial is asked for where another process was quicker each time
 SEND_AGAIN_S = 1.0  # how long reports wait before the next attempt to write them, while the database does not answer
 MAX_ATTEMPTS = 3  # a trial whose process died this often fails: it may be the trial that kills it
-MEMORY = "memory"  # Optuna's constraint that a trial violates which ran out of memory
-INFEASIBLE = "PRUNED"
-"""Optuna's state of such a trial: samplers with constraints read it, and keep away without taking it for a bad score.
-Failed trials they do not read. `StudyView` shows it as failed."""
+MEMORY = "memory"
+"""Optuna's constraint that a trial violates which ran out of memory. Like one above a limit of ``[constraints]``, it is
+complete or pruned for Optuna: samplers read these, and keep away without taking it for a bad score. Failed ones they do
+not read. `StudyView` shows both as failed."""
 
 
 class Requeued(NamedTuple):
@@ -128,7 +128,7 @@ class Shared(StudyView):
 
     def status(self) -> dict[str, Any]:
         """How far the sweep is, what it cost, and whether a process runs it (``carried``), as JSON values."""
-        best, over, audit = self.best(), self.ended_by(), self.audit()
+        best, over, audit, ahead = self.best(), self.ended_by(), self.audit(), self.outlook()
         return {
             "study": self.name,
             "trials": self.counts(),
@@ -139,6 +139,8 @@ class Shared(StudyView):
             "searched_s": round(self.wall_s(), 3),
             "phases": self.phases(),
             "ended_by": None if over is None else asdict(over),
+            "outlook": None if ahead is None else ahead.to_dict(),
+            "null": self.null(),
             "carried": self.is_carried(),
             "audit": None if audit is None else audit.to_dict(),
         }
@@ -491,16 +493,18 @@ class Study(Shared):
         failure: Failure | Literal[""] = "",
         cause: str = "",
         attrs: Mapping[str, Any] | None = None,
+        excess: Mapping[str, float] | None = None,
     ) -> None:
         """End a trial. Its attributes are written before its state: a trial that is done has them all.
 
         Args:
             number: as `ask` gave it.
             state: how it ended; ``finished`` with a value that is NaN or infinite is recorded as failed, ``diverged``.
-            value: the objective at the best epoch; None for a failed trial.
+            value: the objective at the best epoch; None for a failed trial, but for an infeasible one that was trained.
             failure: class of the failure.
             cause: in one line.
             attrs: JSON values to keep with the trial.
+            excess: by what share of its limit each constraint is exceeded, at most 0 where it is kept; for the sampler.
 
         Raises:
             SweepStopped: a pruner is set and the trial never reported. It waits again and loses nothing.
@@ -518,11 +522,14 @@ class Study(Shared):
             if value is not None and math.isfinite(value):
                 own[Attr.VALUE] = value
             self._keep(number, {**(attrs or {}), **own})
-            if failure == "out-of-memory":
-                self._running[number].trial.set_constraint(MEMORY, 1.0)
+            if constraints := {MEMORY: 1.0} if failure == "out-of-memory" else dict(excess or {}):
+                known = self._study.get_trials(deepcopy=False)[number].constraints  # from an attempt that died here
+                for name in constraints.keys() - known.keys():
+                    self._running[number].trial.set_constraint(name, constraints[name])
+            scored, infeasible = Attr.VALUE in own, failure in ("out-of-memory", "infeasible")
+            ends = OPTUNA_STATES["finished" if infeasible and scored else "pruned" if infeasible else state]
             # `optuna.Study.tell` would put the last report in the place of a pruned trial's value.
-            values = [own[Attr.VALUE]] if state != "failed" and Attr.VALUE in own else None
-            self._end(number, INFEASIBLE if failure == "out-of-memory" else OPTUNA_STATES[state], values)
+            self._end(number, ends, [own[Attr.VALUE]] if scored and (infeasible or state != "failed") else None)
             self._forget(number)
 
     def _keep(self, number: int, attrs: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
     from forge_sweep.checks.pruning import PruningAudit
+    from forge_sweep.study.outlook import Outlook
 
 TrialState = Literal["finished", "pruned", "failed", "running", "waiting"]
 PREFIX = "forge."  # of every attribute that this package keeps for itself
@@ -169,9 +170,28 @@ class TrialRow:
         """What its training says of itself; see `checks.diagnose`."""
         return tuple(Finding(**{**each, "rows": tuple(each["rows"])}) for each in self.attrs.get("findings", ()))
 
+    @property
+    def measured(self) -> dict[str, float]:
+        """What ``[constraints]`` limits, of a trained model, by name; empty where there is no limit."""
+        return dict(self.attrs.get("measured", {}))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What else there is to say of it, in words."""
+        ended, said = self.attrs.get("ended_after"), []
+        if self.failure:
+            how = "is infeasible" if self.failure == "infeasible" else f"failed ({self.failure})"
+            said.append(f"{how}: {self.cause}")
+        if self.warm:
+            said.append(f"has the configuration of {self.warm}")
+        if ended is not None:
+            said.append(f"was ended after epoch {ended}, for the time of the whole sweep")
+        return tuple(said)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        names = ("number", "state", "value", "params", "failure", "cause", "epochs", "seconds", "imported", "warm")
+        told = ("number", "state", "value", "params", "failure", "cause", "epochs", "seconds")
+        names = (*told, "imported", "warm", "measured")
         cost = None if self.cost is None else self.cost.to_dict()
         codes = [each.code for each in self.findings]
         return {**{name: getattr(self, name) for name in names}, "cost": cost, "findings": codes}
@@ -233,6 +253,18 @@ class StudyView:
 
         return diagnosis.audit(self)
 
+    def null(self) -> dict[str, Any] | None:
+        """What the null sweep found, as JSON values with ``p`` and ``words``; None where there was none."""
+        from forge_sweep.study.outlook import NULL_NOTE
+
+        return self.notes(NULL_NOTE).get(NULL_NOTE)
+
+    def outlook(self) -> Outlook | None:
+        """What more trials are expected to gain, and at which price; None where too few have ended."""
+        from forge_sweep.study.outlook import outlook
+
+        return outlook(self)
+
     @property
     def n_trials(self) -> int:
         """How many trials the sweep is to have in total, imported ones aside; fewer where the space has fewer."""
@@ -268,7 +300,7 @@ class StudyView:
     def best(self) -> TrialRow | None:
         """The best finished trial, imported ones aside, the earlier of equals; None before the first."""
         sign = -1 if self.direction == "maximize" else 1
-        finished = ((trial, _value(trial)) for trial in self._own_trials() if trial.state.name == "COMPLETE")
+        finished = ((trial, _value(trial)) for trial in self._own_trials() if _state(trial) == "finished")
         ranked = ((sign * value, trial.number, trial) for trial, value in finished if value is not None)
         best = min(ranked, default=None)  # no two have the same number
         return None if best is None else _row(best[2])
@@ -277,7 +309,7 @@ class StudyView:
         """The last three trials to end, where all of them failed in one way with one cause."""
         last = [_row(trial) for trial in self._ended()[-STREAK:]]
         kinds = {(row.failure, row.cause) for row in last}
-        if len(last) < STREAK or len(kinds) > 1 or last[0].state != "failed":
+        if len(last) < STREAK or len(kinds) > 1 or last[0].failure in ("", "infeasible"):
             return None
         return FailingStreak(*kinds.pop(), numbers=tuple(row.number for row in last))
 
@@ -309,8 +341,9 @@ class StudyView:
 
     def objectives(self) -> list[tuple[int, float | None]]:
         """Number and objective of each finished trial, None for a pruned one, in the order in which they ended."""
-        values = [(t, t.value if t.state.name == "COMPLETE" else None) for t in self._ended()]
-        return [(trial.number, value) for trial, value in values if _state(trial) in ("finished", "pruned")]
+        states = [(trial, _state(trial)) for trial in self._ended()]
+        scored = [(trial, state) for trial, state in states if state in ("finished", "pruned")]
+        return [(trial.number, trial.value if state == "finished" else None) for trial, state in scored]
 
     def progress(self, delta: float) -> Progress:
         """How many trials brought no gain of more than ``delta`` since the last one that did."""
@@ -422,6 +455,21 @@ class StudyView:
         return [trial for _, _, trial in sorted(ended)]
 
 
+def infeasible_words(view: StudyView) -> str:
+    """What ``[constraints]`` left out, in a sentence; "" where that is nothing."""
+    above = [row for row in view.rows() if row.failure == "infeasible" and not row.imported]
+    notes = view.notes("baseline:").items()
+    trees = [key.removeprefix("baseline:") for key, note in notes if note.get("value") is None and "infeasible" in note]
+    parts = []
+    if above:
+        parts.append(
+            f"{len(above)} of {view.n_done} trials, the last of them trial {above[-1].number} ({above[-1].cause})"
+        )
+    if trees:
+        parts.append(f"the baseline{'s' * (len(trees) > 1)} {', '.join(trees)}")
+    return f"Above a limit of [constraints], and so left out: {' and '.join(parts)}." if parts else ""
+
+
 def attrs_of(trial: FrozenTrial) -> dict[str, Any]:
     """What is kept of a trial; versions before `Attr.RESULT` kept an attribute of each."""
     return {**trial.user_attrs, **trial.user_attrs.get(Attr.RESULT, {})}
@@ -458,7 +506,7 @@ def _row(trial: FrozenTrial) -> TrialRow:
 
 
 def _state(trial: FrozenTrial) -> TrialState:
-    """A trial that ran out of memory is pruned for Optuna, as an infeasible one; for people it failed."""
+    """One that ran out of memory, or is above a limit, ended well for Optuna, as infeasible; for people it failed."""
     return "failed" if Attr.FAILURE in attrs_of(trial) and trial.state.is_finished() else _STATES[trial.state.name]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from forge_sweep.study.space import distributions, fits, key_of
-from forge_sweep.study.trials import Attr, TrialRow
+from forge_sweep.study.trials import Attr, TrialRow, attrs_of
 
 if TYPE_CHECKING:
     import optuna
@@ -42,6 +42,7 @@ def enqueue(
             left.append(f"{name} ({'; '.join(other)})")
             continue
         ended = [trial for trial in trials if trial.state.name == "COMPLETE" and Attr.PARAMS in trial.user_attrs]
+        ended = [trial for trial in ended if Attr.FAILURE not in attrs_of(trial)]  # an infeasible one has a value, too
         sign = -1 if experiment.direction == "maximize" else 1
         ended.sort(key=lambda trial: (sign * float(trial.value or 0.0), trial.number))
         fitting = [trial for trial in ended if fits(trial.user_attrs[Attr.PARAMS], experiment.space)]

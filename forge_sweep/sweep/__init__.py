@@ -2,6 +2,7 @@
 
 from forge_sweep.sweep.context import Event, Interrupted, Watch, ignore
 from forge_sweep.sweep.join import Joined, join
+from forge_sweep.sweep.null import NullSweep, null_sweep
 from forge_sweep.sweep.reconcile import Difference, Reconciled, reconcile
 from forge_sweep.sweep.result import LINKED, SweepResult, result_of
 from forge_sweep.sweep.run import check, check_stores, refuse_gpu_budget, run
@@ -12,6 +13,7 @@ __all__ = [
     "Event",
     "Interrupted",
     "Joined",
+    "NullSweep",
     "Reconciled",
     "SweepResult",
     "Watch",
@@ -19,6 +21,7 @@ __all__ = [
     "check_stores",
     "ignore",
     "join",
+    "null_sweep",
     "reconcile",
     "refuse_gpu_budget",
     "result_of",

@@ -20,7 +20,7 @@ from forge_sweep.errors import SweepStopped, TrialFailed
 from forge_sweep.experiment import Params, derived_seed
 from forge_sweep.study import END_S, TrialRow, key_of
 from forge_sweep.sweep.context import Context, baseline_values, finish, finish_failed, finite, rank, stop_if_asked
-from forge_sweep.sweep.jobs import Monitor, Outcome
+from forge_sweep.sweep.jobs import Monitor, Outcome, infeasible, of_baseline
 from forge_sweep.sweep.kept import keep
 from forge_sweep.sweep.pool import WorkerPool, forget_progress
 from forge_sweep.sweep.tuning import configuration
@@ -145,8 +145,11 @@ def _contenders(context: Context, most: int) -> tuple[Contender, ...]:
     notes, known = context.study.notes("baseline:"), list(baseline_values(context).items())[:1]
     baseline = [Contender(kind, value, configuration(notes, kind) or {}, kind) for kind, value in known]
     if not top and not baseline:
+        above = sum(row.failure == "infeasible" for row in context.study.rows())
+        said = f"; {above} trials were infeasible: their models are above a limit of [constraints]" if above else ""
         raise SweepStopped(
-            "no trial finished and no baseline has a score", hint="see `forge-sweep trials` for the cause of each"
+            f"no trial finished and no baseline has a score{said}",
+            hint="see `forge-sweep trials` for the cause of each",
         )
     return (*top, *baseline)
 
@@ -162,6 +165,7 @@ class Confirmation:
         self.seeds = tuple(range(1, seeds + 1))
         self._left = deque((contender, s) for contender in self.contenders for s in self.seeds)
         self._found: dict[tuple[str, int], float | None] = {}
+        self._why: dict[str, str] = {}  # it failed under another seed, by label
         context.tell("confirming", runs=len(self._left))
 
     def work(self, worker: Worker) -> None:
@@ -195,6 +199,8 @@ class Confirmation:
         if note is None or (note["value"] is not None and not bundle_folder(self.context, name).is_dir()):
             return False
         self._found[contender.label, s] = None if note["value"] is None else float(note["value"])
+        if "cause" in note:
+            self._why[contender.label] = note["cause"]
         self.context.tell("confirm", name=name, words=contender.words, seed=s, value=note["value"])
         return True
 
@@ -204,8 +210,8 @@ class Confirmation:
     ) -> Iterator[tuple[FileCheckpoint, Monitor]]:
         """Train one with one seed within the block, as a child run; log its end and note its objective.
 
-        Only a divergence is noted for good, since it would come again; what may have had a passing cause (a full disk,
-        no memory) is tried again by the next process.
+        A divergence, and a model above a limit, is noted for good, since it would come again; what may have had a
+        passing cause (a full disk, no memory) is tried again by the next process.
         """
         context, name, key = self.context, confirm_name(contender.label, s), f"confirm:{contender.label}:{s}"
         stop_if_asked(context)
@@ -219,11 +225,14 @@ class Confirmation:
             yield checkpoint, monitor
             assert monitor.outcome is not None
             outcome = monitor.outcome
+            if (missed := infeasible(context.experiment, outcome)) is not None:
+                raise missed
             log_end(context, run, outcome)
         except TrialFailed as failure:
             finish_failed(run, failure)
-            if failure.failure == "diverged":
+            if failure.failure in ("diverged", "infeasible"):
                 context.study.note(key, {"value": None, "cause": failure.message})
+                self._why[contender.label] = failure.message
             forget_progress(checkpoint)
             self._found[contender.label, s] = None
             return
@@ -248,7 +257,8 @@ class Confirmation:
             values = [self._found[contender.label, s] for s in self.seeds]
             kept = tuple(value for value in values if value is not None)
             if len(kept) < len(values):
-                context.warn(f"{contender.words} failed under another seed; left out")
+                why = f": {said}" if (said := self._why.get(contender.label)) else ""
+                context.warn(f"{contender.words} failed under another seed{why}; left out")
                 continue
             epochs = 1 if contender.baseline else _most_epochs(context, contender)
             confirmed.append(Confirmed(contender, kept, self.seeds, context.experiment.direction, epochs))
@@ -286,7 +296,7 @@ def _train_baseline(context: Context, contender: Contender, seed: int, folder: P
     except Exception as error:
         raise classify(error) from error
     result.bundle.save(folder, context.dataset.train.features)
-    return Outcome.of(result, context.kept_rows)
+    return of_baseline(context, result, folder)
 
 
 def bundle_folder(context: Context, name: str) -> Path:

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import statistics
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from forge_sweep.bundle import latency_ms
 from forge_sweep.sweep.confirm import Confirmed, waiting_bundle
 from forge_sweep.sweep.context import Context
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from forge_sweep.bundle import Bundle
-
-TIMED = 15
 CLEARLY = 2.0
 """So many times as much is dearer whatever else the machine does; below it, wall-clock says nothing."""
 
@@ -51,13 +44,3 @@ def cost_of(context: Context, confirmed: Confirmed) -> Cost:
     seconds = [notes[f"confirm:{label}:{s}"].get("seconds") for s in confirmed.seeds]
     known = [each for each in seconds if each is not None]
     return Cost(float(latency), statistics.fmean(known) if len(known) == len(seconds) else None)
-
-
-def latency_ms(bundle: Bundle, row: pd.DataFrame) -> float:
-    """Milliseconds from a raw row to its scores, in this process: the quickest of some, for others only add to it."""
-    took = []
-    for _ in range(TIMED):
-        began = time.perf_counter()
-        bundle.scores(row)
-        took.append(time.perf_counter() - began)
-    return 1000 * min(took)

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from forge_sweep.bundle import Bundle
+from forge_sweep.bundle import Bundle, choose_golden, latency_ms, measure
 from forge_sweep.bundle.layout import MODEL_FILES
 from forge_sweep.errors import BundleError
 from forge_sweep.study import StudyView
 from forge_sweep.sweep.confirm import Confirmed, bundle_folder, confirm_name, waiting_bundle
 from forge_sweep.sweep.context import Context, rank
-from forge_sweep.sweep.cost import latency_ms
 from forge_sweep.task import DEFAULT_THRESHOLD as SEARCHED_AT
 from forge_sweep.task import LEVEL
 from forge_sweep.task.selection import LEAST_ROWS, greedy, out_of_bag, value_of
@@ -141,6 +140,11 @@ def choose(context: Context, confirmed: tuple[Confirmed, ...], winner: Confirmed
     whole = Bundle.ensemble(
         members, [share for _, share in chosen], threshold=task.best_threshold(encoded, mixed), metadata={}
     )
+    limits = context.experiment.constraints
+    if limits.limits:
+        measured = measure(whole, limits.limits, choose_golden(context.dataset.train.features))
+        if missed := limits.missed(measured):
+            return Chosen({**about, "shipped": False, "missed": missed}, f" No ensemble is registered: {missed}.{lost}")
     about |= {"latency_ms": latency_ms(whole, rows), "single_latency_ms": latency_ms(single, rows)}
     about |= {"bytes": sum(_size(context, name) for name, _ in chosen), "single_bytes": _size(context, winner.name)}
     kept = {name: value for name, value in single.metadata.items() if name not in ("params", "seed")}

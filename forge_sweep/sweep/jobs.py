@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from forge_sweep import predictions, training
+from forge_sweep.bundle import choose_golden, measure
 from forge_sweep.bundle.files import replace_whole
 from forge_sweep.checks import findings
 from forge_sweep.checks.findings import Finding
@@ -26,6 +27,7 @@ from forge_sweep.sources import Dataset
 from forge_sweep.study import Asked
 from forge_sweep.sweep.budget import CLOCKS, Account, Clocks
 from forge_sweep.sweep.context import BudgetOver, Context, Interrupted, rank, stop_if_asked
+from forge_sweep.task.words import figure
 from forge_sweep.tracking import FIRST_EPOCH, Run
 from forge_sweep.trial import Arrays, TrialResult
 from forge_sweep.workers import Say
@@ -75,6 +77,7 @@ class Outcome:
     loss: float | None = None  # on the training rows at the best epoch; None for a baseline
     ended_after: int | None = None  # epochs after which `ENOUGH` ended what would have gone on
     predictions: bytes | None = field(default=None, repr=False)  # of the validation rows; see `forge_sweep.predictions`
+    measured: dict[str, float] = field(default_factory=dict)  # what ``[constraints]`` limits; of a finished one
 
     @property
     def tags(self) -> dict[str, str]:
@@ -114,9 +117,27 @@ class Outcome:
         training did. Of a tree there is one value, which stands under both names.
         """
         figures = {f"best_{name}": value for name, value in self.metrics.items()} | {f"best_{objective}": self.value}
+        figures |= self.measured
         if not self.epochs:
             return {**self.metrics, **figures}
         return {**figures, **self.shares, "best_epoch": self.best_epoch + first_epoch, "epochs_run": self.epochs}
+
+
+def infeasible(experiment: Experiment, outcome: Outcome) -> TrialFailed | None:
+    """What a trained model fails with that is above a limit of ``[constraints]``; None where it keeps all."""
+    limits = experiment.constraints
+    if not (said := limits.missed(outcome.measured)):
+        return None
+    scored = f"{experiment.objective.metric} is {figure(outcome.value)}"
+    return TrialFailed("infeasible", f"{said}; {scored}", excess=limits.excess(outcome.measured))
+
+
+def of_baseline(context: Context, result: TrialResult, folder: Path | None = None) -> Outcome:
+    """The outcome of a baseline, measured where there are limits; ``folder``: where its bundle was saved."""
+    outcome, golden = Outcome.of(result, context.kept_rows), context.dataset.train.features
+    limits = context.experiment.constraints.limits
+    measured = measure(result.bundle, limits, choose_golden(golden), folder) if limits else {}
+    return dataclasses.replace(outcome, measured=measured)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +154,7 @@ class TrainJob:
     halvings: int = 0  # how often memory ran out before
     keep: Path | None = None  # folder for the bundle, where it is wanted
     needed: bool = True  # the bundle; else a pruned training keeps none, and one that cannot be kept is no failure
-    golden: pd.DataFrame | None = None  # raw rows that the bundle is tried on
+    golden: pd.DataFrame | None = None  # raw rows that the bundle is tried on, and measured with
     clocks: Clocks = CLOCKS
     kept_rows: str = ""  # fingerprint of the validation rows, where their predictions are kept
 
@@ -179,6 +200,10 @@ class TrainJob:
                 assert self.golden is not None
                 with contextlib.nullcontext() if self.needed else contextlib.suppress(BundleError, OSError):
                     result.bundle.save(self.keep, self.golden)
+            if (limits := self.experiment.constraints.limits) and outcome.state == "finished":
+                assert self.golden is not None
+                measured = measure(result.bundle, limits, choose_golden(self.golden), self.keep)
+                outcome = dataclasses.replace(outcome, measured=measured)
             return outcome
         except TrialFailed as failure:
             if failure.failure == "out-of-memory":

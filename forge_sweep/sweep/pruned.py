@@ -17,7 +17,7 @@ from forge_sweep.sweep import budget
 from forge_sweep.sweep.budget import Account
 from forge_sweep.sweep.confirm import log_end
 from forge_sweep.sweep.context import Context, finish, finish_failed, finite, stop_if_asked
-from forge_sweep.sweep.jobs import Monitor
+from forge_sweep.sweep.jobs import Monitor, infeasible
 from forge_sweep.sweep.pool import WorkerPool, forget_progress
 from forge_sweep.sweep.trials import trial_name, trial_seed
 from forge_sweep.training import FileCheckpoint
@@ -80,6 +80,8 @@ class _Audit:
             for attempt in self.pool.attempts(name):
                 with attempt:
                     outcome = self.pool.train(worker, row.params, seed, checkpoint, monitor)
+            if (missed := infeasible(context.experiment, outcome)) is not None:
+                raise missed
             log_end(context, run, outcome)
         except TrialFailed as failure:
             finish_failed(run, failure)

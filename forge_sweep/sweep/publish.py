@@ -13,7 +13,7 @@ from forge_sweep.bundle import Bundle, Evaluation, ScoredModel, evaluate, figure
 from forge_sweep.checks.audit import Audit, histograms_html
 from forge_sweep.errors import BundleError
 from forge_sweep.experiment import Experiment, derived_seed
-from forge_sweep.study import StudyView, sides, sides_words, warm_words
+from forge_sweep.study import StudyView, infeasible_words, sides, sides_words, warm_words
 from forge_sweep.sweep import ensemble, kept
 from forge_sweep.sweep.confirm import Confirmed, waiting_bundle
 from forge_sweep.sweep.context import Context, baseline_values, finish, finite
@@ -71,6 +71,8 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
     elif tried := context.study.all_tried:
         words += f" The search ended: {tried}."
     if said := warm_words(context.study.rows(), context.experiment.direction):
+        words += f" {said}"
+    if said := infeasible_words(context.study):
         words += f" {said}"
     budget = sides(context.study)
     if budget["baselines"]["tuned"]:

@@ -47,6 +47,7 @@ def parent_params(resolved: dict[str, Any]) -> dict[str, Any]:
     """What a parent run has as params: what makes a trial what it is, and no budget."""
     fixed = ("seed", "backend", "data.", "preprocessing.", "model.", "objective.", *STUDY_PARAMS)
     flat = {path: value for path, value in flatten(resolved).items() if path.startswith(fixed) and not is_budget(path)}
+    flat |= {f"constraints.{name}": value for name, value in (resolved.get("constraints") or {}).items() if value}
     return {path: jsons.dumps(value) if isinstance(value, list | dict) else value for path, value in flat.items()}
 
 

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from forge_sweep import training, trial
 from forge_sweep.errors import SweepStopped, TrialFailed, TrialTaken
@@ -28,7 +28,7 @@ from forge_sweep.sweep.context import (
     rank,
     stop_if_asked,
 )
-from forge_sweep.sweep.jobs import Monitor, Outcome
+from forge_sweep.sweep.jobs import Monitor, Outcome, infeasible, of_baseline
 from forge_sweep.sweep.kept import keep
 from forge_sweep.sweep.pool import WorkerPool, forget_progress
 from forge_sweep.sweep.tuning import to_tune
@@ -77,7 +77,12 @@ def fit_baseline(context: Context, kind: str) -> None:
             context.study.note(f"baseline:{kind}", {"value": None, "cause": failure.message, "timeout_s": limit})
         return
     run.log_params(result.bundle.metadata["params"])
-    outcome = Outcome.of(result, context.kept_rows)
+    outcome = of_baseline(context, result)
+    if (missed := infeasible(context.experiment, outcome)) is not None:
+        finish_failed(run, missed)
+        context.warn(f"baseline {kind} is infeasible: {missed.message}")
+        context.study.note(f"baseline:{kind}", {"value": None, "cause": missed.message, "infeasible": True})
+        return
     tags = {"forge.weights_sha256": outcome.weights, **keep(context, run, outcome.predictions)}
     figures = outcome.summary(context.experiment.objective.metric, context.first_epoch)
     finish(run, "finished", "FINISHED", {**figures, "seconds": result.seconds}, tags)
@@ -288,9 +293,12 @@ def _end_scored(context: Context, asked: Asked, run: Run, result: Outcome) -> di
     took = {"seconds": cost.total.seconds, "cpu_seconds": cost.total.cpu_s}
     compared = {} if delta is None else {"delta_vs_baseline": delta}
     figures = {**result.summary(context.experiment.objective.metric, context.first_epoch), **took, **compared}
-    status: Status = "FINISHED" if result.state == "finished" else "KILLED"
-    tags = {**result.tags, **keep(context, run, result.predictions)}
-    finish(run, result.state, status, figures, tags)
+    missed = infeasible(context.experiment, result)
+    why: dict[str, Any] = {} if missed is None else {"failure": missed.failure, "cause": missed.message}
+    state: Literal["finished", "pruned", "failed"] = "failed" if missed else result.state
+    status: Status = "FAILED" if missed else "FINISHED" if state == "finished" else "KILLED"
+    kept = {f"forge.{name}": said for name, said in why.items()} if missed else keep(context, run, result.predictions)
+    finish(run, state, status, figures, {**result.tags, **kept})
     best_epoch = result.best_epoch + context.first_epoch
     findings = {"findings": [asdict(each) for each in result.findings]} if result.findings else {}
     attrs = {"metrics": finite(result.metrics), "best_epoch": best_epoch, Attr.COST: cost.to_dict(), **findings}
@@ -298,9 +306,12 @@ def _end_scored(context: Context, asked: Asked, run: Run, result: Outcome) -> di
         attrs["ended_after"] = result.ended_after
     if result.loss is not None and math.isfinite(result.loss):
         attrs["loss"] = result.loss
-    context.study.tell(asked.number, result.state, result.value, attrs=attrs)
-    context.budget.settle(asked.number, result.value if result.state == "finished" else None)
-    shown = {"state": result.state, "value": result.value, "delta": delta, "epochs": result.epochs}
+    if result.measured:
+        attrs["measured"] = result.measured
+    excess = context.experiment.constraints.excess(result.measured)
+    context.study.tell(asked.number, state, result.value, attrs=attrs, excess=excess, **why)
+    context.budget.settle(asked.number, result.value if state == "finished" else None, counts=not missed)
+    shown = {"state": state, "value": result.value, "delta": delta, "epochs": result.epochs, **why}
     return {**shown, "seconds": cost.total.seconds, "metrics": attrs["metrics"]}
 
 
@@ -309,9 +320,10 @@ def _end_failed(context: Context, asked: Asked, run: Run, failure: TrialFailed) 
     finish_failed(run, failure)
     findings = {"findings": [asdict(each) for each in failure.findings]} if failure.findings else {}
     attrs = {Attr.COST: context.budget.account(asked.number).cost.to_dict(), **findings}
-    context.study.tell(asked.number, "failed", None, failure=failure.failure, cause=failure.message, attrs=attrs)
+    why: dict[str, Any] = {"failure": failure.failure, "cause": failure.message}
+    context.study.tell(asked.number, "failed", None, attrs=attrs, excess=failure.excess, **why)
     context.budget.settle(asked.number, counts=False)
-    return {"state": "failed", "value": None, "failure": failure.failure, "cause": failure.message}
+    return {"state": "failed", "value": None, **why}
 
 
 def end_lost(context: Context, number: int) -> None:

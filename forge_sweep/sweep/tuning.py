@@ -16,7 +16,7 @@ from forge_sweep.errors import TrialFailed
 from forge_sweep.experiment import Experiment, Params, TuneSpec, derived_seed
 from forge_sweep.study import TUNED, StudyView
 from forge_sweep.sweep.context import Context, finish, finish_failed, finite, rank, stop_if_asked
-from forge_sweep.sweep.jobs import Outcome
+from forge_sweep.sweep.jobs import infeasible, of_baseline
 from forge_sweep.sweep.kept import keep
 from forge_sweep.training import classify
 
@@ -63,7 +63,8 @@ def tune_baselines(context: Context) -> None:
         context.study.note(BEGUN, {})
     untuned = context.study.notes("baseline:")
     for place, kind in enumerate(kinds):
-        if (untuned.get(f"baseline:{kind}") or {}).get("value") is None:
+        first = untuned.get(f"baseline:{kind}") or {}
+        if first.get("value") is None and "infeasible" not in first:
             context.warn(f"{kind} is not tuned, since the untuned one has no score")
             continue
         spent = sum(float(note["seconds"]) for note in context.study.notes(TUNED).values())
@@ -108,7 +109,8 @@ def _tune(context: Context, kind: str, trials: int, time_s: float) -> None:
         )
     done = {int(key[-4:]): note for key, note in known.items() if note["value"] is not None}
     if not done:
-        context.warn(f"{name} has no score: no configuration was fitted")
+        causes = {str(note["cause"]) for note in known.values()}
+        context.warn(f"{name} has no score: no configuration was fitted and feasible ({'; '.join(sorted(causes)[:3])})")
         return
     best = min(done, key=lambda number: (rank(context, done[number]["value"]), number))
     seconds = sum(float(note["seconds"]) for note in known.values())
@@ -147,7 +149,14 @@ def _fit(context: Context, name: str, number: int, params: Params, seed: int, le
         context.study.note(f"{TUNED}{name}:{number:04d}", note)
         return True
     run.log_params({k: v for k, v in result.bundle.metadata["params"].items() if k not in params})
-    outcome = Outcome.of(result, context.kept_rows)
+    outcome = of_baseline(context, result)
+    if (missed := infeasible(context.experiment, outcome)) is not None:
+        finish_failed(run, missed)
+        context.study.note(
+            f"{TUNED}{name}:{number:04d}",
+            note | {"value": None, "cause": missed.message, "seconds": result.seconds, "infeasible": True},
+        )
+        return True
     figures = outcome.summary(context.experiment.objective.metric, context.first_epoch)
     tags = {"forge.weights_sha256": outcome.weights, **keep(context, run, outcome.predictions)}
     finish(run, "finished", "FINISHED", {**figures, "seconds": result.seconds}, tags)
