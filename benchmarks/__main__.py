@@ -9,6 +9,9 @@
     python -m benchmarks diagnosis       # what the diagnosis of a trial costs
     python -m benchmarks alarms          # what it says of 200 healthy trials
     python -m benchmarks coverage        # how often the verdict's 95 % interval holds the truth; half an hour or more
+    python -m benchmarks outlook         # what ten more trials were said to gain, and what they gave
+    python -m benchmarks warm            # time to a validation AUC, with and without an earlier sweep
+    python -m benchmarks curves          # a pruner that extrapolates learning curves against ours
     python -m benchmarks calibrate       # the targets of `target`, to be put into benchmarks/target.py
 
 Each side runs in a process of its own, on a store of its own. Imports are not counted; the start of worker processes
@@ -26,7 +29,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import backends, coverage, determinism, diagnosis, epochs, memory, overhead, suggestions, target, trials
+from benchmarks import (
+    backends,
+    coverage,
+    curves,
+    determinism,
+    diagnosis,
+    epochs,
+    memory,
+    outlook,
+    overhead,
+    suggestions,
+    target,
+    trials,
+    warm,
+)
 from benchmarks.problems import PROBLEMS
 from benchmarks.running import SideFailed
 from benchmarks.sides import OURS_2, SIDES
@@ -125,6 +142,29 @@ def do_coverage(asked: argparse.Namespace) -> Results:
     return {"coverage": found}
 
 
+def do_outlook(asked: argparse.Namespace) -> Results:
+    """Is more search worth it?"""
+    found = outlook.measure(asked.trials or outlook.SURFACES)
+    outlook.show(found)
+    return {"outlook": found}
+
+
+def do_curves(asked: argparse.Namespace) -> Results:
+    """Pruning by extrapolated curves."""
+    found = curves.measure(asked.curve_problems, asked.trials or curves.TRIALS)
+    curves.show(found)
+    return dict(found)
+
+
+def do_warm(asked: argparse.Namespace) -> Results:
+    """Does a warm start pay?"""
+    found: Results = {}
+    for problem in asked.target_problems:
+        found[problem] = warm.measure(problem, max(asked.seeds, 5), asked.cap_s)
+        warm.show(problem, found[problem], asked.cap_s)
+    return found
+
+
 def do_calibrate(asked: argparse.Namespace) -> Results:
     """The targets, for benchmarks/target.py."""
     found = {problem: target.calibrate(problem) for problem in asked.target_problems}
@@ -144,6 +184,9 @@ PARTS: dict[str, Callable[[argparse.Namespace], Results]] = {
     "backends": do_backends,
     "epochs": do_epochs,
     "coverage": do_coverage,
+    "outlook": do_outlook,
+    "curves": do_curves,
+    "warm": do_warm,
     "calibrate": do_calibrate,
 }
 COMMANDS = {
@@ -177,6 +220,7 @@ def parser() -> argparse.ArgumentParser:
     add("--metrics", nargs="+", choices=list(coverage.TASKS), default=list(coverage.METRICS), help="for coverage")
     add("--rows", nargs="+", type=int, default=list(coverage.ROWS), help="of validation, for coverage")
     add("--splits", type=int, default=coverage.SPLITS, help="for coverage")
+    add("--curve-problems", nargs="+", choices=PROBLEMS, default=["shapes", "credit"], help="for curves")
     add("--set", nargs="+", default=[], help="overrides of the quickstart, for backends, such as study.n_trials=2")
     add("--json", type=Path, help="file for all figures")
     return made

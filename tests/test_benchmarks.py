@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import diagnosis, memory, suggestions, tables, target
+from benchmarks import curves, diagnosis, memory, outlook, suggestions, tables, target
 from benchmarks.problems import PROBLEMS, Work, experiment_of, prepare
 from benchmarks.running import ROOT, SideFailed, call
 from benchmarks.sides import SIDES
@@ -119,3 +119,39 @@ def test_the_cost_of_the_diagnosis_and_its_alarms_are_counted(
     diagnosis.show_alarms({"wine": told, "digits": [{"findings": []}] * 2})
     shown = capsys.readouterr().out
     assert "| flat-loss | warning | 1 | 0 | 25.0 % |" in shown and "small, 600 x 40" in shown
+
+
+def test_a_curve_on_its_way_to_the_target_is_told_from_one_that_is_level() -> None:
+    steps = np.arange(1.0, 9.0)
+    noise = 0.001 * np.random.default_rng(0).standard_normal(8)
+    rising = 0.9 - 0.3 * steps**-0.5 + noise
+    assert curves.reaches(steps, rising, 40, 0.84) > 0.5 > 0.05 > curves.reaches(steps, rising, 40, 0.92)
+    assert curves.reaches(steps, 0.7 + noise, 40, 0.75) < 0.05
+
+
+def test_pruners_are_compared_on_the_same_curves(capsys: pytest.CaptureFixture[str]) -> None:
+    """Forty that go their ways; what saves nothing loses nothing."""
+    stream = np.random.default_rng(1)
+    ways = [
+        {"number": n, "curve": list(top - 0.4 / np.arange(1, 21))} for n, top in enumerate(stream.uniform(0.6, 0.9, 30))
+    ]
+    found = curves.compare(ways, 20, orders=2)
+    assert [each["pruner"] for each in found][:-3] == [*curves.LIBRARY]
+    assert all(0 <= each["saved"] < 1 and 0 <= each["false"] <= 1 and each["lost"] >= 0 for each in found)
+    assert found[-1]["saved"] > 0
+    curves.show({"small": found})
+    assert "of the best quarter pruned" in capsys.readouterr().out
+
+
+def test_what_more_trials_gain_is_compared_with_what_was_said(capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = outlook.measure(surfaces=2, after=(20,))
+    assert row["after"] == 20 and row["said"] >= 0 and row["gave"] >= 0
+    outlook.show([row])
+    assert "said to be not worth it" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_warm_start_is_compared_with_a_cold_one(prepared: Work, tmp_path: Path) -> None:
+    asked = {**prepared.to_dict(), "store": str(tmp_path), "target": 0.0, "cap_s": 30.0, "trials": 1}
+    found = call("warm:run", way="warm", trials_before=2, **asked)
+    assert found["reached_s"] > 0 and found["trials"] == 1, "any AUC is above none"
