@@ -339,7 +339,10 @@ def real(workers: dict[str, Any], **study: Any) -> Experiment:
             "name": "real",
             "seed": 5,
             "data": {"source": "sample", "name": "breast_cancer", "target": "target", "task": "binary"},
-            "model": {"search": {"width": {"type": "int", "low": 8, "high": 32}, "dropout": 0.2}},
+            # One shape: a network is compiled once in each process.
+            "model": {
+                "search": {"width": 16, "learning_rate": {"type": "float", "low": 1e-3, "high": 1e-2, "log": True}}
+            },
             "objective": {"metric": "val_auc"},
             "study": {"n_trials": 4, "epochs": 4, **study},
             "baselines": {"kinds": ["constant"]},
