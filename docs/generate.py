@@ -216,6 +216,7 @@ PYTHON = {
     "status": "forge_sweep.Sweep.status",
     "trials": "forge_sweep.Sweep.trials",
     "diagnose": "forge_sweep.Sweep.findings",
+    "explain": "forge_sweep.Sweep.explain",
     "replay": "forge_sweep.Sweep.replay",
     "compare": "forge_sweep.Sweep.compare",
     "best": "forge_sweep.Sweep.best",

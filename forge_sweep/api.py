@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from forge_sweep.predictions import Kept, Pair
     from forge_sweep.study import Shared, TrialRow
     from forge_sweep.study.replay import Replayed
-    from forge_sweep.sweep import Joined, Reconciled, SweepResult, Watch
+    from forge_sweep.sweep import Joined, NullSweep, Reconciled, SweepResult, Watch
 
 if "ipykernel" in sys.modules:  # Optuna imports tqdm, which then warns that it cannot draw its bars; none is drawn here
     with warnings.catch_warnings(action="ignore"), contextlib.suppress(ImportError):
@@ -241,6 +241,41 @@ class Sweep:
         from forge_sweep.checks.findings import Findings
 
         return Findings(self._study().findings())
+
+    def explain(self, number: int) -> dict[str, str]:
+        """The story of one trial in sentences, by title, as ``forge-sweep explain`` prints it.
+
+        Titles are ``tried``, ``from``, ``course``, ``ended``, ``measured``, ``cost``, ``findings`` and ``beside``:
+        those of which there is something to tell.
+
+        Raises:
+            InputError: there is no trial of this number.
+        """
+        from forge_sweep.study.story import story
+
+        study = self._study()
+        return dict(story(study, study.row(number)))
+
+    def null_sweep(
+        self, permutations: int, *, watch: Watch | None = None, stopping: Callable[[], bool] | None = None
+    ) -> NullSweep:
+        """Train the first configurations of the complete sweep on so many permutations of the targets, for a p-value.
+
+        Args:
+            permutations: how many; what was trained before is not trained again.
+            watch: as of `run`.
+            stopping: as of `run`.
+
+        Raises:
+            InputError: the sweep has not ended, or its rows may not be permuted.
+            Interrupted: it was stopped; what was trained stays.
+        """
+        from forge_sweep import sweep
+
+        _refuse_import()
+        resumes = "what was trained is kept; null_sweep() again resumes"
+        with self._watching(watch) as watch, _stoppable(stopping, resumes) as stopping:
+            return sweep.null_sweep(self.experiment, permutations, store=self.store, watch=watch, stopping=stopping)
 
     @property
     def audit(self) -> PruningAudit | None:

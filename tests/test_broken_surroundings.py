@@ -61,6 +61,7 @@ WORDS: dict[str, str] = {
     "a": "v1",
     "b": "v2",
     "kind": "keras",
+    "trial": "0",
     "output": "out.html",
 }
 """What stands for each argument, and for each option that has to be given, by its name in the code."""

@@ -1,4 +1,4 @@
-"""``forge-sweep compare``: models of a sweep on the same validation rows, from the predictions that it kept."""
+"""``forge-sweep compare`` and ``explain``: models of a sweep on the same rows, and the story of one trial."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from forge_sweep.cli.options import MLRUNS, AsJson, Name, Store
 from forge_sweep.cli.printing import emit, print_table, say
 from forge_sweep.cli.run import find
 from forge_sweep.errors import InputError
+from forge_sweep.task.words import figure
 
 
 def compare(
@@ -31,7 +32,7 @@ def compare(
 ) -> None:
     """Compare the first model with each other one on the validation rows: paired bootstrap intervals, no training."""
     from forge_sweep import predictions
-    from forge_sweep.task.words import between, figure
+    from forge_sweep.task.words import between
 
     if len(models) < 2:
         raise InputError(f"MODEL: expected two or more, got {models[0]}", hint="such as: trial:3 baseline:xgboost")
@@ -61,4 +62,24 @@ def compare(
     )
 
 
-COMMANDS = (compare,)
+def explain(
+    experiment: Name,
+    trial: Annotated[int, typer.Argument(metavar="TRIAL", help="Its number.", show_default=False)],
+    store: Store = MLRUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Tell the story of one trial: what was tried, where it comes from, how it ended, and what the best one has."""
+    from forge_sweep.study.story import story
+
+    study = find(experiment, store)
+    row = study.row(trial)
+    told = story(study, row)
+    if as_json:
+        emit({"trial": row.number, "state": row.state, **dict(told)})
+        return
+    say(f"trial {row.number} of {study.name}: {row.state}" + ("" if row.value is None else f", {figure(row.value)}"))
+    for title, sentence in told:
+        say(f"{title:<10}{sentence}")
+
+
+COMMANDS = (compare, explain)

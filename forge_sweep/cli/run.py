@@ -64,6 +64,8 @@ def run(
     with _training(loaded, as_json, "finished trials are kept; run the same command again to resume") as control:
         from forge_sweep import sweep
 
+        if null:
+            sweep.refuse_null(loaded)
         result = sweep.run(loaded, store=store, fork=fork, **control)
     if as_json:
         emit({"event": "done", **result.to_dict()}, indent=None)
@@ -205,7 +207,7 @@ def schema() -> None:
 def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
     """Show progress: trials by state, best score, cost, exhausted budget, time per phase, and whether more pays."""
     from forge_sweep.cli.watchers import searched, winner_words
-    from forge_sweep.study import phases_words
+    from forge_sweep.study import infeasible_words, phases_words
 
     study = find(experiment, store)
     if as_json:
@@ -214,6 +216,8 @@ def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> 
     states, best, final, over = study.counts(), study.best(), study.final(), study.ended_by()
     running, phases, costs = study.is_carried(), study.phases(), study.costs_by_state()
     say(f"{study.name}: {study.n_done} of {study.n_trials} trials done ({_counts(states) or 'none started'})")
+    if said := infeasible_words(study):
+        say(said)
     if not running and final is None:
         say("no process is running this sweep; resume it with `forge-sweep run` and its experiment file")
     objective = study.resolved["objective"]["metric"]
@@ -291,10 +295,7 @@ def diagnose(
 ) -> None:
     """Say why trials learned nothing, or less than they could, and what the sweep should try next."""
     study = find(experiment, store)
-    rows = [row for row in study.rows() if trial in (None, row.number)]
-    if not rows and trial is not None:
-        known = f"it has 0 to {len(study.rows()) - 1}" if study.rows() else "it has none yet"
-        raise InputError(f"{study.name} has no trial {trial}", hint=known)
+    rows = study.rows() if trial is None else [study.row(trial)]
     found = [(f"trial {row.number}", each) for row in rows for each in row.findings]
     if trial is None:
         found = [("sweep", each) for each in study.findings()] + found

@@ -9,6 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from forge_sweep.checks.findings import Finding
+from forge_sweep.errors import InputError
 from forge_sweep.experiment import Params
 from forge_sweep.study.budget import (
     CONFIRM_SHARE,
@@ -296,6 +297,14 @@ class StudyView:
     def rows(self) -> list[TrialRow]:
         """All trials in order of their numbers, imported ones included."""
         return [_row(trial) for trial in self._study.get_trials(deepcopy=False)]
+
+    def row(self, number: int) -> TrialRow:
+        """One trial; InputError where there is none of this number."""
+        rows = self.rows()
+        if not 0 <= number < len(rows):
+            known = f"it has 0 to {len(rows) - 1}" if rows else "it has none yet"
+            raise InputError(f"{self.name} has no trial {number}", hint=known)
+        return rows[number]
 
     def best(self) -> TrialRow | None:
         """The best finished trial, imported ones aside, the earlier of equals; None before the first."""

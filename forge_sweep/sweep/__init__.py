@@ -2,7 +2,7 @@
 
 from forge_sweep.sweep.context import Event, Interrupted, Watch, ignore
 from forge_sweep.sweep.join import Joined, join
-from forge_sweep.sweep.null import NullSweep, null_sweep
+from forge_sweep.sweep.null import NullSweep, null_sweep, refuse_null
 from forge_sweep.sweep.reconcile import Difference, Reconciled, reconcile
 from forge_sweep.sweep.result import LINKED, SweepResult, result_of
 from forge_sweep.sweep.run import check, check_stores, refuse_gpu_budget, run
@@ -24,6 +24,7 @@ __all__ = [
     "null_sweep",
     "reconcile",
     "refuse_gpu_budget",
+    "refuse_null",
     "result_of",
     "run",
 ]

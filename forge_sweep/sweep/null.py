@@ -95,12 +95,7 @@ def null_sweep(
         InputError: the sweep has not ended, or its rows may not be permuted.
         Interrupted: ``stopping`` said so; what was trained stays.
     """
-    kind = experiment.data.split.kind
-    if kind not in EXCHANGEABLE:
-        raise InputError(
-            f'a null sweep permutes targets, and data.split.kind = "{kind}": rows of one {kind} may not be exchanged',
-            hint=f"it takes data.split.kind = {' or '.join(map(repr, EXCHANGEABLE))}",
-        )
+    refuse_null(experiment)
     here = look_around(experiment, store, watch)
     dataset = load_data(experiment, watch)
     study = open_study(experiment, dataset=identity(dataset), store=store)
@@ -119,6 +114,16 @@ def null_sweep(
         parent.log_metrics({"null_p": found.p, "null_permutations": permutations})
         parent.set_tags({"forge.null": found.words})
     return found
+
+
+def refuse_null(experiment: Experiment) -> None:
+    """Raise InputError where the rows of an experiment may not be permuted; asked before its sweep begins."""
+    kind = experiment.data.split.kind
+    if kind not in EXCHANGEABLE:
+        raise InputError(
+            f'a null sweep permutes targets, and data.split.kind = "{kind}": rows of one {kind} may not be exchanged',
+            hint=f"it takes data.split.kind = {', '.join(EXCHANGEABLE)}; leave out --null",
+        )
 
 
 def _test(context: Context, permutations: int) -> NullSweep:
