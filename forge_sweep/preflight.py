@@ -216,7 +216,8 @@ def _within_limits(experiment: Experiment, dataset: Dataset, prepared: Prepared)
     How long a row takes is up to the machine, too, and no reason to refuse.
     """
     limits, bundle = experiment.constraints, _smallest(experiment, prepared)
-    measured = measure(bundle, limits.limits, choose_golden(dataset.train.features))
+    raw = exports.write_raw if experiment.model.preprocessing == "in_model" else None
+    measured = measure(bundle, limits.limits, choose_golden(dataset.train.features), raw=raw)
     for name, share in limits.excess(measured).items():
         if share > 0:
             expected = f"at most {limits.limits[name]:,.6g}, or no trial is feasible"

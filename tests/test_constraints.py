@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from forge_sweep import Sweep, reproduce, sweep, trial
+from forge_sweep import Sweep, exports, reproduce, sources, sweep, trial
 from forge_sweep.bundle import Bundle, choose_golden, measure
 from forge_sweep.cli import app
 from forge_sweep.errors import ExperimentError, ResumeRefused, SweepStopped, TrialFailed
@@ -25,7 +25,9 @@ from forge_sweep.experiment import Experiment, load
 from forge_sweep.experiment.spec import ConstraintsSpec
 from forge_sweep.preflight import preflight
 from forge_sweep.study import open_study
+from forge_sweep.study.story import story
 from forge_sweep.sweep import Event
+from forge_sweep.sweep.run import identity
 from forge_sweep.trial import TrialResult
 from tests.surface import experiment, fake_run, height
 from tests.test_ensemble import cancer, one_tree
@@ -36,6 +38,7 @@ from tests.test_sweep import run, runs, study_of
 
 EXAMPLE = Path(__file__).parents[1] / "experiments/constraints.toml"
 SEARCH = {"depth": {"type": "int", "low": 1, "high": 64}, "dropout": {"type": "float", "low": 0.0, "high": 0.5}}
+SIZES = {"width": 8, "depth": {"type": "int", "low": 1, "high": 2}}
 ALONE: dict[str, Any] = {"study__pruner": "none", "ensemble": {"ship": "never"}}
 
 
@@ -50,6 +53,12 @@ class sized(fake_run):
         size = 20_000 * int(params["width"]) * (2 if self.doubled and seed % 2 else 1)
         ballast = {**result.bundle.metadata, "ballast": "x" * size}
         return dataclasses.replace(result, bundle=dataclasses.replace(result.bundle, metadata=ballast))
+
+
+def study_data() -> dict[str, str]:
+    """The identity of the data that the study was begun with."""
+    spec = experiment()
+    return identity(sources.load(spec.data, root=spec.root, seed=spec.seed))
 
 
 def network(parameters: int | None = None, **params: Any) -> TrialResult:
@@ -120,6 +129,16 @@ def test_a_network_is_measured_as_it_is_served(tmp_path: Path) -> None:
     assert measure(result.bundle, ("parameters",), golden) == {"parameters": measured["parameters"]}
     twice = Bundle.ensemble([result.bundle, result.bundle], [0.5, 0.5], threshold=0.5, metadata={})
     assert measure(twice, ("parameters",), golden)["parameters"] == 2 * measured["parameters"]
+
+
+def test_a_network_with_its_preprocessing_inside_is_measured_with_it() -> None:
+    """What is registered has both forms, and the limit is for both together."""
+    result, golden = network(), choose_golden(rows(made()).train.features)
+    alone = measure(result.bundle, ("bundle_mb",), golden)["bundle_mb"]
+    assert measure(result.bundle, ("bundle_mb",), golden, raw=exports.write_raw)["bundle_mb"] > 1.5 * alone
+    spec = made(model={"preprocessing": "in_model", "search": SIZES}, constraints={"bundle_mb": 1.2 * alone})
+    found = [each for each in preflight(spec, rows(spec)) if each.code == "infeasible"]
+    assert [each.severity for each in found] == ["error"]
 
 
 def test_a_network_with_too_many_parameters_is_not_trained() -> None:
@@ -266,8 +285,13 @@ def test_what_is_above_a_limit_never_wins_and_says_by_how_much_it_missed(tmp_pat
     assert f"Above a limit of [constraints], and so left out: {len(above)} of 12 trials" in result.verdict
     ended = [event.data for event in said if event.kind == "trial_done" and event.data["state"] == "failed"]
     assert {each["failure"] for each in ended} == {"infeasible"} and len(ended) == len(above)
-    with pytest.raises(ResumeRefused, match=r"constraints\.bundle_mb: 0\.7 -> 0\.9"):
-        run(experiment(study__n_trials=12, constraints={"bundle_mb": 0.9}, **ALONE), tmp_path, sized())
+    with pytest.raises(ResumeRefused, match=r"constraints\.bundle_mb: 0\.7 -> 0\.4"):
+        run(experiment(study__n_trials=12, constraints={"bundle_mb": 0.4}, **ALONE), tmp_path, sized())
+    lower = experiment(study__n_trials=1, constraints={"bundle_mb": 0.4}, **ALONE)
+    fork = open_study(lower, dataset=study_data(), store=tmp_path, fork=True)
+    imported = [row.measured["bundle_mb"] for row in fork.rows()]
+    assert imported and max(imported) <= 0.4 and "trials of surface are above a new limit" in fork.skipped
+    assert dict(story(fork, fork.rows()[0]))["beside"].startswith("it informs the sampler and is not ranked")
 
 
 def test_where_no_network_keeps_the_limits_the_baseline_is_shipped_or_the_sweep_says_so(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def counted(calls: list[int], fail: Callable[[int], BaseException | None] = lamb
 
 def test_a_sweep_that_scores_alike_on_any_targets_has_a_p_value_of_one(tmp_path: Path) -> None:
     """What was trained is not trained again: after an interruption, and where more permutations are asked for."""
-    spec, calls = experiment(study__n_trials=8, **PLAIN), list[int]()
+    spec, calls, said = experiment(study__n_trials=8, **PLAIN), list[int](), list[sweep.Event]()
     run(spec, tmp_path)
     stop = KeyboardInterrupt()
     with no_network(counted(calls, lambda n: stop if n == 5 else None)), pytest.raises(KeyboardInterrupt):
@@ -129,7 +129,10 @@ def test_a_sweep_that_scores_alike_on_any_targets_has_a_p_value_of_one(tmp_path:
         assert len(calls) == 1 + 3 * CONFIGURATIONS, "the one that was cut off began twice"
         more = sweep.null_sweep(spec, 3, store=tmp_path)
         assert len(calls) == 1 + 4 * CONFIGURATIONS
+        fewer = sweep.null_sweep(spec, 1, store=tmp_path, watch=said.append)
+        assert len(calls) == 1 + 4 * CONFIGURATIONS and fewer == more, "what is known is not thrown away"
     assert (found.p, found.trials, len(found.permuted)) == (1.0, (0, 1, 2), 2)
+    assert any(event.data.get("text") == "null sweep, 3 permutations: 0 trainings are left" for event in said)
     assert (more.p, len(more.permuted)) == (1.0, 3) and more.permuted[:2] == found.permuted
     (parent,) = runs(tmp_path, "sweep")
     assert parent.data.metrics["null_p"] == 1.0 and parent.data.tags["forge.null"] == more.words
@@ -141,7 +144,8 @@ def test_failures_are_worse_than_any_score(tmp_path: Path) -> None:
     run(spec, tmp_path)
     with no_network(fake_run(fail=lambda params: TrialFailed("diverged", "loss is nan"))):
         found = sweep.null_sweep(spec, 1, store=tmp_path)
-    assert found.observed is None and found.p == 1.0 and "no score on the true targets and no score on 1" in found.words
+    assert found.observed is None and found.p == 1.0
+    assert "no score on the true targets and no score on 1 permutation of them" in found.words
 
 
 def test_only_configurations_that_no_target_chose_are_taken(tmp_path: Path) -> None:

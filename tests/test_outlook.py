@@ -92,6 +92,7 @@ def test_seeds_that_alone_do_more_make_it_not_worth_it() -> None:
     noise = noise_of({"confirmed": [*rows, {"baseline": "xgboost", "values": [0.1, 0.9]}]})
     assert noise == pytest.approx(0.1), "pooled, trees aside"
     assert noise_of({"confirmed": [{"baseline": "", "values": [0.5]}]}) is None and noise_of({}) is None
+    assert "one seed gives no spread" in Outlook(10, 30, 0.1, None, 90.0, "val_auc", ended=True).words
     said = [Outlook(10, 30, gain, noise, 90.0, "val_auc").words for gain in (0.09, 0.11)]
     assert said[0].startswith(
         "10 more trials would gain about 0.0900 of val_auc on average and take about 90.0 s, and "

@@ -48,7 +48,7 @@ def test_every_kind_of_end_is_told(tmp_path: Path) -> None:
                 about["ended"].startswith("after 0 epochs as diverged: loss is nan at width") and "course" not in about
             )
         elif row.state == "pruned":
-            assert 'by study.pruner = "median": val_auc is' in about["ended"] and "and the median of" in about["ended"]
+            assert 'by study.pruner = "median": val_auc is' in about["ended"] and "earlier trial" in about["ended"]
         else:
             assert about["ended"] == "after 6 epochs, as many as study.epochs allows"
             assert about["course"].startswith("val_auc ") and "after epoch 1, best" in about["course"]
@@ -80,7 +80,8 @@ def test_where_a_configuration_comes_from_is_told(tmp_path: Path) -> None:
     asked = study.ask()
     assert asked is not None
     assert dict(story(study, study.rows()[0]))["from"] == "what the builder's authors recommend"
-    assert dict(story(study, study.rows()[0]))["ended"] == "not yet: it is running, after 0 epochs"
+    assert told(tmp_path, 0, "resnet")["ended"] == "not yet: it is running, after 0 epochs"
+    assert "its process ended after 0 epochs" in dict(story(study, study.rows()[0]))["ended"], "nobody holds its lease"
 
 
 def test_an_infeasible_trial_says_by_how_much(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,11 @@ TIMED = 15
 
 
 def measure(
-    bundle: Bundle, wanted: Collection[str], golden: pd.DataFrame, folder: Path | None = None
+    bundle: Bundle,
+    wanted: Collection[str],
+    golden: pd.DataFrame,
+    folder: Path | None = None,
+    raw: Callable[[Bundle, Path], None] | None = None,
 ) -> dict[str, float]:
     """The ``wanted`` measures of a model, each under the name that it has in ``[constraints]``.
 
@@ -28,6 +32,7 @@ def measure(
         wanted: any of ``latency_ms``, ``parameters`` and ``bundle_mb``.
         golden: raw rows to score, and to save with the bundle.
         folder: where the bundle was saved; one that is not there is saved for the measurement.
+        raw: as of `Bundle.save`, where that form is kept too; then ``folder`` is not looked at.
 
     Raises:
         BundleError: it cannot be saved.
@@ -39,9 +44,9 @@ def measure(
         found["parameters"] = float(parameters(bundle))
     if "bundle_mb" in wanted:
         with tempfile.TemporaryDirectory(prefix="forge-sweep-") as name:
-            if folder is None or not folder.is_dir():
+            if folder is None or raw is not None or not folder.is_dir():
                 folder = Path(name) / "bundle"
-                bundle.save(folder, golden)
+                bundle.save(folder, golden, raw=raw)
             found["bundle_mb"] = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     return found
 

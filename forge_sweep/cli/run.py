@@ -50,6 +50,7 @@ def run(
         typer.Option(
             "--null",
             min=0,
+            max=100_000,
             metavar="N",
             help="Then train its first configurations on N permutations of the targets, for a p-value.",
         ),

@@ -48,6 +48,7 @@ class Outlook:
         noise: standard deviation of a score over seeds, from the confirmation; None before it, and with one seed.
         seconds: wall clock that they take; None where no trial has a cost.
         metric: the objective.
+        ended: whether the sweep has ended.
     """
 
     trials: int
@@ -56,12 +57,15 @@ class Outlook:
     noise: float | None
     seconds: float | None
     metric: str
+    ended: bool = False
 
     @property
     def words(self) -> str:
         """In a sentence, without its full stop."""
         price = "" if self.seconds is None else f" and take about {span(self.seconds)}"
         said = f"{self.trials} more trials would gain about {figure(self.gain)} of {self.metric} on average{price}"
+        if self.noise is None and self.ended:
+            return f"{said}; what seeds alone do to a score is not known: one seed gives no spread (confirm.seeds)"
         if self.noise is None:
             return f"{said}; what seeds alone do to a score is known after the confirmation"
         judged = "they may be worth it" if self.gain > self.noise else "they are not worth it"
@@ -82,7 +86,7 @@ def outlook(view: StudyView) -> Outlook | None:
     found = ahead(scores, _startup(view))
     if found is None:
         return None
-    n, seen, gain = found
+    (n, seen, gain), final = found, view.final()
     costs = [cost.total.seconds for cost in view.costs().values()]
     workers = view.resolved.get("workers", {})
     at_once = 1 if workers.get("kind", "serial") == "serial" else workers.get("n") or 1
@@ -90,9 +94,10 @@ def outlook(view: StudyView) -> Outlook | None:
         trials=n,
         seen=seen,
         gain=gain,
-        noise=noise_of(view.final() or {}),
+        noise=noise_of(final or {}),
         seconds=n * statistics.fmean(costs) / at_once if costs else None,
         metric=str(view.resolved["objective"]["metric"]),
+        ended=final is not None,
     )
 
 

@@ -276,7 +276,7 @@ def _create(
             why = 'study.sampler = "gp" takes none beside [constraints]'
             study.set_user_attr(Attr.SKIPPED, f"no trial of {parent} was imported: {why}")
             continue
-        _import(storage, study, experiment.space, parent, attrs, _differences(experiment, dataset, attrs))
+        _import(storage, study, experiment, parent, attrs, _differences(experiment, dataset, attrs))
     enqueue(study, experiment, earlier)
     study.set_user_attr(Attr.EXPERIMENT, experiment.name)
     return name
@@ -303,7 +303,7 @@ def _half_made(storage: Database, name: str, attrs: Mapping[str, Any]) -> bool:
 def _import(
     storage: Database,
     study: optuna.Study,
-    space: Space,
+    experiment: Experiment,
     parent: str,
     parent_attrs: Mapping[str, Any],
     differences: Mapping[str, str],
@@ -314,11 +314,16 @@ def _import(
         return
     trials = storage.get_all_trials(storage.get_study_id_from_name(parent), deepcopy=False)
     ended = [t for t in trials if t.state.name in ("COMPLETE", "PRUNED") and Attr.PARAMS in t.user_attrs]
-    done = [trial for trial in ended if Attr.FAILURE not in attrs_of(trial)]
-    fitting = [trial for trial in done if fits(trial.user_attrs[Attr.PARAMS], space)]
+    done, space = [trial for trial in ended if Attr.FAILURE not in attrs_of(trial)], experiment.space
+    inside = [trial for trial in done if fits(trial.user_attrs[Attr.PARAMS], space)]
+    fitting = [trial for trial in inside if not experiment.constraints.missed(attrs_of(trial).get("measured", {}))]
     study.add_trials([_imported(trial, parent, space) for trial in fitting])
-    if left := len(done) - len(fitting):
-        study.set_user_attr(Attr.SKIPPED, f"{left} of {len(done)} trials of {parent} lie outside the new search space")
+    left = {
+        "lie outside the new search space": len(done) - len(inside),
+        "are above a new limit": len(inside) - len(fitting),
+    }
+    if why := [f"{count} of {len(done)} trials of {parent} {how}" for how, count in left.items() if count]:
+        study.set_user_attr(Attr.SKIPPED, "; ".join(why))
     if fitting:
         accepted = [parent_attrs.get(Attr.ACCEPTED, "")]  # for the trials that it imported itself
         accepted += [text for what, text in differences.items() if not f"{what}.".startswith(f"{SEARCH}.")]
@@ -332,8 +337,7 @@ def _imported(trial: FrozenTrial, study_name: str, space: Space) -> FrozenTrial:
     params = trial.user_attrs[Attr.PARAMS]
     searched = distributions(space, params)
     attrs = {Attr.PARAMS: params, Attr.IMPORTED: trial.user_attrs.get(Attr.IMPORTED, f"{study_name}#{trial.number}")}
-    if Attr.VALUE in attrs_of(trial):
-        attrs[Attr.VALUE] = attrs_of(trial)[Attr.VALUE]
+    attrs |= {name: attrs_of(trial)[name] for name in (Attr.VALUE, "measured") if name in attrs_of(trial)}
     return optuna.trial.create_trial(
         state=trial.state,
         value=trial.value,

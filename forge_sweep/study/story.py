@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from forge_sweep.experiment import restore
 from forge_sweep.study.outlook import n_at_random
+from forge_sweep.study.study import Shared
 from forge_sweep.task.words import figure
 
 if TYPE_CHECKING:
@@ -33,9 +34,12 @@ def story(view: StudyView, row: TrialRow) -> list[tuple[str, str]]:
     if row.cost is not None:
         lost = row.cost.lost.seconds
         again = f", {lost:.1f} s of it in attempts that were cut off" if lost else ""
-        told.append(("cost", f"{row.cost.total.words()} in {_times(row.attempt, 'attempt')}{again}"))
+        noted = ", as last noted" * (row.state == "running")
+        told.append(("cost", f"{row.cost.total.words()} in {_times(row.attempt, 'attempt')}{again}{noted}"))
     if codes := list(dict.fromkeys(each.code for each in row.findings)):
-        told.append(("findings", f"{', '.join(codes)}; `forge-sweep diagnose {view.name} --trial {row.number}`"))
+        told.append(
+            ("findings", f"{', '.join(codes)}; `forge-sweep diagnose {view.resolved['name']} --trial {row.number}`")
+        )
     if beside := _beside(view, row, metric, names):
         told.append(("beside", beside))
     return told
@@ -63,6 +67,8 @@ def _course(view: StudyView, metric: str, curve: dict[int, float]) -> str:
 
 def _end(view: StudyView, row: TrialRow, metric: str, curve: dict[int, float]) -> str:
     study, epochs = view.resolved["study"], _times(row.epochs, "epoch")
+    if row.state == "running" and isinstance(view, Shared) and row.number in view.dead_running():
+        return f"not yet: its process ended after {epochs}; the next `forge-sweep run` goes on with it"
     if row.state in ("running", "waiting"):
         return f"not yet: it is {row.state}, after {epochs}"
     if row.failure == "infeasible":
@@ -76,20 +82,21 @@ def _end(view: StudyView, row: TrialRow, metric: str, curve: dict[int, float]) -
             return f"after {epochs}: {study['patience']} without improvement (study.patience)"
         return f"after {epochs}, as many as study.epochs allows" if row.epochs else "finished"
     at = max(curve, default=0)
-    others = [view.reports(other.number).get(at - 1) for other in view.rows() if other.number != row.number]
+    others = [view.reports(other.number).get(at - 1) for other in view.rows()[: row.number]]
     known = [value for value in others if value is not None and math.isfinite(value)]
     said = f'pruned after {epochs} by study.pruner = "{study["pruner"]}"'
     if not (at and known):
         return said
     middle = figure(statistics.median(known))
-    return (
-        f"{said}: {metric} is {figure(curve[at])}, and the median of {_times(len(known), 'other trial')} there {middle}"
-    )
+    others_there = f"the median of {_times(len(known), 'earlier trial')} there {middle}"
+    return f"{said}: {metric} is {figure(curve[at])}, and {others_there}"
 
 
 def _beside(view: StudyView, row: TrialRow, metric: str, names: list[str]) -> str:
     """The best trial, and what it has otherwise; of the best one how it stands among all."""
     best = view.best()
+    if row.imported:
+        return "it informs the sampler and is not ranked: its own sweep was another one"
     if best is None:
         return ""
     sign = -1 if view.direction == "maximize" else 1

@@ -149,7 +149,8 @@ def _contenders(context: Context, most: int) -> tuple[Contender, ...]:
         said = f"; {above} trials were infeasible: their models are above a limit of [constraints]" if above else ""
         raise SweepStopped(
             f"no trial finished and no baseline has a score{said}",
-            hint="see `forge-sweep trials` for the cause of each",
+            hint=("raise the limits with --fork, or search for smaller models; " if above else "")
+            + "see `forge-sweep trials` for the cause of each",
         )
     return (*top, *baseline)
 

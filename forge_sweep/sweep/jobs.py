@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from forge_sweep import predictions, training
-from forge_sweep.bundle import choose_golden, measure
+from forge_sweep import exports, predictions, training
+from forge_sweep.bundle import Bundle, choose_golden, measure
 from forge_sweep.bundle.files import replace_whole
 from forge_sweep.checks import findings
 from forge_sweep.checks.findings import Finding
@@ -135,9 +135,15 @@ def infeasible(experiment: Experiment, outcome: Outcome) -> TrialFailed | None:
 def of_baseline(context: Context, result: TrialResult, folder: Path | None = None) -> Outcome:
     """The outcome of a baseline, measured where there are limits; ``folder``: where its bundle was saved."""
     outcome, golden = Outcome.of(result, context.kept_rows), context.dataset.train.features
-    limits = context.experiment.constraints.limits
-    measured = measure(result.bundle, limits, choose_golden(golden), folder) if limits else {}
-    return dataclasses.replace(outcome, measured=measured)
+    return dataclasses.replace(outcome, measured=_measured(context.experiment, result.bundle, golden, folder))
+
+
+def _measured(experiment: Experiment, bundle: Bundle, golden: pd.DataFrame, folder: Path | None) -> dict[str, float]:
+    """What ``[constraints]`` limits, of a model in the form in which it would be registered."""
+    if not (limits := experiment.constraints.limits):
+        return {}
+    inside = experiment.model.preprocessing == "in_model" and bundle.kind == "network"
+    return measure(bundle, limits, choose_golden(golden), folder, exports.write_raw if inside else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,9 +206,9 @@ class TrainJob:
                 assert self.golden is not None
                 with contextlib.nullcontext() if self.needed else contextlib.suppress(BundleError, OSError):
                     result.bundle.save(self.keep, self.golden)
-            if (limits := self.experiment.constraints.limits) and outcome.state == "finished":
+            if self.experiment.constraints.limits and outcome.state == "finished":
                 assert self.golden is not None
-                measured = measure(result.bundle, limits, choose_golden(self.golden), self.keep)
+                measured = _measured(self.experiment, result.bundle, self.golden, self.keep)
                 outcome = dataclasses.replace(outcome, measured=measured)
             return outcome
         except TrialFailed as failure:

@@ -65,13 +65,14 @@ class NullSweep:
             else "no score"
         )
         n, seen = len(self.permuted), "no score" if self.observed is None else figure(self.observed)
+        several = f"{n} permutation{'s' * (n != 1)}"
         said = (
             f"the best of {len(self.trials)} configurations has {self.metric} {seen} on the true targets and {ends} on "
-            f"{n} permutations of them: p = {self.p:.3g}"
+            f"{several} of them: p = {self.p:.3g}"
         )
         if self.p > 1 / (n + 1):
             return said
-        return f"{said}, the least that {n} permutations can show"
+        return f"{said}, the least that {several} can show"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -89,7 +90,8 @@ def null_sweep(
     """Train the first configurations of a finished sweep on permuted targets, or go on with it; see the module.
 
     One training after the other, in this process. Each is noted, so that a kill costs one, and more permutations can be
-    asked for later. The p-value is kept with the study and its parent run.
+    asked for later; those that are there count even where fewer are asked for. The p-value is kept with the study and
+    its parent run.
 
     Raises:
         InputError: the sweep has not ended, or its rows may not be permuted.
@@ -111,7 +113,7 @@ def null_sweep(
         found = _test(context, permutations)
         study.note(NULL_NOTE, found.to_dict())
         parent = tracker.existing(key)
-        parent.log_metrics({"null_p": found.p, "null_permutations": permutations})
+        parent.log_metrics({"null_p": found.p, "null_permutations": len(found.permuted)})
         parent.set_tags({"forge.null": found.words})
     return found
 
@@ -133,9 +135,13 @@ def _test(context: Context, permutations: int) -> NullSweep:
             f"{context.study.name} has no trial whose configuration was drawn before the search had seen a score",
             hint="a sweep that began with configurations of earlier ones, or of a fork, has none; run it afresh",
         )
+    notes = context.study.notes(f"{NULL_NOTE}:")
+    known = sum(all(_key(at, row) in notes for row in chosen) for at in range(1, len(notes) + 1))
+    permutations = max(permutations, known)  # what was trained counts, whatever is asked for now
+    left = sum(_key(at, row) not in notes for at in range(permutations + 1) for row in chosen)
     seconds = [row.cost.total.seconds for row in context.study.rows() if row.state == "finished" and row.cost]
-    about = f", about {span(statistics.median(seconds) * len(chosen) * (permutations + 1))}" if seconds else ""
-    context.inform(f"null sweep: {len(chosen) * (permutations + 1)} trainings{about}")
+    about = f", about {span(statistics.median(seconds) * left)}" if seconds and left else ""
+    context.inform(f"null sweep, {permutations} permutations: {left} trainings are left{about}")
     best = [_best(context, chosen, at) for at in range(permutations + 1)]
     observed, permuted = best[0], best[1:]
     found = NullSweep(
@@ -146,7 +152,6 @@ def _test(context: Context, permutations: int) -> NullSweep:
         trials=tuple(row.number for row in chosen),
         p=p_value(observed, permuted, context.experiment.direction == "maximize"),
     )
-    context.inform(f"null sweep: {found.words}")
     return found
 
 
@@ -160,7 +165,7 @@ def _best(context: Context, chosen: Sequence[TrialRow], at: int) -> float | None
     """The best objective of the configurations on one permutation, those that were noted before not trained again."""
     notes, values, permuted = context.study.notes(f"{NULL_NOTE}:"), list[float](), None
     for row in chosen:
-        key = f"{NULL_NOTE}:{at:06d}:{row.number}"
+        key = _key(at, row)
         if key not in notes:
             permuted = permuted or on_permuted_targets(context.dataset, context.experiment.seed, at)
             value = train(context.experiment, permuted, row.params, trial_seed(context, row.number), context.stopping)
@@ -173,6 +178,10 @@ def _best(context: Context, chosen: Sequence[TrialRow], at: int) -> float | None
         trial.prepare.cache_clear()  # arrays of which no other training has a use
     better = max if context.experiment.direction == "maximize" else min
     return better(values, default=None)
+
+
+def _key(at: int, row: TrialRow) -> str:
+    return f"{NULL_NOTE}:{at:06d}:{row.number}"
 
 
 def on_permuted_targets(dataset: Dataset, seed: int, at: int) -> Dataset:
