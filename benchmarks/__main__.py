@@ -160,7 +160,7 @@ def do_warm(asked: argparse.Namespace) -> Results:
     """Does a warm start pay?"""
     found: Results = {}
     for problem in asked.target_problems:
-        found[problem] = warm.measure(problem, max(asked.seeds, 5), asked.cap_s)
+        found[problem] = warm.measure(problem, asked.warm_seeds, asked.cap_s)
         warm.show(problem, found[problem], asked.cap_s)
     return found
 
@@ -220,6 +220,7 @@ def parser() -> argparse.ArgumentParser:
     add("--metrics", nargs="+", choices=list(coverage.TASKS), default=list(coverage.METRICS), help="for coverage")
     add("--rows", nargs="+", type=int, default=list(coverage.ROWS), help="of validation, for coverage")
     add("--splits", type=int, default=coverage.SPLITS, help="for coverage")
+    add("--warm-seeds", type=int, default=5, help="for warm, whose median is shown")
     add("--curve-problems", nargs="+", choices=PROBLEMS, default=["shapes", "credit"], help="for curves")
     add("--set", nargs="+", default=[], help="overrides of the quickstart, for backends, such as study.n_trials=2")
     add("--json", type=Path, help="file for all figures")

@@ -71,6 +71,14 @@ def test_the_outlook_speaks_of_the_trials_that_ended(tmp_path: Path) -> None:
     assert "6 more trials would gain about" in found.words and "after the confirmation" in found.words
 
 
+def test_a_space_that_was_tried_whole_has_no_more_trials_to_gain_from(tmp_path: Path) -> None:
+    space = {"depth": {"type": "int", "low": 1, "high": 12}}
+    study = opened(tmp_path, experiment(space, n_trials=50, sampler="random", pruner="none"))
+    while asked := study.ask():
+        study.tell(asked.number, "finished", float(asked.params["depth"]))
+    assert study.n_done == 12 and study.all_tried and study.outlook() is None
+
+
 def test_scores_that_are_to_be_small_gain_downwards(tmp_path: Path) -> None:
     scores = [float(n) for n in range(1, 13)]
     up = told(tmp_path / "up", list(scores)).outlook()

@@ -10,7 +10,7 @@ from forge_sweep.cli.options import MLRUNS, AsJson, Name, Store
 from forge_sweep.cli.printing import emit, print_table, say
 from forge_sweep.cli.run import find
 from forge_sweep.errors import InputError
-from forge_sweep.task.words import figure
+from forge_sweep.task.words import between, figure
 
 
 def compare(
@@ -32,7 +32,6 @@ def compare(
 ) -> None:
     """Compare the first model with each other one on the validation rows: paired bootstrap intervals, no training."""
     from forge_sweep import predictions
-    from forge_sweep.task.words import between
 
     if len(models) < 2:
         raise InputError(f"MODEL: expected two or more, got {models[0]}", hint="such as: trial:3 baseline:xgboost")

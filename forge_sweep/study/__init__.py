@@ -15,7 +15,7 @@ from forge_sweep.study.budget import (
     span,
     union_s,
 )
-from forge_sweep.study.outlook import NULL_NOTE, Outlook, n_at_random
+from forge_sweep.study.outlook import Outlook, n_at_random
 from forge_sweep.study.resume import (
     find_shared,
     find_study,
@@ -30,6 +30,7 @@ from forge_sweep.study.storage import check_storage, state, storage_url
 from forge_sweep.study.study import Asked, Requeued, Shared, Study
 from forge_sweep.study.trials import (
     NO_COST,
+    NULL_NOTE,
     PHASES_NOTE,
     SESSION,
     Attr,

@@ -21,10 +21,6 @@ FEWEST = 10
 """Ended trials below which nothing can be said."""
 
 
-NULL_NOTE = "null"
-"""The note of what a null sweep found; ``null:000003:7`` is that of trial 7 on the third permutation."""
-
-
 def n_at_random(view: StudyView) -> int:
     """How many trials, counted from number 0, the sampler gave before it read a score."""
     learns = view.resolved["study"]["sampler"] in ("tpe", "gp", "cmaes")
@@ -77,10 +73,14 @@ class Outlook:
 
 
 def outlook(view: StudyView) -> Outlook | None:
-    """What `AHEAD` more trials are worth, or half as many as were seen; None below `FEWEST` ended trials.
+    """What `AHEAD` more trials are worth, or half as many as were seen.
+
+    None below `FEWEST` ended trials, and where the space has no more configurations.
 
     A pruned one counts as no better than any.
     """
+    if view.all_tried:  # there are no more
+        return None
     sign = 1.0 if view.direction == "maximize" else -1.0
     scores = [-math.inf if value is None else sign * value for _, value in view.objectives()]
     found = ahead(scores, _startup(view))

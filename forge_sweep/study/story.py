@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forge_sweep.experiment import restore
 from forge_sweep.study.outlook import n_at_random
@@ -13,7 +14,6 @@ from forge_sweep.study.study import Shared
 from forge_sweep.task.words import figure
 
 if TYPE_CHECKING:
-    from forge_sweep.experiment import Params, Scalar
     from forge_sweep.study.trials import StudyView, TrialRow
 
 
@@ -111,7 +111,7 @@ def _beside(view: StudyView, row: TrialRow, metric: str, names: list[str]) -> st
     return f"{said}; it has {_shown({k: v for k, v in other.items() if v is not None}) or 'the same configuration'}"
 
 
-def _shown(values: Params | dict[str, float] | dict[str, Scalar]) -> str:
+def _shown(values: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
     )

@@ -64,6 +64,7 @@ class Attr:
 SESSION = "search:"  # of the notes in which each command keeps when it searched, and for how long
 LOST = "lost"  # row of a table of costs: what was spent and gave nothing
 PHASES_NOTE = "phases:"  # of the notes in which each command that ran the sweep keeps how long its phases took
+NULL_NOTE = "null"  # of what a null sweep found; ``null:000003:7`` is of trial 7 on the third permutation
 STREAK = 3  # failures of one kind with one cause, one after the other, that say the sweep itself is broken
 
 OPTUNA_STATES: dict[TrialState, str] = {
@@ -256,8 +257,6 @@ class StudyView:
 
     def null(self) -> dict[str, Any] | None:
         """What the null sweep found, as JSON values with ``p`` and ``words``; None where there was none."""
-        from forge_sweep.study.outlook import NULL_NOTE
-
         return self.notes(NULL_NOTE).get(NULL_NOTE)
 
     def outlook(self) -> Outlook | None:

@@ -41,8 +41,8 @@ def enqueue(
         if other := [differences[what] for what in SAME if what in differences]:
             left.append(f"{name} ({'; '.join(other)})")
             continue
-        ended = [trial for trial in trials if trial.state.name == "COMPLETE" and Attr.PARAMS in trial.user_attrs]
-        ended = [trial for trial in ended if Attr.FAILURE not in attrs_of(trial)]  # an infeasible one has a value, too
+        done = [trial for trial in trials if trial.state.name == "COMPLETE" and Attr.PARAMS in trial.user_attrs]
+        ended = [trial for trial in done if Attr.FAILURE not in attrs_of(trial)]  # an infeasible one has a value, too
         sign = -1 if experiment.direction == "maximize" else 1
         ended.sort(key=lambda trial: (sign * float(trial.value or 0.0), trial.number))
         fitting = [trial for trial in ended if fits(trial.user_attrs[Attr.PARAMS], experiment.space)]
