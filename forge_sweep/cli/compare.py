@@ -10,7 +10,6 @@ from forge_sweep.cli.options import MLRUNS, AsJson, Name, Store
 from forge_sweep.cli.printing import emit, print_table, say
 from forge_sweep.cli.run import find
 from forge_sweep.errors import InputError
-from forge_sweep.task.words import between, figure
 
 
 def compare(
@@ -32,6 +31,7 @@ def compare(
 ) -> None:
     """Compare the first model with each other one on the validation rows: paired bootstrap intervals, no training."""
     from forge_sweep import predictions
+    from forge_sweep.task.words import between, figure
 
     if len(models) < 2:
         raise InputError(f"MODEL: expected two or more, got {models[0]}", hint="such as: trial:3 baseline:xgboost")
@@ -69,6 +69,7 @@ def explain(
 ) -> None:
     """Tell the story of one trial: what was tried, where it comes from, how it ended, and what the best one has."""
     from forge_sweep.study.story import story
+    from forge_sweep.task.words import figure
 
     study = find(experiment, store)
     row = study.row(trial)
