@@ -152,6 +152,7 @@ class Plan:
         epochs: after which it was stopped, as pruned or for the time of the sweep; None for one that ran to its end.
         threads: that one operation could use; 0 for all cores.
         precision: that it was trained in, which follows from the GPU where the experiment has ``auto``.
+        final: whether its model could be registered, which matters with folds.
     """
 
     baseline: str
@@ -163,6 +164,7 @@ class Plan:
     epochs: int | None
     threads: int
     precision: str = "float32"
+    final: bool = False
 
 
 def plan(record: Record, experiment: Experiment, seed: int | None = None) -> Plan:
@@ -195,6 +197,7 @@ def plan(record: Record, experiment: Experiment, seed: int | None = None) -> Pla
         epochs=int(record.metrics["epochs_run"]) if state == "pruned" or "forge.ended_after" in record.tags else None,
         threads=threads,
         precision=record.tags.get("forge.precision", "float32"),
+        final=record.kind == "confirm",
     )
 
 
@@ -304,7 +307,9 @@ class Order:
             return plan.epochs is not None and epoch + 1 >= plan.epochs
 
         experiment = self.experiment.model_copy(update={"precision": plan.precision})
-        return trial.run(experiment, dataset, plan.params, plan.seed, on_epoch, halvings=plan.halvings)
+        return trial.run(
+            experiment, dataset, plan.params, plan.seed, on_epoch, halvings=plan.halvings, final=plan.final
+        )
 
 
 def train_again(order: Order) -> Again:

@@ -15,13 +15,14 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-from forge_sweep import baselines, models, training
+from forge_sweep import baselines, folds, models, training
 from forge_sweep.bundle import Bundle
 from forge_sweep.checks.findings import Finding
 from forge_sweep.errors import DataError, ForgeSweepError, TrialFailed
 from forge_sweep.experiment import SCALERS, Experiment, HeadSpec, Params, Scalar
+from forge_sweep.folds import OnInner, Part
 from forge_sweep.preprocessing import Group, Preprocessor, Schema, Spec, declared, same_settings, with_rows
-from forge_sweep.sources import Dataset, Split
+from forge_sweep.sources import Dataset, Fold, Split
 from forge_sweep.task import Joint, Task, TaskKind
 from forge_sweep.training import Checkpoint, FitSpec, OnEpoch, OnResume, Schedule, TrainingData, begin_anew
 
@@ -94,9 +95,21 @@ class Arrays(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """The arrays of all folds, in the place of a `Dataset` that has folds; the attributes are those of that one."""
+
+    folds: tuple[Fold[Arrays], ...]
+    whole: Arrays
+    split_digest: str
+
+
+Rows = Dataset | Arrays | Folded
+
+
 def run(
     experiment: Experiment,
-    splits: Dataset | Arrays,
+    splits: Rows,
     params: Params,
     seed: int,
     on_epoch: OnEpoch,
@@ -105,8 +118,13 @@ def run(
     deadline_s: float | None = None,
     halvings: int = 0,
     on_resume: OnResume = begin_anew,
+    on_inner: OnInner = folds.say_nothing,
+    final: bool = False,
+    part: Part | None = None,
 ) -> TrialResult:
     """Train one network and score it on the validation split; the test split stays untouched.
+
+    With folds, it is one network for each, and an epoch of the result is a fold: see `folds`.
 
     Args:
         experiment: its search space is not read.
@@ -118,10 +136,18 @@ def run(
         deadline_s: seconds of training, over all attempts, after which the trial fails as ``time-out``.
         halvings: how often memory ran out before; see `smaller`.
         on_resume: called with the number of epochs in ``checkpoint``, before they are reported again.
+        on_inner: with folds, called after each epoch of each.
+        final: with folds, the model may be registered: ``data.split.final`` says what it is.
+        part: this training is one of several of a trial.
 
     Raises:
         TrialFailed: the trial cannot give a score; its ``failure`` says of which kind.
     """
+    if isinstance(splits, Dataset | Folded) and splits.folds:
+        return _run_folds(
+            experiment, splits, params, seed, on_epoch, checkpoint, deadline_s, halvings, on_resume, on_inner, final
+        )
+    assert not isinstance(splits, Folded)
     began = time.monotonic()
     try:
         prepared = arrays_of(splits, Recipe.of(experiment, params.get("scaler")))
@@ -146,6 +172,9 @@ def run(
             checkpoint=checkpoint,
             identity=hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest(),
             seed=seed,
+            only=None if part is None else part.only,
+            rates=() if part is None else part.rates,
+            keeps_end=part is not None,
         )
         fit_began = time.monotonic()
         more = models.callbacks(experiment.code, experiment.model.callbacks) if experiment.code is not None else ()
@@ -194,6 +223,65 @@ def run(
     )
 
 
+def _run_folds(
+    experiment: Experiment,
+    splits: Dataset | Folded,
+    params: Params,
+    seed: int,
+    on_epoch: OnEpoch,
+    checkpoint: Checkpoint | None,
+    deadline_s: float | None,
+    halvings: int,
+    on_resume: OnResume,
+    on_inner: OnInner,
+    final: bool,
+) -> TrialResult:
+    kept = folds.Checkpoints(checkpoint)
+
+    def train(
+        rows: Any, seed: int, tell: OnEpoch, name: str, left_s: float | None, part: Part = folds.ONE_OF_SEVERAL
+    ) -> TrialResult:
+        how: dict[str, Any] = {"deadline_s": left_s, "halvings": halvings, "part": part}
+        return run(experiment, rows, params, seed, tell, checkpoint=kept.of(name), **how)
+
+    on_resume(kept.done)
+    results, pruned = folds.train(splits.folds, train, kept, seed, on_epoch, on_inner, deadline_s)
+    whole = _combined(experiment, splits, Recipe.of(experiment, params.get("scaler")), results, seed, pruned=pruned)
+    if pruned or not final or experiment.data.split.final == "average":
+        return whole
+
+    def tell_final(epoch: int, metrics: dict[str, float]) -> bool:
+        on_inner("final", epoch, metrics)
+        return False
+
+    left_s = None if deadline_s is None else deadline_s - whole.seconds
+    last = train(splits.whole, seed, tell_final, "final", left_s, folds.refit(results))
+    said = f"trained again on the rows of all folds: {last.best_epoch + 1} epochs"
+    return dataclasses.replace(
+        whole,
+        bundle=dataclasses.replace(last.bundle, threshold=whole.bundle.threshold, metadata=whole.bundle.metadata),
+        seconds=whole.seconds + last.seconds,
+        events=(*whole.events, said, *(f"final: {event}" for event in last.events)),
+    )
+
+
+def _combined(
+    experiment: Experiment,
+    splits: Dataset | Folded,
+    recipe: Recipe,
+    results: list[TrialResult],
+    seed: int,
+    *,
+    pruned: bool = False,
+) -> TrialResult:
+    """The result of a trial from those of its folds."""
+    split = experiment.data.split
+    targets = [arrays_of(fold.rows, recipe).data.y_valid for fold in splits.folds]
+    about = {"n": split.folds, "repeats": split.repeats, "final": split.final}
+    origin = {"split_digest": splits.split_digest, "seed": seed, "folds": about}
+    return folds.combined(results, splits.folds, targets, experiment.objective.metric, origin, pruned=pruned)
+
+
 def build(experiment: Experiment, prepared: Prepared, params: Params, precision: str) -> keras.Model:
     """A compiled network whose layers compute as this dtype policy says; its weights are float32 in any case."""
     with training.dtype_policy(precision):
@@ -218,7 +306,8 @@ def run_baseline(
 ) -> TrialResult:
     """Fit one baseline on the same rows and score it with the same metrics as a network.
 
-    It takes one matrix, whatever the inputs of the network are, and leaves columns of arrays out.
+    It takes one matrix, whatever the inputs of the network are, and leaves columns of arrays out. With folds it is the
+    average of one for each, whatever ``data.split.final`` says: tuned trees stop early by rows that they do not see.
 
     Args:
         experiment: what is swept.
@@ -233,6 +322,17 @@ def run_baseline(
     """
     began = time.monotonic()
     recipe = dataclasses.replace(Recipe.of(experiment, experiment.scalers[0]), inputs=(), one_matrix=True)
+    limit = min(experiment.baseline_timeout_s, math.inf if timeout_s is None else timeout_s)
+    if isinstance(splits, Dataset) and splits.folds:
+
+        def fit(
+            rows: Any, seed: int, tell: OnEpoch, name: str, left_s: float | None, part: Part = folds.ONE_OF_SEVERAL
+        ) -> TrialResult:
+            return run_baseline(experiment, rows, kind, seed, params, left_s)
+
+        kept = folds.Checkpoints(None)
+        results, _ = folds.train(splits.folds, fit, kept, seed, folds.go_on, folds.say_nothing, limit)
+        return _combined(experiment, splits, recipe, results, seed)
     prepared = arrays_of(splits, recipe)
     if kind != "constant" and not prepared.preprocessor.output_names:
         arrays = ", ".join(column.name for column in prepared.preprocessor.schema.tensors)
@@ -240,7 +340,6 @@ def run_baseline(
     data = prepared.data
     task = dataclasses.replace(prepared.task, from_logits=False)  # trees give probabilities whatever the network gives
     (x_train,), (x_valid,) = training.leaves(data.x_train), training.leaves(data.x_valid)
-    limit = min(experiment.baseline_timeout_s, math.inf if timeout_s is None else timeout_s)
     how: dict[str, Any] = {"seed": seed, "class_weight": experiment.model.class_weight, "timeout_s": limit}
     if params is None:
         model = baselines.fit(kind, task, x_train, data.y_train, **how)
@@ -351,7 +450,9 @@ class Recipe:
 
 def arrays_of(splits: Dataset | Arrays, recipe: Recipe) -> Prepared:
     """The splits as arrays: made here, or taken as they are."""
-    return prepare(splits, recipe) if isinstance(splits, Dataset) else splits.prepared(recipe)
+    if not isinstance(splits, Dataset):
+        return splits.prepared(recipe)
+    return prepare(splits, recipe) if splits.known is None else _prepare_fold(splits, recipe)
 
 
 @functools.lru_cache(maxsize=len(SCALERS))
@@ -362,10 +463,11 @@ def prepare(splits: Dataset, recipe: Recipe) -> Prepared:
     trials of a sweep share both arguments; the arrays must not be written to.
     """
     train, valid = splits.train, splits.valid
-    task = recipe.learn_task(train.targets)
+    known = splits.train if splits.known is None else splits.known
+    task = recipe.learn_task(known.targets)
     preprocessor = splits.preprocessor
     if preprocessor is None or not same_settings(preprocessor, recipe.settings):
-        preprocessor = recipe.fit(train.features, Schema.learn(train.features, splits.categorical))
+        preprocessor = recipe.fit(train.features, Schema.learn(known.features, splits.categorical))
     elif recipe.inputs and not recipe.one_matrix:
         preprocessor = preprocessor.grouped(recipe.inputs)
     y_train = task.encode(train.targets)
@@ -384,6 +486,10 @@ def prepare(splits: Dataset, recipe: Recipe) -> Prepared:
         "normalization_version": splits.normalization_version if stored else None,
     }
     return Prepared(task, preprocessor, data, origin)
+
+
+# Folds are of few rows, and there are as many as of each recipe that a trial has.
+_prepare_fold = functools.lru_cache(maxsize=256)(prepare.__wrapped__)
 
 
 def schedule_of(experiment: Experiment, params: Params) -> Schedule:

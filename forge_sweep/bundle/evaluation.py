@@ -243,15 +243,21 @@ BUDGET = 10**8  # rows times resamples, above which fewer resamples are drawn: a
 
 
 def figures(
-    bundle: Bundle, split: Split, groups: Sequence[str] = (), known: Mapping[str, Interval] | None = None
+    bundle: Bundle,
+    split: Split,
+    groups: Sequence[str] = (),
+    known: Mapping[str, Interval] | None = None,
+    *,
+    scores: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """All figures of a bundle on raw rows, as JSON values; what cannot be computed is None.
 
     Slices are by the categorical columns ``groups``, by default those with the fewest categories. ``known`` are the
-    metrics with their intervals, where these rows were resampled before.
+    metrics with their intervals, where these rows were resampled before; ``scores`` those of the rows, where they were
+    made by models that had not seen them.
     """
     task, encoded = bundle.task, bundle.task.encode(split.targets)
-    answers = Answers(bundle.scores(split.features), bundle.threshold)
+    answers = Answers(bundle.scores(split.features) if scores is None else scores, bundle.threshold)
     resamples = _resamples_for(len(encoded))
     return {
         "rows": len(encoded),

@@ -27,6 +27,26 @@ class SplitSpec(Section):
     column: str | None = Field(None, description="Column that holds train, valid or test (kind `column`).")
     group: str | None = Field(None, description="Column whose values never stand in two splits (kind `group`).")
     time: str | None = Field(None, description="Column to sort by: the oldest rows train (kind `time`).")
+    folds: Annotated[int, Later(1)] = Field(
+        1,
+        ge=1,
+        le=20,
+        description="With 2 or more, a trial is the mean over so many folds of the training and validation rows "
+        "together: each row is predicted by a model that has not seen it (kinds `random`, `group`, `time`).",
+    )
+    repeats: Annotated[int, Later(1)] = Field(
+        1, ge=1, le=20, description="How often the rows are divided into folds, each time otherwise."
+    )
+    final: Annotated[Literal["average", "refit"], Later("average")] = Field(
+        "average",
+        description="With folds, what is registered: the average of the models of all folds, or one model trained on "
+        "the rows of all folds, for as many epochs as the folds' best ones on average.",
+    )
+
+    @property
+    def trainings(self) -> int:
+        """How many trainings a trial is: one for each fold, or 1."""
+        return self.folds * self.repeats if self.folds > 1 else 1
 
 
 class InputGroup(Section):

@@ -7,7 +7,7 @@ import re
 
 from forge_sweep.errors import Key, Mistake
 from forge_sweep.experiment.code import is_own
-from forge_sweep.experiment.data import DataSpec
+from forge_sweep.experiment.data import DataSpec, SplitSpec
 from forge_sweep.experiment.spec import BaselinesSpec
 from forge_sweep.experiment.words import Mistakes, as_toml, missing, wrong
 
@@ -59,6 +59,20 @@ def split_fits(data: DataSpec) -> Mistakes:
         yield wrong("data.split.kind", split.kind, '"files", since data.path has one path per split')
     if not isinstance(paths, dict) and split.kind == "files":
         yield wrong("data.split.kind", split.kind, "one path per split in data.path")
+
+
+def folds_fit_split(data: DataSpec) -> Mistakes:
+    """Folds divide the rows themselves, and what goes with them needs them."""
+    split = data.split
+    if split.folds == 1:
+        for key in ("repeats", "final"):
+            if (value := getattr(split, key)) != SplitSpec.model_fields[key].default:
+                yield wrong(f"data.split.{key}", value, "nothing without folds", "set folds = 5 under [data.split]")
+    elif split.kind in ("column", "files"):
+        named = "a column says" if split.kind == "column" else "files say"
+        yield wrong("data.split.folds", split.folds, f"1, since {named} which rows validate", 'kind = "random"')
+    elif split.kind == "time" and split.repeats > 1:
+        yield wrong("data.split.repeats", split.repeats, "1: there is one order of time", "remove it")
 
 
 def columns_have_one_role(data: DataSpec) -> Mistakes:

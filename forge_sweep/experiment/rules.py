@@ -371,9 +371,22 @@ def plateau_is_whole(study: StudySpec) -> Mistakes:
         yield missing("study.plateau_trials", "a number of trials, since study.plateau_delta is set")
 
 
+def folds_fit_the_rest(data: DataSpec, model: ModelSpec, study: StudySpec) -> Mistakes:
+    """A pruner that judges whole folds, and one model where one is asked for."""
+    if data.split.folds == 1:
+        return
+    if study.pruner in ("hyperband", "successive_halving"):
+        expected = "a pruner that can judge whole folds: median, percentile, wilcoxon or none"
+        yield wrong("study.pruner", study.pruner, expected, 'pruner = "median" under [study]')
+    if model.preprocessing == "in_model" and data.split.final == "average":
+        expected = '"bundle", since the average of the folds\' models is registered'
+        yield wrong("model.preprocessing", model.preprocessing, expected, 'set final = "refit" under [data.split]')
+
+
 RULES: tuple[tuple[Callable[..., Mistakes], tuple[str, ...]], ...] = (
     (data_rules.source_fits, ("data",)),
     (data_rules.split_fits, ("data",)),
+    (data_rules.folds_fit_split, ("data",)),
     (data_rules.columns_have_one_role, ("data",)),
     (data_rules.inputs_have_names, ("data",)),
     (data_rules.inputs_fit_their_kind, ("data",)),
@@ -398,5 +411,6 @@ RULES: tuple[tuple[Callable[..., Mistakes], tuple[str, ...]], ...] = (
     (workers_fit_kind, ("workers",)),
     (gpus_can_be_shared, ("workers",)),
     (plateau_is_whole, ("study",)),
+    (folds_fit_the_rest, ("data", "model", "study")),
 )
 """Each rule with the sections that it takes; it is left out where one of them could not be read."""

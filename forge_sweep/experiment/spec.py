@@ -433,6 +433,12 @@ class Experiment(Section):
         return self.objective.direction
 
     @property
+    def steps(self) -> StudySpec:
+        """``[study]`` in the steps that a trial reports and a pruner judges: epochs, or whole folds."""
+        trainings = self.data.split.trainings
+        return self.study if trainings == 1 else self.study.model_copy(update={"epochs": trainings, "warmup_epochs": 1})
+
+    @property
     def baseline_timeout_s(self) -> float:
         """Seconds after which a baseline is given up."""
         return self.baselines.timeout_s or self.study.trial_timeout_s or 3600.0
@@ -506,6 +512,11 @@ class Experiment(Section):
                 f"study.patience: {patience} epochs without improvement never pass in epochs = {epochs}; "
                 f"no trial stops early. fix: patience = {max(1, epochs // 4)} under [study], or more epochs "
                 "[patience-too-long]"
+            )
+        if self.data.split.trainings > 1 and "warmup_epochs" in self.study.model_fields_set:
+            found.append(
+                f"study.warmup_epochs: with data.split.folds = {self.data.split.folds} trials are pruned after whole "
+                "folds, from the first one on. fix: leave warmup_epochs out [warmup-of-folds]"
             )
         if self.data.heads and self.baselines.kinds:
             found.append(

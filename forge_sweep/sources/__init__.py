@@ -3,6 +3,7 @@
 from forge_sweep.sources.base import (
     ROLES,
     Dataset,
+    Fold,
     Role,
     Source,
     Split,
@@ -18,6 +19,7 @@ __all__ = [
     "ROLES",
     "SOURCES",
     "Dataset",
+    "Fold",
     "Role",
     "Source",
     "Split",

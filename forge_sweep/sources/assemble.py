@@ -16,6 +16,7 @@ from forge_sweep.preprocessing import is_tensor, mapped
 from forge_sweep.sources.arrays import tensors_of
 from forge_sweep.sources.base import ROLES, Dataset, HeldTest, Role, Split, shown
 from forge_sweep.sources.digest import content_digest, fingerprints, prints_of, split_digest
+from forge_sweep.sources.folds import Positions, positions
 from forge_sweep.sources.reading import listed, other_separator, refuse_names
 from forge_sweep.sources.splits import assign, refuse_empty, without_target
 
@@ -111,7 +112,18 @@ def assemble(
             if is_tensor(features[name])
         },
         groups={} if spec.split.group is None else count_groups(frame[spec.split.group], roles),
+        in_folds=_folds(frame, spec, roles, seed),
     )
+
+
+def _folds(frame: pd.DataFrame, spec: DataSpec, roles: np.ndarray, seed: int) -> tuple[Positions, ...]:
+    if spec.split.folds > 1 and (names := [str(name) for name in frame if mapped(frame[name]) is not None]):
+        raise DataError(
+            f"{Key('data.split.folds', str(spec.split.folds)):is}: the arrays of {', '.join(names)} do not fit in "
+            "memory, and folds are for few rows",
+            hint=f"leave {Key('data.split.folds')} out: with so many rows one split is as good",
+        )
+    return positions(frame, spec, roles, seed)
 
 
 EXACT = 1e-5

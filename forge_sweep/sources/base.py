@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import getpass
+import hashlib
 import json
 import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args, runtime_checkable
+
+import numpy as np
 
 from forge_sweep import jsons
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
     from forge_sweep.experiment import DataSpec
@@ -98,6 +101,22 @@ class HeldTest:
         return None
 
 
+Rows = TypeVar("Rows")
+
+
+@dataclass(frozen=True, eq=False)
+class Fold(Generic[Rows]):
+    """A training of several that are one trial.
+
+    Attributes:
+        rows: what it trains on and validates with: a `Dataset`, or the arrays made of one.
+        at: (n,) position of each of its validation rows among `Dataset.judged`.
+    """
+
+    rows: Rows
+    at: np.ndarray
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """One version of the data, split. The test rows are out of reach but for `look_at_test`.
@@ -122,6 +141,10 @@ class Dataset:
         missing_words: per target, how often each word for a missing value, such as ``None``, stands in it.
         groups: number of groups per role; empty unless whole groups were split.
         array_prints: per column of arrays and role (n,) uint64, equal for equal arrays; test included, as above.
+        in_folds: of each fold the positions (n,) of the rows that train and (m,) that validate, among those of train
+            and after them those of valid; empty where there is one split.
+        known: rows that classes, categories and the scale of a target are learned from, so that all folds have the same
+            ones; those of train where there are no folds. Nothing else is learned from them.
     """
 
     name: str
@@ -142,6 +165,64 @@ class Dataset:
     missing_words: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     groups: Mapping[Role, int] = field(default_factory=dict)
     array_prints: Mapping[str, Mapping[Role, np.ndarray]] = field(default_factory=dict, repr=False)
+    in_folds: tuple[tuple[np.ndarray, np.ndarray], ...] = field(default=(), repr=False)
+    known: Split | None = field(default=None, repr=False)
+
+    @functools.cached_property
+    def pool(self) -> Split:
+        """The rows of train, and after them those of valid."""
+        return _joined(self.train, self.valid)
+
+    @functools.cached_property
+    def folds(self) -> tuple[Fold[Dataset], ...]:
+        """The trainings that are one trial; empty where there is one split."""
+        found = []
+        for i, (train, valid) in enumerate(self.in_folds):
+            digest = hashlib.sha256(f"{self.split_digest} fold {i + 1}".encode())
+            for of_role in (train, valid):
+                digest.update(np.ascontiguousarray(of_role, "<i8").tobytes())
+            found.append(Fold(self._part(train, valid, digest.hexdigest()), np.searchsorted(self._judged, valid)))
+        return tuple(found)
+
+    @functools.cached_property
+    def whole(self) -> Dataset:
+        """The rows of all folds to train on; they validate as well, which chooses nothing."""
+        every = np.arange(len(self.pool.rows))
+        return self._part(every, every, hashlib.sha256(f"{self.split_digest} whole".encode()).hexdigest())
+
+    @property
+    def learned_from(self) -> Split:
+        """The rows that the models of a trial learn from, and whose classes and categories they know."""
+        return self.known or (self.pool if self.in_folds else self.train)
+
+    @functools.cached_property
+    def judged(self) -> Split:
+        """The rows that models are judged on: those of valid, or all that some fold validates, in the order of rows."""
+        return _taken(self.pool, self._judged) if self.in_folds else self.valid
+
+    @property
+    def judged_prints(self) -> np.ndarray:
+        """`fingerprints` of the rows of `judged`."""
+        if not self.in_folds:
+            return self.fingerprints["valid"]
+        prints: np.ndarray = np.concatenate([self.fingerprints["train"], self.fingerprints["valid"]])
+        return prints[self._judged]
+
+    @functools.cached_property
+    def _judged(self) -> np.ndarray:
+        found: np.ndarray = np.unique(np.concatenate([valid for _, valid in self.in_folds]))
+        return found
+
+    def _part(self, train: np.ndarray, valid: np.ndarray, split_digest: str) -> Dataset:
+        return replace(
+            self,
+            train=_taken(self.pool, train),
+            valid=_taken(self.pool, valid),
+            split_digest=split_digest,
+            sizes={**self.sizes, "train": len(train), "valid": len(valid)},
+            in_folds=(),
+            known=self.pool,
+        )
 
     def look_at_test(self, purpose: str, ledger: Path, *, run: str = "", once: bool = False) -> Split:
         """The test rows. The look is on disk before this returns, and in the store's own ledger if it has one.
@@ -172,6 +253,20 @@ class Dataset:
         if counted is None:
             return evaluations(look.run for look in test_looks(ledger, self.digest, self.split_digest))
         return counted
+
+
+def _joined(one: Split, other: Split) -> Split:
+    import pandas as pd
+
+    def both(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+        return pd.concat([first, second])
+
+    rows = np.concatenate([one.rows, other.rows])
+    return Split(both(one.features, other.features), both(one.targets, other.targets), rows)
+
+
+def _taken(split: Split, positions: np.ndarray) -> Split:
+    return Split(split.features.iloc[positions], split.targets.iloc[positions], split.rows[positions])
 
 
 class Source(Protocol):

@@ -79,7 +79,7 @@ def at_random_by_class(targets: pd.DataFrame, shares: np.ndarray, seed: int) -> 
 
     A class is one value of the target, or one combination of one-hot columns.
     """
-    codes, labels = _classes(targets)
+    codes, labels = class_numbers(targets)
     counts = np.bincount(codes)
     per_class = _per_class(counts, _totals(len(codes), shares), labels)
     shuffled = _shuffled(len(codes), seed)
@@ -116,7 +116,7 @@ def by_group(values: pd.Series, shares: np.ndarray, seed: int) -> np.ndarray:
     so that a large group lands in a large split; the last groups go to splits that have none. The order of rows plays
     no part.
     """
-    codes, groups = _ranked(values, "group", "groups", "more groups")
+    codes, groups = ranked(values, "group", "groups", "more groups")
     sizes, filled = np.bincount(codes), np.zeros(3)
     role_of = np.empty(groups, np.int8)
     for done, group in enumerate(np.random.default_rng(seed).permutation(groups)):
@@ -131,14 +131,14 @@ def by_group(values: pd.Series, shares: np.ndarray, seed: int) -> np.ndarray:
 
 def by_time(values: pd.Series, shares: np.ndarray) -> np.ndarray:
     """The oldest rows train, the newest test; rows of one moment stay together, shares hold as they allow."""
-    codes, _ = _ranked(values, "time", "different times", "finer times")
+    codes, _ = ranked(values, "time", "different times", "finer times")
     ends = np.cumsum(np.bincount(codes))  # rows up to and with each moment
     first = np.argmin(abs(ends[:-2] - shares[TRAIN] * len(codes)))
     second = first + 1 + np.argmin(abs(ends[first + 1 : -1] - (shares[TRAIN] + shares[VALID]) * len(codes)))
     return np.add(codes > first, codes > second, dtype=np.int8)
 
 
-def _ranked(values: pd.Series, kind: str, what: str, more: str) -> tuple[np.ndarray, int]:
+def ranked(values: pd.Series, kind: str, what: str, more: str) -> tuple[np.ndarray, int]:
     """The rank of each value (n,) among the different ones, at least three, and their number."""
     key = Key(f"data.split.{kind}")
     missing = values.isna().to_numpy(bool)
@@ -199,7 +199,7 @@ def _per_class(counts: np.ndarray, totals: np.ndarray, labels: list[str]) -> np.
     )
 
 
-def _classes(targets: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+def class_numbers(targets: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
     """Class number of every row (n,) and the name of every class, in the order of labels."""
     codes: np.ndarray
     if targets.shape[1] == 1:

@@ -356,7 +356,7 @@ def _study(storage: Database, url: str, name: str, experiment: Experiment, store
 
     trials = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
     imported = [trial.user_attrs[Attr.PARAMS] for trial in trials if Attr.IMPORTED in trial.user_attrs]
-    sampler, pruner = samplers.make(experiment, imported), pruners.make(experiment.study)
+    sampler, pruner = samplers.make(experiment, imported), pruners.make(experiment.steps)
     study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
     if study.metric_names is None:  # what optuna-dashboard calls the value
         with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):

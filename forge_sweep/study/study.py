@@ -466,7 +466,7 @@ class Study(Shared):
         """Give the pruner what it reads, and ask it; ``again``: an epoch that was reported before."""
         from forge_sweep.study import pruners
 
-        spec, running = self._experiment.study, self._running[number]
+        spec, running = self._experiment.steps, self._running[number]
         if step >= spec.epochs:
             return False
         if again and running.trial.user_attrs.get(Attr.PRUNED_AT) == step:

@@ -7,12 +7,15 @@ maximum with a mean (see Bouthillier et al. 2021, "Accounting for variance in ma
 from __future__ import annotations
 
 import contextlib
+import io
 import statistics
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from forge_sweep import trial
 from forge_sweep.bundle import Bundle
@@ -197,7 +200,7 @@ class Confirmation:
     def _is_done(self, contender: Contender, s: int) -> bool:
         name = confirm_name(contender.label, s)
         note = self.context.study.notes("confirm:").get(f"confirm:{contender.label}:{s}")
-        if note is None or (note["value"] is not None and not bundle_folder(self.context, name).is_dir()):
+        if note is None or (note["value"] is not None and not _is_kept(self.context, name)):
             return False
         self._found[contender.label, s] = None if note["value"] is None else float(note["value"])
         if "cause" in note:
@@ -228,6 +231,10 @@ class Confirmation:
             outcome = monitor.outcome
             if (missed := infeasible(context.experiment, outcome)) is not None:
                 raise missed
+            if outcome.out_of_fold is not None:
+                content = io.BytesIO()
+                np.save(content, outcome.out_of_fold)
+                FileCheckpoint(_out_of_fold(context, name)).save(content.getvalue())
             log_end(context, run, outcome)
         except TrialFailed as failure:
             finish_failed(run, failure)
@@ -296,13 +303,30 @@ def _train_baseline(context: Context, contender: Contender, seed: int, folder: P
         result = trial.run_baseline(context.experiment, context.dataset, kind, seed, params)
     except Exception as error:
         raise classify(error) from error
-    result.bundle.save(folder, context.dataset.train.features)
-    return of_baseline(context, result, folder)
+    result.bundle.save(folder, context.dataset.learned_from.features)
+    outcome = of_baseline(context, result, folder)
+    return replace(outcome, out_of_fold=result.scores) if context.dataset.folds else outcome
 
 
 def bundle_folder(context: Context, name: str) -> Path:
     """Where the bundle of a confirmed contender waits."""
     return context.checkpoints / name
+
+
+def _out_of_fold(context: Context, name: str) -> Path:
+    """Where the predictions lie that a contender made out of fold."""
+    return context.checkpoints / f"{name}.scores.npy"
+
+
+def _is_kept(context: Context, name: str) -> bool:
+    return bundle_folder(context, name).is_dir() and (not context.dataset.folds or _out_of_fold(context, name).exists())
+
+
+def judged_scores(context: Context, name: str) -> np.ndarray:
+    """(n, units): what a confirmed contender says of the rows of `Dataset.judged`, none of which it was trained on."""
+    if context.dataset.folds:
+        return np.asarray(np.load(_out_of_fold(context, name), allow_pickle=False))
+    return waiting_bundle(context, name).scores(context.dataset.judged.features)
 
 
 SMALL = 30_000_000

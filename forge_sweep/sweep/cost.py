@@ -37,7 +37,7 @@ def cost_of(context: Context, confirmed: Confirmed) -> Cost:
     key = f"cost:{confirmed.name}"
     latency = context.study.notes("cost:").get(key)
     if latency is None:
-        row = context.dataset.train.features.iloc[:1]
+        row = context.dataset.learned_from.features.iloc[:1]
         latency = latency_ms(waiting_bundle(context, confirmed.name), row)
         context.study.note(key, latency)
     notes, label = context.study.notes("confirm:"), confirmed.contender.label

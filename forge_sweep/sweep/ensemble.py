@@ -43,7 +43,9 @@ class Chosen:
 
 
 def is_on(context: Context) -> bool:
-    """Whether a model is looked for that is an average of several."""
+    """Whether a model is looked for that is an average of several; with folds one is registered as it is."""
+    if context.dataset.folds:
+        return False
     wanted = context.experiment.ensemble.ship == "better" and knows_ensembles(context.study)
     return wanted and len(context.dataset.valid.rows) >= LEAST_ROWS
 

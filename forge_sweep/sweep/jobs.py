@@ -23,16 +23,16 @@ from forge_sweep.checks import findings
 from forge_sweep.checks.findings import Finding
 from forge_sweep.errors import BundleError, TrialFailed
 from forge_sweep.experiment import Experiment, Params
-from forge_sweep.sources import Dataset
 from forge_sweep.study import Asked
 from forge_sweep.sweep.budget import CLOCKS, Account, Clocks
 from forge_sweep.sweep.context import BudgetOver, Context, Interrupted, rank, stop_if_asked
 from forge_sweep.task.words import figure
 from forge_sweep.tracking import FIRST_EPOCH, Run
-from forge_sweep.trial import Arrays, TrialResult
+from forge_sweep.trial import Rows, TrialResult
 from forge_sweep.workers import Say
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 STOP = "stop"  # Answer to a progress: end the training in order, with a checkpoint saved; it will go on later
@@ -50,6 +50,7 @@ class Progress:
     seconds: float = 0.0  # wall clock
     cpu_s: float = 0.0  # of its process
     epoch: int | None = None  # 0-based, that was completed; None where another event is reported
+    fold: str = ""  # of several whose means are the epochs of the job: ``epoch`` is one within it
     metrics: dict[str, float] = field(default_factory=dict)  # of that epoch
     behind: int = 0  # epochs that were there already when the job began, and are reported again
     checkpoint: bytes | None = None  # for the driver to keep, from a job on another machine
@@ -78,6 +79,7 @@ class Outcome:
     ended_after: int | None = None  # epochs after which `ENOUGH` ended what would have gone on
     predictions: bytes | None = field(default=None, repr=False)  # of the validation rows; see `forge_sweep.predictions`
     measured: dict[str, float] = field(default_factory=dict)  # what ``[constraints]`` limits; of a finished one
+    out_of_fold: np.ndarray | None = field(default=None, repr=False, compare=False)  # of a model that is kept
 
     @property
     def tags(self) -> dict[str, str]:
@@ -134,7 +136,7 @@ def infeasible(experiment: Experiment, outcome: Outcome) -> TrialFailed | None:
 
 def of_baseline(context: Context, result: TrialResult, folder: Path | None = None) -> Outcome:
     """The outcome of a baseline, measured where there are limits; ``folder``: where its bundle was saved."""
-    outcome, golden = Outcome.of(result, context.kept_rows), context.dataset.train.features
+    outcome, golden = Outcome.of(result, context.kept_rows), context.dataset.learned_from.features
     return dataclasses.replace(outcome, measured=_measured(context.experiment, result.bundle, golden, folder))
 
 
@@ -152,7 +154,7 @@ class TrainJob:
 
     run: Callable[..., TrialResult]  # `trial.run`, or what stands in its place
     experiment: Experiment
-    rows: Dataset | Arrays  # arrays for a process that has no dataset
+    rows: Rows  # arrays for a process that has no dataset
     params: Params
     seed: int
     checkpoint: training.Checkpoint | None
@@ -178,6 +180,10 @@ class TrainJob:
         def report(**news: Any) -> Any:
             return say(Progress(self.clocks.wall() - began, self.clocks.cpu() - cpu_began, **news))
 
+        def on_inner(fold: str, epoch: int, metrics: dict[str, float]) -> None:
+            if report(fold=fold, epoch=epoch, metrics=metrics) == STOP:
+                raise Stopped
+
         def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
             nonlocal enough
             answer = report(epoch=epoch, metrics=metrics)
@@ -186,6 +192,8 @@ class TrainJob:
             enough = answer == ENOUGH
             return bool(answer)
 
+        folded = self.experiment.data.split.folds > 1
+        more: dict[str, Any] = {"on_inner": on_inner, "final": self.needed and self.keep is not None} if folded else {}
         try:
             result = self.run(
                 self.experiment,
@@ -197,6 +205,7 @@ class TrainJob:
                 deadline_s=self.deadline_s,
                 halvings=self.halvings,
                 on_resume=lambda epochs: report(behind=epochs),
+                **more,
             )
             outcome = Outcome.of(result, self.kept_rows)
             if enough and outcome.state == "pruned":  # to the training both are one
@@ -206,6 +215,8 @@ class TrainJob:
                 assert self.golden is not None
                 with contextlib.nullcontext() if self.needed else contextlib.suppress(BundleError, OSError):
                     result.bundle.save(self.keep, self.golden)
+                if folded:
+                    outcome = dataclasses.replace(outcome, out_of_fold=result.scores)
             if self.experiment.constraints.limits and outcome.state == "finished":
                 assert self.golden is not None
                 measured = _measured(self.experiment, result.bundle, self.golden, self.keep)
@@ -254,9 +265,13 @@ class Monitor:
             self.account.charge(progress.seconds, progress.cpu_s, behind=progress.behind, ended=progress.ended)
         if progress.epoch is None:
             return None
-        self.seen[progress.epoch] = progress.metrics[self.context.experiment.objective.metric]
+        if not progress.fold:
+            self.seen[progress.epoch] = progress.metrics[self.context.experiment.objective.metric]
         try:
             stop_if_asked(self.context)
+            if progress.fold:
+                self._within(progress.fold, progress.epoch, progress.metrics)
+                return None
             answer: bool | str = self.epochs is not None and progress.epoch + 1 >= self.epochs and ENOUGH
             if self.asked is not None:
                 answer = self._report(self.asked, progress.epoch, progress.metrics)
@@ -270,14 +285,27 @@ class Monitor:
             self.error = error
             raise
 
+    def _within(self, fold: str, epoch: int, metrics: dict[str, float]) -> None:
+        """An epoch of one fold: its own curves, and no word of the pruner's, which judges whole folds."""
+        if self.asked is not None and self.context.budget.is_over():
+            raise BudgetOver
+        named = {f"{fold}/{name}": value for name, value in metrics.items()}
+        self.run.log_epoch(epoch + self.context.first_epoch, named)
+
     def _report(self, asked: Asked, epoch: int, metrics: dict[str, float]) -> bool | str:
         context = self.context
         context.tell("epoch", number=asked.number, epoch=epoch + FIRST_EPOCH, metrics=metrics)
-        prune = context.study.report(asked.number, epoch, metrics[context.experiment.objective.metric])
+        value = metrics[context.experiment.objective.metric]
+        if context.experiment.data.split.folds > 1 and context.experiment.study.pruner == "wilcoxon":
+            # It compares fold by fold: what this one alone gave, of the means with it and without it.
+            value = (epoch + 1) * value - epoch * self.seen.get(epoch - 1, 0.0)
+        prune = context.study.report(asked.number, epoch, value)
         context.budget.completed(asked.number, epoch)
-        if prune or epoch + 1 >= context.experiment.study.epochs:
+        if prune or epoch + 1 >= context.experiment.steps.epochs:
             return prune
-        if context.budget.is_enough(asked.number, min(self.seen.values(), key=functools.partial(rank, context))):
+        folded = context.experiment.data.split.folds > 1  # the mean over fewer folds is no result
+        best = min(self.seen.values(), key=functools.partial(rank, context))
+        if not folded and context.budget.is_enough(asked.number, best):
             why = "another one would leave no time to confirm it (study.total_s)"
             context.inform(f"trial {asked.number} ends with epoch {epoch + FIRST_EPOCH}: {why}")
             return ENOUGH

@@ -33,8 +33,8 @@ def prepare(context: Context, parent: Run, *, remade: bool) -> None:
     if not tracking.predictions:
         note: dict[str, Any] = {"rows": "", **OFF}
     else:
-        task = Recipe.of(context.experiment).learn_task(context.dataset.train.targets)
-        encoded = task.encode(context.dataset.valid.targets)
+        task = Recipe.of(context.experiment).learn_task(context.dataset.learned_from.targets)
+        encoded = task.encode(context.dataset.judged.targets)
         rows, size = _fingerprint(context, encoded), _size_mb(context, len(encoded), task.units)
         note = {"rows": rows}
         if size > tracking.predictions_mb:
@@ -90,7 +90,7 @@ def _log(run: Run, content: bytes) -> None:
 
 def _fingerprint(context: Context, encoded: np.ndarray) -> str:
     """Of the validation rows in their order: of their features, which the dataset has, and of their targets."""
-    found = hashlib.sha256(np.ascontiguousarray(context.dataset.fingerprints["valid"]).tobytes())
+    found = hashlib.sha256(np.ascontiguousarray(context.dataset.judged_prints).tobytes())
     found.update(np.ascontiguousarray(encoded).tobytes())
     return found.hexdigest()[:16]
 

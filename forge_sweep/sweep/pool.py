@@ -22,12 +22,12 @@ from forge_sweep.bundle import choose_golden
 from forge_sweep.errors import InputError, SweepStopped, TrialFailed
 from forge_sweep.experiment import Experiment, Params, WorkersSpec
 from forge_sweep.preprocessing import Mapped, mapped
-from forge_sweep.sources import Dataset
+from forge_sweep.sources import Dataset, Fold
 from forge_sweep.sweep import budget
 from forge_sweep.sweep.context import Context
 from forge_sweep.sweep.jobs import Monitor, Outcome, RemoteJob, Stopped, TrainJob, unpack
 from forge_sweep.training import FileCheckpoint, Setup, TrainingData, as_variables, each
-from forge_sweep.trial import Prepared, Recipe
+from forge_sweep.trial import Folded, Prepared, Recipe
 from forge_sweep.workers import SHARING_A_GPU, Limits, Plan, Worker, WorkerLost
 
 GRACE_S = 60.0
@@ -61,7 +61,7 @@ class WorkerPool:
         elif spec.kind == "ray":
             from forge_sweep.workers.ray import Stored as StoredInRay
 
-            features = context.dataset.train.features
+            features = context.dataset.learned_from.features
             if names := [str(name) for name in features if mapped(features[name]) is not None]:
                 raise InputError(
                     f'workers.kind = "ray": the arrays of {", ".join(names)} do not fit in memory and lie in files of '
@@ -120,7 +120,7 @@ class WorkerPool:
         """
         experiment, dataset, golden = self.context.experiment, self.context.dataset, None
         if keep is not None or experiment.constraints.limits:  # to a process goes no more than a bundle keeps
-            features = dataset.train.features
+            features = dataset.learned_from.features
             golden = features if self.arrays is None else choose_golden(features)
         limit = experiment.study.trial_timeout_s
         limits = Limits() if limit is None else Limits(seconds=limit + GRACE_S)
@@ -129,7 +129,7 @@ class WorkerPool:
             job = TrainJob(
                 run=trial.run,
                 experiment=experiment,
-                rows=dataset if self.arrays is None else self.arrays.of(Recipe.of(experiment, params.get("scaler"))),
+                rows=dataset if self.arrays is None else self.arrays.rows(Recipe.of(experiment, params.get("scaler"))),
                 params=params,
                 seed=seed,
                 checkpoint=checkpoint,
@@ -354,17 +354,27 @@ class _OncePerRecipe(Generic[Made]):
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
-        self._made: dict[Recipe, Made] = {}
+        self._made: dict[tuple[Dataset, Recipe], Made] = {}
         self._lock = threading.Lock()
 
-    def of(self, recipe: Recipe) -> Made:
-        """The rows of a recipe."""
-        with self._lock:
-            if recipe not in self._made:
-                self._made[recipe] = self._make(recipe, trial.prepare(self.dataset, recipe))
-            return self._made[recipe]
+    def rows(self, recipe: Recipe) -> Made | Folded:
+        """What a job gets: the rows of a recipe, with folds those of each."""
+        dataset = self.dataset
+        if not dataset.folds:
+            return self.of(recipe)
+        each: Any = [Fold(self.of(recipe, fold.rows), fold.at) for fold in dataset.folds]
+        whole: Any = self.of(recipe, dataset.whole)
+        return Folded(tuple(each), whole, dataset.split_digest)
 
-    def _make(self, recipe: Recipe, prepared: Prepared) -> Made:
+    def of(self, recipe: Recipe, part: Dataset | None = None) -> Made:
+        """The rows of a recipe, or of a part of them."""
+        dataset = self.dataset if part is None else part
+        with self._lock:
+            if (dataset, recipe) not in self._made:
+                self._made[dataset, recipe] = self._make(dataset, recipe, trial.arrays_of(dataset, recipe))
+            return self._made[dataset, recipe]
+
+    def _make(self, dataset: Dataset, recipe: Recipe, prepared: Prepared) -> Made:
         raise NotImplementedError
 
     def close(self) -> None:
@@ -380,9 +390,10 @@ class SharedArrays(_OncePerRecipe[SavedArrays]):
         self.folder = folder.absolute()
         self.close()
 
-    def _make(self, recipe: Recipe, prepared: Prepared) -> SavedArrays:
+    def _make(self, dataset: Dataset, recipe: Recipe, prepared: Prepared) -> SavedArrays:
         # a process that lives on from an earlier sweep knows the files by their names
-        name = hashlib.sha256(f"{recipe} {self.dataset.digest} {os.getpid()}".encode()).hexdigest()[:12]
+        part = "" if dataset is self.dataset else dataset.split_digest
+        name = hashlib.sha256(f"{recipe} {self.dataset.digest}{part} {os.getpid()}".encode()).hexdigest()[:12]
         save(prepared, recipe, self.folder / name)
         return SavedArrays(self.folder / name)
 
@@ -420,7 +431,7 @@ class ClusterArrays(_OncePerRecipe[StoredArrays]):
         super().__init__(dataset)
         self.put = put
 
-    def _make(self, recipe: Recipe, prepared: Prepared) -> StoredArrays:
+    def _make(self, dataset: Dataset, recipe: Recipe, prepared: Prepared) -> StoredArrays:
         return StoredArrays(self.put((recipe, contiguous(prepared))))
 
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forge_sweep import exports, jsons, trial
 from forge_sweep.bundle import Bundle, Evaluation, ScoredModel, evaluate, figures
@@ -15,13 +15,16 @@ from forge_sweep.errors import BundleError
 from forge_sweep.experiment import Experiment, derived_seed
 from forge_sweep.study import StudyView, infeasible_words, sides, sides_words, warm_words
 from forge_sweep.sweep import ensemble, kept
-from forge_sweep.sweep.confirm import Confirmed, waiting_bundle
+from forge_sweep.sweep.confirm import Confirmed, judged_scores, waiting_bundle
 from forge_sweep.sweep.context import Context, baseline_values, finish, finite
 from forge_sweep.sweep.tuning import configuration, tuning
 from forge_sweep.sweep.verdict import Verdict, in_words, reach
 from forge_sweep.task.words import MARK, between, figure, side_by_side
 from forge_sweep.tracking import CODE, FORM_TAG, SOURCE_CODE, Run, requirements
 from forge_sweep.training import classify
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def final_key(experiment: Experiment, study: StudyView) -> str:
@@ -97,7 +100,8 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
     ready = context.checkpoints / "winner"
     about = {**bundle.metadata, "sweep": context.key, "verdict": words, "outcome": verdict.outcome}
     about |= {"confirmed": winner.figures(), "test": on_test["metrics"]}
-    _save_with_card(context, dataclasses.replace(bundle, metadata=about), on_test, ready)
+    scores = judged_scores(context, winner.name) if context.dataset.folds else None
+    _save_with_card(context, dataclasses.replace(bundle, metadata=about), on_test, ready, scores)
     version = register(context, bundle, ready, f"{context.key}/{run_name}")
     return {**final, "model": f"models:/{context.experiment.model_name}/{version}", "version": version}
 
@@ -141,13 +145,16 @@ def _takes_raw(context: Context, bundle: Bundle) -> bool:
     return _wants_raw(context.experiment) and bundle.kind == "network"
 
 
-def _save_with_card(context: Context, bundle: Bundle, on_test: dict[str, Any], folder: Path) -> None:
+def _save_with_card(
+    context: Context, bundle: Bundle, on_test: dict[str, Any], folder: Path, scores: np.ndarray | None = None
+) -> None:
+    """Save what is registered; ``scores`` of the validation rows, where the model itself has seen these."""
     here, baselines = context.environment.to_dict(), context.study.notes("baseline:")
     shown = ("image_digest", "git_commit", "git_dirty", "python", "platform", "cpu", "gpus", "cuda", "backend")
     facts = {
         "sizes": dict(context.dataset.sizes),
         "figures": {
-            "validation": figures(bundle, context.dataset.valid, context.experiment.promotion.groups),
+            "validation": figures(bundle, context.dataset.judged, context.experiment.promotion.groups, scores=scores),
             **({"test": on_test["figures"]} if "figures" in on_test else {}),
         },
         "test_looks": on_test.get("looks"),
@@ -162,7 +169,7 @@ def _save_with_card(context: Context, bundle: Bundle, on_test: dict[str, Any], f
     }
     whole = dataclasses.replace(bundle, metadata={**bundle.metadata, **facts})
     shutil.rmtree(folder, ignore_errors=True)
-    evaluation, golden = on_test.get("evaluation"), context.dataset.train.features
+    evaluation, golden = on_test.get("evaluation"), context.dataset.learned_from.features
     raw = exports.write_raw if _takes_raw(context, bundle) else None
     whole.save(folder, golden, card=True, raw=raw, evaluation=evaluation)
 

@@ -15,7 +15,7 @@ import numpy as np
 from forge_sweep import trial
 from forge_sweep.bundle import Evaluation
 from forge_sweep.study import TUNED
-from forge_sweep.sweep.confirm import Confirmed, confirm_name, waiting_bundle
+from forge_sweep.sweep.confirm import Confirmed, confirm_name, judged_scores, waiting_bundle
 from forge_sweep.sweep.context import Context, baseline_values
 from forge_sweep.sweep.cost import Cost, cost_of
 from forge_sweep.sweep.tuning import n_chosen_among
@@ -83,7 +83,7 @@ def reach(context: Context, confirmed: tuple[Confirmed, ...]) -> Verdict:
     """Judge the confirmed contenders, the best mean first, on the validation rows."""
     trained = {each.contender.label: _scored_again(context, each) for each in confirmed}
     task = waiting_bundle(context, confirmed[0].name).task
-    encoded = task.encode(context.dataset.valid.targets)
+    encoded = task.encode(context.dataset.judged.targets)
     smallest = task.fewest(encoded)
     sign = 1.0 if context.experiment.direction == "maximize" else -1.0
     low, high = task.limits(context.experiment.objective.metric.removeprefix("val_"))
@@ -122,16 +122,16 @@ def reach(context: Context, confirmed: tuple[Confirmed, ...]) -> Verdict:
 
 def _scored_again(context: Context, confirmed: Confirmed) -> Seeds:
     """The objective of every seed's model on the validation rows and on resamples of them, decided as in the search."""
-    valid = context.dataset.valid
+    judged = context.dataset.judged
     metric = context.experiment.objective.metric.removeprefix("val_")
     sign = 1.0 if context.experiment.direction == "maximize" else -1.0
-    resamples = max(FEWEST, min(RESAMPLES, BUDGET // max(len(valid.rows), 1)))
+    resamples = max(FEWEST, min(RESAMPLES, BUDGET // max(len(judged.rows), 1)))
     values, drawn = [], []
     for s in confirmed.seeds:
-        bundle = waiting_bundle(context, confirm_name(confirmed.contender.label, s))
-        answers = Answers(bundle.scores(valid.features), SEARCHED_AT)
-        encoded = bundle.task.encode(valid.targets)
-        value, over = resampled(bundle.task, encoded, answers, metric, resamples=resamples)
+        name = confirm_name(confirmed.contender.label, s)
+        task, answers = waiting_bundle(context, name).task, Answers(judged_scores(context, name), SEARCHED_AT)
+        encoded = task.encode(judged.targets)
+        value, over = resampled(task, encoded, answers, metric, resamples=resamples)
         values.append(sign * value)
         drawn.append(sign * over)
     # Search and confirmation recorded both by the same arithmetic: their distance is that of two trainings.

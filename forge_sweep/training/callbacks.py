@@ -153,6 +153,14 @@ class Averaging(keras.callbacks.Callback):
             self.trained = []
 
 
+class LastEpoch(keras.callbacks.EarlyStopping):
+    """In the place of the early stopping: takes the last epoch for the best, and stops nothing."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Keep the weights of the epoch."""
+        self.best, self.best_epoch, self.best_weights = (logs or {})[self.monitor], epoch, self.model.get_weights()
+
+
 class Reduce(keras.callbacks.ReduceLROnPlateau):
     """Halves the learning rate on a plateau, after a warm-up.
 
@@ -294,6 +302,7 @@ class Progressing(keras.callbacks.Callback):
         self.averaging.leave()
         due = time.monotonic() - self.saved_at >= self.due_s or self.course.raised is not None
         keep = self.spec.checkpoint
+        due = due or (self.spec.keeps_end and self.course.over)
         if keep is None or not due or self.course.failure is not None or self.course.pruned:
             return
         began = time.monotonic()

@@ -64,6 +64,10 @@ class FitSpec:
         identity: names this fit among all; a checkpoint of another one is not used.
         seed: decides the order of the rows in each epoch, 0 to 2**32 - 1; drawn from Python's random state by default.
             Not used by ``model.fit`` (see `obstacle`), which shuffles as the backend's random state has it.
+        only: epochs after which training ends whatever the validation rows say, with the weights of the last one: the
+            schedule is still that of ``epochs``. None lets the best epoch decide.
+        rates: in the place of a plateau's, the learning rate of each epoch, the last of them for those after it.
+        keeps_end: whether the checkpoint gets the end as well, for a fit that is one of several.
     """
 
     epochs: int
@@ -77,6 +81,9 @@ class FitSpec:
     identity: str = ""
     seed: int | None = None
     warmup: float | None = None
+    only: int | None = None
+    rates: tuple[float, ...] = ()
+    keeps_end: bool = False
 
     @property
     def warmup_share(self) -> float:
@@ -166,7 +173,7 @@ def fit(
             probe = Probe(data, columns)
             listed = _callbacks(model, spec, rates, validate, on_epoch, course, began, callbacks, progress)
             listed.append(probe)
-            epochs = range(len(course.history), spec.epochs)
+            epochs = range(len(course.history), spec.epochs if spec.only is None else min(spec.only, spec.epochs))
             if reason := obstacle(model, listed, data):
                 course.note(f"trained by model.fit, not by the compiled epoch: {reason}")
                 if not model.optimizer.built:  # what is put back needs its variables
@@ -307,13 +314,14 @@ def _callbacks(
     progress: Progress | None,
 ) -> list[keras.callbacks.Callback]:
     """The callbacks in the order in which they have to run; no improvement is too small to count."""
-    from keras.callbacks import EarlyStopping
+    from keras.callbacks import EarlyStopping, LearningRateScheduler
 
-    from forge_sweep.training.callbacks import Averaging, Evaluate, Guard, Progressing, Reduce, Report
+    from forge_sweep.training.callbacks import Averaging, Evaluate, Guard, LastEpoch, Progressing, Reduce, Report
     from forge_sweep.training.rates import Follow, is_settable
 
     mode = "max" if spec.direction == "maximize" else "min"
-    stopper = EarlyStopping(spec.monitor, patience=spec.patience, mode=mode, restore_best_weights=True)
+    kind = EarlyStopping if spec.only is None else LastEpoch
+    stopper = kind(spec.monitor, patience=spec.patience, mode=mode, restore_best_weights=True)
     rememberers: dict[str, tuple[Any, tuple[str, ...]]] = {
         "stopper": (stopper, ("best", "best_epoch", "wait", "stopped_epoch"))
     }
@@ -321,7 +329,9 @@ def _callbacks(
     first = [averaging, Evaluate(validate, course, began, spec.deadline_s), stopper]
     if rates is not None:
         first.insert(0, Follow(rates, rates.steps // spec.epochs))
-    if spec.schedule == "reduce_on_plateau" and is_settable(model):
+    if spec.schedule == "reduce_on_plateau" and spec.rates and is_settable(model):
+        first.insert(0, LearningRateScheduler(lambda epoch, _: spec.rates[min(epoch, len(spec.rates) - 1)]))
+    elif spec.schedule == "reduce_on_plateau" and is_settable(model):
         reducer = Reduce(
             spec.monitor, factor=0.5, patience=-(-spec.patience // 2), mode=mode, min_delta=0.0, min_lr=LEAST_RATE
         )
