@@ -152,6 +152,7 @@ def combined(
         findings=tuple(found.values()),
         shares={name: statistics.fmean(r.shares[name] for r in results) for name in first.shares},
         scores=scores,
+        longest=max(len(result.history) for result in results),
     )
 
 

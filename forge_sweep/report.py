@@ -80,7 +80,7 @@ single scores, which is optimistic{% if final.optimism %}: {{ final.optimism.wor
 <h2>Trials</h2>
 {% if fixed %}<p class="muted">The same in all: {% for name, value in fixed.items() %}{{ name }} {{ number(value) }}
 {{- ", " if not loop.last }}{% endfor %}.</p>{% endif %}
-<div class="scroll"><table><tr><th>trial</th><th>state</th><th>{{ metric }}</th><th>epochs</th>
+<div class="scroll"><table><tr><th>trial</th><th>state</th><th>{{ metric }}</th><th>{{ step }}s</th>
 {% for name in costs %}<th>{{ name }}</th>{% endfor %}{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr class="{{ row.state }}"><td>{{ row.number }}</td>
 <td>{{ row.state }}{% if row.failure %}: {{ row.failure }}, {{ row.cause }}{% endif %}</td>
@@ -150,6 +150,7 @@ def write_report(study: StudyView, path: Path) -> None:
         study=study,
         experiment=experiment,
         metric=experiment["objective"]["metric"],
+        step=study.step,
         counts=", ".join(f"{count} {state}" for state, count in study.counts().items()) or "no trials",
         final=final,
         best=study.best(),

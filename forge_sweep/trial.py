@@ -69,6 +69,7 @@ class TrialResult:
         precision: in what it was trained; the bundle computes in float32.
         shares: of its time, such as ``cost/setup_share``; see `checks.diagnose.Times`.
         scores: (n, units) of the validation rows, as `Task.to_scores` gives them, at the best epoch.
+        longest: with folds, the epochs of the longest one; 0 without.
     """
 
     state: Literal["finished", "pruned"]
@@ -85,6 +86,7 @@ class TrialResult:
     precision: str = "float32"
     shares: dict[str, float] = field(default_factory=dict)
     scores: np.ndarray | None = field(default=None, repr=False, compare=False)
+    longest: int = 0
 
 
 class Arrays(Protocol):

@@ -65,6 +65,8 @@ def _times(study: Mapping[str, Any]) -> dict[str, Any]:
 def _never_prunes(trials: Sequence[Tried], study: Mapping[str, Any], metric: str) -> Finding | None:
     """Whether a pruner has had its chances and taken none. Wilcoxon's may well: it wants proof of each."""
     pruner, warmup, startup = study["pruner"], study["warmup_epochs"], study["startup_trials"]
+    if study.get("folds", 1) > 1:  # judged from the first fold on
+        warmup, study = 1, {**study, "epochs": study["folds"]}
     by_rank = pruner in ("median", "percentile")
     scored = [trial for trial in trials if trial.state in ("finished", "pruned")]
     if pruner == "none" or len(scored) < ENOUGH_JUDGED or any(trial.state == "pruned" for trial in scored):
@@ -210,11 +212,13 @@ def of_audit(audit: PruningAudit, study: Mapping[str, Any]) -> Iterator[Finding]
     if not audit.better or audit.best is None or audit.share is None:
         return
     first = max(audit.better, key=lambda each: abs((each.value or 0.0) - (audit.best or 0.0)))
+    step = "epoch" if study.get("folds", 1) == 1 else "fold"
     seen = (
         f"{len(audit.better)} of {len(audit.known)} audited trials would have beaten the best of the search: trial "
-        f"{first.number}, pruned after {first.pruned_at} of {first.epochs} epochs, comes to {first.value:.4g} and the "
+        f"{first.number}, pruned after {first.pruned_at} of {first.epochs} {step}s, comes to {first.value:.4g} and the "
         f"best is {audit.best:.4g}; of all {audit.pruned} pruned trials, {audit.share[0]:.0%} to {audit.share[1]:.0%}"
     )
     warmup = min(int(study["epochs"]) - 1, max(2 * int(study["warmup_epochs"]), first.pruned_at + 1))
-    fix = f"warmup_epochs = {max(1, warmup)} under [study], with --fork"
+    setting = f"warmup_epochs = {max(1, warmup)}" if step == "epoch" else 'pruner = "none"'
+    fix = f"{setting} under [study], with --fork"
     yield Finding("warning", "winner-pruned", "study.pruner", seen, "pruned trials that would have lost", fix)

@@ -281,7 +281,7 @@ def trials(
         said = ", ".join(each.code for each in row.findings) or "-"
         figures = (row.value, *(values[row.number] for values in scored.values()))
         cells.append((str(row.number), row.state, *figures, row.epochs, *params, *map(tenths, costs_of(row)), said))
-    print_table(("trial", "state", "value", *scored, "epochs", *names, *COSTS, "findings"), cells)
+    print_table(("trial", "state", "value", *scored, f"{study.step}s", *names, *COSTS, "findings"), cells)
     print_costs(study.costs_by_state())
     for row in rows:
         for remark in row.remarks:

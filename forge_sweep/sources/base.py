@@ -205,8 +205,8 @@ class Dataset:
         """`fingerprints` of the rows of `judged`."""
         if not self.in_folds:
             return self.fingerprints["valid"]
-        prints: np.ndarray = np.concatenate([self.fingerprints["train"], self.fingerprints["valid"]])
-        return prints[self._judged]
+        prints = np.concatenate([self.fingerprints["train"], self.fingerprints["valid"]])
+        return np.asarray(prints[self._judged])
 
     @functools.cached_property
     def _judged(self) -> np.ndarray:

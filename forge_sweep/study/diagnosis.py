@@ -38,7 +38,7 @@ def _findings(view: StudyView, study: optuna.Study, final: Mapping[str, Any]) ->
     from forge_sweep.study.samplers import STARTUP
 
     resolved, rows = view.resolved, view.rows()
-    search = resolved["model"]["search"]
+    search, pruned_by = resolved["model"]["search"], {**resolved["study"], "folds": view.trainings}
     ended = [row for row in rows if row.state == "failed" or row.value is not None]
     baselines = {key.removeprefix("baseline:"): note for key, note in view.notes("baseline:").items()}
     imported = any(row.imported for row in rows)  # they stand in for the random ones
@@ -48,7 +48,7 @@ def _findings(view: StudyView, study: optuna.Study, final: Mapping[str, Any]) ->
         space={n: Dimension.model_validate(v) if isinstance(v, dict) else v for n, v in search.items()},
         direction=view.direction,
         metric=resolved["objective"]["metric"],
-        study=resolved["study"],
+        study=pruned_by,
         confirmed=[each["values"] for each in final.get("confirmed", ()) if not each["baseline"]],
         baselines={
             kind: (note["value"], note.get("metrics", {}).get("val_loss"))
@@ -60,7 +60,7 @@ def _findings(view: StudyView, study: optuna.Study, final: Mapping[str, Any]) ->
         influence=influences(study) if enough else {},
     )
     found = audit(view)
-    return (*of_sweep(seen), *(() if found is None else of_audit(found, resolved["study"])))
+    return (*of_sweep(seen), *(() if found is None else of_audit(found, pruned_by)))
 
 
 def _tried(row: TrialRow) -> Tried:

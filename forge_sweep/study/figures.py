@@ -21,12 +21,16 @@ LEAST_FOR_IMPORTANCES = 10
 
 
 def draw(
-    study: optuna.Study, rows: Sequence[TrialRow], metric: str, curve: Callable[[FrozenTrial], dict[int, float]]
+    study: optuna.Study,
+    rows: Sequence[TrialRow],
+    metric: str,
+    curve: Callable[[FrozenTrial], dict[int, float]],
+    step: str,
 ) -> dict[str, Figure]:
     """Each figure that the trials allow, by name, with a title that says what it shows.
 
     Pruned trials stand in all but the importances, with their value at the best epoch; failed ones are counted. Optuna
-    has the reports that a pruner reads only: ``curve`` gives all, by completed epochs.
+    has the reports that a pruner reads only: ``curve`` gives all, by completed epochs, or folds, as ``step`` says.
     """
     finished = [row for row in rows if row.state == "finished"]
     valued = [row for row in rows if row.state in ("finished", "pruned") and row.value is not None]
@@ -37,7 +41,7 @@ def draw(
     if finished:
         figures["history"] = _history(study, rows, metric, f"Objective of each trial: {of_all}")
     if valued and any(row.epochs for row in rows):
-        figures["epochs"] = _epochs(study, metric, curve, f"{metric} after each epoch: {of_all}")
+        figures["epochs"] = _epochs(study, metric, curve, step, f"{metric} after each {step}: {of_all}")
     shown = optuna.create_study(direction=study.direction)  # in which pruned trials have a value
     for trial, row in zip(study.get_trials(deepcopy=False), rows, strict=False):
         if row.state in ("finished", "pruned") and row.value is not None:
@@ -67,14 +71,16 @@ def _history(study: optuna.Study, rows: Sequence[TrialRow], metric: str, title: 
     return figure.update_layout(title=title)
 
 
-def _epochs(study: optuna.Study, metric: str, curve: Callable[[FrozenTrial], dict[int, float]], title: str) -> Figure:
+def _epochs(
+    study: optuna.Study, metric: str, curve: Callable[[FrozenTrial], dict[int, float]], step: str, title: str
+) -> Figure:
     """Curves of all trials, pruned and running ones among them."""
     shown = optuna.create_study(direction=study.direction)
     for trial in study.get_trials(deepcopy=False):
         state = TrialState.PRUNED if trial.state == TrialState.COMPLETE else trial.state
         shown.add_trial(create_trial(state=state, intermediate_values=curve(trial)))
     figure = visualization.plot_intermediate_values(shown)
-    return figure.update_layout(xaxis_title="Epoch", yaxis_title=metric, title=title)
+    return figure.update_layout(xaxis_title=step.capitalize(), yaxis_title=metric, title=title)
 
 
 def _drawn(plot: Callable[..., Figure], study: optuna.Study, metric: str, title: str) -> Figure | None:

@@ -60,13 +60,16 @@ def _origin(view: StudyView, row: TrialRow) -> str:
 
 def _course(view: StudyView, metric: str, curve: dict[int, float]) -> str:
     best = (max if view.direction == "maximize" else min)(curve, key=lambda epoch: (curve[epoch], -epoch))
-    first, last = min(curve), max(curve)
-    said = f"{metric} {figure(curve[first])} after epoch {first}, best {figure(curve[best])} after epoch {best}"
-    return said if last == best else f"{said}, {figure(curve[last])} after epoch {last}"
+    first, last, step = min(curve), max(curve), view.step
+    said = f"{metric} {figure(curve[first])} after {step} {first}"
+    if step == "fold":  # the mean so far: the last one is the result
+        return said if last == first else f"{said}, {figure(curve[last])} on average after {step} {last}"
+    said += f", best {figure(curve[best])} after {step} {best}"
+    return said if last == best else f"{said}, {figure(curve[last])} after {step} {last}"
 
 
 def _end(view: StudyView, row: TrialRow, metric: str, curve: dict[int, float]) -> str:
-    study, epochs = view.resolved["study"], _times(row.epochs, "epoch")
+    study, epochs = view.resolved["study"], _times(row.epochs, view.step)
     if row.state == "running" and isinstance(view, Shared) and row.number in view.dead_running():
         return f"not yet: its process ended after {epochs}; the next `forge-sweep run` goes on with it"
     if row.state in ("running", "waiting"):
@@ -78,6 +81,8 @@ def _end(view: StudyView, row: TrialRow, metric: str, curve: dict[int, float]) -
     if row.state == "finished":
         if row.attrs.get("ended_after") is not None:
             return f"after {epochs}, for the time of the whole sweep (study.total_s)"
+        if view.step == "fold":
+            return f"after {epochs}, all that there are"
         if row.epochs and row.epochs < study["epochs"]:
             return f"after {epochs}: {study['patience']} without improvement (study.patience)"
         return f"after {epochs}, as many as study.epochs allows" if row.epochs else "finished"

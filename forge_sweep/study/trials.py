@@ -243,6 +243,17 @@ class StudyView:
         """The experiment that the study was last run with, as `Experiment.resolved` gave it."""
         return dict(self._study.user_attrs[Attr.RESOLVED])
 
+    @property
+    def trainings(self) -> int:
+        """How many trainings a trial is: one for each fold, or 1."""
+        split = self.resolved["data"]["split"]
+        return int(split.get("folds", 1)) * int(split.get("repeats", 1))
+
+    @property
+    def step(self) -> str:
+        """What trials report after: ``epoch``, or ``fold``."""
+        return "epoch" if self.trainings == 1 else "fold"
+
     def findings(self, final: Mapping[str, Any] | None = None) -> tuple[Finding, ...]:
         """What the trials say together; see `checks.search`. ``final``: how the sweep ended, if not noted yet."""
         from forge_sweep.study import diagnosis
@@ -445,7 +456,7 @@ class StudyView:
         """Each figure that the trials allow, by name; see `figures.draw`."""
         from forge_sweep.study.figures import draw
 
-        return draw(self._study, self.rows(), self.resolved["objective"]["metric"], curve)
+        return draw(self._study, self.rows(), self.resolved["objective"]["metric"], curve, self.step)
 
     def figures_html(self) -> dict[str, str]:
         """The same as parts of an HTML page; the first one carries the plotting library (5 MB) for all."""

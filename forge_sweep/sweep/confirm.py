@@ -250,7 +250,7 @@ class Confirmation:
         value = self._found[contender.label, s] = outcome.value
         context.study.note(
             key,
-            {"value": value, "metrics": finite(outcome.metrics), "epochs": outcome.epochs, "seconds": outcome.seconds},
+            {"value": value, "metrics": finite(outcome.metrics), "epochs": outcome.longest, "seconds": outcome.seconds},
         )
         forget_progress(checkpoint)  # last: its state is kept until the bundle is in the folder and noted
         context.tell("confirm", name=name, words=contender.words, seed=s, value=value)

@@ -42,7 +42,8 @@ class Event:
 
     Attributes:
         kind: ``phase``, ``features``, ``finding``, ``message``, ``baseline_started``, ``baseline``, ``trial_started``,
-            ``epoch``, ``trial_done``, ``confirming``, ``confirm_started``, ``confirm``, ``audit_started`` or ``audit``.
+            ``epoch`` (within the fold that ``fold`` names, where there are folds), ``fold``, ``trial_done``,
+            ``confirming``, ``confirm_started``, ``confirm``, ``audit_started`` or ``audit``.
         data: JSON values.
     """
 

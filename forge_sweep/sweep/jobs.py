@@ -64,7 +64,7 @@ class Outcome:
     state: Literal["finished", "pruned"]
     value: float  # the objective at the best epoch
     metrics: dict[str, float]  # on validation, at the best epoch
-    epochs: int  # 0 for a baseline
+    epochs: int  # 0 for a baseline; with folds, folds
     best_epoch: int  # 0-based
     seconds: float  # wall clock
     batch_size: int  # rows per gradient step, as trained
@@ -79,6 +79,7 @@ class Outcome:
     ended_after: int | None = None  # epochs after which `ENOUGH` ended what would have gone on
     predictions: bytes | None = field(default=None, repr=False)  # of the validation rows; see `forge_sweep.predictions`
     measured: dict[str, float] = field(default_factory=dict)  # what ``[constraints]`` limits; of a finished one
+    longest: int = 0  # epochs that its best one was chosen among; with folds, of the fold with most of them
     out_of_fold: np.ndarray | None = field(default=None, repr=False, compare=False)  # of a model that is kept
 
     @property
@@ -109,6 +110,7 @@ class Outcome:
             findings=result.findings,
             shares=result.shares,
             loss=result.history[result.best_epoch].get("loss") if result.history else None,
+            longest=result.longest or len(result.history),
             predictions=predictions.pack(result.scores, rows) if rows and result.scores is not None else None,
         )
 
@@ -287,25 +289,28 @@ class Monitor:
 
     def _within(self, fold: str, epoch: int, metrics: dict[str, float]) -> None:
         """An epoch of one fold: its own curves, and no word of the pruner's, which judges whole folds."""
-        if self.asked is not None and self.context.budget.is_over():
-            raise BudgetOver
+        if self.asked is not None:
+            at = {"number": self.asked.number, "fold": fold, "epoch": epoch + FIRST_EPOCH}
+            self.context.tell("epoch", **at, metrics=metrics)
+            if self.context.budget.is_over():
+                raise BudgetOver
         named = {f"{fold}/{name}": value for name, value in metrics.items()}
         self.run.log_epoch(epoch + self.context.first_epoch, named)
 
     def _report(self, asked: Asked, epoch: int, metrics: dict[str, float]) -> bool | str:
-        context = self.context
-        context.tell("epoch", number=asked.number, epoch=epoch + FIRST_EPOCH, metrics=metrics)
+        context, folded = self.context, self.context.experiment.data.split.folds > 1
+        step = "fold" if folded else "epoch"
+        context.tell(step, number=asked.number, metrics=metrics, **{step: epoch + FIRST_EPOCH})
         value = metrics[context.experiment.objective.metric]
-        if context.experiment.data.split.folds > 1 and context.experiment.study.pruner == "wilcoxon":
+        if folded and context.experiment.study.pruner == "wilcoxon":
             # It compares fold by fold: what this one alone gave, of the means with it and without it.
             value = (epoch + 1) * value - epoch * self.seen.get(epoch - 1, 0.0)
         prune = context.study.report(asked.number, epoch, value)
         context.budget.completed(asked.number, epoch)
         if prune or epoch + 1 >= context.experiment.steps.epochs:
             return prune
-        folded = context.experiment.data.split.folds > 1  # the mean over fewer folds is no result
         best = min(self.seen.values(), key=functools.partial(rank, context))
-        if not folded and context.budget.is_enough(asked.number, best):
+        if not folded and context.budget.is_enough(asked.number, best):  # a mean over fewer folds is no result
             why = "another one would leave no time to confirm it (study.total_s)"
             context.inform(f"trial {asked.number} ends with epoch {epoch + FIRST_EPOCH}: {why}")
             return ENOUGH

@@ -236,7 +236,7 @@ def _refuse_nothing_finished(context: Context) -> None:
     if over is None or study.best() is not None:
         return
     rows = [row for row in study.rows() if row.cost is not None]
-    costs = [f"trial {r.number} took {r.cost.total.words()} for {r.epochs} epochs" for r in rows[:3] if r.cost]
+    costs = [f"trial {r.number} took {r.cost.total.words()} for {r.epochs} {study.step}s" for r in rows[:3] if r.cost]
     said = f"{over.text}, and no trial finished: {'; '.join(costs) or 'none was begun'}"
     if over.key == "study.total_s" and baseline_values(context):
         context.warn(f"{said}; only the best baseline is confirmed")

@@ -136,7 +136,7 @@ def _scored_again(context: Context, confirmed: Confirmed) -> Seeds:
         drawn.append(sign * over)
     # Search and confirmation recorded both by the same arithmetic: their distance is that of two trainings.
     searched = values[0] + sign * (confirmed.contender.searched - confirmed.values[0])
-    return Seeds(np.array(values), np.stack(drawn), searched, confirmed.epochs)
+    return Seeds(np.array(values), np.stack(drawn), searched, confirmed.epochs, context.experiment.data.split.trainings)
 
 
 def in_words(context: Context, verdict: Verdict, evaluation: Evaluation | None, metric: str) -> str:

@@ -204,13 +204,15 @@ class Seeds:
     """One configuration, trained with several seeds and scored on the same rows and resamples; greater is better.
 
     ``values`` are (seeds,), ``drawn`` (seeds, resamples). ``searched`` is its metric in the search, by another seed;
-    each training could choose among so many ``epochs``, 1 where nothing was chosen.
+    each training could choose among so many ``epochs``, 1 where nothing was chosen, on all the rows or on one of as
+    many ``parts`` of them.
     """
 
     values: np.ndarray
     drawn: np.ndarray
     searched: float
     epochs: int = 1
+    parts: int = 1
 
     @property
     def spread(self) -> tuple[float, int]:
@@ -294,7 +296,8 @@ def judge(
     by_training = _rows_alone(drawn if about["seeds"] > 1 or not several else [means], of_baseline)
     by_seed = error * about["seeds"] ** 0.5
     optimism = (
-        by_training * expected_max(network.epochs)
+        # Chance is greater on a part of the rows, by the square root of how many parts there are; it is their mean.
+        by_training * network.parts**0.5 * expected_max(network.epochs)
         + luck(by_configuration, by_seed, configurations, searched)
         + luck(error, by_configuration, len(networks))
     )

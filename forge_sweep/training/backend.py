@@ -49,7 +49,8 @@ def select_backend(name: str, deterministic: bool | None = None) -> None:
     os.environ["KERAS_BACKEND"] = name
     level = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "")
     if name == "tensorflow" and (not level or (level == JAX_LEVEL and "jax" in sys.modules)):
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2" if _has_nvidia_device() else "3"
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = level = "2" if _has_nvidia_device() else "3"
+    if name == "tensorflow" and level in ("2", "3"):  # a worker has it from the process that started it
         # It warns of retracing where one short-lived model follows another, as in every sweep. A filter, since it sets
         # a level of its own when it is imported in a notebook.
         logging.getLogger("tensorflow").addFilter(lambda record: record.levelno >= logging.ERROR)
