@@ -15,14 +15,22 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-from forge_sweep import baselines, folds, models, training
+from forge_sweep import baselines, models, parts, training
 from forge_sweep.bundle import Bundle
 from forge_sweep.checks.findings import Finding
 from forge_sweep.errors import DataError, ForgeSweepError, TrialFailed
-from forge_sweep.experiment import SCALERS, Experiment, HeadSpec, Params, Scalar
-from forge_sweep.folds import OnInner, Part
+from forge_sweep.experiment import (
+    ROW_SHARES,
+    SCALERS,
+    Experiment,
+    HeadSpec,
+    Params,
+    Scalar,
+    derived_seed,
+)
+from forge_sweep.parts import OnInner, Part
 from forge_sweep.preprocessing import Group, Preprocessor, Schema, Spec, declared, same_settings, with_rows
-from forge_sweep.sources import Dataset, Fold, Split
+from forge_sweep.sources import Dataset, Fold, Split, rungs
 from forge_sweep.task import Joint, Task, TaskKind
 from forge_sweep.training import Checkpoint, FitSpec, OnEpoch, OnResume, Schedule, TrainingData, begin_anew
 
@@ -69,7 +77,7 @@ class TrialResult:
         precision: in what it was trained; the bundle computes in float32.
         shares: of its time, such as ``cost/setup_share``; see `checks.diagnose.Times`.
         scores: (n, units) of the validation rows, as `Task.to_scores` gives them, at the best epoch.
-        longest: with folds, the epochs of the longest one; 0 without.
+        longest: of several trainings, the epochs of the longest fold, or of the last rung; 0 of one.
     """
 
     state: Literal["finished", "pruned"]
@@ -98,15 +106,34 @@ class Arrays(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Folded:
-    """The arrays of all folds, in the place of a `Dataset` that has folds; the attributes are those of that one."""
+class Several:
+    """The rows, or arrays, of a trial of several trainings.
 
-    folds: tuple[Fold[Arrays], ...]
-    whole: Arrays
+    Attributes:
+        parts: those of each fold or rung.
+        whole: those that a final model is trained on.
+        split_digest: of the whole dataset.
+    """
+
+    parts: tuple[Fold[Any], ...]
+    whole: Any
     split_digest: str
 
 
-Rows = Dataset | Arrays | Folded
+Rows = Dataset | Arrays | Several
+
+
+def several(experiment: Experiment, dataset: Dataset) -> Several | None:
+    """The rows of each training, where a trial is more than one.
+
+    Raises:
+        DataError: there are too few rows for it.
+    """
+    if experiment.study.fidelity == "rows":
+        heads = [head for head in experiment.data.tasks.values() if head.task in ("binary", "multiclass")]
+        found = rungs(dataset, heads[0].target if heads else (), ROW_SHARES, experiment.seed)
+        return Several(found, dataset, dataset.split_digest)
+    return Several(dataset.folds, dataset.whole, dataset.split_digest) if dataset.folds else None
 
 
 def run(
@@ -120,13 +147,14 @@ def run(
     deadline_s: float | None = None,
     halvings: int = 0,
     on_resume: OnResume = begin_anew,
-    on_inner: OnInner = folds.say_nothing,
+    on_inner: OnInner = parts.say_nothing,
     final: bool = False,
     part: Part | None = None,
 ) -> TrialResult:
     """Train one network and score it on the validation split; the test split stays untouched.
 
-    With folds, it is one network for each, and an epoch of the result is a fold: see `folds`.
+    With folds, or less of the rows first, it is several networks, and an epoch of the result is one of them: see
+    `parts`.
 
     Args:
         experiment: its search space is not read.
@@ -138,18 +166,22 @@ def run(
         deadline_s: seconds of training, over all attempts, after which the trial fails as ``time-out``.
         halvings: how often memory ran out before; see `smaller`.
         on_resume: called with the number of epochs in ``checkpoint``, before they are reported again.
-        on_inner: with folds, called after each epoch of each.
-        final: with folds, the model may be registered: ``data.split.final`` says what it is.
+        on_inner: called after each epoch of each of several trainings.
+        final: the model may be registered: with folds ``data.split.final`` says what it is, and less of the rows is not
+            tried first.
         part: this training is one of several of a trial.
 
     Raises:
         TrialFailed: the trial cannot give a score; its ``failure`` says of which kind.
     """
-    if isinstance(splits, Dataset | Folded) and splits.folds:
-        return _run_folds(
+    if part is None and isinstance(splits, Dataset) and (found := several(experiment, splits)) is not None:
+        splits = found
+    if isinstance(splits, Several) and experiment.study.fidelity == "rows" and final:
+        splits = splits.whole
+    if isinstance(splits, Several):
+        return _run_several(
             experiment, splits, params, seed, on_epoch, checkpoint, deadline_s, halvings, on_resume, on_inner, final
         )
-    assert not isinstance(splits, Folded)
     began = time.monotonic()
     try:
         prepared = arrays_of(splits, Recipe.of(experiment, params.get("scaler")))
@@ -225,9 +257,9 @@ def run(
     )
 
 
-def _run_folds(
+def _run_several(
     experiment: Experiment,
-    splits: Dataset | Folded,
+    splits: Several,
     params: Params,
     seed: int,
     on_epoch: OnEpoch,
@@ -238,16 +270,23 @@ def _run_folds(
     on_inner: OnInner,
     final: bool,
 ) -> TrialResult:
-    kept = folds.Checkpoints(checkpoint)
+    kept, pieces = parts.Checkpoints(checkpoint), splits.parts
 
     def train(
-        rows: Any, seed: int, tell: OnEpoch, name: str, left_s: float | None, part: Part = folds.ONE_OF_SEVERAL
+        rows: Any, seed: int, tell: OnEpoch, name: str, left_s: float | None, part: Part = parts.ONE_OF_SEVERAL
     ) -> TrialResult:
         how: dict[str, Any] = {"deadline_s": left_s, "halvings": halvings, "part": part}
         return run(experiment, rows, params, seed, tell, checkpoint=kept.of(name), **how)
 
     on_resume(kept.done)
-    results, pruned = folds.train(splits.folds, train, kept, seed, on_epoch, on_inner, deadline_s)
+    if experiment.study.fidelity == "rows":
+        seeds = [*(derived_seed(seed, "rung", number) for number in range(1, len(pieces))), seed]
+        results, pruned = parts.train(
+            pieces, train, kept, seeds, on_epoch, on_inner, deadline_s, word="rung", told=parts.newest
+        )
+        return parts.climbed(results, pruned=pruned)
+    seeds = parts.seeds_of(seed, pieces)
+    results, pruned = parts.train(pieces, train, kept, seeds, on_epoch, on_inner, deadline_s)
     whole = _combined(experiment, splits, Recipe.of(experiment, params.get("scaler")), results, seed, pruned=pruned)
     if pruned or not final or experiment.data.split.final == "average":
         return whole
@@ -257,7 +296,7 @@ def _run_folds(
         return False
 
     left_s = None if deadline_s is None else deadline_s - whole.seconds
-    last = train(splits.whole, seed, tell_final, "final", left_s, folds.refit(results))
+    last = train(splits.whole, seed, tell_final, "final", left_s, parts.refit(results))
     said = f"trained again on the rows of all folds: {last.best_epoch + 1} epochs"
     return dataclasses.replace(
         whole,
@@ -269,7 +308,7 @@ def _run_folds(
 
 def _combined(
     experiment: Experiment,
-    splits: Dataset | Folded,
+    splits: Several,
     recipe: Recipe,
     results: list[TrialResult],
     seed: int,
@@ -278,10 +317,10 @@ def _combined(
 ) -> TrialResult:
     """The result of a trial from those of its folds."""
     split = experiment.data.split
-    targets = [arrays_of(fold.rows, recipe).data.y_valid for fold in splits.folds]
+    targets = [arrays_of(fold.rows, recipe).data.y_valid for fold in splits.parts]
     about = {"n": split.folds, "repeats": split.repeats, "final": split.final}
     origin = {"split_digest": splits.split_digest, "seed": seed, "folds": about}
-    return folds.combined(results, splits.folds, targets, experiment.objective.metric, origin, pruned=pruned)
+    return parts.combined(results, splits.parts, targets, experiment.objective.metric, origin, pruned=pruned)
 
 
 def build(experiment: Experiment, prepared: Prepared, params: Params, precision: str) -> keras.Model:
@@ -326,15 +365,16 @@ def run_baseline(
     recipe = dataclasses.replace(Recipe.of(experiment, experiment.scalers[0]), inputs=(), one_matrix=True)
     limit = min(experiment.baseline_timeout_s, math.inf if timeout_s is None else timeout_s)
     if isinstance(splits, Dataset) and splits.folds:
+        of_folds = several(experiment, splits)
+        assert of_folds is not None
 
-        def fit(
-            rows: Any, seed: int, tell: OnEpoch, name: str, left_s: float | None, part: Part = folds.ONE_OF_SEVERAL
-        ) -> TrialResult:
+        def fit(rows: Any, seed: int, tell: OnEpoch, name: str, left_s: float | None) -> TrialResult:
             return run_baseline(experiment, rows, kind, seed, params, left_s)
 
-        kept = folds.Checkpoints(None)
-        results, _ = folds.train(splits.folds, fit, kept, seed, folds.go_on, folds.say_nothing, limit)
-        return _combined(experiment, splits, recipe, results, seed)
+        kept, seeds = parts.Checkpoints(None), parts.seeds_of(seed, of_folds.parts)
+        results, _ = parts.train(of_folds.parts, fit, kept, seeds, parts.go_on, parts.say_nothing, limit)
+        return _combined(experiment, of_folds, recipe, results, seed)
+    assert not isinstance(splits, Several)
     prepared = arrays_of(splits, recipe)
     if kind != "constant" and not prepared.preprocessor.output_names:
         arrays = ", ".join(column.name for column in prepared.preprocessor.schema.tensors)
@@ -454,7 +494,7 @@ def arrays_of(splits: Dataset | Arrays, recipe: Recipe) -> Prepared:
     """The splits as arrays: made here, or taken as they are."""
     if not isinstance(splits, Dataset):
         return splits.prepared(recipe)
-    return prepare(splits, recipe) if splits.known is None else _prepare_fold(splits, recipe)
+    return prepare(splits, recipe) if splits.known is None else _prepare_part(splits, recipe)
 
 
 @functools.lru_cache(maxsize=len(SCALERS))
@@ -490,8 +530,8 @@ def prepare(splits: Dataset, recipe: Recipe) -> Prepared:
     return Prepared(task, preprocessor, data, origin)
 
 
-# Folds are of few rows, and there are as many as of each recipe that a trial has.
-_prepare_fold = functools.lru_cache(maxsize=256)(prepare.__wrapped__)
+# There are several of each recipe. Folds are of few rows, and rungs together of less than half of them.
+_prepare_part = functools.lru_cache(maxsize=256)(prepare.__wrapped__)
 
 
 def schedule_of(experiment: Experiment, params: Params) -> Schedule:

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forge_sweep import folds, predictions, reproduce, sources, sweep, tracking, trial
+from forge_sweep import parts, predictions, reproduce, sources, sweep, tracking, trial
 from forge_sweep.bundle import Bundle
 from forge_sweep.bundle.ensemble import Ensemble
 from forge_sweep.errors import DataError, ExperimentError, TrialFailed
@@ -192,7 +192,7 @@ def test_a_sweep_that_was_begun_before_there_were_folds_is_the_same_one() -> Non
 
 def train(spec: Experiment, data: sources.Dataset, **more: Any) -> trial.TrialResult:
     """One trial."""
-    return trial.run(spec, data, {**dict(spec.space), **PARAMS}, 1, more.pop("on_epoch", folds.go_on), **more)
+    return trial.run(spec, data, {**dict(spec.space), **PARAMS}, 1, more.pop("on_epoch", parts.go_on), **more)
 
 
 def test_a_trial_is_the_mean_over_folds_and_predicts_each_row_by_a_model_that_has_not_seen_it() -> None:
@@ -231,7 +231,7 @@ def test_what_a_fold_validates_has_no_part_in_its_model() -> None:
     fold = data.folds[1]
     targets = fold.rows.valid.targets.sample(frac=1, random_state=0).set_axis(fold.rows.valid.targets.index)
     other = dataclasses.replace(fold.rows, valid=dataclasses.replace(fold.rows.valid, targets=targets))
-    part = folds.ONE_OF_SEVERAL
+    part = parts.ONE_OF_SEVERAL
     one, same = (train(spec, each, part=part).bundle.weights_sha256 for each in (fold.rows, other))
     assert one == same
     assert train(spec, data.folds[0].rows, part=part).bundle.weights_sha256 != one
@@ -256,7 +256,7 @@ def test_a_failure_says_in_which_fold() -> None:
     broken = data.train.features.copy()
     params = {**dict(spec.space), **PARAMS, "learning_rate": 1e30}
     with pytest.raises(TrialFailed, match=r"^fold 1: ") as failed:
-        trial.run(spec, data, params, 1, folds.go_on)
+        trial.run(spec, data, params, 1, parts.go_on)
     assert failed.value.failure == "diverged" and len(broken)
 
 
@@ -271,7 +271,7 @@ def test_the_time_of_a_trial_is_that_of_all_its_folds() -> None:
     lefts: list[float | None] = []
     three = rows(experiment()).folds
     with pytest.raises(TrialFailed, match="fold 3: the folds before took longer than the trial's 5 s") as failed:
-        folds.train(three, one, folds.Checkpoints(None), 1, folds.go_on, folds.say_nothing, 5.0)
+        parts.train(three, one, parts.Checkpoints(None), [1, 2, 3], parts.go_on, parts.say_nothing, 5.0)
     assert failed.value.failure == "time-out" and lefts == [5.0, 2.0]
 
 
@@ -299,12 +299,12 @@ def test_a_refit_is_one_network_on_the_rows_of_all_folds_for_as_long_as_their_be
     result = train(spec, data, final=True, on_inner=lambda fold, epoch, metrics: within.append(fold))
     assert result.bundle.kind == "network" and result.value == searched.value
     assert result.bundle.threshold == searched.bundle.threshold and result.metrics == searched.metrics
-    alone = [train(spec, fold.rows, part=folds.ONE_OF_SEVERAL) for fold in data.folds]
-    epochs = folds.refit(alone).only
+    alone = [train(spec, fold.rows, part=parts.ONE_OF_SEVERAL) for fold in data.folds]
+    epochs = parts.refit(alone).only
     assert epochs == within.count("final")
     assert np.array_equal(np.asarray(result.scores), np.asarray(searched.scores))
     assert f"trained again on the rows of all folds: {epochs} epochs" in result.events
-    again = train(spec, data.whole, part=folds.Part(only=epochs, rates=folds.refit(alone).rates))
+    again = train(spec, data.whole, part=parts.Part(only=epochs, rates=parts.refit(alone).rates))
     assert again.bundle.weights_sha256 == result.bundle.weights_sha256
     assert len(again.history) == epochs and again.best_epoch == len(again.history) - 1
 
@@ -318,7 +318,7 @@ def test_the_refit_takes_the_mean_of_the_best_epochs_and_the_rates_of_the_middle
     def ended(best: int, rate: float) -> Any:
         return Ended(best, tuple({"lr": rate} for _ in range(best + 3)))
 
-    found = folds.refit([ended(1, 0.1), ended(9, 0.3), ended(4, 0.2)])
+    found = parts.refit([ended(1, 0.1), ended(9, 0.3), ended(4, 0.2)])
     assert found.only == round((2 + 10 + 5) / 3) and set(found.rates) == {0.2}
 
 
@@ -406,8 +406,8 @@ def test_pruners_judge_whole_folds(pruner: str, tmp_path: Path) -> None:
     assert earliest <= pruned.epochs < spec.steps.epochs
     told = dict(story(study, pruned))
     assert f"pruned after {pruned.epochs} fold" in told["ended"] and "fold 1" in told["course"]
-    assert {each.kind for each in seen} >= {"fold", "epoch"}
-    assert all("fold" in each.data for each in seen if each.kind == "epoch")
+    assert {each.kind for each in seen} >= {"part", "epoch"}
+    assert all("part" in each.data for each in seen if each.kind == "epoch")
     assert [final for _, final in fake.asked] == [False] * 8 + [True]  # the confirmation keeps a model
     (first,) = (each for each in runs(tmp_path, "trial") if each.info.run_name == "trial-0000")
     assert {f"fold_{n}/val_loss" for n in range(1, 5)} <= set(first.data.metrics)
@@ -472,7 +472,7 @@ def test_the_example_is_killed_goes_on_and_its_model_is_made_again(tmp_path: Pat
 
 def die(event: Event) -> None:
     """As by `kill -9`."""
-    if event.kind == "fold" and event.data["fold"] == 2:
+    if event.kind == "part" and event.data["part"] == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 
 

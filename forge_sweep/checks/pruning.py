@@ -65,8 +65,8 @@ def _times(study: Mapping[str, Any]) -> dict[str, Any]:
 def _never_prunes(trials: Sequence[Tried], study: Mapping[str, Any], metric: str) -> Finding | None:
     """Whether a pruner has had its chances and taken none. Wilcoxon's may well: it wants proof of each."""
     pruner, warmup, startup = study["pruner"], study["warmup_epochs"], study["startup_trials"]
-    if study.get("folds", 1) > 1:  # judged from the first fold on
-        warmup, study = 1, {**study, "epochs": study["folds"]}
+    if study.get("trainings", 1) > 1:  # judged from the first fold or rung on
+        warmup, study = 1, {**study, "epochs": study["trainings"]}
     by_rank = pruner in ("median", "percentile")
     scored = [trial for trial in trials if trial.state in ("finished", "pruned")]
     if pruner == "none" or len(scored) < ENOUGH_JUDGED or any(trial.state == "pruned" for trial in scored):
@@ -212,7 +212,7 @@ def of_audit(audit: PruningAudit, study: Mapping[str, Any]) -> Iterator[Finding]
     if not audit.better or audit.best is None or audit.share is None:
         return
     first = max(audit.better, key=lambda each: abs((each.value or 0.0) - (audit.best or 0.0)))
-    step = "epoch" if study.get("folds", 1) == 1 else "fold"
+    step = study.get("step", "epoch")
     seen = (
         f"{len(audit.better)} of {len(audit.known)} audited trials would have beaten the best of the search: trial "
         f"{first.number}, pruned after {first.pruned_at} of {first.epochs} {step}s, comes to {first.value:.4g} and the "

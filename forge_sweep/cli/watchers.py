@@ -81,7 +81,7 @@ class Pace:
         from forge_sweep.experiment import Dimension
 
         self.searched = [name for name, value in experiment.space.items() if isinstance(value, Dimension)]
-        self.epochs, self.folds = experiment.study.epochs, experiment.data.split.trainings
+        self.epochs, self.parts, self.step = experiment.study.epochs, experiment.trainings, experiment.step
         self.to_confirm = min(experiment.confirm.top, experiment.study.n_trials) * experiment.confirm.seeds
         self.phase = ""
         self.total = self.done = self.before = 0
@@ -148,7 +148,7 @@ def _trial_line(data: Mapping[str, Any], pace: Pace) -> str:
         return f"  trial {data['number']:<4} {how}: {data['cause']}{tried}"
     best = "" if data["best"] is None else f"  best {figure(data['best'])}"
     delta = "" if data["delta"] is None else f"  vs. baseline {data['delta']:+.4f}"
-    cost = f"{data['epochs']} {'epochs' if pace.folds == 1 else 'folds'}, {data['seconds']:.1f} s"
+    cost = f"{data['epochs']} {pace.step}{'s' * (data['epochs'] != 1)}, {data['seconds']:.1f} s"
     parts = [f"  trial {data['number']:<4} {data['state']:<8} {figure(data['value'])}{best}{delta}", cost]
     return "  ".join([*parts, *(f"({words})" for words in (pace.words,) if words), *([params] if params else [])])
 
@@ -252,8 +252,8 @@ class LiveView:
             case "epoch":
                 losses = ", ".join(f"{name} {figure(data['metrics'].get(name))}" for name in ("loss", "val_loss"))
                 where = f"epoch {data['epoch']} of {self.pace.epochs}"
-                if "fold" in data:
-                    where = f"fold {data['fold'].removeprefix('fold_')} of {self.pace.folds}, {where}"
+                if "part" in data:
+                    where = f"{data['part'].replace('_', ' ')} of {self.pace.parts}, {where}"
                 self.now[data["number"]] = f"trial {data['number']}, {where}: {losses}"
             case "trial_done":
                 self.now.pop(data["number"], None)

@@ -10,6 +10,7 @@ from forge_sweep.experiment.networks import NETWORKS, UNNAMED, Network, general,
 from forge_sweep.experiment.space import GENERAL, HYPERPARAMETERS, SCALERS, Dimension, Hyperparameter, Params, Scalar
 from forge_sweep.experiment.spec import (
     BUDGET_FIELDS,
+    ROW_SHARES,
     Experiment,
     ModelSpec,
     PreprocessingSpec,
@@ -27,6 +28,7 @@ __all__ = [
     "GENERAL",
     "HYPERPARAMETERS",
     "NETWORKS",
+    "ROW_SHARES",
     "SCALERS",
     "UNNAMED",
     "Code",

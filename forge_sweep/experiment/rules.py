@@ -371,10 +371,29 @@ def plateau_is_whole(study: StudySpec) -> Mistakes:
         yield missing("study.plateau_trials", "a number of trials, since study.plateau_delta is set")
 
 
-def folds_fit_the_rest(data: DataSpec, model: ModelSpec, study: StudySpec) -> Mistakes:
-    """A pruner that judges whole folds, and one model where one is asked for."""
-    if data.split.folds == 1:
+MOST_FOLDS = 100
+"""Trainings of one trial: as many models are kept and averaged."""
+
+
+def rows_fit_the_rest(data: DataSpec, study: StudySpec) -> Mistakes:
+    """Less of the rows is no less of the epochs, nor of folds."""
+    if study.fidelity == "epochs":
         return
+    if data.split.folds > 1:
+        yield wrong("study.fidelity", study.fidelity, '"epochs" with folds', "folds are for few rows: choose one")
+    if study.pruner in ("hyperband", "wilcoxon"):
+        expected = "a pruner that can judge three rungs: successive_halving, median, percentile or none"
+        yield wrong("study.pruner", study.pruner, expected, 'pruner = "successive_halving" under [study]')
+
+
+def folds_fit_the_rest(data: DataSpec, model: ModelSpec, study: StudySpec) -> Mistakes:
+    """A pruner that judges whole folds, few enough of them, and one model where one is asked for."""
+    split = data.split
+    if split.folds == 1:
+        return
+    if split.trainings > MOST_FOLDS:
+        expected = f"at most {MOST_FOLDS} folds in all, and {split.folds} times {split.repeats} are {split.trainings}"
+        yield wrong("data.split.repeats", split.repeats, expected, f"repeats = {MOST_FOLDS // split.folds}")
     if study.pruner in ("hyperband", "successive_halving"):
         expected = "a pruner that can judge whole folds: median, percentile, wilcoxon or none"
         yield wrong("study.pruner", study.pruner, expected, 'pruner = "median" under [study]')
@@ -412,5 +431,6 @@ RULES: tuple[tuple[Callable[..., Mistakes], tuple[str, ...]], ...] = (
     (gpus_can_be_shared, ("workers",)),
     (plateau_is_whole, ("study",)),
     (folds_fit_the_rest, ("data", "model", "study")),
+    (rows_fit_the_rest, ("data", "study")),
 )
 """Each rule with the sections that it takes; it is left out where one of them could not be read."""

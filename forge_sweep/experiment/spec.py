@@ -66,6 +66,10 @@ BUDGET_FIELDS = (
 winner is kept, not what a trial is."""
 
 
+ROW_SHARES = (1 / 9, 1 / 3, 1.0)
+"""Of the training rows, one after the other, with ``study.fidelity = "rows"``."""
+
+
 class PreprocessingSpec(Section):
     """``[preprocessing]``: learned on the training rows only."""
 
@@ -147,6 +151,11 @@ class StudySpec(Section):
     pruner: Pruner = Field("median", description="Which pruner stops hopeless trials.")
     n_trials: Count = Field(40, description="Trials in total, over interruptions.")
     epochs: Count = Field(60, description="Most epochs of one trial.")
+    fidelity: Annotated[Literal["epochs", "rows"], Later("epochs")] = Field(
+        "epochs",
+        description="What a pruner sees of a trial before its end: its first epochs, or with `rows` what it comes to "
+        "on a ninth, then on a third of the training rows, each time trained from the beginning.",
+    )
     patience: Count = Field(8, description="Epochs without improvement of the objective before a trial stops.")
     schedule: Annotated[Schedule, Later("plateau")] = Field(
         "plateau",
@@ -434,9 +443,20 @@ class Experiment(Section):
 
     @property
     def steps(self) -> StudySpec:
-        """``[study]`` in the steps that a trial reports and a pruner judges: epochs, or whole folds."""
-        trainings = self.data.split.trainings
-        return self.study if trainings == 1 else self.study.model_copy(update={"epochs": trainings, "warmup_epochs": 1})
+        """``[study]`` in the steps that a trial reports and a pruner judges: epochs, or whole folds or rungs."""
+        if self.trainings == 1:
+            return self.study
+        return self.study.model_copy(update={"epochs": self.trainings, "warmup_epochs": 1})
+
+    @property
+    def trainings(self) -> int:
+        """How many trainings a trial is: one for each fold, or for each rung of ``study.fidelity = "rows"``, or 1."""
+        return len(ROW_SHARES) if self.study.fidelity == "rows" else self.data.split.trainings
+
+    @property
+    def step(self) -> str:
+        """What trials report after: ``epoch``, ``fold`` or ``rung``."""
+        return "rung" if self.study.fidelity == "rows" else "epoch" if self.trainings == 1 else "fold"
 
     @property
     def baseline_timeout_s(self) -> float:
@@ -513,10 +533,10 @@ class Experiment(Section):
                 f"no trial stops early. fix: patience = {max(1, epochs // 4)} under [study], or more epochs "
                 "[patience-too-long]"
             )
-        if self.data.split.trainings > 1 and "warmup_epochs" in self.study.model_fields_set:
+        if self.trainings > 1 and "warmup_epochs" in self.study.model_fields_set:
             found.append(
-                f"study.warmup_epochs: with data.split.folds = {self.data.split.folds} trials are pruned after whole "
-                "folds, from the first one on. fix: leave warmup_epochs out [warmup-of-folds]"
+                f"study.warmup_epochs: {self.study.warmup_epochs} epochs do not count here: trials are pruned after "
+                f"whole {self.step}s, from the first one on. fix: leave warmup_epochs out"
             )
         if self.data.heads and self.baselines.kinds:
             found.append(

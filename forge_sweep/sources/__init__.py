@@ -13,6 +13,7 @@ from forge_sweep.sources.base import (
     test_looks,
 )
 from forge_sweep.sources.loading import SOURCES, load, source
+from forge_sweep.sources.rungs import rungs
 from forge_sweep.sources.spool import in_files
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Versioned",
     "in_files",
     "load",
+    "rungs",
     "source",
     "test_looks",
 ]

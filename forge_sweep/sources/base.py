@@ -106,7 +106,7 @@ Rows = TypeVar("Rows")
 
 @dataclass(frozen=True, eq=False)
 class Fold(Generic[Rows]):
-    """A training of several that are one trial.
+    """What one training has of several that are one trial: a fold, or a rung.
 
     Attributes:
         rows: what it trains on and validates with: a `Dataset`, or the arrays made of one.

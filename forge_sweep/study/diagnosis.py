@@ -38,7 +38,10 @@ def _findings(view: StudyView, study: optuna.Study, final: Mapping[str, Any]) ->
     from forge_sweep.study.samplers import STARTUP
 
     resolved, rows = view.resolved, view.rows()
-    search, pruned_by = resolved["model"]["search"], {**resolved["study"], "folds": view.trainings}
+    search, pruned_by = (
+        resolved["model"]["search"],
+        {**resolved["study"], "trainings": view.trainings, "step": view.step},
+    )
     ended = [row for row in rows if row.state == "failed" or row.value is not None]
     baselines = {key.removeprefix("baseline:"): note for key, note in view.notes("baseline:").items()}
     imported = any(row.imported for row in rows)  # they stand in for the random ones

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 REDUCTION_FACTOR = 3
 """Of Hyperband and successive halving; the value of Li et al. 2018 (https://arxiv.org/abs/1603.06560)."""
 
+HALVES = 2
+"""The same of ``study.fidelity = "rows"``, whose three rungs are counted 1, 2 and 3: the better half goes on."""
+
 P_THRESHOLD = 0.1  # of Wilcoxon; Optuna's default
 
 
@@ -30,7 +33,7 @@ def make(spec: StudySpec) -> pruners.BasePruner:
     """
     startup, warmup = spec.startup_trials, spec.warmup_epochs
     early = {"n_startup_trials": startup, "n_warmup_steps": warmup, "interval_steps": 1, "n_min_trials": 1}
-    rungs = {"min_resource": _first_rung(spec), "reduction_factor": REDUCTION_FACTOR, "bootstrap_count": 0}
+    rungs = {"min_resource": _first_rung(spec), "reduction_factor": _reduction(spec), "bootstrap_count": 0}
     match spec.pruner:
         case "none":
             return pruners.NopPruner()
@@ -45,6 +48,10 @@ def make(spec: StudySpec) -> pruners.BasePruner:
         case "wilcoxon":
             with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
                 return pruners.WilcoxonPruner(p_threshold=P_THRESHOLD, n_startup_steps=warmup)
+
+
+def _reduction(spec: StudySpec) -> int:
+    return HALVES if spec.fidelity == "rows" else REDUCTION_FACTOR
 
 
 def _first_rung(spec: StudySpec) -> int:
@@ -63,7 +70,7 @@ def has_a_say(spec: StudySpec, before: int, step: int) -> bool:
         return spec.pruner != "none"
     rung = _first_rung(spec)
     while rung <= before:
-        rung *= REDUCTION_FACTOR
+        rung *= _reduction(spec)
     return rung <= step
 
 

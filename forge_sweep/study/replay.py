@@ -214,6 +214,11 @@ def replay_study(
     """
     settings = settings or {}
     names, resolved = chosen(wanted, settings), view.resolved
+    if view.step != "epoch":
+        raise InputError(
+            f"the trials of {view.name} report after each {view.step}, and a replay tells a pruner of epochs",
+            hint="replay a sweep without data.split.folds and study.fidelity",
+        )
     trials = [_recorded(row, view) for row in view.rows()]
     if not any(each.counts and each.curve for each in trials):
         raise InputError(f"{view.name} has no trial that reported an epoch", hint="replay it once trials have ended")

@@ -62,8 +62,8 @@ def _course(view: StudyView, metric: str, curve: dict[int, float]) -> str:
     best = (max if view.direction == "maximize" else min)(curve, key=lambda epoch: (curve[epoch], -epoch))
     first, last, step = min(curve), max(curve), view.step
     said = f"{metric} {figure(curve[first])} after {step} {first}"
-    if step == "fold":  # the mean so far: the last one is the result
-        return said if last == first else f"{said}, {figure(curve[last])} on average after {step} {last}"
+    if step != "epoch":  # folds: the mean so far; rungs: each on more rows. The last one is the result
+        return said if last == first else f"{said}, {figure(curve[last])} after {step} {last}"
     said += f", best {figure(curve[best])} after {step} {best}"
     return said if last == best else f"{said}, {figure(curve[last])} after {step} {last}"
 
@@ -81,7 +81,7 @@ def _end(view: StudyView, row: TrialRow, metric: str, curve: dict[int, float]) -
     if row.state == "finished":
         if row.attrs.get("ended_after") is not None:
             return f"after {epochs}, for the time of the whole sweep (study.total_s)"
-        if view.step == "fold":
+        if view.step != "epoch":
             return f"after {epochs}, all that there are"
         if row.epochs and row.epochs < study["epochs"]:
             return f"after {epochs}: {study['patience']} without improvement (study.patience)"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from forge_sweep.checks.findings import Finding
 from forge_sweep.errors import InputError
-from forge_sweep.experiment import Params
+from forge_sweep.experiment import ROW_SHARES, Params
 from forge_sweep.study.budget import (
     CONFIRM_SHARE,
     END_S,
@@ -245,14 +245,15 @@ class StudyView:
 
     @property
     def trainings(self) -> int:
-        """How many trainings a trial is: one for each fold, or 1."""
-        split = self.resolved["data"]["split"]
-        return int(split.get("folds", 1)) * int(split.get("repeats", 1))
+        """See `Experiment.trainings`."""
+        split, by_rows = self.resolved["data"]["split"], self.resolved["study"].get("fidelity") == "rows"
+        return len(ROW_SHARES) if by_rows else int(split.get("folds", 1)) * int(split.get("repeats", 1))
 
     @property
     def step(self) -> str:
-        """What trials report after: ``epoch``, or ``fold``."""
-        return "epoch" if self.trainings == 1 else "fold"
+        """See `Experiment.step`."""
+        by_rows = self.resolved["study"].get("fidelity") == "rows"
+        return "rung" if by_rows else "epoch" if self.trainings == 1 else "fold"
 
     def findings(self, final: Mapping[str, Any] | None = None) -> tuple[Finding, ...]:
         """What the trials say together; see `checks.search`. ``final``: how the sweep ended, if not noted yet."""

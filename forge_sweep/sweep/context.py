@@ -42,7 +42,7 @@ class Event:
 
     Attributes:
         kind: ``phase``, ``features``, ``finding``, ``message``, ``baseline_started``, ``baseline``, ``trial_started``,
-            ``epoch`` (within the fold that ``fold`` names, where there are folds), ``fold``, ``trial_done``,
+            ``epoch`` (within the ``part`` of a trial that has several: folds or rungs), ``part``, ``trial_done``,
             ``confirming``, ``confirm_started``, ``confirm``, ``audit_started`` or ``audit``.
         data: JSON values.
     """

@@ -50,7 +50,7 @@ class Progress:
     seconds: float = 0.0  # wall clock
     cpu_s: float = 0.0  # of its process
     epoch: int | None = None  # 0-based, that was completed; None where another event is reported
-    fold: str = ""  # of several whose means are the epochs of the job: ``epoch`` is one within it
+    part: str = ""  # of several trainings that are the epochs of the job: ``epoch`` is one within it
     metrics: dict[str, float] = field(default_factory=dict)  # of that epoch
     behind: int = 0  # epochs that were there already when the job began, and are reported again
     checkpoint: bytes | None = None  # for the driver to keep, from a job on another machine
@@ -64,7 +64,7 @@ class Outcome:
     state: Literal["finished", "pruned"]
     value: float  # the objective at the best epoch
     metrics: dict[str, float]  # on validation, at the best epoch
-    epochs: int  # 0 for a baseline; with folds, folds
+    epochs: int  # 0 for a baseline; of a trial of several trainings how many
     best_epoch: int  # 0-based
     seconds: float  # wall clock
     batch_size: int  # rows per gradient step, as trained
@@ -79,7 +79,7 @@ class Outcome:
     ended_after: int | None = None  # epochs after which `ENOUGH` ended what would have gone on
     predictions: bytes | None = field(default=None, repr=False)  # of the validation rows; see `forge_sweep.predictions`
     measured: dict[str, float] = field(default_factory=dict)  # what ``[constraints]`` limits; of a finished one
-    longest: int = 0  # epochs that its best one was chosen among; with folds, of the fold with most of them
+    longest: int = 0  # epochs that its best one was chosen among, of several trainings in the longest
     out_of_fold: np.ndarray | None = field(default=None, repr=False, compare=False)  # of a model that is kept
 
     @property
@@ -182,8 +182,8 @@ class TrainJob:
         def report(**news: Any) -> Any:
             return say(Progress(self.clocks.wall() - began, self.clocks.cpu() - cpu_began, **news))
 
-        def on_inner(fold: str, epoch: int, metrics: dict[str, float]) -> None:
-            if report(fold=fold, epoch=epoch, metrics=metrics) == STOP:
+        def on_inner(part: str, epoch: int, metrics: dict[str, float]) -> None:
+            if report(part=part, epoch=epoch, metrics=metrics) == STOP:
                 raise Stopped
 
         def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
@@ -194,8 +194,9 @@ class TrainJob:
             enough = answer == ENOUGH
             return bool(answer)
 
-        folded = self.experiment.data.split.folds > 1
-        more: dict[str, Any] = {"on_inner": on_inner, "final": self.needed and self.keep is not None} if folded else {}
+        folded, more = self.experiment.data.split.folds > 1, dict[str, Any]()
+        if self.experiment.trainings > 1:
+            more = {"on_inner": on_inner, "final": self.needed and self.keep is not None}
         try:
             result = self.run(
                 self.experiment,
@@ -267,12 +268,12 @@ class Monitor:
             self.account.charge(progress.seconds, progress.cpu_s, behind=progress.behind, ended=progress.ended)
         if progress.epoch is None:
             return None
-        if not progress.fold:
+        if not progress.part:
             self.seen[progress.epoch] = progress.metrics[self.context.experiment.objective.metric]
         try:
             stop_if_asked(self.context)
-            if progress.fold:
-                self._within(progress.fold, progress.epoch, progress.metrics)
+            if progress.part:
+                self._within(progress.part, progress.epoch, progress.metrics)
                 return None
             answer: bool | str = self.epochs is not None and progress.epoch + 1 >= self.epochs and ENOUGH
             if self.asked is not None:
@@ -287,22 +288,22 @@ class Monitor:
             self.error = error
             raise
 
-    def _within(self, fold: str, epoch: int, metrics: dict[str, float]) -> None:
-        """An epoch of one fold: its own curves, and no word of the pruner's, which judges whole folds."""
+    def _within(self, part: str, epoch: int, metrics: dict[str, float]) -> None:
+        """An epoch of one fold or rung: its own curves, and no word of the pruner's, which judges whole ones."""
         if self.asked is not None:
-            at = {"number": self.asked.number, "fold": fold, "epoch": epoch + FIRST_EPOCH}
+            at = {"number": self.asked.number, "part": part, "epoch": epoch + FIRST_EPOCH}
             self.context.tell("epoch", **at, metrics=metrics)
             if self.context.budget.is_over():
                 raise BudgetOver
-        named = {f"{fold}/{name}": value for name, value in metrics.items()}
+        named = {f"{part}/{name}": value for name, value in metrics.items()}
         self.run.log_epoch(epoch + self.context.first_epoch, named)
 
     def _report(self, asked: Asked, epoch: int, metrics: dict[str, float]) -> bool | str:
-        context, folded = self.context, self.context.experiment.data.split.folds > 1
-        step = "fold" if folded else "epoch"
-        context.tell(step, number=asked.number, metrics=metrics, **{step: epoch + FIRST_EPOCH})
+        context, several = self.context, self.context.experiment.trainings > 1
+        step = {"part": epoch + FIRST_EPOCH} if several else {"epoch": epoch + FIRST_EPOCH}
+        context.tell("part" if several else "epoch", number=asked.number, metrics=metrics, **step)
         value = metrics[context.experiment.objective.metric]
-        if folded and context.experiment.study.pruner == "wilcoxon":
+        if several and context.experiment.study.pruner == "wilcoxon":
             # It compares fold by fold: what this one alone gave, of the means with it and without it.
             value = (epoch + 1) * value - epoch * self.seen.get(epoch - 1, 0.0)
         prune = context.study.report(asked.number, epoch, value)
@@ -310,7 +311,7 @@ class Monitor:
         if prune or epoch + 1 >= context.experiment.steps.epochs:
             return prune
         best = min(self.seen.values(), key=functools.partial(rank, context))
-        if not folded and context.budget.is_enough(asked.number, best):  # a mean over fewer folds is no result
+        if not several and context.budget.is_enough(asked.number, best):  # a mean over fewer folds is no result
             why = "another one would leave no time to confirm it (study.total_s)"
             context.inform(f"trial {asked.number} ends with epoch {epoch + FIRST_EPOCH}: {why}")
             return ENOUGH

@@ -27,7 +27,7 @@ from forge_sweep.sweep import budget
 from forge_sweep.sweep.context import Context
 from forge_sweep.sweep.jobs import Monitor, Outcome, RemoteJob, Stopped, TrainJob, unpack
 from forge_sweep.training import FileCheckpoint, Setup, TrainingData, as_variables, each
-from forge_sweep.trial import Folded, Prepared, Recipe
+from forge_sweep.trial import Prepared, Recipe, Several
 from forge_sweep.workers import SHARING_A_GPU, Limits, Plan, Worker, WorkerLost
 
 GRACE_S = 60.0
@@ -56,8 +56,9 @@ class WorkerPool:
         self.plan = plan(context.experiment, len(context.environment.gpus), context.environment.cores)
         self.remote = spec.kind == "ray"
         self.arrays: SharedArrays | ClusterArrays | None = None  # how the rows reach the workers that are not here
+        several = trial.several(context.experiment, context.dataset)
         if spec.kind == "processes":
-            self.arrays = SharedArrays(context.dataset, context.arrays)
+            self.arrays = SharedArrays(context.dataset, context.arrays, several)
         elif spec.kind == "ray":
             from forge_sweep.workers.ray import Stored as StoredInRay
 
@@ -68,7 +69,7 @@ class WorkerPool:
                     "this machine, which others do not see",
                     hint='set workers.kind = "processes"',
                 )
-            self.arrays = ClusterArrays(context.dataset, StoredInRay.put)
+            self.arrays = ClusterArrays(context.dataset, StoredInRay.put, several)
         self.workers = workers.make(
             spec, self.plan, lambda text, severity="info": context.tell("message", text=text, severity=severity)
         )
@@ -352,19 +353,18 @@ def save(prepared: Prepared, recipe: Recipe, folder: Path) -> None:
 class _OncePerRecipe(Generic[Made]):
     """What is made of each recipe once, when it is first asked for. Threads may share it."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, several: Several | None = None) -> None:
         self.dataset = dataset
+        self.several = several
         self._made: dict[tuple[Dataset, Recipe], Made] = {}
         self._lock = threading.Lock()
 
-    def rows(self, recipe: Recipe) -> Made | Folded:
-        """What a job gets: the rows of a recipe, with folds those of each."""
-        dataset = self.dataset
-        if not dataset.folds:
+    def rows(self, recipe: Recipe) -> Made | Several:
+        """What a job gets: the rows of a recipe, of a trial of several trainings those of each."""
+        if self.several is None:
             return self.of(recipe)
-        each: Any = [Fold(self.of(recipe, fold.rows), fold.at) for fold in dataset.folds]
-        whole: Any = self.of(recipe, dataset.whole)
-        return Folded(tuple(each), whole, dataset.split_digest)
+        parts = tuple(Fold(self.of(recipe, part.rows), part.at) for part in self.several.parts)
+        return Several(parts, self.of(recipe, self.several.whole), self.several.split_digest)
 
     def of(self, recipe: Recipe, part: Dataset | None = None) -> Made:
         """The rows of a recipe, or of a part of them."""
@@ -385,8 +385,8 @@ class _OncePerRecipe(Generic[Made]):
 class SharedArrays(_OncePerRecipe[SavedArrays]):
     """Writes the rows of each recipe to a folder; what an earlier process left there is removed."""
 
-    def __init__(self, dataset: Dataset, folder: Path) -> None:
-        super().__init__(dataset)
+    def __init__(self, dataset: Dataset, folder: Path, several: Several | None = None) -> None:
+        super().__init__(dataset, several)
         self.folder = folder.absolute()
         self.close()
 
@@ -427,8 +427,8 @@ class StoredArrays:
 class ClusterArrays(_OncePerRecipe[StoredArrays]):
     """Puts the rows of each recipe into the store of a cluster."""
 
-    def __init__(self, dataset: Dataset, put: Callable[[Any], Stored]) -> None:
-        super().__init__(dataset)
+    def __init__(self, dataset: Dataset, put: Callable[[Any], Stored], several: Several | None = None) -> None:
+        super().__init__(dataset, several)
         self.put = put
 
     def _make(self, dataset: Dataset, recipe: Recipe, prepared: Prepared) -> StoredArrays:

@@ -1,4 +1,4 @@
-"""A trial over folds: a training for each, whose mean is the trial's value, and the predictions that none had seen."""
+"""A trial of several trainings: one for each fold, whose mean it is, or one for each rung on more and more rows."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from forge_sweep.trial import TrialResult
 
 OnInner = Callable[[str, int, dict[str, float]], None]
-"""Called after each epoch of each fold with the fold's name, such as ``fold_1``, the epoch from 0 and its logs."""
+"""Called after each epoch of each training with its name, such as ``fold_1``, the epoch from 0 and its logs."""
 
 
-def say_nothing(fold: str, epoch: int, metrics: dict[str, float]) -> None:
-    """Tell nobody of the epochs within a fold."""
+def say_nothing(part: str, epoch: int, metrics: dict[str, float]) -> None:
+    """Tell nobody of the epochs within a training."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,11 @@ class Part:
 
 ONE_OF_SEVERAL = Part()
 
-TrainFold = Callable[[Any, int, "OnEpoch", str, "float | None"], "TrialResult"]
-"""Trains on the rows of a fold with a seed, telling of each epoch, under the fold's name, in so many seconds."""
+TrainOne = Callable[[Any, int, "OnEpoch", str, "float | None"], "TrialResult"]
+"""Trains on the rows of one part with a seed, telling of each epoch, under the part's name, in so many seconds."""
+
+Told = Callable[[Sequence["TrialResult"]], dict[str, float]]
+"""What is told of a trial after the trainings that it had: the logs of an epoch."""
 
 
 def go_on(epoch: int, metrics: dict[str, float]) -> bool:
@@ -55,25 +58,28 @@ def go_on(epoch: int, metrics: dict[str, float]) -> bool:
 
 def train(
     folds: Sequence[Fold[Any]],
-    one: TrainFold,
+    one: TrainOne,
     kept: Checkpoints,
-    seed: int,
+    seeds: Sequence[int],
     on_epoch: OnEpoch,
     on_inner: OnInner,
     deadline_s: float | None,
+    *,
+    word: str = "fold",
+    told: Told | None = None,
 ) -> tuple[list[TrialResult], bool]:
-    """Train one fold after the other, until all are or ``on_epoch`` says to stop; also whether it did.
+    """Train one after the other, until all are or ``on_epoch`` says to stop; also whether it did.
 
-    To whoever watches a trial, an epoch is a fold: ``on_epoch`` gets the means over the folds so far. A trial that was
-    cut off goes on in the fold that it was in.
+    To whoever watches a trial, an epoch is one of them: ``on_epoch`` gets what ``told`` makes of those so far, by
+    default `means`. A trial that was cut off goes on in the one that it was in.
 
     Raises:
-        TrialFailed: one of them failed; its message begins with which.
+        TrialFailed: one of them failed; its message begins with which, such as ``fold 2``, as ``word`` says.
     """
     results: list[TrialResult] = []
     spent = 0.0
-    for number, fold in enumerate(folds, start=1):
-        name = f"fold_{number}"
+    for number, (fold, seed) in enumerate(zip(folds, seeds, strict=True), start=1):
+        name = f"{word}_{number}"
 
         def on_epoch_within(epoch: int, metrics: dict[str, float], name: str = name) -> bool:
             on_inner(name, epoch, metrics)
@@ -82,25 +88,59 @@ def train(
         left = None if deadline_s is None else deadline_s - spent
         try:
             if left is not None and left <= 0:
-                text = f"the folds before took longer than the trial's {deadline_s:g} s"
-                raise TrialFailed("time-out", text, hint="raise study.trial_timeout_s, or set fewer folds")
-            results.append(one(fold.rows, derived_seed(seed, "fold", number), on_epoch_within, name, left))
+                text = f"the {word}s before took longer than the trial's {deadline_s:g} s"
+                raise TrialFailed("time-out", text, hint="raise study.trial_timeout_s")
+            results.append(one(fold.rows, seed, on_epoch_within, name, left))
         except TrialFailed as failure:
-            said = f"fold {number}: {failure.message}"
+            said = f"{word} {number}: {failure.message}"
             known: dict[str, Any] = {"findings": failure.findings, "excess": failure.excess, "hint": failure.hint}
             raise TrialFailed(failure.failure, said, **known) from failure
         spent += results[-1].seconds
         kept.finished(number)
-        if on_epoch(number - 1, means(results)) and number < len(folds):
+        if on_epoch(number - 1, (told or means)(results)) and number < len(folds):
             return results, True
     return results, False
 
 
+def seeds_of(seed: int, folds: Sequence[Fold[Any]]) -> list[int]:
+    """Of the training of each fold, from that of the trial."""
+    return [derived_seed(seed, "fold", number) for number in range(1, 1 + len(folds))]
+
+
+def _at_best(result: TrialResult) -> dict[str, float]:
+    """What it was scored by at its best epoch, the training loss included."""
+    row = {**(result.history[result.best_epoch] if result.history else {}), **result.metrics}
+    return {name: value for name, value in row.items() if name == "loss" or name.startswith("val_")}
+
+
 def means(results: Sequence[TrialResult]) -> dict[str, float]:
-    """The mean of what each was scored by at its best epoch, the training loss included."""
-    rows = [{**(r.history[r.best_epoch] if r.history else {}), **r.metrics} for r in results]
-    names = [name for name in rows[0] if (name == "loss" or name.startswith("val_")) and all(name in r for r in rows)]
-    return {name: statistics.fmean(row[name] for row in rows) for name in names}
+    """The mean of what each was scored by at its best epoch."""
+    rows = [_at_best(result) for result in results]
+    return {name: statistics.fmean(row[name] for row in rows) for name in rows[0] if all(name in row for row in rows)}
+
+
+def newest(results: Sequence[TrialResult]) -> dict[str, float]:
+    """What the last one was scored by at its best epoch."""
+    return _at_best(results[-1])
+
+
+def climbed(results: Sequence[TrialResult], *, pruned: bool) -> TrialResult:
+    """The result of a trial from those of its rungs: that of the highest one, after all of them."""
+    last = results[-1]
+    return dataclasses.replace(
+        last,
+        state="pruned" if pruned else "finished",
+        history=tuple(newest(results[: n + 1]) for n in range(len(results))),
+        best_epoch=len(results) - 1,
+        seconds=sum(result.seconds for result in results),
+        events=_events(results, "rung"),
+        scores=None if pruned else last.scores,
+        longest=len(last.history),
+    )
+
+
+def _events(results: Sequence[TrialResult], word: str) -> tuple[str, ...]:
+    return tuple(f"{word} {n}: {event}" for n, result in enumerate(results, start=1) for event in result.events)
 
 
 def combined(
@@ -131,7 +171,6 @@ def combined(
     for result in results:
         for each in result.findings:
             found.setdefault(each.code, each)
-    events = [f"fold {n}: {event}" for n, result in enumerate(results, start=1) for event in result.events]
     metadata = {**first.bundle.metadata, **origin}
     last = history[-1]
     return dataclasses.replace(
@@ -142,7 +181,7 @@ def combined(
         history=history if first.history else (),
         best_epoch=len(history) - 1 if first.history else 0,
         seconds=sum(result.seconds for result in results),
-        events=tuple(events),
+        events=_events(results, "fold"),
         bundle=Bundle.ensemble(
             [result.bundle for result in results],
             [1 / len(results)] * len(results),
