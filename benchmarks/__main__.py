@@ -10,6 +10,7 @@
     python -m benchmarks alarms          # what it says of 200 healthy trials
     python -m benchmarks coverage        # how often the verdict's 95 % interval holds the truth; half an hour or more
     python -m benchmarks outlook         # what ten more trials were said to gain, and what they gave
+    python -m benchmarks folds           # the registered model, chosen by one split and by five folds, on ten tables
     python -m benchmarks warm            # time to a validation AUC, with and without an earlier sweep
     python -m benchmarks curves          # a pruner that extrapolates learning curves against ours
     python -m benchmarks calibrate       # the targets of `target`, to be put into benchmarks/target.py
@@ -36,6 +37,7 @@ from benchmarks import (
     determinism,
     diagnosis,
     epochs,
+    folds,
     memory,
     outlook,
     overhead,
@@ -165,6 +167,13 @@ def do_warm(asked: argparse.Namespace) -> Results:
     return found
 
 
+def do_folds(asked: argparse.Namespace) -> Results:
+    """Do folds choose better on few rows?"""
+    found = folds.measure(asked.small_tables, asked.fold_seeds, asked.fold_s, asked.networks)
+    folds.show(found, asked.fold_s)
+    return dict(found)
+
+
 def do_calibrate(asked: argparse.Namespace) -> Results:
     """The targets, for benchmarks/target.py."""
     found = {problem: target.calibrate(problem) for problem in asked.target_problems}
@@ -187,6 +196,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Results]] = {
     "outlook": do_outlook,
     "curves": do_curves,
     "warm": do_warm,
+    "folds": do_folds,
     "calibrate": do_calibrate,
 }
 COMMANDS = {
@@ -221,6 +231,10 @@ def parser() -> argparse.ArgumentParser:
     add("--rows", nargs="+", type=int, default=list(coverage.ROWS), help="of validation, for coverage")
     add("--splits", type=int, default=coverage.SPLITS, help="for coverage")
     add("--warm-seeds", type=int, default=5, help="for warm, whose median is shown")
+    add("--small-tables", nargs="+", choices=folds.TABLES, default=list(folds.TABLES), help="for folds")
+    add("--fold-seeds", type=int, default=3, help="of split and search, for folds")
+    add("--fold-s", type=float, default=60.0, help="seconds of each sweep, for folds")
+    add("--networks", action="store_true", help="for folds: no trees among the baselines")
     add("--curve-problems", nargs="+", choices=PROBLEMS, default=["shapes", "credit"], help="for curves")
     add("--set", nargs="+", default=[], help="overrides of the quickstart, for backends, such as study.n_trials=2")
     add("--json", type=Path, help="file for all figures")
