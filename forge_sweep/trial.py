@@ -494,7 +494,7 @@ def arrays_of(splits: Dataset | Arrays, recipe: Recipe) -> Prepared:
     """The splits as arrays: made here, or taken as they are."""
     if not isinstance(splits, Dataset):
         return splits.prepared(recipe)
-    return prepare(splits, recipe) if splits.known is None else _prepare_part(splits, recipe)
+    return prepare(splits, recipe) if splits.known is None else prepare_part(splits, recipe)
 
 
 @functools.lru_cache(maxsize=len(SCALERS))
@@ -531,7 +531,7 @@ def prepare(splits: Dataset, recipe: Recipe) -> Prepared:
 
 
 # There are several of each recipe. Folds are of few rows, and rungs together of less than half of them.
-_prepare_part = functools.lru_cache(maxsize=256)(prepare.__wrapped__)
+prepare_part = functools.lru_cache(maxsize=256)(prepare.__wrapped__)
 
 
 def schedule_of(experiment: Experiment, params: Params) -> Schedule:

@@ -21,7 +21,7 @@ from forge_sweep.cli import app
 from forge_sweep.errors import InputError, TrialFailed
 from forge_sweep.experiment import Experiment, load
 from forge_sweep.sources import Dataset
-from forge_sweep.sweep.null import CONFIGURATIONS, configurations, on_permuted_targets, p_value, train
+from forge_sweep.sweep.null import CONFIGURATIONS, configurations, on_permuted_targets, p_value, refuse_null, train
 from tests.surface import experiment, fake_run, no_network
 from tests.test_sweep import run, runs, study_of
 
@@ -103,6 +103,21 @@ def test_targets_are_permuted_within_their_split_and_features_stay() -> None:
         assert not before.targets.equals(after.targets)
         pd.testing.assert_frame_equal(after.targets, getattr(again, role).targets)
         assert not after.targets.equals(getattr(two, role).targets)
+
+
+def test_with_folds_targets_are_permuted_within_each_fold() -> None:
+    """So that the observed rows are one of the arrangements that are drawn: their classes were put into shares."""
+    spec = experiment(data__split={"folds": 4})
+    dataset = sources.load(spec.data, root=spec.root, seed=spec.seed)
+    one = on_permuted_targets(dataset, 3, 1)
+    assert not one.pool.targets.equals(dataset.pool.targets)
+    pd.testing.assert_frame_equal(one.pool.features, dataset.pool.features)
+    for before, after in zip(dataset.folds, one.folds, strict=True):
+        assert (before.rows.valid.rows == after.rows.valid.rows).all()
+        counts = [each.rows.valid.targets["target"].value_counts().sort_index() for each in (before, after)]
+        assert counts[0].equals(counts[1])
+    with pytest.raises(InputError, match=r"data\.split\.repeats = 2 a row is in several"):
+        refuse_null(experiment(data__split={"folds": 4, "repeats": 2}))
 
 
 def counted(calls: list[int], fail: Callable[[int], BaseException | None] = lambda _: None) -> Any:

@@ -126,6 +126,12 @@ def refuse_null(experiment: Experiment) -> None:
             f'a null sweep permutes targets, and data.split.kind = "{kind}": rows of one {kind} may not be exchanged',
             hint=f"it takes data.split.kind = {', '.join(EXCHANGEABLE)}; leave out --null",
         )
+    if (repeats := experiment.data.split.repeats) > 1:
+        raise InputError(
+            f"a null sweep permutes targets within each fold, and with data.split.repeats = {repeats} a row is in "
+            "several",
+            hint="it takes data.split.repeats = 1; leave out --null",
+        )
 
 
 def _test(context: Context, permutations: int) -> NullSweep:
@@ -176,6 +182,7 @@ def _best(context: Context, chosen: Sequence[TrialRow], at: int) -> float | None
             values.append(value)
     if permuted is not None:
         trial.prepare.cache_clear()  # arrays of which no other training has a use
+        trial.prepare_part.cache_clear()
     better = max if context.experiment.direction == "maximize" else min
     return better(values, default=None)
 
@@ -185,16 +192,27 @@ def _key(at: int, row: TrialRow) -> str:
 
 
 def on_permuted_targets(dataset: Dataset, seed: int, at: int) -> Dataset:
-    """The dataset with the targets of training and of validation rows permuted, each among themselves; 0: as it is."""
+    """The dataset with the targets of training and of validation rows permuted, each among themselves; 0: as it is.
+
+    With folds, those of each fold are: classes keep their shares in it, as they have them in the observed rows.
+    """
+    import pandas as pd
+
     if at == 0:
         return dataset
-    stream = np.random.default_rng(derived_seed(seed, "null", at))
+    targets = pd.concat([dataset.train.targets, dataset.valid.targets])
+    stream, n = np.random.default_rng(derived_seed(seed, "null", at)), len(dataset.train.rows)
+    order = np.arange(n + len(dataset.valid.rows))
+    for block in [valid for _, valid in dataset.in_folds] or [order[:n], order[n:]]:
+        order[block] = stream.permutation(block)
 
-    def permuted(split: Split) -> Split:
-        order = stream.permutation(len(split.targets))
-        return dataclasses.replace(split, targets=split.targets.iloc[order].set_axis(split.targets.index, axis="index"))
+    def permuted(split: Split, order: np.ndarray) -> Split:
+        own = targets.iloc[order].set_axis(split.targets.index, axis="index")
+        return dataclasses.replace(split, targets=own)
 
-    return dataclasses.replace(dataset, train=permuted(dataset.train), valid=permuted(dataset.valid))
+    return dataclasses.replace(
+        dataset, train=permuted(dataset.train, order[:n]), valid=permuted(dataset.valid, order[n:])
+    )
 
 
 def train(
@@ -207,8 +225,12 @@ def train(
             raise Interrupted
         return False
 
+    def on_inner(part: str, epoch: int, metrics: dict[str, float]) -> None:
+        on_epoch(epoch, metrics)
+
     try:
-        value = trial.run(experiment, dataset, params, seed, on_epoch).value
+        within: dict[str, Any] = {} if experiment.trainings == 1 else {"on_inner": on_inner}
+        value = trial.run(experiment, dataset, params, seed, on_epoch, **within).value
     except TrialFailed:
         return None
     finally:
