@@ -92,7 +92,8 @@ def train(
                 raise TrialFailed("time-out", text, hint="raise study.trial_timeout_s")
             results.append(one(fold.rows, seed, on_epoch_within, name, left))
         except TrialFailed as failure:
-            said = f"{word} {number}: {failure.message}"
+            # What is too large is so whatever the rows are.
+            said = f"{word} {number}: {failure.message}" if failure.failure != "infeasible" else failure.message
             known: dict[str, Any] = {"findings": failure.findings, "excess": failure.excess, "hint": failure.hint}
             raise TrialFailed(failure.failure, said, **known) from failure
         spent += results[-1].seconds

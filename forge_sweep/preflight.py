@@ -215,7 +215,9 @@ def _within_limits(experiment: Experiment, dataset: Dataset, prepared: Prepared)
 
     How long a row takes is up to the machine, too, and no reason to refuse.
     """
-    limits, bundle = experiment.constraints, _smallest(experiment, prepared)
+    limits, bundle, n = experiment.constraints, _smallest(experiment, prepared), experiment.averaged
+    if n > 1:
+        bundle = Bundle.ensemble([bundle] * n, [1 / n] * n, threshold=0.5, metadata=bundle.metadata)
     raw = exports.write_raw if experiment.model.preprocessing == "in_model" else None
     measured = measure(bundle, limits.limits, choose_golden(dataset.train.features), raw=raw)
     for name, share in limits.excess(measured).items():
@@ -223,7 +225,8 @@ def _within_limits(experiment: Experiment, dataset: Dataset, prepared: Prepared)
             expected = f"at most {limits.limits[name]:,.6g}, or no trial is feasible"
             fix = f"lower the lower ends under [model.search], or raise {name} under [constraints]"
             severity: Severity = "warning" if name == "latency_ms" else "error"
-            seen = f"{measured[name]:,.6g} of the smallest network"
+            smallest = "smallest network" if n == 1 else f"average of {n} smallest networks"
+            seen = f"{measured[name]:,.6g} of the {smallest}"
             yield Finding(severity, "infeasible", f"constraints.{name}", seen, expected, fix)
 
 

@@ -332,7 +332,7 @@ def build(experiment: Experiment, prepared: Prepared, params: Params, precision:
 def _refuse_too_large(experiment: Experiment, model: keras.Model) -> None:
     """The one constraint that is known before the training, which would be for nothing."""
     limits = experiment.constraints
-    measured = {} if limits.parameters is None else {"parameters": float(model.count_params())}
+    measured = {} if limits.parameters is None else {"parameters": float(model.count_params() * experiment.averaged)}
     if said := limits.missed(measured):
         raise TrialFailed("infeasible", f"{said}; it was not trained", excess=limits.excess(measured))
 

@@ -24,6 +24,8 @@ from forge_sweep.bundle import Bundle
 from forge_sweep.bundle.ensemble import Ensemble
 from forge_sweep.errors import DataError, ExperimentError, TrialFailed
 from forge_sweep.experiment import Experiment, load, parse
+from forge_sweep.experiment.spec import ConstraintsSpec
+from forge_sweep.preflight import preflight
 from forge_sweep.sources.assemble import assemble
 from forge_sweep.study.story import story
 from forge_sweep.sweep import Event
@@ -320,6 +322,36 @@ def test_the_refit_takes_the_mean_of_the_best_epochs_and_the_rates_of_the_middle
 
     found = parts.refit([ended(1, 0.1), ended(9, 0.3), ended(4, 0.2)])
     assert found.only == round((2 + 10 + 5) / 3) and set(found.rates) == {0.2}
+
+
+def test_limits_hold_for_the_average_as_a_whole() -> None:
+    spec = experiment()
+    data, alone = rows(spec), train(spec, rows(spec).folds[0].rows, part=parts.ONE_OF_SEVERAL).bundle.model
+    limit = ConstraintsSpec(parameters=2 * alone.count_params())
+    three = spec.model_copy(update={"constraints": limit})
+    with pytest.raises(TrialFailed, match=r"^parameters = .* \(50% over\); it was not trained") as failed:
+        train(three, data)
+    assert failed.value.failure == "infeasible"
+    (found,) = [each for each in preflight(three, data) if each.code == "infeasible"]
+    assert "of the average of 3 smallest networks" in found.seen
+    one = experiment(final="refit").model_copy(update={"constraints": limit})
+    assert not [each for each in preflight(one, data) if each.code == "infeasible"]
+    model = train(one, data, final=True)
+    assert model.state == "finished" and model.bundle.kind == "network"
+
+
+def test_where_one_network_is_registered_a_trial_costs_what_one_costs(tmp_path: Path) -> None:
+    found = {}
+    for final in ("average", "refit"):
+        spec = experiment(final=final)
+        limits = ConstraintsSpec(parameters=10_000)
+        spec = spec.model_copy(
+            update={"constraints": limits, "study": spec.study.model_copy(update={"n_trials": 1, "epochs": 1})}
+        )
+        sweep.run(spec, store=tmp_path / final)
+        (row,) = study_of(tmp_path / final, "folded").rows()
+        found[final] = row.measured["parameters"]
+    assert found["average"] == 3 * found["refit"]
 
 
 # Cut off and going on

@@ -454,6 +454,11 @@ class Experiment(Section):
         return len(ROW_SHARES) if self.study.fidelity == "rows" else self.data.split.trainings
 
     @property
+    def averaged(self) -> int:
+        """How many networks are registered as one: those of all folds where ``data.split.final`` says so, or 1."""
+        return self.data.split.trainings if self.data.split.final == "average" else 1
+
+    @property
     def step(self) -> str:
         """What trials report after: ``epoch``, ``fold`` or ``rung``."""
         return "rung" if self.study.fidelity == "rows" else "epoch" if self.trainings == 1 else "fold"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from forge_sweep import exports, predictions, training
 from forge_sweep.bundle import Bundle, choose_golden, measure
+from forge_sweep.bundle.ensemble import Ensemble
 from forge_sweep.bundle.files import replace_whole
 from forge_sweep.checks import findings
 from forge_sweep.checks.findings import Finding
@@ -146,6 +147,9 @@ def _measured(experiment: Experiment, bundle: Bundle, golden: pd.DataFrame, fold
     """What ``[constraints]`` limits, of a model in the form in which it would be registered."""
     if not (limits := experiment.constraints.limits):
         return {}
+    if isinstance(bundle.model, Ensemble) and bundle.kinds[0] == "network" and experiment.averaged == 1:
+        one = bundle.model.members[0]  # of a trial's folds, in whose place one network would be registered
+        bundle, folder = dataclasses.replace(bundle, model=one.model, preprocessor=one.preprocessor), None
     inside = experiment.model.preprocessing == "in_model" and bundle.kind == "network"
     return measure(bundle, limits, choose_golden(golden), folder, exports.write_raw if inside else None)
 
