@@ -534,10 +534,16 @@ class Experiment(Section):
         """The whole experiment with its defaults, as JSON values."""
         return self.model_dump(mode="json")
 
-    def contract(self) -> str:
-        """SHA-256 (hex) of everything that decides what a trial is, that is all but `BUDGET_FIELDS`."""
+    def contract(self, *, search: bool = True) -> str:
+        """SHA-256 (hex) of everything that decides what a trial is, that is all but `BUDGET_FIELDS`.
+
+        Without ``search``, of what decides it beside its parameters.
+        """
         later = _before(type(self))
-        flat = flatten(self.resolved()).items()
+        resolved = self.resolved()
+        if not search:
+            del resolved["model"]["search"]
+        flat = flatten(resolved).items()
         fields = {path: v for path, v in flat if not is_budget(path) and not (path in later and later[path] == v)}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 

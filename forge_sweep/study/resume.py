@@ -16,7 +16,7 @@ from forge_sweep.experiment.words import nearest
 from forge_sweep.study.space import Space, distributions, fits
 from forge_sweep.study.storage import CREATING, exists, locks_of, open_storage, open_to_read, storage_url
 from forge_sweep.study.study import Shared, Study
-from forge_sweep.study.trials import PREFIX, Attr, StudyView, attrs_of, curve
+from forge_sweep.study.trials import PREFIX, Attr, StudyView, attrs_of, curve, recorded
 from forge_sweep.study.warm import enqueue
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ SHOWN = 12  # so many experiments are listed in a message
 def open_study(experiment: Experiment, *, dataset: Mapping[str, str], store: Path, fork: bool = False) -> Study:
     """The study of an experiment: the one that was begun with it, or a new one where there is none.
 
-    Budget and labels (`BUDGET_FIELDS`) may differ from those the study was begun with.
+    Budget and labels (`BUDGET_FIELDS`) may differ from those the study was begun with. So may ``[model.search]``: the
+    newest study then goes on with another space, from `Study.hold` on.
 
     Args:
         experiment: the experiment.
@@ -87,7 +88,7 @@ def open_study(experiment: Experiment, *, dataset: Mapping[str, str], store: Pat
         studies = _studies_of(storage, experiment.name)
         name = _newest(studies, experiment, dataset)
         if name is None and studies and not fork:
-            raise _refusal(studies, experiment, dataset)
+            name = _with_other_space(studies, experiment, dataset)
         name = name or _create(storage, experiment, dataset, studies, _earlier(storage, experiment, store))
     return _study(storage, url, name, experiment, store)
 
@@ -121,6 +122,7 @@ def find_shared(experiment_name: str, store: Path) -> Shared | None:
     name = next(iter(_studies_of(storage, experiment_name)), None)
     if name is None:
         return None
+    _look_through_lens(storage, name)
     return Shared(optuna.load_study(study_name=name, storage=storage), storage, url, store)
 
 
@@ -153,13 +155,13 @@ def resumable(
 ) -> StudyView | None:
     """The study that `open_study` would go on with, for reading; None where it would create one.
 
-    Creates no database. Raises as `open_study` does.
+    None, too, where it would go on with another search space. Creates no database. Raises as `open_study` does.
     """
 
     def choose(studies: Studies) -> str | None:
         name = _newest(studies, experiment, dataset)
         if name is None and studies and not fork:
-            raise _refusal(studies, experiment, dataset)
+            _with_other_space(studies, experiment, dataset)
         return name
 
     return _view(store, experiment.name, choose)
@@ -173,7 +175,19 @@ def _view(store: Path, experiment_name: str, choose: Callable[[Studies], str | N
 
     storage = open_to_read(url, store)
     name = choose(_studies_of(storage, experiment_name))
-    return None if name is None else StudyView(optuna.load_study(study_name=name, storage=storage), url)
+    if name is None:
+        return None
+    _look_through_lens(storage, name)
+    return StudyView(optuna.load_study(study_name=name, storage=storage), url)
+
+
+def _look_through_lens(storage: Database, name: str) -> None:
+    """Show the trials of a study, in all that this storage reads from here on, in terms of its last search space."""
+    from forge_sweep.study.growth import Lens
+
+    study_id = storage.get_study_id_from_name(name)
+    if spaces := storage.get_study_user_attrs(study_id).get(Attr.SPACES):
+        storage.lens = Lens(study_id, spaces)
 
 
 def _studies_of(storage: Database, experiment_name: str) -> Studies:
@@ -183,7 +197,7 @@ def _studies_of(storage: Database, experiment_name: str) -> Studies:
 
 def _differences(experiment: Experiment, dataset: Mapping[str, str], attrs: Mapping[str, Any]) -> dict[str, str]:
     """By what differs from the study with ``attrs``, budget aside, words such as ``study.epochs: 20 -> 30``."""
-    found = experiment.differences(attrs[Attr.RESOLVED])
+    found = experiment.differences(recorded(attrs))
     begun, now = attrs.get(Attr.CODE, {}), _files(experiment)
     for key in (key for key in found if key in begun and key in now):
         old, new = begun[key], now[key]
@@ -214,6 +228,21 @@ def _files(experiment: Experiment) -> dict[str, dict[str, str]]:
 def _newest(studies: Studies, experiment: Experiment, dataset: Mapping[str, str]) -> str | None:
     """Name of the newest study without differences."""
     return next((name for name, attrs in studies.items() if not _differences(experiment, dataset, attrs)), None)
+
+
+def _with_other_space(studies: Studies, experiment: Experiment, dataset: Mapping[str, str]) -> str:
+    """Name of the newest study, where nothing but its search space is to change; ResumeRefused where something is."""
+    name, attrs = next(iter(studies.items()))
+    differences = _differences(experiment, dataset, attrs)
+    if not all(f"{what}.".startswith(f"{SEARCH}.") for what in differences):
+        raise _refusal(studies, experiment, dataset)
+    if experiment.study.sampler == "cmaes":
+        raise ResumeRefused(
+            "\n  ".join([f"study {name} was begun with another search space:", *differences.values()]),
+            hint='study.sampler = "cmaes" keeps where it is with the trials, in terms of the space that they are from; '
+            "put the old values back, or begin a new study that imports the trials that fit: --fork",
+        )
+    return name
 
 
 def _refusal(studies: Studies, experiment: Experiment, dataset: Mapping[str, str]) -> ResumeRefused:
@@ -352,12 +381,10 @@ def _study(storage: Database, url: str, name: str, experiment: Experiment, store
     """Load a study with the sampler and pruner of the experiment; Optuna stores neither."""
     import optuna
 
-    from forge_sweep.study import pruners, samplers
+    from forge_sweep.study import pruners
 
-    trials = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
-    imported = [trial.user_attrs[Attr.PARAMS] for trial in trials if Attr.IMPORTED in trial.user_attrs]
-    sampler, pruner = samplers.make(experiment, imported), pruners.make(experiment.study)
-    study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
+    _look_through_lens(storage, name)
+    study = optuna.load_study(study_name=name, storage=storage, pruner=pruners.make(experiment.study))
     if study.metric_names is None:  # what optuna-dashboard calls the value
         with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
             study.set_metric_names([experiment.objective.metric])

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from forge_sweep.checks.pruning import PruningAudit
     from forge_sweep.study.outlook import Outlook
 
-TrialState = Literal["finished", "pruned", "failed", "running", "waiting"]
+TrialState = Literal["finished", "pruned", "failed", "running", "waiting", "outside"]
 PREFIX = "forge."  # of every attribute that this package keeps for itself
 
 
@@ -41,6 +41,8 @@ class Attr:
 
     EXPERIMENT = "forge.experiment"  # written last: a study without it was never completed, or is not ours
     RESOLVED = "forge.resolved"
+    SPACES = "forge.spaces"  # of a study whose search space changed: each of them, the last one holds; see `growth`
+    OUTSIDE = "forge.outside"  # of a trial as it is shown: why it lies outside of the space, and its state
     CODE = "forge.code"  # of the user's own builder and source: a digest of each file, so that the edited one is named
     SIZE = "forge.size"  # of the space, in trials; None where it has no end, or configurations are repeated
     SKIPPED = "forge.skipped"
@@ -74,7 +76,15 @@ OPTUNA_STATES: dict[TrialState, str] = {
     "running": "RUNNING",
     "waiting": "WAITING",
 }
-_STATES = {theirs: ours for ours, theirs in OPTUNA_STATES.items()}
+OUR_STATES: dict[str, TrialState] = {theirs: ours for ours, theirs in OPTUNA_STATES.items()}
+
+
+def recorded(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """The experiment that the study with these attributes was last run with, as `Experiment.resolved` gave it."""
+    resolved = dict(attrs[Attr.RESOLVED])
+    if spaces := attrs.get(Attr.SPACES):
+        resolved["model"] = {**resolved["model"], "search": spaces[-1]["search"]}
+    return resolved
 
 
 @dataclass(frozen=True)
@@ -154,7 +164,7 @@ class TrialRow:
     """One trial as the study keeps it."""
 
     number: int  # dense from 0; the trials that a fork imported come first
-    state: TrialState  # a waiting one was interrupted and will be run again with the same number and parameters
+    state: TrialState  # a waiting one was interrupted and will be run again; ``outside``: see `outside`
     value: float | None  # the objective at the best epoch; None while the trial runs and where it failed
     params: Params  # every hyperparameter, fixed ones included; searched ones only in the instant a trial is made
     failure: str  # failure class of a failed trial, else ""
@@ -166,6 +176,7 @@ class TrialRow:
     imported: str = ""  # ``<study>#<number>`` that a fork took the trial from
     cost: TrialCost | None = None  # None for an imported trial, and for one that has not cost a few seconds yet
     warm: str = ""  # ``<study>#<number>`` that a warm start took its configuration from
+    outside: str = ""  # why it counts no more since the search space changed, and how it had ended
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -186,6 +197,8 @@ class TrialRow:
             said.append(f"{how}: {self.cause}")
         if self.warm:
             said.append(f"has the configuration of {self.warm}")
+        if self.outside:
+            said.append(f"lies outside of the search space of now: {self.outside}")
         if ended is not None:
             said.append(f"was ended after epoch {ended}, for the time of the whole sweep")
         return tuple(said)
@@ -193,7 +206,7 @@ class TrialRow:
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         told = ("number", "state", "value", "params", "failure", "cause", "epochs", "seconds")
-        names = (*told, "imported", "warm", "measured")
+        names = (*told, "imported", "warm", "outside", "measured")
         cost = None if self.cost is None else self.cost.to_dict()
         codes = [each.code for each in self.findings]
         return {**{name: getattr(self, name) for name in names}, "cost": cost, "findings": codes}
@@ -241,7 +254,7 @@ class StudyView:
     @property
     def resolved(self) -> dict[str, Any]:
         """The experiment that the study was last run with, as `Experiment.resolved` gave it."""
-        return dict(self._study.user_attrs[Attr.RESOLVED])
+        return recorded(self._study.user_attrs)
 
     def findings(self, final: Mapping[str, Any] | None = None) -> tuple[Finding, ...]:
         """What the trials say together; see `checks.search`. ``final``: how the sweep ended, if not noted yet."""
@@ -258,6 +271,14 @@ class StudyView:
     def null(self) -> dict[str, Any] | None:
         """What the null sweep found, as JSON values with ``p`` and ``words``; None where there was none."""
         return self.notes(NULL_NOTE).get(NULL_NOTE)
+
+    def spaces(self) -> list[dict[str, Any]]:
+        """The search spaces that the study has had, the last one holds; empty where it never changed.
+
+        Each with ``at`` and ``changes`` (but for the first), the number of ``trials`` that there were, and by the
+        numbers of those ``outside`` of it why.
+        """
+        return [dict(space) for space in self._study.user_attrs.get(Attr.SPACES, ())]
 
     def outlook(self) -> Outlook | None:
         """What more trials are expected to gain, and at which price; None where too few have ended."""
@@ -289,7 +310,10 @@ class StudyView:
         return sum(trial.state.is_finished() for trial in self._own_trials())
 
     def counts(self) -> dict[TrialState, int]:
-        """Trials by state, imported ones aside: finished, pruned, failed, running, waiting, those that there are."""
+        """Trials by state: finished, pruned, failed, running, waiting, those that there are.
+
+        Imported ones and those outside of the search space are not among them.
+        """
         states = [_state(trial) for trial in self._own_trials()]
         return {state: states.count(state) for state in OPTUNA_STATES if state in states}
 
@@ -328,7 +352,8 @@ class StudyView:
 
     def costs(self) -> dict[int, TrialCost]:
         """What each trial cost so far, by its number, imported ones and those without a cost aside."""
-        attrs = {trial.number: attrs_of(trial) for trial in self._own_trials()}
+        trials = (trial for trial in self._study.get_trials(deepcopy=False) if Attr.IMPORTED not in trial.user_attrs)
+        attrs = {trial.number: attrs_of(trial) for trial in trials}  # what lies outside of the space has cost, too
         return {number: TrialCost.of(values[Attr.COST]) for number, values in attrs.items() if Attr.COST in values}
 
     def costs_by_state(self) -> list[StateCost]:
@@ -344,7 +369,7 @@ class StudyView:
                 counts[LOST] += died
                 costs[LOST] += lost
         seconds = sum(cost.seconds for cost in costs.values()) or 1.0
-        states = [state for state in (*OPTUNA_STATES, LOST) if state in costs]
+        states = [state for state in (*OPTUNA_STATES, "outside", LOST) if state in costs]
         return [StateCost(state, counts[state], costs[state], costs[state].seconds / seconds) for state in states]
 
     def objectives(self) -> list[tuple[int, float | None]]:
@@ -455,7 +480,9 @@ class StudyView:
         return html
 
     def _own_trials(self) -> list[FrozenTrial]:
-        return [trial for trial in self._study.get_trials(deepcopy=False) if Attr.IMPORTED not in trial.user_attrs]
+        """Those that count: neither imported ones nor those outside of the search space."""
+        aside = {Attr.IMPORTED, Attr.OUTSIDE}
+        return [trial for trial in self._study.get_trials(deepcopy=False) if aside.isdisjoint(trial.user_attrs)]
 
     def _ended(self) -> list[FrozenTrial]:
         """Those that ended, in that order."""
@@ -510,12 +537,28 @@ def _row(trial: FrozenTrial) -> TrialRow:
         imported=attrs.get(Attr.IMPORTED, ""),
         cost=cost,
         warm=attrs.get(Attr.WARM, ""),
+        outside=_outside(trial, attrs),
     )
+
+
+def _outside(trial: FrozenTrial, attrs: Mapping[str, Any]) -> str:
+    if Attr.OUTSIDE not in attrs:
+        return ""
+    was, value = attrs[Attr.OUTSIDE]["state"], _value(trial)
+    if attrs.get(Attr.FAILURE):
+        how = f"it failed ({attrs[Attr.FAILURE]})"
+    elif was in ("running", "waiting"):
+        how = "it was cut off, and is not gone on with"
+    else:
+        how = f"it {'was ' if was == 'pruned' else ''}{was}" + ("" if value is None else f" with {value:.6g}")
+    return f"{attrs[Attr.OUTSIDE]['why']} ({how})"
 
 
 def _state(trial: FrozenTrial) -> TrialState:
     """One that ran out of memory, or is above a limit, ended well for Optuna, as infeasible; for people it failed."""
-    return "failed" if Attr.FAILURE in attrs_of(trial) and trial.state.is_finished() else _STATES[trial.state.name]
+    if Attr.OUTSIDE in trial.user_attrs:
+        return "outside"
+    return "failed" if Attr.FAILURE in attrs_of(trial) and trial.state.is_finished() else OUR_STATES[trial.state.name]
 
 
 def _value(trial: FrozenTrial) -> float | None:
