@@ -251,6 +251,8 @@ def _refusal(studies: Studies, experiment: Experiment, dataset: Mapping[str, str
     folders = [folder for key, folder in CODE_FOLDERS.items() if key in differences]
     run = attrs.get(f"{Attr.NOTE}sweep:run", f"in forge-sweep ui {experiment.name}")
     source = f"; the old source is in {' and '.join(folders)} of its run {run}" if folders else ""
+    if any(f"{what}.".startswith(f"{SEARCH}.") for what in differences) and len(differences) > 1:
+        source += "; [model.search] alone may change within a study"
     fitting = "without its trials" if _incomparable(differences) else "that imports the trials that fit"
     return ResumeRefused(
         "\n  ".join([f"study {name} was begun with another experiment:", *differences.values()]),

@@ -170,7 +170,11 @@ def _under_parent(
             "forge.overrides": " ".join(experiment.overrides),
             "forge.root": str(experiment.root.absolute()),
         },
-        params=parent_params(experiment.resolved()),
+        params={
+            path: value
+            for path, value in parent_params(experiment.resolved()).items()
+            if not (context.study.spaces() and path.startswith("model.search"))  # the first one stays as it was logged
+        },
         dataset=context.used,
     )
     context.stopwatch.keep_in(context.study)
