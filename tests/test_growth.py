@@ -302,8 +302,6 @@ def test_a_sweep_that_has_ended_goes_on_in_a_wider_space_and_ends_anew(tmp_path:
     assert final is not None
     networks = [each for each in final["confirmed"] if not each["baseline"]]
     assert networks and all(each["params"]["width"] <= 8 for each in networks)
-        each["params"]["width"] <= 8 for each in final["confirmed"] if not each["baseline"]
-    )
 
 
 @pytest.mark.slow
