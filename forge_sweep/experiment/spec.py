@@ -153,10 +153,11 @@ class StudySpec(Section):
         description="What becomes of the learning rate: `plateau` halves it, down to 1e-6, after half of `patience` "
         "epochs (rounded up) without improvement of the objective; `none` leaves it as it is.",
     )
-    repeats: bool = Field(
+    repeats: bool | Literal["average"] = Field(
         False,
-        description="Train a configuration again that another trial had, with a seed of its own. Without it another "
-        "one is drawn, and the search ends where all were tried.",
+        description="Train a configuration again that another trial had, with a seed of its own; with `average` what "
+        "counts of it, for the sampler and for the choice of the best, is the mean over its finished trials. Without "
+        "it another one is drawn, and the search ends where all were tried.",
     )
     warm_start: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(
         (),
@@ -511,6 +512,11 @@ class Experiment(Section):
             found.append(
                 "[data.heads]: trees predict one target, so that a constant is the only baseline. "
                 "fix: sweep each target by itself to compare with trees, and set baselines.kinds = [] here"
+            )
+        if self.study.repeats == "average" and self.study.pruner != "none":
+            found.append(
+                'study.repeats: "average" is the mean over the seeds that finished, and study.pruner = '
+                f'"{self.study.pruner}" takes the worse ones out of it. fix: pruner = "none" under [study]'
             )
         for name, value in self.model.search.items():
             if not isinstance(value, Dimension):

@@ -31,6 +31,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from forge_sweep.errors import SweepStopped, TrialTaken
+from forge_sweep.study.repeats import averaged
 from forge_sweep.study.trials import Attr
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class Database(BaseStorage):
         surely_alive: whether nobody can have taken this process for dead.
         exclusive: the turn in which trials of the study change hands; may be nested.
         lens: shows the trials of a study whose search space changed, where one did.
+        averages: whether finished trials are shown with the mean over all seeds of their configuration.
     """
 
     def __init__(self, url: str, engine_kwargs: dict[str, Any]) -> None:
@@ -113,6 +115,7 @@ class Database(BaseStorage):
         self.surely_alive: Callable[[], bool] = lambda: False
         self.exclusive: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
         self.lens: Lens | None = None
+        self.averages = False
         self._here = _Here()
         self._down = False
         self._lock = threading.RLock()
@@ -349,6 +352,7 @@ class Database(BaseStorage):
             trials = [known[number] for number in sorted(known)]
             if self.lens is not None and self.lens.study_id == study_id:
                 trials = [self.lens.show(trial) for trial in trials]
+            trials = averaged(trials) if self.averages else trials
         trials = [trial for trial in trials if states is None or trial.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
 

@@ -13,6 +13,7 @@ from forge_sweep.errors import InputError, ResumeRefused
 from forge_sweep.experiment import Experiment
 from forge_sweep.experiment.code import file_name
 from forge_sweep.experiment.words import nearest
+from forge_sweep.study.repeats import AVERAGE, averaged
 from forge_sweep.study.space import Space, distributions, fits
 from forge_sweep.study.storage import CREATING, exists, locks_of, open_storage, open_to_read, storage_url
 from forge_sweep.study.study import Shared, Study
@@ -122,7 +123,7 @@ def find_shared(experiment_name: str, store: Path) -> Shared | None:
     name = next(iter(_studies_of(storage, experiment_name)), None)
     if name is None:
         return None
-    _look_through_lens(storage, name)
+    _look(storage, name)
     return Shared(optuna.load_study(study_name=name, storage=storage), storage, url, store)
 
 
@@ -177,17 +178,19 @@ def _view(store: Path, experiment_name: str, choose: Callable[[Studies], str | N
     name = choose(_studies_of(storage, experiment_name))
     if name is None:
         return None
-    _look_through_lens(storage, name)
+    _look(storage, name)
     return StudyView(optuna.load_study(study_name=name, storage=storage), url)
 
 
-def _look_through_lens(storage: Database, name: str) -> None:
-    """Show the trials of a study, in all that this storage reads from here on, in terms of its last search space."""
+def _look(storage: Database, name: str) -> None:
+    """Show the trials of a study, in all that this storage reads from here on, as it takes them now."""
     from forge_sweep.study.growth import Lens
 
     study_id = storage.get_study_id_from_name(name)
-    if spaces := storage.get_study_user_attrs(study_id).get(Attr.SPACES):
+    attrs = storage.get_study_user_attrs(study_id)
+    if spaces := attrs.get(Attr.SPACES):
         storage.lens = Lens(study_id, spaces)
+    storage.averages = attrs.get(Attr.RESOLVED, {}).get("study", {}).get("repeats") == AVERAGE
 
 
 def _studies_of(storage: Database, experiment_name: str) -> Studies:
@@ -279,7 +282,8 @@ def _earlier(
             hint = nearest(wanted, known) or f"name one of {', '.join(known[:SHOWN]) or 'none: there is no study yet'}"
             raise InputError(f"study.warm_start: there is no study of {wanted!r} in {store}", hint=hint)
         name, attrs = next(iter(studies.items()))
-        found.append((name, attrs, storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)))
+        trials = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
+        found.append((name, attrs, averaged(trials) if recorded(attrs)["study"].get("repeats") == AVERAGE else trials))
     return found
 
 
@@ -385,7 +389,7 @@ def _study(storage: Database, url: str, name: str, experiment: Experiment, store
 
     from forge_sweep.study import pruners
 
-    _look_through_lens(storage, name)
+    _look(storage, name)
     study = optuna.load_study(study_name=name, storage=storage, pruner=pruners.make(experiment.study))
     if study.metric_names is None:  # what optuna-dashboard calls the value
         with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):

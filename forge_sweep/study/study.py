@@ -16,6 +16,7 @@ from forge_sweep.errors import Failure, SweepStopped, TrialTaken
 from forge_sweep.experiment import Experiment, Params
 from forge_sweep.jsons import plain
 from forge_sweep.study import leases
+from forge_sweep.study.repeats import AVERAGE
 from forge_sweep.study.space import configurations, key_of, suggest
 from forge_sweep.study.storage import held, holding, locks_of
 from forge_sweep.study.trials import NO_COST, OPTUNA_STATES, Attr, StudyView, TrialCost, attrs_of, curve, recorded
@@ -241,7 +242,8 @@ class Study(Shared):
         self.cold = str(attrs.get(Attr.COLD, ""))
         self.grown = ""
         self._experiment = experiment
-        self._repeats = experiment.study.repeats
+        self._repeats: bool | str = experiment.study.repeats
+        storage.averages = self._repeats == AVERAGE
         self._kept_size = attrs.get(Attr.SIZE)
         self._look(attrs.get(Attr.SPACES, ()))
         self._running: dict[int, _Running] = {}
@@ -347,7 +349,8 @@ class Study(Shared):
     @contextlib.contextmanager
     def join(self, stopping: Callable[[], bool] = lambda: False) -> Iterator[None]:
         """Be one more process that runs trials, until the block ends or the process dies; see `hold`."""
-        self._joined, self._repeats = True, bool(self.resolved["study"].get("repeats"))  # as the sweep has it
+        self._joined, self._repeats = True, self.resolved["study"].get("repeats", False)  # as the sweep has it
+        self._storage.averages = self._repeats == AVERAGE
         self._leases.begin("worker")
         with self._taking_part(stopping):
             yield

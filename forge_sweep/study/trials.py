@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -23,6 +23,7 @@ from forge_sweep.study.budget import (
     over,
     union_s,
 )
+from forge_sweep.study.space import key_of
 
 if TYPE_CHECKING:
     import optuna
@@ -42,6 +43,7 @@ class Attr:
     EXPERIMENT = "forge.experiment"  # written last: a study without it was never completed, or is not ours
     RESOLVED = "forge.resolved"
     SPACES = "forge.spaces"  # of a study whose search space changed: each of them, the last one holds; see `growth`
+    SEEDS = "forge.seeds"  # of a finished trial as it is shown: over how many its value is the mean; see `repeats`
     OUTSIDE = "forge.outside"  # of a trial as it is shown: why it lies outside of the space, and its state
     CODE = "forge.code"  # of the user's own builder and source: a digest of each file, so that the edited one is named
     SIZE = "forge.size"  # of the space, in trials; None where it has no end, or configurations are repeated
@@ -176,6 +178,8 @@ class TrialRow:
     imported: str = ""  # ``<study>#<number>`` that a fork took the trial from
     cost: TrialCost | None = None  # None for an imported trial, and for one that has not cost a few seconds yet
     warm: str = ""  # ``<study>#<number>`` that a warm start took its configuration from
+    seeds: int = 1  # finished trials with its configuration, where these are averaged; see `mean`
+    mean: float | None = None  # of the objective over these; None with one seed
     outside: str = ""  # why it counts no more since the search space changed, and how it had ended
 
     @property
@@ -197,6 +201,8 @@ class TrialRow:
             said.append(f"{how}: {self.cause}")
         if self.warm:
             said.append(f"has the configuration of {self.warm}")
+        if self.mean is not None:
+            said.append(f"has a configuration of {self.seeds} seeds, on average {self.mean:.6g}")
         if self.outside:
             said.append(f"lies outside of the search space of now: {self.outside}")
         if ended is not None:
@@ -206,7 +212,7 @@ class TrialRow:
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         told = ("number", "state", "value", "params", "failure", "cause", "epochs", "seconds")
-        names = (*told, "imported", "warm", "outside", "measured")
+        names = (*told, "imported", "warm", "seeds", "mean", "outside", "measured")
         cost = None if self.cost is None else self.cost.to_dict()
         codes = [each.code for each in self.findings]
         return {**{name: getattr(self, name) for name in names}, "cost": cost, "findings": codes}
@@ -330,12 +336,32 @@ class StudyView:
         return rows[number]
 
     def best(self) -> TrialRow | None:
-        """The best finished trial, imported ones aside, the earlier of equals; None before the first."""
-        sign = -1 if self.direction == "maximize" else 1
-        finished = ((trial, _value(trial)) for trial in self._own_trials() if _state(trial) == "finished")
-        ranked = ((sign * value, trial.number, trial) for trial, value in finished if value is not None)
-        best = min(ranked, default=None)  # no two have the same number
-        return None if best is None else _row(best[2])
+        """The best finished trial, imported ones aside, the earlier of equals; None before the first.
+
+        Where repeats are averaged it is the first of the best configuration, and has the mean as its value.
+        """
+        best = min(self._ranked(), default=None)  # no two have the same number
+        return None if best is None else _whole_row(best[2])
+
+    def ranked(self) -> list[TrialRow]:
+        """The finished trials, imported ones aside, the best first, the earlier of equals before the later.
+
+        Where repeats are averaged, the first trial of each configuration, with the mean as its value.
+        """
+        return [_whole_row(trial) for _, _, trial in sorted(self._ranked())]
+
+    def _ranked(self) -> Iterator[tuple[float, int, FrozenTrial]]:
+        sign, seen = -1 if self.direction == "maximize" else 1, set[str]()
+        for trial in self._own_trials():
+            value = trial.value if Attr.SEEDS in trial.user_attrs else _value(trial)
+            if _state(trial) != "finished" or value is None:
+                continue
+            if Attr.SEEDS in trial.user_attrs:
+                key = key_of(trial.user_attrs[Attr.PARAMS])
+                if key in seen:
+                    continue
+                seen.add(key)
+            yield sign * value, trial.number, trial
 
     def failing_streak(self) -> FailingStreak | None:
         """The last three trials to end, where all of them failed in one way with one cause."""
@@ -376,7 +402,7 @@ class StudyView:
         """Number and objective of each finished trial, None for a pruned one, in the order in which they ended."""
         states = [(trial, _state(trial)) for trial in self._ended()]
         scored = [(trial, state) for trial, state in states if state in ("finished", "pruned")]
-        return [(trial.number, trial.value if state == "finished" else None) for trial, state in scored]
+        return [(trial.number, _value(trial) if state == "finished" else None) for trial, state in scored]
 
     def progress(self, delta: float) -> Progress:
         """How many trials brought no gain of more than ``delta`` since the last one that did."""
@@ -407,8 +433,7 @@ class StudyView:
         to finish, so that there will be as many.
         """
         sign = 1 if self.direction == "maximize" else -1
-        finished = [row for row in self.rows() if row.state == "finished" and row.value is not None and row.cost]
-        best = sorted(finished, key=lambda row: -sign * (row.value or 0.0))[:top]
+        best = [row for row in self.ranked() if row.cost][:top]
         seconds = sum(row.cost.total.seconds for row in best if row.cost)
         if ahead and best:
             seconds *= max(1.0, min(top, self.n_trials) / len(best))
@@ -537,8 +562,16 @@ def _row(trial: FrozenTrial) -> TrialRow:
         imported=attrs.get(Attr.IMPORTED, ""),
         cost=cost,
         warm=attrs.get(Attr.WARM, ""),
+        seeds=(seeds := attrs.get(Attr.SEEDS, 1)),
+        mean=trial.value if seeds > 1 else None,
         outside=_outside(trial, attrs),
     )
+
+
+def _whole_row(trial: FrozenTrial) -> TrialRow:
+    """A trial that stands for its configuration."""
+    row = _row(trial)
+    return row if row.mean is None else replace(row, value=row.mean)
 
 
 def _outside(trial: FrozenTrial, attrs: Mapping[str, Any]) -> str:

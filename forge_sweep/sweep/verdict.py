@@ -94,7 +94,8 @@ def reach(context: Context, confirmed: tuple[Confirmed, ...]) -> Verdict:
         network, baseline = next(iter(networks), None), next(iter(trees), None)
         chance = None if trees else trial.run_baseline(context.experiment, context.dataset, "constant", 0).value
         return Verdict(confirmed, network, baseline, None, intervals, chance)
-    tried = [row for row in context.study.rows() if row.state in ("finished", "pruned")]
+    others_tried = [row for row in context.study.rows() if row.state == "pruned" or row.imported]
+    tried = [*context.study.ranked(), *(row for row in others_tried if row.state in ("finished", "pruned"))]
     values = baseline_values(context)
     fitted = [value for kind, value in values.items() if kind != "constant"]
     fitted += [note.get("value") for note in context.study.notes(TUNED).values()]
