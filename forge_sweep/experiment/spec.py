@@ -143,7 +143,24 @@ class ObjectiveSpec(Section):
 class StudySpec(Section):
     """``[study]``: the Optuna study and its budgets; the first that is over ends the search."""
 
-    sampler: Sampler = Field("tpe", description="Which sampler suggests the parameters.")
+    sampler: Sampler = Field(
+        "tpe",
+        description="Which sampler suggests the parameters; `auto` is Optuna's AutoSampler, `hub:samplers/NAME` any "
+        "other one of OptunaHub, `hub:samplers/NAME:CLASS` where it has several (the extra `hub`).",
+    )
+    sampler_ref: Annotated[str | None, Later(None)] = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$",
+        max_length=100,
+        description="Git ref of OptunaHub's registry that its sampler is taken from, such as a commit; `main` by "
+        "default.",
+    )
+    sampler_folder: Annotated[str | None, Later(None)] = Field(
+        None,
+        min_length=1,
+        description="Folder that has `samplers/NAME` in the place of OptunaHub's registry, relative to this file: your "
+        "own samplers, or a copy.",
+    )
     pruner: Pruner = Field("median", description="Which pruner stops hopeless trials.")
     n_trials: Count = Field(40, description="Trials in total, over interruptions.")
     epochs: Count = Field(60, description="Most epochs of one trial.")

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from forge_sweep.errors import InputError, ResumeRefused
 from forge_sweep.experiment import Experiment
 from forge_sweep.experiment.code import file_name
+from forge_sweep.experiment.fields import is_of_hub
 from forge_sweep.experiment.words import nearest
 from forge_sweep.study.repeats import AVERAGE, averaged
 from forge_sweep.study.space import Space, distributions, fits
 from forge_sweep.study.storage import CREATING, exists, locks_of, open_storage, open_to_read, storage_url
 from forge_sweep.study.study import Shared, Study
-from forge_sweep.study.trials import PREFIX, Attr, StudyView, attrs_of, curve, recorded
+from forge_sweep.study.trials import PREFIX, SAMPLER_NOTE, Attr, StudyView, attrs_of, curve, recorded
 from forge_sweep.study.warm import enqueue
 
 if TYPE_CHECKING:
@@ -239,10 +240,12 @@ def _with_other_space(studies: Studies, experiment: Experiment, dataset: Mapping
     differences = _differences(experiment, dataset, attrs)
     if not all(f"{what}.".startswith(f"{SEARCH}.") for what in differences):
         raise _refusal(studies, experiment, dataset)
-    if experiment.study.sampler == "cmaes":
+    sampler = experiment.study.sampler
+    if sampler == "cmaes" or is_of_hub(sampler):
+        keeps = "keeps" if sampler == "cmaes" else "may keep"
         raise ResumeRefused(
             "\n  ".join([f"study {name} was begun with another search space:", *differences.values()]),
-            hint='study.sampler = "cmaes" keeps where it is with the trials, in terms of the space that they are from; '
+            hint=f'study.sampler = "{sampler}" {keeps} where it is with the trials, in terms of the space of before; '
             "put the old values back, or begin a new study that imports the trials that fit: --fork",
         )
     return name
@@ -387,8 +390,10 @@ def _study(storage: Database, url: str, name: str, experiment: Experiment, store
     """Load a study with the sampler and pruner of the experiment; Optuna stores neither."""
     import optuna
 
-    from forge_sweep.study import pruners
+    from forge_sweep.study import hub, pruners
 
+    attrs = storage.get_study_user_attrs(storage.get_study_id_from_name(name))
+    hub.refuse_other(experiment, attrs.get(f"{Attr.NOTE}{SAMPLER_NOTE}"), name)
     _look(storage, name)
     study = optuna.load_study(study_name=name, storage=storage, pruner=pruners.make(experiment.study))
     if study.metric_names is None:  # what optuna-dashboard calls the value

@@ -14,13 +14,14 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from optuna import create_study, create_trial, samplers
 from optuna.exceptions import ExperimentalWarning
 
 from forge_sweep.errors import MissingExtra
 from forge_sweep.experiment import Dimension, Experiment, Params, Scalar, derived_seed
+from forge_sweep.study import hub
 from forge_sweep.study.space import Space, configurations, distributions, key_of, searched, suggest
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ STARTUP_OF_TREES = 4
 def make(
     experiment: Experiment, n_imported: int = 0, known: Sequence[Mapping[str, Scalar]] = (), before: int = 0
 ) -> samplers.BaseSampler:
-    """The sampler of ``study.sampler``; raises MissingExtra for ``gp`` without torch.
+    """The sampler of ``study.sampler``; raises MissingExtra for one whose packages are not installed.
 
     Args:
         experiment: with the search space.
@@ -63,6 +64,8 @@ def make(
             build = functools.partial(_cmaes, experiment)
         case "gp":
             build = _gp
+        case _:
+            return SeededSampler(hub.load(experiment).build, experiment.seed, experiment.space, prepares=True)
     return SeededSampler(build, experiment.seed, experiment.space)
 
 
@@ -175,9 +178,10 @@ class SeededSampler(FreshSampler):
     Parameters drawn one by one have a seed each, so that a trial that was killed between two draws gets the same rest.
     """
 
-    def __init__(self, build: Build, root_seed: int, space: Space) -> None:
+    def __init__(self, build: Build, root_seed: int, space: Space, *, prepares: bool = False) -> None:
         super().__init__(space, root_seed)
         self._build = build
+        self._prepares = prepares  # whether it has to be told of a trial before it draws a single parameter
         build(root_seed)  # an optional dependency that is missing is found here, not at the first trial
 
     def draw(self, study: Study, trial: FrozenTrial, attempt: int) -> Params:
@@ -199,9 +203,16 @@ class SeededSampler(FreshSampler):
                 if name not in values or not value.holds(values[name]):
                     alone = self._build(derived_seed(self._root_seed, "sampler", *purpose, name))
                     distribution = distributions(self._space, params)[name]
+                    if self._prepares:
+                        alone.before_trial(study, trial)
                     values = {**values, name: alone.sample_independent(study, trial, name, distribution)}
-                params[name] = values[name]
+                params[name] = _plain(values[name])
         return params
+
+
+def _plain(value: Any) -> Scalar:
+    """Samplers of others give numbers of NumPy."""
+    return cast(Scalar, value.item() if hasattr(value, "item") else value)
 
 
 class SequenceSampler(FreshSampler):

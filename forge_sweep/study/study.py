@@ -14,12 +14,23 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from forge_sweep.errors import Failure, SweepStopped, TrialTaken
 from forge_sweep.experiment import Experiment, Params
+from forge_sweep.experiment.fields import is_of_hub
 from forge_sweep.jsons import plain
 from forge_sweep.study import leases
 from forge_sweep.study.repeats import AVERAGE
 from forge_sweep.study.space import configurations, key_of, suggest
 from forge_sweep.study.storage import held, holding, locks_of
-from forge_sweep.study.trials import NO_COST, OPTUNA_STATES, Attr, StudyView, TrialCost, attrs_of, curve, recorded
+from forge_sweep.study.trials import (
+    NO_COST,
+    OPTUNA_STATES,
+    SAMPLER_NOTE,
+    Attr,
+    StudyView,
+    TrialCost,
+    attrs_of,
+    curve,
+    recorded,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -336,6 +347,8 @@ class Study(Shared):
             SweepStopped: another process runs it; the message names it.
             KeyboardInterrupt: ``stopping`` said so.
         """
+        from forge_sweep.study import hub
+
         with holding(self._locks, self.name):
             self._take_over(stopping)
             self.coordinates = True
@@ -343,6 +356,8 @@ class Study(Shared):
                 self._enter_space()
                 self._study.set_user_attr(Attr.RESOLVED, self._experiment.resolved())  # the budget may have changed
                 self._measure(self._own_trials())
+                if is_of_hub(self._experiment.study.sampler) and not self.notes(SAMPLER_NOTE):
+                    self.note(SAMPLER_NOTE, hub.load(self._experiment).to_dict())
                 yield
             self.coordinates = False
 

@@ -68,6 +68,7 @@ class Attr:
 SESSION = "search:"  # of the notes in which each command keeps when it searched, and for how long
 LOST = "lost"  # row of a table of costs: what was spent and gave nothing
 PHASES_NOTE = "phases:"  # of the notes in which each command that ran the sweep keeps how long its phases took
+SAMPLER_NOTE = "sampler"  # of the note in which a study keeps which files of OptunaHub it samples with
 NULL_NOTE = "null"  # of what a null sweep found; ``null:000003:7`` is of trial 7 on the third permutation
 STREAK = 3  # failures of one kind with one cause, one after the other, that say the sweep itself is broken
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from forge_sweep import environment, sources, training, workers
+from forge_sweep import environment, jsons, sources, training, workers
 from forge_sweep.addresses import refuse_unwritable
 from forge_sweep.checks.audit import Audit
 from forge_sweep.checks.audit import audit as audit_dataset
@@ -169,6 +169,7 @@ def _under_parent(
             "forge.n_trials": str(experiment.study.n_trials),
             "forge.overrides": " ".join(experiment.overrides),
             "forge.root": str(experiment.root.absolute()),
+            **{f"forge.{name}": jsons.dumps(found) for name, found in context.study.notes("sampler").items()},
         },
         params={
             path: value
