@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from forge_sweep import sweep
+from forge_sweep import reproduce, sweep
 from forge_sweep.errors import ExperimentError, InputError, MissingExtra, ResumeRefused
 from forge_sweep.experiment import Experiment, load
 from forge_sweep.study import find_study, join_study
@@ -195,3 +195,5 @@ def test_the_example_of_a_sampler_of_ones_own(tmp_path: Path) -> None:
     words = ["study.n_trials=3", "study.epochs=2", "confirm.top=1", "confirm.seeds=1", 'baselines.kinds=["constant"]']
     result = sweep.run(load(ROOT / "experiments/own_sampler.toml", words), store=tmp_path)
     assert sum(result.trials.values()) == 3
+    (last,) = (child for child in runs(tmp_path, "trial") if child.info.run_name == "trial-0002")
+    assert reproduce.reproduce(last.info.run_id, store=tmp_path).verdict.word == "exact"
