@@ -188,6 +188,16 @@ def test_what_else_differs_and_what_a_sampler_cannot_take_over_is_refused(tmp_pa
     assert opened(tmp_path, experiment(DEEPER, n_trials=2, sampler="cmaes"), fork=True).imported == 2
 
 
+def test_who_opened_it_while_another_process_changed_the_space_sees_the_new_one(tmp_path: Path) -> None:
+    """Both have the new file; the second one gets its turn when the first has ended."""
+    swept(tmp_path, experiment(sampler="random"))
+    second = opened(tmp_path, experiment(SHALLOW, sampler="random", n_trials=16))
+    first = swept(tmp_path, experiment(SHALLOW, sampler="random"))
+    drive(second)
+    assert outside(second) == outside(first) != [] and not second.grown
+    assert second.n_done == 16 and len(second.spaces()) == 2
+
+
 def test_the_old_file_cannot_join_and_a_process_that_joined_with_it_leaves(tmp_path: Path) -> None:
     first = opened(tmp_path, experiment(n_trials=9))
     with first.hold():

@@ -121,6 +121,7 @@ class Database(BaseStorage):
         self._lock = threading.RLock()
         self._trials: dict[int, dict[int, FrozenTrial]] = {}  # by study id and number, as they were read last
         self._trial_ids: dict[tuple[int, int], int] = {}  # by study id and number
+        self._keys: dict[int, dict[int, str]] = {}  # of the configurations of ended trials, by study id and number
         self._mine: set[int] = set()  # ids of the trials that this process runs: while it lives, nobody changes them
         self._ended: set[int] = set()  # ids of trials that this process ended, or put back, since it read them
         self._unread: set[int] = set()  # ids of trials that this process wrote to since it read them
@@ -149,6 +150,7 @@ class Database(BaseStorage):
         """See `BaseStorage`."""
         self._studies.clear()
         self._trials.pop(study_id, None)
+        self._keys.pop(study_id, None)
         self.outlast(lambda: self.backend.delete_study(study_id))
 
     # Trials, written.
@@ -352,7 +354,7 @@ class Database(BaseStorage):
             trials = [known[number] for number in sorted(known)]
             if self.lens is not None and self.lens.study_id == study_id:
                 trials = [self.lens.show(trial) for trial in trials]
-            trials = averaged(trials) if self.averages else trials
+            trials = averaged(trials, self._keys.setdefault(study_id, {})) if self.averages else trials
         trials = [trial for trial in trials if states is None or trial.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
 

@@ -16,17 +16,21 @@ AVERAGE = "average"
 """The value of ``study.repeats`` with which trials are shown so."""
 
 
-def averaged(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+def averaged(trials: Sequence[FrozenTrial], keys: dict[int, str] | None = None) -> list[FrozenTrial]:
     """The trials as samplers are to see them: a finished one with the mean over all that have its configuration.
 
     What it scored itself stays with it, in `Attr.VALUE`. Pruned, failed, infeasible and imported ones are not averaged.
+    ``keys`` of their configurations, by number, are kept there from call to call.
     """
+    keys = {} if keys is None else keys
     alike = defaultdict[str, list[FrozenTrial]](list)
     for trial in trials:
         attrs = attrs_of(trial)
         counts = Attr.PARAMS in attrs and not {Attr.FAILURE, Attr.IMPORTED} & attrs.keys()
         if trial.state == TrialState.COMPLETE and trial.value is not None and counts:
-            alike[key_of(attrs[Attr.PARAMS])].append(trial)
+            if trial.number not in keys:
+                keys[trial.number] = key_of(attrs[Attr.PARAMS])
+            alike[keys[trial.number]].append(trial)
     shown: dict[int, FrozenTrial] = {}
     for group in alike.values():
         mean = statistics.fmean(trial.value or 0.0 for trial in group)

@@ -287,7 +287,10 @@ class Study(Shared):
         with self._lock, self._leases.turn():
             attrs = self._study.user_attrs
             search = recorded(attrs)["model"]["search"]
+            known = attrs.get(Attr.SPACES, ())
             if not self._experiment.differences(recorded(attrs)):
+                if len(known) != self._n_spaces:  # another process changed it since this one opened the study
+                    self._look(known)
                 return
             self._storage.lens = None
             stored = self._study.get_trials(deepcopy=False)
