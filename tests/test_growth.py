@@ -309,7 +309,7 @@ def test_a_sweep_that_has_ended_goes_on_in_a_wider_space_and_ends_anew(tmp_path:
     narrow = run(widened(8), tmp_path, fake_run())
     assert "outside" not in narrow.trials and sum(narrow.trials.values()) >= N_TRIALS
     final = study_of(tmp_path).final()
-    assert final is not None
+    assert final is not None and f"choosing among {len(study_of(tmp_path).rows())} configurations" in final["verdict"]
     networks = [each for each in final["confirmed"] if not each["baseline"]]
     assert networks and all(each["params"]["width"] <= 8 for each in networks)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FrozenTrial, TrialState
 
 from forge_sweep.experiment import Dimension
+from forge_sweep.experiment.words import as_toml
 from forge_sweep.study.space import Space, distributions, misfit, searched
 from forge_sweep.study.trials import OUR_STATES, Attr
 
@@ -95,15 +95,15 @@ def _params(trial: FrozenTrial, space: Space) -> dict[str, Any]:
 def shown(value: Any) -> str:
     """A value or a range in words, such as ``16..128 (log)``."""
     if not isinstance(value, Dimension):
-        return "(none)" if value is None else json.dumps(value)
+        return "(none)" if value is None else as_toml(value)
     if value.type == "categorical":
-        said = f"[{', '.join(map(json.dumps, value.choices))}]"
+        said = f"[{', '.join(map(as_toml, value.choices))}]"
     else:
         said = f"{value.low:g}..{value.high:g}"
     more = [
         *(["log"] if value.log else []),
         *([f"step {value.step:g}"] if value.step is not None else []),
-        *(f"when {name} is {' or '.join(map(json.dumps, wanted))}" for name, wanted in value.when.items()),
+        *(f"when {name} is {' or '.join(map(as_toml, wanted))}" for name, wanted in value.when.items()),
     ]
     return f"{said} ({', '.join(more)})" if more else said
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from forge_sweep.experiment import Dimension, Params, Scalar
+from forge_sweep.experiment.words import as_toml
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -121,4 +121,4 @@ def _misfit_of_one(name: str, value: Scalar | None, wanted: Dimension | Scalar, 
 
 
 def _said(value: Scalar) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value)
+    return f"{value:.6g}" if isinstance(value, float) else as_toml(value)
