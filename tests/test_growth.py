@@ -244,6 +244,15 @@ def test_configurations_of_a_warm_start_that_no_longer_fit_are_not_begun(tmp_pat
     assert all(int(row.params["depth"]) > 2 for row in study.rows() if row.state == "finished")
 
 
+def test_values_that_somebody_fixed_are_completed_in_the_new_space(tmp_path: Path) -> None:
+    study = opened(tmp_path, experiment(sampler="random", n_trials=3))
+    for depth in (1, 4):
+        study._study.enqueue_trial({"depth": depth})
+    other = swept(tmp_path, experiment({**SHALLOW, "activation": "gelu"}, sampler="random", n_trials=3))
+    assert outside(other) == [1] and other.n_done == 3
+    assert (other.rows()[0].params["depth"], other.rows()[0].params["activation"]) == (1, "gelu")
+
+
 def test_who_reads_sees_the_space_of_now_and_nothing_is_changed_before_the_sweep_is_held(tmp_path: Path) -> None:
     swept(tmp_path, experiment(sampler="random"))
     assert resumable(experiment(SHALLOW, sampler="random"), dataset=DATASET, store=tmp_path) is None

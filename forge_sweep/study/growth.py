@@ -55,10 +55,10 @@ def changed(
     """
     before, now = with_search(experiment, search), experiment.space
     known = attrs.get(Attr.SPACES) or [{"search": search, "space": _kept(before), "trials": 0, "outside": {}}]
-    outside, n_trials = {}, 0
+    first, outside, n_trials = read(known[0]["space"]), dict[str, str](), 0
     for trial in trials:
         n_trials += 1
-        why = misfit(_params(trial, before), now)
+        why = misfit(_params(trial, first, now), now)
         if why:
             outside[str(trial.number)] = why
     names = dict.fromkeys((*now, *before))
@@ -79,17 +79,22 @@ def changed(
     ]
 
 
-def _params(trial: FrozenTrial, space: Space) -> dict[str, Any]:
-    """Every hyperparameter of a trial; of one that waits and was never begun, what it will have."""
+def _params(trial: FrozenTrial, first: Space, now: Space) -> dict[str, Any]:
+    """Every hyperparameter of a trial; of one that waits and was never begun, values that it may have.
+
+    What it was not given is drawn, or fixed, when it is begun. A warm start gives a whole configuration of the
+    ``first`` space, whose fixed values go without saying.
+    """
     if Attr.PARAMS in trial.user_attrs:
         return dict(trial.user_attrs[Attr.PARAMS])
-    fixed = {name: value for name, value in space.items() if not isinstance(value, Dimension)}
-    # Optuna keeps there what `enqueue_trial` was given.
-    return {
-        **fixed,
-        **{_plain(name): v for name, v in trial.params.items()},
-        **trial.system_attrs.get("fixed_params", {}),
-    }
+    base = first if Attr.WARM in trial.user_attrs else now
+    params: dict[str, Any] = {name: value for name, value in base.items() if not isinstance(value, Dimension)}
+    params |= {_plain(name): value for name, value in trial.params.items()}
+    params |= trial.system_attrs.get("fixed_params", {})  # where Optuna keeps what `enqueue_trial` was given
+    for name, dimension in searched(now).items():
+        if dimension.active(params):
+            params.setdefault(name, dimension.extremes()[0])  # it will be drawn from this range
+    return params
 
 
 def shown(value: Any) -> str:
