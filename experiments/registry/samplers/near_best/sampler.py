@@ -8,7 +8,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 
@@ -32,7 +32,8 @@ class NearBestSampler(BaseSampler):
         done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if not done:
             return {}
-        best, found = max(done, key=lambda each: each.value or 0.0), dict[str, Any]()
+        sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
+        best, found = max(done, key=lambda each: sign * (each.value or 0.0)), dict[str, Any]()
         for name, each in search_space.items():
             if self._rng.random() < 0.5:
                 wide = (each.high - each.low) * self._spread  # type: ignore[attr-defined]
