@@ -59,7 +59,7 @@ def healthy(**arguments: Any) -> list[dict[str, Any]]:
     experiment = parse(content, root=ROOT)
     training.select_backend("tensorflow")
     rows = sources.load(experiment.data, root=experiment.root, seed=experiment.seed)
-    sobol = SobolSampler(searched(experiment.space), arguments["seed"], n_imported=0)
+    sobol = SobolSampler(searched(experiment.space), arguments["seed"], n_before=0)
     told = []
     for number in range(arguments["trials"]):
         params = {**experiment.space, **sobol.point(number)}

@@ -227,7 +227,7 @@ def prepare(problem: str, folder: str, trials: int, seed: int) -> dict[str, Any]
     data = trial.prepare(dataset, trial.Recipe.of(experiment)).data
     names = ("x_train", "y_train", "x_valid", "y_valid")
     np.savez(Path(folder) / "arrays.npz", **{name: getattr(data, name) for name in names})
-    sobol = SobolSampler(searched(experiment.space), seed, n_imported=0)
+    sobol = SobolSampler(searched(experiment.space), seed, n_before=0)
     points = [{**sobol.point(index), **work.spec.fixed} for index in range(trials)]
     (Path(folder) / "points.json").write_text(json.dumps(points))
     return {"train": len(data.y_train), "valid": len(data.y_valid), "columns": int(np.shape(data.x_train)[1])}

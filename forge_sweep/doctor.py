@@ -20,6 +20,7 @@ import forge_sweep
 from forge_sweep import addresses, environment, plugins, study, sweep, tracking, training
 from forge_sweep.checks.findings import Finding, Findings, Severity
 from forge_sweep.errors import ForgeSweepError, InputError, masked
+from forge_sweep.experiment.fields import is_of_hub
 from forge_sweep.preflight import unused_gpu
 from forge_sweep.training import devices
 from forge_sweep.workers import SHARING_A_GPU
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from forge_sweep.experiment import Experiment
 
 FEATURES = "FORGE_SWEEP_DATABASE_URL"
-USERS = ("gpu", "jax", "torch", "gp", "ray", "postgres", "serve", "export")
+USERS = ("gpu", "jax", "torch", "gp", "hub", "ray", "postgres", "serve", "export")
 """Extras that users install; those for developing and for benchmarks are not looked at."""
 
 SHOWN = ("CUDA_", "FORGE_SWEEP_", "JAX_", "KERAS_", "MLFLOW_", "NVIDIA_", "OPTUNA_", "RAY_", "TORCH_", "XLA_")
@@ -76,7 +77,8 @@ def examine(
     spec, wanted = experiment, frozenset[str]()
     if spec is not None:
         asked = {"ray": spec.workers.kind == "ray", "postgres": spec.data.source == "postgres"}
-        asked |= {"gp": spec.study.sampler == "gp", spec.backend: spec.backend in USERS}
+        asked |= {"gp": spec.study.sampler in ("gp", "auto"), "hub": is_of_hub(spec.study.sampler)}
+        asked |= {spec.backend: spec.backend in USERS}
         wanted = frozenset(name for name, is_asked in asked.items() if is_asked)
     gpus, cuda = environment.gpus(), environment.cuda_version()
     lock = Path(forge_sweep.__file__).parents[1] / "requirements.lock"

@@ -260,7 +260,8 @@ def read(study: StudyView, store: Path, *, wanted: Collection[str] | None = None
         label = f"trial:{row.number}"
         if row.state not in ("finished", "pruned"):
             scores.pop(label, None)  # of an attempt that the study was not told of
-            missing[label] = f"it is {row.state}" if row.state != "failed" else f"it failed ({row.failure})"
+            how = {"failed": f"failed ({row.failure})", "outside": "lies outside of the search space"}
+            missing[label] = f"it {how.get(row.state, f'is {row.state}')}"
         elif row.imported:
             missing[label] = f"it was imported from {row.imported}"
         elif label not in scores:

@@ -83,7 +83,8 @@ single scores, which is optimistic{% if final.optimism %}: {{ final.optimism.wor
 <div class="scroll"><table><tr><th>trial</th><th>state</th><th>{{ metric }}</th><th>{{ step }}s</th>
 {% for name in costs %}<th>{{ name }}</th>{% endfor %}{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr class="{{ row.state }}"><td>{{ row.number }}</td>
-<td>{{ row.state }}{% if row.failure %}: {{ row.failure }}, {{ row.cause }}{% endif %}</td>
+<td>{{ row.state }}{% if row.outside %}: {{ row.outside }}
+{% elif row.failure %}: {{ row.failure }}, {{ row.cause }}{% endif %}</td>
 <td>{{ number(row.value) }}</td><td>{{ row.epochs }}</td>
 {% for value in costs_of(row) %}<td>{{ tenths(value) }}</td>{% endfor %}
 {% for name in names %}<td>{{ number(row.params.get(name)) }}</td>{% endfor %}</tr>

@@ -192,7 +192,7 @@ def run(
         model = training.reuse(build(experiment, prepared, used, precision))
         _refuse_too_large(experiment, model)
         # A checkpoint is used by the same training only; its batch may be halved since.
-        named = {"contract": experiment.contract(), "params": params, "seed": seed, **prepared.origin}
+        named = {"contract": experiment.contract(search=False), "params": params, "seed": seed, **prepared.origin}
         named |= {} if precision == "float32" else {"precision": precision}
         spec = FitSpec(
             epochs=experiment.study.epochs,

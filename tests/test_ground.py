@@ -137,8 +137,19 @@ def test_the_package_imports_nothing_that_is_not_declared() -> None:
         module for module, owners in providers.items() if {o.lower().replace("_", "-") for o in owners} & set(names)
     }
     foreign = imported_modules() - set(sys.stdlib_module_names) - {"forge_sweep"}
-    optional = {"jax", "torch", "ray", "onnx", "onnxruntime", "fastapi", "uvicorn", "orjson", "prometheus_client"}
-    assert foreign <= allowed | optional  # the extras jax, gp, ray, export and serve
+    optional = {
+        "jax",
+        "torch",
+        "ray",
+        "onnx",
+        "onnxruntime",
+        "fastapi",
+        "uvicorn",
+        "orjson",
+        "prometheus_client",
+        "optunahub",
+    }
+    assert foreign <= allowed | optional  # the extras jax, gp, hub, ray, export and serve
 
 
 def test_every_dependency_names_the_module_it_is_for() -> None:

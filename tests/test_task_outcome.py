@@ -228,7 +228,7 @@ def test_with_one_seed_a_lead_is_possible_and_no_tie_is_claimed(monkeypatch: pyt
     objective = SimpleNamespace(metric="val_auc")
     context: Any = SimpleNamespace(
         experiment=SimpleNamespace(direction="maximize", objective=objective, model=SimpleNamespace(code=None)),
-        study=SimpleNamespace(rows=list, notes=lambda prefix: {}),
+        study=SimpleNamespace(rows=list, ranked=list, notes=lambda prefix: {}),
         dataset=SimpleNamespace(valid=SimpleNamespace(targets=pd.DataFrame({"y": np.arange(500) % 2}))),
         checkpoints=Path(),
     )

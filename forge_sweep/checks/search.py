@@ -135,7 +135,7 @@ def _influence(seen: Searched, ranked: Sequence[Tried]) -> Iterator[Finding]:
             f"it explains {each.share:.1%} of the differences between {len(ranked)} trials, and a random number in its "
             f"place {least:.1%} to {most:.1%}; an influence of a fifth would have shown"
         )
-        fix = f"{name} = {_toml(ranked[0].params[name])} under [model.search], with --fork"
+        fix = f"{name} = {_toml(ranked[0].params[name])} under [model.search]"
         yield Finding("info", "no-influence", f"model.search.{name}", said, "parameters that matter", fix)
 
 

@@ -219,6 +219,10 @@ def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> 
     say(f"{study.name}: {study.n_done} of {study.n_trials} trials done ({_counts(states) or 'none started'})")
     if said := infeasible_words(study):
         say(said)
+    for space in study.spaces()[1:]:
+        say(f"search space changed at {space['at']}: {'; '.join(space['changes'])}")
+    if outside := [str(row.number) for row in study.rows() if row.outside]:
+        say(f"outside of the search space, and so left out: trial{'s' * (len(outside) > 1)} {', '.join(outside)}")
     if not running and final is None:
         say("no process is running this sweep; resume it with `forge-sweep run` and its experiment file")
     objective = study.resolved["objective"]["metric"]

@@ -325,4 +325,5 @@ def searched(best: Mapping[str, Any] | TrialRow | None, objective: str) -> str:
     if not best:
         return "no trial finished"
     number, value = (best["number"], best["value"]) if isinstance(best, Mapping) else (best.number, best.value)
-    return f"trial {number}, {objective} {figure(value)}"
+    seeds = 1 if isinstance(best, Mapping) else best.seeds
+    return f"trial {number}, {objective} {figure(value)}" + (f", the mean of {seeds} seeds" if seeds > 1 else "")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticKnownError
 
 from forge_sweep import plugins
@@ -40,13 +41,33 @@ def names_of(group: plugins.Group) -> Callable[[dict[str, Any]], None]:
     return add
 
 
+SAMPLERS = ("tpe", "random", "gp", "cmaes", "qmc", "grid", "auto")
+HUB = "hub:"
+"""Before the name of a package of OptunaHub."""
+
+_OF_HUB = r"^hub:[A-Za-z0-9_]+(/[A-Za-z0-9_]+)+(:[A-Za-z_][A-Za-z0-9_]*)?$"
+_SAMPLER_SCHEMA = {"anyOf": [{"enum": [*SAMPLERS]}, {"type": "string", "pattern": _OF_HUB}]}
+
+
+def _sampler(name: str) -> str:
+    if name not in SAMPLERS and not re.match(_OF_HUB, name):
+        expected = f"{', '.join(map(repr, SAMPLERS))} or 'hub:samplers/NAME'"
+        raise PydanticKnownError("literal_error", {"expected": expected})
+    return name
+
+
+def is_of_hub(sampler: str) -> bool:
+    """Whether ``study.sampler`` names a sampler of OptunaHub."""
+    return sampler == "auto" or sampler.startswith(HUB)
+
+
 SourceName = Annotated[str, AfterValidator(_declared(plugins.SOURCES))]
 BuilderName = Annotated[str, AfterValidator(_declared(plugins.BUILDERS))]
 Backend = Literal["tensorflow", "jax", "torch"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16", "auto"]
 Scaler = Literal["standard", "minmax", "robust", "robust_smooth", "quantile", "none"]
 BaselineKind = Literal["constant", "random_forest", "hist_gradient_boosting", "xgboost"]
-Sampler = Literal["tpe", "random", "gp", "cmaes", "qmc", "grid"]
+Sampler = Annotated[str, AfterValidator(_sampler), WithJsonSchema(_SAMPLER_SCHEMA)]
 Pruner = Literal["none", "median", "percentile", "hyperband", "successive_halving", "wilcoxon"]
 Schedule = Literal["plateau", "none"]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]

@@ -9,6 +9,7 @@ from forge_sweep.errors import Mistake
 from forge_sweep.experiment import data_rules
 from forge_sweep.experiment.code import Code, file_name, is_own
 from forge_sweep.experiment.data import DataSpec
+from forge_sweep.experiment.fields import is_of_hub
 from forge_sweep.experiment.networks import NETWORKS
 from forge_sweep.experiment.space import Dimension, Hyperparameter, Scalar
 from forge_sweep.experiment.spec import ModelSpec, ObjectiveSpec, PreprocessingSpec, StudySpec, WorkersSpec
@@ -260,6 +261,13 @@ def sampler_fits_space(model: ModelSpec, study: StudySpec) -> Mistakes:
     searched = {name: value for name, value in model.search.items() if isinstance(value, Dimension)}
     if not searched and study.n_trials > 1:
         yield missing("model.search", "at least one searched hyperparameter", "or set study.n_trials = 1")
+    of_hub = is_of_hub(study.sampler)
+    for name in ("sampler_ref", "sampler_folder"):
+        if getattr(study, name) is not None and not of_hub:
+            expected = f'nothing beside sampler = "{study.sampler}", which is not of OptunaHub'
+            yield wrong(f"study.{name}", getattr(study, name), expected)
+    if study.sampler_ref is not None and study.sampler_folder is not None:
+        yield wrong("study.sampler_ref", study.sampler_ref, "nothing beside sampler_folder, which has no git ref")
     if study.sampler != "grid":
         return
     for name, value in searched.items():

@@ -147,7 +147,24 @@ class ObjectiveSpec(Section):
 class StudySpec(Section):
     """``[study]``: the Optuna study and its budgets; the first that is over ends the search."""
 
-    sampler: Sampler = Field("tpe", description="Which sampler suggests the parameters.")
+    sampler: Sampler = Field(
+        "tpe",
+        description="Which sampler suggests the parameters; `auto` is Optuna's AutoSampler, `hub:samplers/NAME` any "
+        "other one of OptunaHub, `hub:samplers/NAME:CLASS` where it has several (the extra `hub`).",
+    )
+    sampler_ref: Annotated[str | None, Later(None)] = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$",
+        max_length=100,
+        description="Git ref of OptunaHub's registry that its sampler is taken from, such as a commit; `main` by "
+        "default.",
+    )
+    sampler_folder: Annotated[str | None, Later(None)] = Field(
+        None,
+        min_length=1,
+        description="Folder that has `samplers/NAME` in the place of OptunaHub's registry, relative to this file: your "
+        "own samplers, or a copy.",
+    )
     pruner: Pruner = Field("median", description="Which pruner stops hopeless trials.")
     n_trials: Count = Field(40, description="Trials in total, over interruptions.")
     epochs: Count = Field(60, description="Most epochs of one trial.")
@@ -162,10 +179,11 @@ class StudySpec(Section):
         description="What becomes of the learning rate: `plateau` halves it, down to 1e-6, after half of `patience` "
         "epochs (rounded up) without improvement of the objective; `none` leaves it as it is.",
     )
-    repeats: bool = Field(
+    repeats: bool | Literal["average"] = Field(
         False,
-        description="Train a configuration again that another trial had, with a seed of its own. Without it another "
-        "one is drawn, and the search ends where all were tried.",
+        description="Train a configuration again that another trial had, with a seed of its own; with `average` what "
+        "counts of it, for the sampler and for the choice of the best, is the mean over its finished trials. Without "
+        "it another one is drawn, and the search ends where all were tried.",
     )
     warm_start: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(
         (),
@@ -548,6 +566,11 @@ class Experiment(Section):
                 "[data.heads]: trees predict one target, so that a constant is the only baseline. "
                 "fix: sweep each target by itself to compare with trees, and set baselines.kinds = [] here"
             )
+        if self.study.repeats == "average" and self.study.pruner != "none":
+            found.append(
+                'study.repeats: "average" is the mean over the seeds that finished, and study.pruner = '
+                f'"{self.study.pruner}" takes the worse ones out of it. fix: pruner = "none" under [study]'
+            )
         for name, value in self.model.search.items():
             if not isinstance(value, Dimension):
                 continue
@@ -570,10 +593,16 @@ class Experiment(Section):
         """The whole experiment with its defaults, as JSON values."""
         return self.model_dump(mode="json")
 
-    def contract(self) -> str:
-        """SHA-256 (hex) of everything that decides what a trial is, that is all but `BUDGET_FIELDS`."""
+    def contract(self, *, search: bool = True) -> str:
+        """SHA-256 (hex) of everything that decides what a trial is, that is all but `BUDGET_FIELDS`.
+
+        Without ``search``, of what decides it beside its parameters.
+        """
         later = _before(type(self))
-        flat = flatten(self.resolved()).items()
+        resolved = self.resolved()
+        if not search:
+            del resolved["model"]["search"]
+        flat = flatten(resolved).items()
         fields = {path: v for path, v in flat if not is_budget(path) and not (path in later and later[path] == v)}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 

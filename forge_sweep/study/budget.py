@@ -136,7 +136,7 @@ def union_s(sessions: Iterable[Mapping[str, float]]) -> float:
 
 def sides(view: StudyView) -> dict[str, dict[str, float]]:
     """What the search spent on networks and on baselines: trainings and their seconds, the confirmation aside."""
-    rows = [row for row in view.rows() if not row.imported and row.state in ("finished", "pruned", "failed")]
+    rows = [row for row in view.rows() if not row.imported and row.state not in ("running", "waiting")]
     seconds = sum(row.seconds or 0.0 if row.cost is None else row.cost.total.seconds for row in rows)
     notes, tuned = view.notes("baseline:"), view.notes(TUNED)
     fits = [note for key, note in notes.items() if not untuned_kind(key.removeprefix("baseline:"))] + [*tuned.values()]

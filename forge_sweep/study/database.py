@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy
 from optuna.distributions import BaseDistribution
@@ -31,7 +31,11 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from forge_sweep.errors import SweepStopped, TrialTaken
+from forge_sweep.study.repeats import averaged
 from forge_sweep.study.trials import Attr
+
+if TYPE_CHECKING:
+    from forge_sweep.study.growth import Lens
 
 OUTAGE_S = 600.0  # how long a process that runs trials waits for a database that does not answer, before it stops
 PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # between two attempts; the last one is repeated
@@ -98,6 +102,8 @@ class Database(BaseStorage):
         stopping: asked while waiting; true ends it.
         surely_alive: whether nobody can have taken this process for dead.
         exclusive: the turn in which trials of the study change hands; may be nested.
+        lens: shows the trials of a study whose search space changed, where one did.
+        averages: whether finished trials are shown with the mean over all seeds of their configuration.
     """
 
     def __init__(self, url: str, engine_kwargs: dict[str, Any]) -> None:
@@ -108,11 +114,14 @@ class Database(BaseStorage):
         self.stopping: Callable[[], bool] = lambda: False
         self.surely_alive: Callable[[], bool] = lambda: False
         self.exclusive: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+        self.lens: Lens | None = None
+        self.averages = False
         self._here = _Here()
         self._down = False
         self._lock = threading.RLock()
         self._trials: dict[int, dict[int, FrozenTrial]] = {}  # by study id and number, as they were read last
         self._trial_ids: dict[tuple[int, int], int] = {}  # by study id and number
+        self._keys: dict[int, dict[int, str]] = {}  # of the configurations of ended trials, by study id and number
         self._mine: set[int] = set()  # ids of the trials that this process runs: while it lives, nobody changes them
         self._ended: set[int] = set()  # ids of trials that this process ended, or put back, since it read them
         self._unread: set[int] = set()  # ids of trials that this process wrote to since it read them
@@ -141,6 +150,7 @@ class Database(BaseStorage):
         """See `BaseStorage`."""
         self._studies.clear()
         self._trials.pop(study_id, None)
+        self._keys.pop(study_id, None)
         self.outlast(lambda: self.backend.delete_study(study_id))
 
     # Trials, written.
@@ -184,7 +194,7 @@ class Database(BaseStorage):
         def create() -> int:
             found = None if next(attempts) == 1 else find()
             if found is None:
-                return int(self.backend.create_new_trial(study_id, draft))
+                return int(self.backend.create_new_trial(study_id, self.lens.stored(draft) if self.lens else draft))
             if self.backend.get_trial(found).user_attrs.get(Attr.OWNER) != self.owner:
                 raise TrialTaken(f"another process made trial {number} meanwhile")
             return found  # made in an attempt whose answer was lost
@@ -236,7 +246,8 @@ class Database(BaseStorage):
             draft.params[param_name] = distribution.to_external_repr(param_value_internal)
             draft.distributions[param_name] = distribution
         else:
-            given = (param_name, param_value_internal, distribution)
+            name = self.lens.names.get(param_name, param_name) if self.lens else param_name
+            given = (name, param_value_internal, distribution)
             self._write(trial_id, lambda id: self.backend.set_trial_param(id, *given))
 
     def _write(self, trial_id: int, write: Callable[[int], None]) -> None:
@@ -315,11 +326,13 @@ class Database(BaseStorage):
         """See `BaseStorage`."""
         if (draft := self._draft(trial_id)) is not None:
             return copy.deepcopy(draft)
-        return self.outlast(lambda: self.backend.get_trial(self._id(trial_id)))
+        trial = self.outlast(lambda: self.backend.get_trial(self._id(trial_id)))
+        return self.lens.show(trial) if self.lens else trial
 
     def get_trial_param(self, trial_id: int, param_name: str) -> float:
         """See `BaseStorage`."""
-        return float(self.outlast(lambda: self.backend.get_trial_param(self._id(trial_id), param_name)))
+        name = self.lens.names.get(param_name, param_name) if self.lens else param_name
+        return float(self.outlast(lambda: self.backend.get_trial_param(self._id(trial_id), name)))
 
     def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
         """Asked for each parameter that is suggested."""
@@ -339,6 +352,9 @@ class Database(BaseStorage):
                     looked.add(study_id)
             known = self._trials[study_id]
             trials = [known[number] for number in sorted(known)]
+            if self.lens is not None and self.lens.study_id == study_id:
+                trials = [self.lens.show(trial) for trial in trials]
+            trials = averaged(trials, self._keys.setdefault(study_id, {})) if self.averages else trials
         trials = [trial for trial in trials if states is None or trial.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
 

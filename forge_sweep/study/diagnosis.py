@@ -110,7 +110,7 @@ def audit(view: StudyView) -> PruningAudit | None:
     return PruningAudit(
         direction=view.direction,
         pruned=len(rows),
-        wanted=len({*notes, *(row.number for row in sample(view, share))}),
+        wanted=len({*(number for number in notes if number in rows), *(row.number for row in sample(view, share))}),
         best=None if best is None else best.value,
         trials=tuple(
             Audited(

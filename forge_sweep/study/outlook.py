@@ -23,7 +23,7 @@ FEWEST = 10
 
 def n_at_random(view: StudyView) -> int:
     """How many trials, counted from number 0, the sampler gave before it read a score."""
-    learns = view.resolved["study"]["sampler"] in ("tpe", "gp", "cmaes")
+    learns = view.resolved["study"]["sampler"] not in ("random", "qmc", "grid")
     return (_startup(view) or 1) if learns else len(view.rows())
 
 

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from forge_sweep.errors import InputError, ResumeRefused
 from forge_sweep.experiment import Experiment
 from forge_sweep.experiment.code import file_name
+from forge_sweep.experiment.fields import is_of_hub
 from forge_sweep.experiment.words import nearest
+from forge_sweep.study.repeats import AVERAGE, averaged
 from forge_sweep.study.space import Space, distributions, fits
 from forge_sweep.study.storage import CREATING, exists, locks_of, open_storage, open_to_read, storage_url
 from forge_sweep.study.study import Shared, Study
-from forge_sweep.study.trials import PREFIX, Attr, StudyView, attrs_of, curve
+from forge_sweep.study.trials import PREFIX, SAMPLER_NOTE, Attr, StudyView, attrs_of, curve, recorded
 from forge_sweep.study.warm import enqueue
 
 if TYPE_CHECKING:
@@ -63,7 +65,8 @@ SHOWN = 12  # so many experiments are listed in a message
 def open_study(experiment: Experiment, *, dataset: Mapping[str, str], store: Path, fork: bool = False) -> Study:
     """The study of an experiment: the one that was begun with it, or a new one where there is none.
 
-    Budget and labels (`BUDGET_FIELDS`) may differ from those the study was begun with.
+    Budget and labels (`BUDGET_FIELDS`) may differ from those the study was begun with. So may ``[model.search]``: the
+    newest study then goes on with another space, from `Study.hold` on.
 
     Args:
         experiment: the experiment.
@@ -87,7 +90,7 @@ def open_study(experiment: Experiment, *, dataset: Mapping[str, str], store: Pat
         studies = _studies_of(storage, experiment.name)
         name = _newest(studies, experiment, dataset)
         if name is None and studies and not fork:
-            raise _refusal(studies, experiment, dataset)
+            name = _with_other_space(studies, experiment, dataset)
         name = name or _create(storage, experiment, dataset, studies, _earlier(storage, experiment, store))
     return _study(storage, url, name, experiment, store)
 
@@ -121,6 +124,7 @@ def find_shared(experiment_name: str, store: Path) -> Shared | None:
     name = next(iter(_studies_of(storage, experiment_name)), None)
     if name is None:
         return None
+    _look(storage, name)
     return Shared(optuna.load_study(study_name=name, storage=storage), storage, url, store)
 
 
@@ -153,13 +157,13 @@ def resumable(
 ) -> StudyView | None:
     """The study that `open_study` would go on with, for reading; None where it would create one.
 
-    Creates no database. Raises as `open_study` does.
+    None, too, where it would go on with another search space. Creates no database. Raises as `open_study` does.
     """
 
     def choose(studies: Studies) -> str | None:
         name = _newest(studies, experiment, dataset)
         if name is None and studies and not fork:
-            raise _refusal(studies, experiment, dataset)
+            _with_other_space(studies, experiment, dataset)
         return name
 
     return _view(store, experiment.name, choose)
@@ -173,7 +177,21 @@ def _view(store: Path, experiment_name: str, choose: Callable[[Studies], str | N
 
     storage = open_to_read(url, store)
     name = choose(_studies_of(storage, experiment_name))
-    return None if name is None else StudyView(optuna.load_study(study_name=name, storage=storage), url)
+    if name is None:
+        return None
+    _look(storage, name)
+    return StudyView(optuna.load_study(study_name=name, storage=storage), url)
+
+
+def _look(storage: Database, name: str) -> None:
+    """Show the trials of a study, in all that this storage reads from here on, as it takes them now."""
+    from forge_sweep.study.growth import Lens
+
+    study_id = storage.get_study_id_from_name(name)
+    attrs = storage.get_study_user_attrs(study_id)
+    if spaces := attrs.get(Attr.SPACES):
+        storage.lens = Lens(study_id, spaces)
+    storage.averages = attrs.get(Attr.RESOLVED, {}).get("study", {}).get("repeats") == AVERAGE
 
 
 def _studies_of(storage: Database, experiment_name: str) -> Studies:
@@ -183,7 +201,7 @@ def _studies_of(storage: Database, experiment_name: str) -> Studies:
 
 def _differences(experiment: Experiment, dataset: Mapping[str, str], attrs: Mapping[str, Any]) -> dict[str, str]:
     """By what differs from the study with ``attrs``, budget aside, words such as ``study.epochs: 20 -> 30``."""
-    found = experiment.differences(attrs[Attr.RESOLVED])
+    found = experiment.differences(recorded(attrs))
     begun, now = attrs.get(Attr.CODE, {}), _files(experiment)
     for key in (key for key in found if key in begun and key in now):
         old, new = begun[key], now[key]
@@ -216,12 +234,31 @@ def _newest(studies: Studies, experiment: Experiment, dataset: Mapping[str, str]
     return next((name for name, attrs in studies.items() if not _differences(experiment, dataset, attrs)), None)
 
 
+def _with_other_space(studies: Studies, experiment: Experiment, dataset: Mapping[str, str]) -> str:
+    """Name of the newest study, where nothing but its search space is to change; ResumeRefused where something is."""
+    name, attrs = next(iter(studies.items()))
+    differences = _differences(experiment, dataset, attrs)
+    if not all(f"{what}.".startswith(f"{SEARCH}.") for what in differences):
+        raise _refusal(studies, experiment, dataset)
+    sampler = experiment.study.sampler
+    if sampler == "cmaes" or is_of_hub(sampler):
+        keeps = "keeps" if sampler == "cmaes" else "may keep"
+        raise ResumeRefused(
+            "\n  ".join([f"study {name} was begun with another search space:", *differences.values()]),
+            hint=f'study.sampler = "{sampler}" {keeps} where it is with the trials, in terms of the space of before; '
+            "put the old values back, or begin a new study that imports the trials that fit: --fork",
+        )
+    return name
+
+
 def _refusal(studies: Studies, experiment: Experiment, dataset: Mapping[str, str]) -> ResumeRefused:
     name, attrs = next(iter(studies.items()))
     differences = _differences(experiment, dataset, attrs)
     folders = [folder for key, folder in CODE_FOLDERS.items() if key in differences]
     run = attrs.get(f"{Attr.NOTE}sweep:run", f"in forge-sweep ui {experiment.name}")
     source = f"; the old source is in {' and '.join(folders)} of its run {run}" if folders else ""
+    if any(f"{what}.".startswith(f"{SEARCH}.") for what in differences) and len(differences) > 1:
+        source += "; [model.search] alone may change within a study"
     fitting = "without its trials" if _incomparable(differences) else "that imports the trials that fit"
     return ResumeRefused(
         "\n  ".join([f"study {name} was begun with another experiment:", *differences.values()]),
@@ -248,7 +285,8 @@ def _earlier(
             hint = nearest(wanted, known) or f"name one of {', '.join(known[:SHOWN]) or 'none: there is no study yet'}"
             raise InputError(f"study.warm_start: there is no study of {wanted!r} in {store}", hint=hint)
         name, attrs = next(iter(studies.items()))
-        found.append((name, attrs, storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)))
+        trials = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
+        found.append((name, attrs, averaged(trials) if recorded(attrs)["study"].get("repeats") == AVERAGE else trials))
     return found
 
 
@@ -352,12 +390,12 @@ def _study(storage: Database, url: str, name: str, experiment: Experiment, store
     """Load a study with the sampler and pruner of the experiment; Optuna stores neither."""
     import optuna
 
-    from forge_sweep.study import pruners, samplers
+    from forge_sweep.study import hub, pruners
 
-    trials = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
-    imported = [trial.user_attrs[Attr.PARAMS] for trial in trials if Attr.IMPORTED in trial.user_attrs]
-    sampler, pruner = samplers.make(experiment, imported), pruners.make(experiment.steps)
-    study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
+    attrs = storage.get_study_user_attrs(storage.get_study_id_from_name(name))
+    hub.refuse_other(experiment, attrs.get(f"{Attr.NOTE}{SAMPLER_NOTE}"), name)
+    _look(storage, name)
+    study = optuna.load_study(study_name=name, storage=storage, pruner=pruners.make(experiment.steps))
     if study.metric_names is None:  # what optuna-dashboard calls the value
         with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
             study.set_metric_names([experiment.objective.metric])

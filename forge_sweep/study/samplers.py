@@ -14,13 +14,14 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from optuna import create_study, create_trial, samplers
 from optuna.exceptions import ExperimentalWarning
 
 from forge_sweep.errors import MissingExtra
 from forge_sweep.experiment import Dimension, Experiment, Params, Scalar, derived_seed
+from forge_sweep.study import hub
 from forge_sweep.study.space import Space, configurations, distributions, key_of, searched, suggest
 
 if TYPE_CHECKING:
@@ -37,17 +38,24 @@ STARTUP_OF_TREES = 4
 """The same where trees are tuned, which is done with few."""
 
 
-def make(experiment: Experiment, imported: Sequence[Mapping[str, Scalar]] = ()) -> samplers.BaseSampler:
-    """The sampler of ``study.sampler``; raises MissingExtra for ``gp`` without torch.
+def make(
+    experiment: Experiment, n_imported: int = 0, known: Sequence[Mapping[str, Scalar]] = (), before: int = 0
+) -> samplers.BaseSampler:
+    """The sampler of ``study.sampler``; raises MissingExtra for one whose packages are not installed.
 
-    ``imported`` are the parameters of the trials that a fork brought in; they have the first numbers of the study.
+    Args:
+        experiment: with the search space.
+        n_imported: trials that a fork brought in; they have the first numbers of the study.
+        known: the points of a grid that are not to be tried: parameters of imported trials and, where the space has
+            changed, of those of before that lie in it.
+        before: trials that the study had when its space changed last.
     """
     build: Build
     match experiment.study.sampler:
         case "qmc":
-            return SobolSampler(experiment.space, experiment.seed, len(imported))
+            return SobolSampler(experiment.space, experiment.seed, n_imported)
         case "grid":
-            return GridSampler(experiment.space, experiment.seed, imported)
+            return GridSampler(experiment.space, experiment.seed, known, max(before, n_imported))
         case "random":
             build = _random
         case "tpe":
@@ -56,6 +64,8 @@ def make(experiment: Experiment, imported: Sequence[Mapping[str, Scalar]] = ()) 
             build = functools.partial(_cmaes, experiment)
         case "gp":
             build = _gp
+        case _:
+            return SeededSampler(hub.load(experiment).build, experiment.seed, experiment.space, prepares=True)
     return SeededSampler(build, experiment.seed, experiment.space)
 
 
@@ -168,9 +178,10 @@ class SeededSampler(FreshSampler):
     Parameters drawn one by one have a seed each, so that a trial that was killed between two draws gets the same rest.
     """
 
-    def __init__(self, build: Build, root_seed: int, space: Space) -> None:
+    def __init__(self, build: Build, root_seed: int, space: Space, *, prepares: bool = False) -> None:
         super().__init__(space, root_seed)
         self._build = build
+        self._prepares = prepares  # whether it has to be told of a trial before it draws a single parameter
         build(root_seed)  # an optional dependency that is missing is found here, not at the first trial
 
     def draw(self, study: Study, trial: FrozenTrial, attempt: int) -> Params:
@@ -192,25 +203,32 @@ class SeededSampler(FreshSampler):
                 if name not in values or not value.holds(values[name]):
                     alone = self._build(derived_seed(self._root_seed, "sampler", *purpose, name))
                     distribution = distributions(self._space, params)[name]
+                    if self._prepares:
+                        alone.before_trial(study, trial)
                     values = {**values, name: alone.sample_independent(study, trial, name, distribution)}
-                params[name] = values[name]
+                params[name] = _plain(values[name])
         return params
+
+
+def _plain(value: Any) -> Scalar:
+    """Samplers of others give numbers of NumPy."""
+    return cast(Scalar, value.item() if hasattr(value, "item") else value)
 
 
 class SequenceSampler(FreshSampler):
     """The i-th new trial of a study gets the i-th point of a fixed sequence, or the next one that was not tried.
 
     Optuna's own QMC and grid samplers count in the storage: a kill between the count and the trial loses a point, and
-    two workers can take the same one. ``n_imported`` trials stand before the first new one.
+    two workers can take the same one. ``n_before`` trials stand before the first new one.
     """
 
     size: int | None = None
     """Number of points; None where the sequence has no end."""
 
-    def __init__(self, space: Space, root_seed: int, n_imported: int) -> None:
+    def __init__(self, space: Space, root_seed: int, n_before: int) -> None:
         super().__init__(space, root_seed)
         self._dimensions = searched(space)
-        self._n_imported = n_imported
+        self._n_before = n_before
 
     @abc.abstractmethod
     def point(self, index: int) -> Params:
@@ -218,7 +236,7 @@ class SequenceSampler(FreshSampler):
 
     def draw(self, study: Study, trial: FrozenTrial, attempt: int) -> Params:
         """The trial's point, or one of those after it."""
-        index, params = trial.number - self._n_imported + attempt, Params()
+        index, params = trial.number - self._n_before + attempt, Params()
         point = self.point(index if self.size is None else index % self.size)
         for name, value in self._space.items():
             if not isinstance(value, Dimension):
@@ -260,19 +278,19 @@ def at(unit: float, dimension: Dimension) -> Scalar:
 
 
 class GridSampler(SequenceSampler):
-    """Every point of the grid once, in shuffled order; points that imported trials have are left out."""
+    """Every point of the grid once, in shuffled order; ``known`` points, which trials of before have, are left out."""
 
-    def __init__(self, space: Space, seed: int, imported: Sequence[Mapping[str, Scalar]]) -> None:
-        super().__init__(space, seed, len(imported))
+    def __init__(self, space: Space, seed: int, known: Sequence[Mapping[str, Scalar]], n_before: int) -> None:
+        super().__init__(space, seed, n_before)
         self._values = {name: dimension.grid() or () for name, dimension in self._dimensions.items()}
-        known = {self._key(params) for params in imported}
+        taken = {self._key(params) for params in known}
         self._total = math.prod(map(len, self._values.values()))
-        self.size = self._total - len(known)
-        self._unused = (point for point in self._shuffled(seed) if self._key(point) not in known)
+        self.size = self._total - len(taken)
+        self._unused = (point for point in self._shuffled(seed) if self._key(point) not in taken)
         self._points: list[Params] = []
 
     def point(self, index: int) -> Params:
-        """The ``index``-th point that no imported trial has."""
+        """The ``index``-th point that no trial of before has."""
         self._points += itertools.islice(self._unused, max(0, index + 1 - len(self._points)))
         return self._points[index]
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from forge_sweep.experiment import Dimension, Params, Scalar
+from forge_sweep.experiment.words import as_toml
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -87,18 +88,37 @@ def searched(space: Space) -> dict[str, Dimension]:
 
 
 def fits(params: Mapping[str, Scalar], space: Space) -> bool:
-    """Whether a trial with ``params`` could have come from ``space``.
+    """Whether a trial with ``params`` could have come from ``space``; see `misfit`."""
+    return not misfit(params, space)
+
+
+def misfit(params: Mapping[str, Scalar], space: Space) -> str:
+    """Why a trial with ``params`` cannot have come from ``space``, in words; "" where it can.
 
     A searched hyperparameter must have a value in its range. A fixed one must have that value, or not have existed
     when the trial ran (a later version of the builder added it with this default). None may be unknown to ``space``.
     """
-    known = params.keys() <= space.keys()
-    return known and all(_fits_one(params.get(name), value, params) for name, value in space.items())
+    unknown = [
+        f"{name} = {_said(value)}, which the space has not" for name, value in params.items() if name not in space
+    ]
+    found = (_misfit_of_one(name, params.get(name), wanted, params) for name, wanted in space.items())
+    return "; ".join([*unknown, *filter(None, found)])
 
 
-def _fits_one(value: Scalar | None, wanted: Dimension | Scalar, params: Mapping[str, Scalar]) -> bool:
+def _misfit_of_one(name: str, value: Scalar | None, wanted: Dimension | Scalar, params: Mapping[str, Scalar]) -> str:
     if not isinstance(wanted, Dimension):
-        return value is None or value == wanted
-    if value is None or not wanted.active(params):
-        return value is None and not wanted.active(params)
-    return wanted.holds(value)
+        return "" if value is None or value == wanted else f"{name} = {_said(value)}, and the space has {_said(wanted)}"
+    if not wanted.active(params):
+        return "" if value is None else f"{name} = {_said(value)}, which exists beside other values only"
+    if value is None:
+        return f"it has no {name}"
+    if wanted.holds(value):
+        return ""
+    if wanted.type == "categorical":
+        return f"{name} = {_said(value)}, and the choices are {', '.join(map(_said, wanted.choices))}"
+    step = "" if wanted.step is None else f" in steps of {wanted.step:g}"
+    return f"{name} = {_said(value)}, and the range is {wanted.low:g} to {wanted.high:g}{step}"
+
+
+def _said(value: Scalar) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else as_toml(value)

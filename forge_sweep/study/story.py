@@ -74,6 +74,8 @@ def _end(view: StudyView, row: TrialRow, metric: str, curve: dict[int, float]) -
         return f"not yet: its process ended after {epochs}; the next `forge-sweep run` goes on with it"
     if row.state in ("running", "waiting"):
         return f"not yet: it is {row.state}, after {epochs}"
+    if row.outside:
+        return f"after {epochs}; it lies outside of the search space of now: {row.outside}"
     if row.failure == "infeasible":
         return f"after {epochs} as infeasible: {row.cause}"
     if row.state == "failed":
@@ -102,6 +104,8 @@ def _beside(view: StudyView, row: TrialRow, metric: str, names: list[str]) -> st
     best = view.best()
     if row.imported:
         return "it informs the sampler and is not ranked: its own sweep was another one"
+    if row.outside:
+        return "it is not ranked, and no later trial was drawn from what it scored"
     if best is None:
         return ""
     sign = -1 if view.direction == "maximize" else 1

@@ -14,11 +14,23 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from forge_sweep.errors import Failure, SweepStopped, TrialTaken
 from forge_sweep.experiment import Experiment, Params
+from forge_sweep.experiment.fields import is_of_hub
 from forge_sweep.jsons import plain
 from forge_sweep.study import leases
+from forge_sweep.study.repeats import AVERAGE
 from forge_sweep.study.space import configurations, key_of, suggest
 from forge_sweep.study.storage import held, holding, locks_of
-from forge_sweep.study.trials import NO_COST, OPTUNA_STATES, Attr, StudyView, TrialCost, attrs_of, curve
+from forge_sweep.study.trials import (
+    NO_COST,
+    OPTUNA_STATES,
+    SAMPLER_NOTE,
+    Attr,
+    StudyView,
+    TrialCost,
+    attrs_of,
+    curve,
+    recorded,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -141,6 +153,8 @@ class Shared(StudyView):
             "ended_by": None if over is None else asdict(over),
             "outlook": None if ahead is None else ahead.to_dict(),
             "null": self.null(),
+            "outside": len([row for row in self.rows() if row.outside]),
+            "spaces": self.spaces(),
             "carried": self.is_carried(),
             "audit": None if audit is None else audit.to_dict(),
         }
@@ -226,29 +240,75 @@ class Study(Shared):
         skipped: why the fork that began the study left trials behind, in words, or "".
         accepted: how the experiment of imported trials differs, search ranges aside, as ``study.epochs: 20 -> 30``.
         cold: why a warm start took nothing from an earlier sweep, in words, or "".
+        grown: how the search space changed when this process took the sweep over, in words, or "".
     """
 
     def __init__(self, study: optuna.Study, storage: Database, url: str, experiment: Experiment, store: Path) -> None:
         super().__init__(study, storage, url, store)
         self.coordinates = False
-        self.imported = len(study.get_trials(deepcopy=False)) - len(self._own_trials())
-        self.skipped = str(study.user_attrs.get(Attr.SKIPPED, ""))
-        self.accepted = str(study.user_attrs.get(Attr.ACCEPTED, ""))
-        self.cold = str(study.user_attrs.get(Attr.COLD, ""))
+        attrs = study.user_attrs
+        self.imported = sum(Attr.IMPORTED in trial.user_attrs for trial in study.get_trials(deepcopy=False))
+        self.skipped = str(attrs.get(Attr.SKIPPED, ""))
+        self.accepted = str(attrs.get(Attr.ACCEPTED, ""))
+        self.cold = str(attrs.get(Attr.COLD, ""))
+        self.grown = ""
         self._experiment = experiment
-        found = configurations(experiment.space)
-        self._points = None if found is None else len(found)
-        self._repeats = experiment.study.repeats
-        self._keys: dict[int, str | None] = {}  # of ended trials
-        self._size, self._kept_size = self._size_by(self._own_trials()), study.user_attrs.get(Attr.SIZE)
+        self._repeats: bool | str = experiment.study.repeats
+        storage.averages = self._repeats == AVERAGE
+        self._kept_size = attrs.get(Attr.SIZE)
+        self._look(attrs.get(Attr.SPACES, ()))
         self._running: dict[int, _Running] = {}
         self._send_again = -math.inf
         self._news = Requeued((), ())
         self._joined = False
 
+    def _look(self, spaces: Sequence[Mapping[str, Any]]) -> None:
+        """See the trials in terms of the last of the study's spaces, and sample from that of the experiment."""
+        from forge_sweep.study import samplers
+        from forge_sweep.study.growth import Lens
+
+        self._n_spaces = len(spaces)
+        self._before = int(spaces[-1]["trials"]) if spaces else 0  # so many trials when the space changed
+        if spaces:
+            self._storage.lens = Lens(self._study_id, spaces)
+        trials = self._study.get_trials(deepcopy=False)
+        inside = [trial for trial in trials if Attr.OUTSIDE not in trial.user_attrs and Attr.PARAMS in trial.user_attrs]
+        known = [t.user_attrs[Attr.PARAMS] for t in inside if Attr.IMPORTED in t.user_attrs or t.number < self._before]
+        self._study.sampler = samplers.make(self._experiment, self.imported, known, self._before)
+        found = configurations(self._experiment.space)
+        self._points = None if found is None else len(found)
+        self._keys: dict[int, str | None] = {}  # of ended trials
+        self._size = self._size_by(self._own_trials())
+
+    def _enter_space(self) -> None:
+        """Let the space of the experiment be that of the study, in one write; of one that is it already, do nothing."""
+        from forge_sweep.study import growth
+
+        with self._lock, self._leases.turn():
+            attrs = self._study.user_attrs
+            search = recorded(attrs)["model"]["search"]
+            known = attrs.get(Attr.SPACES, ())
+            if not self._experiment.differences(recorded(attrs)):
+                if len(known) != self._n_spaces:  # another process changed it since this one opened the study
+                    self._look(known)
+                return
+            self._storage.lens = None
+            stored = self._study.get_trials(deepcopy=False)
+            spaces = growth.changed(self._experiment, attrs, stored, search)
+            self._study.set_user_attr(Attr.SPACES, spaces)
+            self._look(spaces)
+        self.grown = growth.words(self.name, spaces)
+
+    @property
+    def left_out(self) -> int:
+        """Trials that do not count toward ``n_trials``: imported ones, and those outside of the search space."""
+        return len(self._study.get_trials(deepcopy=False)) - len(self._own_trials())
+
     def _size_by(self, trials: list[FrozenTrial]) -> int | None:
         """How many trials the space has: one more for each that repeated another one, or failed in passing."""
         size: int | None = getattr(self._study.sampler, "size", None)  # of a grid, whose imported points are left out
+        if size is not None:
+            size += sum(trial.number < self._before for trial in trials)
         if size is None and self._points is not None and not self._repeats:
             begun = sum(Attr.PARAMS in trial.user_attrs for trial in trials)
             size = self._points + begun - len(self._tried(trials))
@@ -290,19 +350,25 @@ class Study(Shared):
             SweepStopped: another process runs it; the message names it.
             KeyboardInterrupt: ``stopping`` said so.
         """
+        from forge_sweep.study import hub
+
         with holding(self._locks, self.name):
             self._take_over(stopping)
             self.coordinates = True
             with self._taking_part(stopping):
+                self._enter_space()
                 self._study.set_user_attr(Attr.RESOLVED, self._experiment.resolved())  # the budget may have changed
                 self._measure(self._own_trials())
+                if is_of_hub(self._experiment.study.sampler) and not self.notes(SAMPLER_NOTE):
+                    self.note(SAMPLER_NOTE, hub.load(self._experiment).to_dict())
                 yield
             self.coordinates = False
 
     @contextlib.contextmanager
     def join(self, stopping: Callable[[], bool] = lambda: False) -> Iterator[None]:
         """Be one more process that runs trials, until the block ends or the process dies; see `hold`."""
-        self._joined, self._repeats = True, bool(self.resolved["study"].get("repeats"))  # as the sweep has it
+        self._joined, self._repeats = True, self.resolved["study"].get("repeats", False)  # as the sweep has it
+        self._storage.averages = self._repeats == AVERAGE
         self._leases.begin("worker")
         with self._taking_part(stopping):
             yield
@@ -393,13 +459,18 @@ class Study(Shared):
 
         That is a TrialTaken, or a Full where there are enough: one may be this process's own, whose answer was lost.
         """
+        if self._joined and len(self._study.user_attrs.get(Attr.SPACES, ())) != self._n_spaces:
+            raise SweepStopped(
+                f"the search space of {self.name} was changed by the process that runs the sweep",
+                hint="join again, with the experiment file that it has",
+            )
         self._measure(trials)
         n_trials = self.n_trials
         waiting = {trial.number: trial for trial in trials if trial.state.name == "WAITING"}
         n_done = sum(trial.state.is_finished() for trial in trials)
         if n_done >= n_trials or not (waiting or len(trials) < n_trials):
             return None
-        self._storage.limit = n_trials + self.imported
+        self._storage.limit = n_trials + self.left_out
         if not trials and (first := self._experiment.first):
             self._study.enqueue_trial(first)
             waiting = {trial.number: trial for trial in self._own_trials()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -23,6 +23,7 @@ from forge_sweep.study.budget import (
     over,
     union_s,
 )
+from forge_sweep.study.space import key_of
 
 if TYPE_CHECKING:
     import optuna
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from forge_sweep.checks.pruning import PruningAudit
     from forge_sweep.study.outlook import Outlook
 
-TrialState = Literal["finished", "pruned", "failed", "running", "waiting"]
+TrialState = Literal["finished", "pruned", "failed", "running", "waiting", "outside"]
 PREFIX = "forge."  # of every attribute that this package keeps for itself
 
 
@@ -41,6 +42,9 @@ class Attr:
 
     EXPERIMENT = "forge.experiment"  # written last: a study without it was never completed, or is not ours
     RESOLVED = "forge.resolved"
+    SPACES = "forge.spaces"  # of a study whose search space changed: each of them, the last one holds; see `growth`
+    SEEDS = "forge.seeds"  # of a finished trial as it is shown: over how many its value is the mean; see `repeats`
+    OUTSIDE = "forge.outside"  # of a trial as it is shown: why it lies outside of the space, and its state
     CODE = "forge.code"  # of the user's own builder and source: a digest of each file, so that the edited one is named
     SIZE = "forge.size"  # of the space, in trials; None where it has no end, or configurations are repeated
     SKIPPED = "forge.skipped"
@@ -64,6 +68,7 @@ class Attr:
 SESSION = "search:"  # of the notes in which each command keeps when it searched, and for how long
 LOST = "lost"  # row of a table of costs: what was spent and gave nothing
 PHASES_NOTE = "phases:"  # of the notes in which each command that ran the sweep keeps how long its phases took
+SAMPLER_NOTE = "sampler"  # of the note in which a study keeps which files of OptunaHub it samples with
 NULL_NOTE = "null"  # of what a null sweep found; ``null:000003:7`` is of trial 7 on the third permutation
 STREAK = 3  # failures of one kind with one cause, one after the other, that say the sweep itself is broken
 
@@ -74,7 +79,15 @@ OPTUNA_STATES: dict[TrialState, str] = {
     "running": "RUNNING",
     "waiting": "WAITING",
 }
-_STATES = {theirs: ours for ours, theirs in OPTUNA_STATES.items()}
+OUR_STATES: dict[str, TrialState] = {theirs: ours for ours, theirs in OPTUNA_STATES.items()}
+
+
+def recorded(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """The experiment that the study with these attributes was last run with, as `Experiment.resolved` gave it."""
+    resolved = dict(attrs[Attr.RESOLVED])
+    if spaces := attrs.get(Attr.SPACES):
+        resolved["model"] = {**resolved["model"], "search": spaces[-1]["search"]}
+    return resolved
 
 
 @dataclass(frozen=True)
@@ -154,7 +167,7 @@ class TrialRow:
     """One trial as the study keeps it."""
 
     number: int  # dense from 0; the trials that a fork imported come first
-    state: TrialState  # a waiting one was interrupted and will be run again with the same number and parameters
+    state: TrialState  # a waiting one was interrupted and will be run again; ``outside``: see `outside`
     value: float | None  # the objective at the best epoch; None while the trial runs and where it failed
     params: Params  # every hyperparameter, fixed ones included; searched ones only in the instant a trial is made
     failure: str  # failure class of a failed trial, else ""
@@ -166,6 +179,9 @@ class TrialRow:
     imported: str = ""  # ``<study>#<number>`` that a fork took the trial from
     cost: TrialCost | None = None  # None for an imported trial, and for one that has not cost a few seconds yet
     warm: str = ""  # ``<study>#<number>`` that a warm start took its configuration from
+    seeds: int = 1  # finished trials with its configuration, where these are averaged; see `mean`
+    mean: float | None = None  # of the objective over these; None with one seed
+    outside: str = ""  # why it counts no more since the search space changed, and how it had ended
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -186,6 +202,10 @@ class TrialRow:
             said.append(f"{how}: {self.cause}")
         if self.warm:
             said.append(f"has the configuration of {self.warm}")
+        if self.mean is not None:
+            said.append(f"has a configuration of {self.seeds} seeds, on average {self.mean:.6g}")
+        if self.outside:
+            said.append(f"lies outside of the search space of now: {self.outside}")
         if ended is not None:
             said.append(f"was ended after epoch {ended}, for the time of the whole sweep")
         return tuple(said)
@@ -193,7 +213,7 @@ class TrialRow:
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         told = ("number", "state", "value", "params", "failure", "cause", "epochs", "seconds")
-        names = (*told, "imported", "warm", "measured")
+        names = (*told, "imported", "warm", "seeds", "mean", "outside", "measured")
         cost = None if self.cost is None else self.cost.to_dict()
         codes = [each.code for each in self.findings]
         return {**{name: getattr(self, name) for name in names}, "cost": cost, "findings": codes}
@@ -241,7 +261,7 @@ class StudyView:
     @property
     def resolved(self) -> dict[str, Any]:
         """The experiment that the study was last run with, as `Experiment.resolved` gave it."""
-        return dict(self._study.user_attrs[Attr.RESOLVED])
+        return recorded(self._study.user_attrs)
 
     @property
     def trainings(self) -> int:
@@ -270,6 +290,14 @@ class StudyView:
     def null(self) -> dict[str, Any] | None:
         """What the null sweep found, as JSON values with ``p`` and ``words``; None where there was none."""
         return self.notes(NULL_NOTE).get(NULL_NOTE)
+
+    def spaces(self) -> list[dict[str, Any]]:
+        """The search spaces that the study has had, the last one holds; empty where it never changed.
+
+        Each with ``at`` and ``changes`` (but for the first), the number of ``trials`` that there were, and by the
+        numbers of those ``outside`` of it why.
+        """
+        return [dict(space) for space in self._study.user_attrs.get(Attr.SPACES, ())]
 
     def outlook(self) -> Outlook | None:
         """What more trials are expected to gain, and at which price; None where too few have ended."""
@@ -301,7 +329,10 @@ class StudyView:
         return sum(trial.state.is_finished() for trial in self._own_trials())
 
     def counts(self) -> dict[TrialState, int]:
-        """Trials by state, imported ones aside: finished, pruned, failed, running, waiting, those that there are."""
+        """Trials by state: finished, pruned, failed, running, waiting, those that there are.
+
+        Imported ones and those outside of the search space are not among them.
+        """
         states = [_state(trial) for trial in self._own_trials()]
         return {state: states.count(state) for state in OPTUNA_STATES if state in states}
 
@@ -318,12 +349,32 @@ class StudyView:
         return rows[number]
 
     def best(self) -> TrialRow | None:
-        """The best finished trial, imported ones aside, the earlier of equals; None before the first."""
-        sign = -1 if self.direction == "maximize" else 1
-        finished = ((trial, _value(trial)) for trial in self._own_trials() if _state(trial) == "finished")
-        ranked = ((sign * value, trial.number, trial) for trial, value in finished if value is not None)
-        best = min(ranked, default=None)  # no two have the same number
-        return None if best is None else _row(best[2])
+        """The best finished trial, imported ones aside, the earlier of equals; None before the first.
+
+        Where repeats are averaged it is the first of the best configuration, and has the mean as its value.
+        """
+        best = min(self._ranked(), default=None)  # no two have the same number
+        return None if best is None else _whole_row(best[2])
+
+    def ranked(self) -> list[TrialRow]:
+        """The finished trials, imported ones aside, the best first, the earlier of equals before the later.
+
+        Where repeats are averaged, the first trial of each configuration, with the mean as its value.
+        """
+        return [_whole_row(trial) for _, _, trial in sorted(self._ranked())]
+
+    def _ranked(self) -> Iterator[tuple[float, int, FrozenTrial]]:
+        sign, seen = -1 if self.direction == "maximize" else 1, set[str]()
+        for trial in self._own_trials():
+            value = trial.value if Attr.SEEDS in trial.user_attrs else _value(trial)
+            if _state(trial) != "finished" or value is None:
+                continue
+            if Attr.SEEDS in trial.user_attrs:
+                key = key_of(trial.user_attrs[Attr.PARAMS])
+                if key in seen:
+                    continue
+                seen.add(key)
+            yield sign * value, trial.number, trial
 
     def failing_streak(self) -> FailingStreak | None:
         """The last three trials to end, where all of them failed in one way with one cause."""
@@ -340,7 +391,8 @@ class StudyView:
 
     def costs(self) -> dict[int, TrialCost]:
         """What each trial cost so far, by its number, imported ones and those without a cost aside."""
-        attrs = {trial.number: attrs_of(trial) for trial in self._own_trials()}
+        trials = (trial for trial in self._study.get_trials(deepcopy=False) if Attr.IMPORTED not in trial.user_attrs)
+        attrs = {trial.number: attrs_of(trial) for trial in trials}  # what lies outside of the space has cost, too
         return {number: TrialCost.of(values[Attr.COST]) for number, values in attrs.items() if Attr.COST in values}
 
     def costs_by_state(self) -> list[StateCost]:
@@ -356,14 +408,14 @@ class StudyView:
                 counts[LOST] += died
                 costs[LOST] += lost
         seconds = sum(cost.seconds for cost in costs.values()) or 1.0
-        states = [state for state in (*OPTUNA_STATES, LOST) if state in costs]
+        states = [state for state in (*OPTUNA_STATES, "outside", LOST) if state in costs]
         return [StateCost(state, counts[state], costs[state], costs[state].seconds / seconds) for state in states]
 
     def objectives(self) -> list[tuple[int, float | None]]:
         """Number and objective of each finished trial, None for a pruned one, in the order in which they ended."""
         states = [(trial, _state(trial)) for trial in self._ended()]
         scored = [(trial, state) for trial, state in states if state in ("finished", "pruned")]
-        return [(trial.number, trial.value if state == "finished" else None) for trial, state in scored]
+        return [(trial.number, _value(trial) if state == "finished" else None) for trial, state in scored]
 
     def progress(self, delta: float) -> Progress:
         """How many trials brought no gain of more than ``delta`` since the last one that did."""
@@ -394,8 +446,7 @@ class StudyView:
         to finish, so that there will be as many.
         """
         sign = 1 if self.direction == "maximize" else -1
-        finished = [row for row in self.rows() if row.state == "finished" and row.value is not None and row.cost]
-        best = sorted(finished, key=lambda row: -sign * (row.value or 0.0))[:top]
+        best = [row for row in self.ranked() if row.cost][:top]
         seconds = sum(row.cost.total.seconds for row in best if row.cost)
         if ahead and best:
             seconds *= max(1.0, min(top, self.n_trials) / len(best))
@@ -467,7 +518,9 @@ class StudyView:
         return html
 
     def _own_trials(self) -> list[FrozenTrial]:
-        return [trial for trial in self._study.get_trials(deepcopy=False) if Attr.IMPORTED not in trial.user_attrs]
+        """Those that count: neither imported ones nor those outside of the search space."""
+        aside = {Attr.IMPORTED, Attr.OUTSIDE}
+        return [trial for trial in self._study.get_trials(deepcopy=False) if aside.isdisjoint(trial.user_attrs)]
 
     def _ended(self) -> list[FrozenTrial]:
         """Those that ended, in that order."""
@@ -522,12 +575,36 @@ def _row(trial: FrozenTrial) -> TrialRow:
         imported=attrs.get(Attr.IMPORTED, ""),
         cost=cost,
         warm=attrs.get(Attr.WARM, ""),
+        seeds=(seeds := attrs.get(Attr.SEEDS, 1)),
+        mean=trial.value if seeds > 1 else None,
+        outside=_outside(trial, attrs),
     )
+
+
+def _whole_row(trial: FrozenTrial) -> TrialRow:
+    """A trial that stands for its configuration."""
+    row = _row(trial)
+    return row if row.mean is None else replace(row, value=row.mean)
+
+
+def _outside(trial: FrozenTrial, attrs: Mapping[str, Any]) -> str:
+    if Attr.OUTSIDE not in attrs:
+        return ""
+    was, value = attrs[Attr.OUTSIDE]["state"], _value(trial)
+    if attrs.get(Attr.FAILURE):
+        how = f"it failed ({attrs[Attr.FAILURE]})"
+    elif was in ("running", "waiting"):
+        how = "it was cut off, and is not gone on with"
+    else:
+        how = f"it {'was ' if was == 'pruned' else ''}{was}" + ("" if value is None else f" with {value:.6g}")
+    return f"{attrs[Attr.OUTSIDE]['why']} ({how})"
 
 
 def _state(trial: FrozenTrial) -> TrialState:
     """One that ran out of memory, or is above a limit, ended well for Optuna, as infeasible; for people it failed."""
-    return "failed" if Attr.FAILURE in attrs_of(trial) and trial.state.is_finished() else _STATES[trial.state.name]
+    if Attr.OUTSIDE in trial.user_attrs:
+        return "outside"
+    return "failed" if Attr.FAILURE in attrs_of(trial) and trial.state.is_finished() else OUR_STATES[trial.state.name]
 
 
 def _value(trial: FrozenTrial) -> float | None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from forge_sweep.study.space import distributions, fits, key_of
-from forge_sweep.study.trials import Attr, TrialRow, attrs_of
+from forge_sweep.study.trials import Attr, TrialRow, attrs_of, recorded
 
 if TYPE_CHECKING:
     import optuna
@@ -37,7 +37,7 @@ def enqueue(
     """
     ranked, left = [], []
     for name, attrs, trials in earlier:
-        differences = experiment.differences(attrs[Attr.RESOLVED])
+        differences = experiment.differences(recorded(attrs))
         if other := [differences[what] for what in SAME if what in differences]:
             left.append(f"{name} ({'; '.join(other)})")
             continue

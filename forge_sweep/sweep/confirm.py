@@ -133,12 +133,8 @@ def _sizes(context: Context) -> tuple[int, int]:
 
 def _contenders(context: Context, most: int) -> tuple[Contender, ...]:
     """The ``most`` best finished trials and the best baseline."""
-    finished = [
-        row for row in context.study.rows() if row.state == "finished" and row.value is not None and not row.imported
-    ]
-    finished.sort(key=lambda row: (rank(context, row.value or 0.0), row.number))
     distinct: dict[str, TrialRow] = {}
-    for row in finished:
+    for row in context.study.ranked():
         distinct.setdefault(key_of(row.params), row)
     best = list(distinct.values())[:most]
     top = [

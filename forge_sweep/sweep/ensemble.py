@@ -80,7 +80,7 @@ def tidy(context: Context) -> None:
         return
     best = {number for number, _ in _best(context)}
     for row in context.study.rows():
-        if row.state in ("finished", "pruned", "failed") and row.number not in best:
+        if row.state in ("finished", "pruned", "failed", "outside") and row.number not in best:
             shutil.rmtree(bundle_folder(context, kept_name(row.number)), ignore_errors=True)
 
 

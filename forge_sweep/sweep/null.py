@@ -163,7 +163,8 @@ def _test(context: Context, permutations: int) -> NullSweep:
 
 def configurations(study: StudyView) -> list[TrialRow]:
     """The first trials that no target has chosen: drawn before the sampler had seen a score, by no earlier sweep."""
-    rows = [row for row in study.rows()[: n_at_random(study)] if row.params and not (row.warm or row.imported)]
+    first = [row for row in study.rows()[: n_at_random(study)] if row.params]
+    rows = [row for row in first if not (row.warm or row.imported or row.outside)]
     return rows[:CONFIGURATIONS]
 
 

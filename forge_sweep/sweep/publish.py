@@ -17,10 +17,11 @@ from forge_sweep.study import StudyView, infeasible_words, sides, sides_words, w
 from forge_sweep.sweep import ensemble, kept
 from forge_sweep.sweep.confirm import Confirmed, judged_scores, waiting_bundle
 from forge_sweep.sweep.context import Context, baseline_values, finish, finite
+from forge_sweep.sweep.trials import trial_name
 from forge_sweep.sweep.tuning import configuration, tuning
 from forge_sweep.sweep.verdict import Verdict, in_words, reach
 from forge_sweep.task.words import MARK, between, figure, side_by_side
-from forge_sweep.tracking import CODE, FORM_TAG, SOURCE_CODE, Run, requirements
+from forge_sweep.tracking import CODE, FORM_TAG, SOURCE_CODE, Run, requirements, space_file
 from forge_sweep.training import classify
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def _end_key(experiment: Experiment, study: StudyView) -> str:
     tune = tuning(experiment, study)
     tuned = "" if tune is None else f":tuned{tune.trials}"
     single = ":single" if experiment.ensemble.ship == "never" and ensemble.knows_ensembles(study) else ""
-    return f"final:{study.n_done}:{confirm.top}x{confirm.seeds}:{experiment.model_name}{tuned}{single}"
+    grown = f":space{len(spaces) - 1}" if (spaces := study.spaces()) else ""
+    return f"final:{study.n_done}:{confirm.top}x{confirm.seeds}:{experiment.model_name}{tuned}{single}{grown}"
 
 
 def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> dict[str, Any]:
@@ -361,6 +363,27 @@ def register(context: Context, bundle: Bundle, folder: Path, run_key: str) -> st
             "forge.root": str(context.experiment.root.absolute()),
         },
     )
+
+
+def log_space(context: Context, parent: Run) -> None:
+    """After the search space changed: the one that holds, and in the runs of its trials which of them lie outside.
+
+    The record of a run is read with the experiment of its contract: a trial of before is reproduced as it was.
+    """
+    spaces = context.study.spaces()
+    key = f"space:{len(spaces) - 1}"
+    if not spaces or key in context.study.notes("space:"):
+        return
+    last, before = spaces[-1], spaces[-2]
+    contract = context.experiment.contract()
+    parent.log_text(jsons.dumps(context.experiment.resolved(), indent=2), space_file(contract))
+    parent.set_tags({"forge.contract": contract, "forge.space": "; ".join(last["changes"])})
+    if not context.tracker.has(context.key):  # MLflow does not answer; the next run says the rest
+        return
+    for number in sorted({*map(int, last["outside"]), *map(int, before["outside"])}):
+        if context.tracker.has(name := f"{context.key}/{trial_name(number)}"):
+            context.tracker.existing(name).set_tags({"forge.outside": last["outside"].get(str(number), "")})
+    context.study.note(key, contract)
 
 
 def log_setting(context: Context, parent: Run, audit: Audit) -> None:

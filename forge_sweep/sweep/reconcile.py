@@ -36,8 +36,10 @@ STATUSES: dict[TrialState, str] = {
     "failed": "FAILED",
     "waiting": "SCHEDULED",
     "running": "RUNNING",
+    "outside": "FAILED",
 }
-"""MLflow's status for each state of a trial."""
+"""MLflow's status for each state of a trial; one that lies outside of the search space keeps that which it has ended
+with, if it has."""
 
 
 STUDY_PARAMS = ("study.sampler", "study.pruner", "study.epochs")
@@ -325,7 +327,7 @@ class _Comparison:
         for run in runs:
             if run.id != kept.id:
                 yield _of_run(run, f"{len(runs)} runs", "one run", self.review.delete, run)
-        if row.state != "running":
+        if row.state not in ("running", "outside"):
             yield from self.of_state(row, kept)
         if row.state in ("finished", "pruned"):
             yield from self.of_figures(row, kept)

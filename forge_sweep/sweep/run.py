@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from forge_sweep import environment, sources, training, workers
+from forge_sweep import environment, jsons, sources, training, workers
 from forge_sweep.addresses import refuse_unwritable
 from forge_sweep.checks.audit import Audit
 from forge_sweep.checks.audit import audit as audit_dataset
@@ -44,7 +44,7 @@ from forge_sweep.sweep.context import (
     warn_all,
 )
 from forge_sweep.sweep.pool import WorkerPool
-from forge_sweep.sweep.publish import final_key, log_setting, publish
+from forge_sweep.sweep.publish import final_key, log_setting, log_space, publish
 from forge_sweep.sweep.reconcile import STATUSES, before_run, parent_params, with_model
 from forge_sweep.sweep.result import SweepResult, result_of
 from forge_sweep.sweep.trials import enter_trials, fit_baselines, report_taken_back, searching, trial_name
@@ -169,8 +169,13 @@ def _under_parent(
             "forge.n_trials": str(experiment.study.n_trials),
             "forge.overrides": " ".join(experiment.overrides),
             "forge.root": str(experiment.root.absolute()),
+            **{f"forge.{name}": jsons.dumps(found) for name, found in context.study.notes("sampler").items()},
         },
-        params=parent_params(experiment.resolved()),
+        params={
+            path: value
+            for path, value in parent_params(experiment.resolved()).items()
+            if not (context.study.spaces() and path.startswith("model.search"))  # the first one stays as it was logged
+        },
         dataset=context.used,
     )
     context.stopwatch.keep_in(context.study)
@@ -261,6 +266,7 @@ def _prepare(context: Context, parent: Run, audit: Audit, *, remade: bool = Fals
     if remade or "sweep:setting" not in context.study.notes("sweep:"):
         log_setting(context, parent, audit)
         context.study.note("sweep:setting", "logged")
+    log_space(context, parent)
     kept.prepare(context, parent, remade=remade)
     record_environment(context, parent, again=remade)
     report_taken_back(context, context.study.requeue())
@@ -270,7 +276,7 @@ def _prepare(context: Context, parent: Run, audit: Audit, *, remade: bool = Fals
         context.study.note("sweep:run", parent.run_id)
     states = {f"{context.key}/{trial_name(row.number)}": STATUSES[row.state] for row in rows}
     # Others may have begun a few more since the rows were read.
-    next_ones = range(len(rows), min(context.study.n_trials + context.study.imported, len(rows) + 1000))
+    next_ones = range(len(rows), min(context.study.n_trials + context.study.left_out, len(rows) + 1000))
     later = {f"{context.key}/{trial_name(number)}": "RUNNING" for number in next_ones}
     context.tracker.reap(context.key, {**later, **states})
     context.study.note("sweep:link", context.link)
@@ -429,6 +435,8 @@ def _report_opening(study: Study, watch: Watch) -> None:
         message(watch, f"configurations of earlier sweeps come first: {listed}")
     if study.cold:
         message(watch, f"study.warm_start: {study.cold}", "warning")
+    if study.grown:
+        message(watch, study.grown)
     if study.n_done:
         message(watch, f"going on with {study.name}: {study.n_done} trials are done")
 

@@ -94,7 +94,10 @@ def reach(context: Context, confirmed: tuple[Confirmed, ...]) -> Verdict:
         network, baseline = next(iter(networks), None), next(iter(trees), None)
         chance = None if trees else trial.run_baseline(context.experiment, context.dataset, "constant", 0).value
         return Verdict(confirmed, network, baseline, None, intervals, chance)
-    tried = [row for row in context.study.rows() if row.state in ("finished", "pruned")]
+    others_tried = [row for row in context.study.rows() if row.state == "pruned" or row.imported]
+    tried = [*context.study.ranked(), *(row for row in others_tried if row.state in ("finished", "pruned"))]
+    # A space that is narrowed around what scored well chooses, too: those that stepped aside were seen.
+    seen = len(tried) + sum(bool(row.outside) and "metrics" in row.attrs for row in context.study.rows())
     values = baseline_values(context)
     fitted = [value for kind, value in values.items() if kind != "constant"]
     fitted += [note.get("value") for note in context.study.notes(TUNED).values()]
@@ -103,7 +106,7 @@ def reach(context: Context, confirmed: tuple[Confirmed, ...]) -> Verdict:
         trained[trees[0].contender.label],
         rows=len(encoded),
         smallest=smallest,
-        configurations=max(len(tried), len(networks)),
+        configurations=max(seen, len(networks)),
         baselines=n_chosen_among(context, values),
         searched=[sign * row.value for row in tried if row.state == "finished" and row.value is not None],
         fitted=[sign * value for value in fitted if value is not None],

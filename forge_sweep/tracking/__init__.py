@@ -29,6 +29,7 @@ from forge_sweep.tracking.runs import (
     Review,
     model_is_there,
     read_record,
+    space_file,
     write_verdict,
 )
 from forge_sweep.tracking.schema import upgrade as upgrade_store
@@ -66,6 +67,7 @@ __all__ = [
     "prepare_store",
     "read_record",
     "requirements",
+    "space_file",
     "state",
     "upgrade_store",
     "write_verdict",

@@ -27,6 +27,11 @@ CODE = "code"  # artifact folder of a sweep's run: the source of its own builder
 SOURCE_CODE = "source_code"  # likewise: the code of its own source of rows
 
 
+def space_file(contract: str) -> str:
+    """Artifact of a sweep's run with the experiment of this contract, where its search space changed on the way."""
+    return f"spaces/{contract[:12]}.json"
+
+
 @dataclass(frozen=True)
 class Record:
     """Everything on record about one run."""
@@ -96,7 +101,8 @@ def _read(client: MlflowClient, run_id: str, model: ModelVersion | None) -> Reco
             f"run {run_id} is not a forge-sweep training but {tags.get('forge.kind', 'something else')!r}",
             hint="give the id of a trial's, a baseline's or a confirmation's run, or a model: models:/NAME/VERSION",
         )
-    experiment = json.loads(clients.text_of(client, parent_id, "experiment.json") or "{}")
+    of_space = clients.text_of(client, parent_id, space_file(tags.get("forge.contract", "")))
+    experiment = json.loads(of_space or clients.text_of(client, parent_id, "experiment.json") or "{}")
     if not experiment:
         raise InputError(f"the sweep's run {parent_id} has no experiment.json", hint="its artifacts were deleted")
     folder = f"environment/{tags.get('forge.environment', '')}"
