@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
@@ -105,6 +106,7 @@ def run(
     deadline_s: float | None = None,
     halvings: int = 0,
     on_resume: OnResume = begin_anew,
+    on_built: Callable[[Bundle], None] | None = None,
 ) -> TrialResult:
     """Train one network and score it on the validation split; the test split stays untouched.
 
@@ -118,6 +120,7 @@ def run(
         deadline_s: seconds of training, over all attempts, after which the trial fails as ``time-out``.
         halvings: how often memory ran out before; see `smaller`.
         on_resume: called with the number of epochs in ``checkpoint``, before they are reported again.
+        on_built: called with the network before it is trained, as a bundle to be measured.
 
     Raises:
         TrialFailed: the trial cannot give a score; its ``failure`` says of which kind.
@@ -131,6 +134,9 @@ def run(
         precision, said = training.precision_of(experiment.precision)
         model = training.reuse(build(experiment, prepared, used, precision))
         _refuse_too_large(experiment, model)
+        if on_built is not None:
+            about = {"experiment": experiment.resolved(), **prepared.origin, "params": used, "seed": seed}
+            on_built(Bundle(model, prepared.preprocessor, prepared.task, 0.5, about, code=experiment.code))
         # A checkpoint is used by the same training only; its batch may be halved since.
         named = {"contract": experiment.contract(), "params": params, "seed": seed, **prepared.origin}
         named |= {} if precision == "float32" else {"precision": precision}

@@ -65,7 +65,7 @@ def _times(study: Mapping[str, Any]) -> dict[str, Any]:
 def _never_prunes(trials: Sequence[Tried], study: Mapping[str, Any], metric: str) -> Finding | None:
     """Whether a pruner has had its chances and taken none. Wilcoxon's may well: it wants proof of each."""
     pruner, warmup, startup = study["pruner"], study["warmup_epochs"], study["startup_trials"]
-    by_rank = pruner in ("median", "percentile")
+    by_rank = pruner in ("median", "percentile", "dominated")
     scored = [trial for trial in trials if trial.state in ("finished", "pruned")]
     if pruner == "none" or len(scored) < ENOUGH_JUDGED or any(trial.state == "pruned" for trial in scored):
         return None

@@ -47,7 +47,7 @@ Precision = Literal["float32", "mixed_float16", "mixed_bfloat16", "auto"]
 Scaler = Literal["standard", "minmax", "robust", "robust_smooth", "quantile", "none"]
 BaselineKind = Literal["constant", "random_forest", "hist_gradient_boosting", "xgboost"]
 Sampler = Literal["tpe", "random", "gp", "cmaes", "qmc", "grid"]
-Pruner = Literal["none", "median", "percentile", "hyperband", "successive_halving", "wilcoxon"]
+Pruner = Literal["none", "median", "percentile", "hyperband", "successive_halving", "wilcoxon", "dominated"]
 Schedule = Literal["plateau", "none"]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 

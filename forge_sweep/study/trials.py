@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from forge_sweep.checks.pruning import PruningAudit
     from forge_sweep.study.outlook import Outlook
+    from forge_sweep.study.pareto import Front
 
 TrialState = Literal["finished", "pruned", "failed", "running", "waiting"]
 PREFIX = "forge."  # of every attribute that this package keeps for itself
@@ -53,10 +54,13 @@ class Attr:
     PARAMS = "forge.params"
     ATTEMPT = "forge.attempt"
     PRUNED_AT = "forge.pruned_at"
+    BEATEN_BY = "forge.beaten_by"  # with several objectives: the trials because of which one was pruned
     RESULT = "forge.result"  # the others, in one transaction: what a trial has cost and reported so far, how it ended
     COST = "forge.cost"
     CURVE = "forge.curve"
+    POINTS = "forge.points"  # with several objectives, all of them by completed epochs; see `pareto.Track`
     VALUE = "forge.value"
+    VALUES = "forge.values"  # with several objectives, all of them at the end
     FAILURE = "forge.failure"
     CAUSE = "forge.cause"
 
@@ -166,6 +170,8 @@ class TrialRow:
     imported: str = ""  # ``<study>#<number>`` that a fork took the trial from
     cost: TrialCost | None = None  # None for an imported trial, and for one that has not cost a few seconds yet
     warm: str = ""  # ``<study>#<number>`` that a warm start took its configuration from
+    values: tuple[float, ...] = ()  # with several objectives, those of a finished trial, in their order
+    beaten_by: tuple[int, ...] = ()  # with several objectives: the trials because of which it was pruned
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -174,7 +180,7 @@ class TrialRow:
 
     @property
     def measured(self) -> dict[str, float]:
-        """What ``[constraints]`` limits, of a trained model, by name; empty where there is no limit."""
+        """What was measured of a trained model, by name: what ``[constraints]`` limits, and what is an objective."""
         return dict(self.attrs.get("measured", {}))
 
     @property
@@ -186,6 +192,9 @@ class TrialRow:
             said.append(f"{how}: {self.cause}")
         if self.warm:
             said.append(f"has the configuration of {self.warm}")
+        if self.beaten_by:
+            few = ", ".join(map(str, self.beaten_by[:5])) + ", ..." * (len(self.beaten_by) > 5)
+            said.append(f"was pruned after epoch {self.epochs}: trials {few} were better in every objective then")
         if ended is not None:
             said.append(f"was ended after epoch {ended}, for the time of the whole sweep")
         return tuple(said)
@@ -196,7 +205,8 @@ class TrialRow:
         names = (*told, "imported", "warm", "measured")
         cost = None if self.cost is None else self.cost.to_dict()
         codes = [each.code for each in self.findings]
-        return {**{name: getattr(self, name) for name in names}, "cost": cost, "findings": codes}
+        several = {"values": list(self.values)} if self.values else {}
+        return {**{name: getattr(self, name) for name in names}, **several, "cost": cost, "findings": codes}
 
 
 @dataclass(frozen=True)
@@ -227,21 +237,48 @@ class StudyView:
     Attributes:
         name: the experiment's, or ``<experiment>-2`` and so on for a fork.
         url: of its database. It may hold a password: do not log it.
-        direction: whether the objective is maximised or minimised.
+        direction: whether the objective is maximised or minimised; of several the first.
     """
 
     def __init__(self, study: optuna.Study, url: str) -> None:
         self._study = study
         self.name = study.study_name
         self.url = url
-        self.direction: Literal["maximize", "minimize"] = (
-            "maximize" if study.direction.name == "MAXIMIZE" else "minimize"
-        )
+        ways: list[Literal["maximize", "minimize"]] = [
+            "maximize" if each.name == "MAXIMIZE" else "minimize" for each in study.directions
+        ]
+        self.direction = ways[0]
+        self._ways = ways
 
     @property
     def resolved(self) -> dict[str, Any]:
         """The experiment that the study was last run with, as `Experiment.resolved` gave it."""
         return dict(self._study.user_attrs[Attr.RESOLVED])
+
+    @property
+    def directions(self) -> dict[str, Literal["maximize", "minimize"]]:
+        """Of each objective by its name; with several the first is the one that trials are judged by."""
+        objective = self.resolved["objective"]
+        return dict(zip(objective.get("metrics") or [objective["metric"]], self._ways, strict=True))
+
+    def front(self) -> Front | None:
+        """The Pareto front of the finished trials, imported ones aside; None with one objective, and before the first.
+
+        Infeasible trials, which are above a limit of ``[constraints]``, count as failed.
+        """
+        if len(self._ways) == 1:
+            return None
+        from forge_sweep.study.pareto import Front
+
+        finished = {
+            trial.number: trial
+            for trial in self._own_trials()
+            if _state(trial) == "finished" and Attr.VALUES in attrs_of(trial)
+        }
+        values = {number: attrs_of(trial)[Attr.VALUES] for number, trial in finished.items()}
+        tolerance = self.resolved["objective"].get("tolerance")
+        curves = [list(curve(trial).values()) for trial in finished.values()] if tolerance is None else []
+        return Front.of(values, self.directions, tolerance, curves)
 
     def findings(self, final: Mapping[str, Any] | None = None) -> tuple[Finding, ...]:
         """What the trials say together; see `checks.search`. ``final``: how the sweep ended, if not noted yet."""
@@ -351,7 +388,7 @@ class StudyView:
         """Number and objective of each finished trial, None for a pruned one, in the order in which they ended."""
         states = [(trial, _state(trial)) for trial in self._ended()]
         scored = [(trial, state) for trial, state in states if state in ("finished", "pruned")]
-        return [(trial.number, trial.value if state == "finished" else None) for trial, state in scored]
+        return [(trial.number, trial.values[0] if state == "finished" else None) for trial, state in scored]
 
     def progress(self, delta: float) -> Progress:
         """How many trials brought no gain of more than ``delta`` since the last one that did."""
@@ -445,7 +482,7 @@ class StudyView:
         """Each figure that the trials allow, by name; see `figures.draw`."""
         from forge_sweep.study.figures import draw
 
-        return draw(self._study, self.rows(), self.resolved["objective"]["metric"], curve)
+        return draw(self._study, self.rows(), self.resolved["objective"]["metric"], curve, self.front())
 
     def figures_html(self) -> dict[str, str]:
         """The same as parts of an HTML page; the first one carries the plotting library (5 MB) for all."""
@@ -486,7 +523,14 @@ def attrs_of(trial: FrozenTrial) -> dict[str, Any]:
 def curve(trial: FrozenTrial) -> dict[int, float]:
     """What a trial reported, by completed epochs."""
     kept = {int(step): float(value) for step, value in attrs_of(trial).get(Attr.CURVE, {}).items()}
-    return dict(sorted({**kept, **trial.intermediate_values}.items()))
+    of_several = {step: point[0] for step, point in points_of(trial).items()}
+    return dict(sorted({**of_several, **kept, **trial.intermediate_values}.items()))
+
+
+def points_of(trial: FrozenTrial) -> dict[int, tuple[float, ...]]:
+    """With several objectives, all that a trial reported of them, by completed epochs; NaN for what is not known."""
+    kept = attrs_of(trial).get(Attr.POINTS, {})
+    return {int(step): tuple(map(float, values)) for step, values in kept.items()}
 
 
 def _row(trial: FrozenTrial) -> TrialRow:
@@ -510,6 +554,8 @@ def _row(trial: FrozenTrial) -> TrialRow:
         imported=attrs.get(Attr.IMPORTED, ""),
         cost=cost,
         warm=attrs.get(Attr.WARM, ""),
+        values=tuple(attrs.get(Attr.VALUES, ())) if state == "finished" else (),
+        beaten_by=tuple(attrs.get(Attr.BEATEN_BY, ())) if state == "pruned" else (),
     )
 
 
@@ -520,5 +566,6 @@ def _state(trial: FrozenTrial) -> TrialState:
 
 def _value(trial: FrozenTrial) -> float | None:
     """The objective at the best epoch."""
-    value: float | None = attrs_of(trial).get(Attr.VALUE, trial.value)
+    kept = attrs_of(trial)
+    value: float | None = kept[Attr.VALUE] if Attr.VALUE in kept else (trial.values or [None])[0]
     return value

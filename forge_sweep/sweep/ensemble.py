@@ -45,6 +45,7 @@ class Chosen:
 def is_on(context: Context) -> bool:
     """Whether a model is looked for that is an average of several."""
     wanted = context.experiment.ensemble.ship == "better" and knows_ensembles(context.study)
+    wanted = wanted and len(context.experiment.objective.names) == 1  # an average is no point of a front
     return wanted and len(context.dataset.valid.rows) >= LEAST_ROWS
 
 

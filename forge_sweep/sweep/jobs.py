@@ -52,6 +52,7 @@ class Progress:
     epoch: int | None = None  # 0-based, that was completed; None where another event is reported
     metrics: dict[str, float] = field(default_factory=dict)  # of that epoch
     behind: int = 0  # epochs that were there already when the job began, and are reported again
+    measured: dict[str, float] = field(default_factory=dict)  # of the model before its training; in a report of its own
     checkpoint: bytes | None = None  # for the driver to keep, from a job on another machine
     ended: bool = False  # the job is over, however it ended
 
@@ -77,7 +78,12 @@ class Outcome:
     loss: float | None = None  # on the training rows at the best epoch; None for a baseline
     ended_after: int | None = None  # epochs after which `ENOUGH` ended what would have gone on
     predictions: bytes | None = field(default=None, repr=False)  # of the validation rows; see `forge_sweep.predictions`
-    measured: dict[str, float] = field(default_factory=dict)  # what ``[constraints]`` limits; of a finished one
+    measured: dict[str, float] = field(default_factory=dict)  # `Experiment.measures`; of a finished one
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Metrics and measures by name: what may be an objective."""
+        return {**self.metrics, **self.measured}
 
     @property
     def tags(self) -> dict[str, str]:
@@ -133,17 +139,17 @@ def infeasible(experiment: Experiment, outcome: Outcome) -> TrialFailed | None:
 
 
 def of_baseline(context: Context, result: TrialResult, folder: Path | None = None) -> Outcome:
-    """The outcome of a baseline, measured where there are limits; ``folder``: where its bundle was saved."""
+    """The outcome of a baseline, measured where models are; ``folder``: where its bundle was saved."""
     outcome, golden = Outcome.of(result, context.kept_rows), context.dataset.train.features
     return dataclasses.replace(outcome, measured=_measured(context.experiment, result.bundle, golden, folder))
 
 
 def _measured(experiment: Experiment, bundle: Bundle, golden: pd.DataFrame, folder: Path | None) -> dict[str, float]:
-    """What ``[constraints]`` limits, of a model in the form in which it would be registered."""
-    if not (limits := experiment.constraints.limits):
+    """What is limited or an objective, of a model in the form in which it would be registered."""
+    if not (wanted := experiment.measures):
         return {}
     inside = experiment.model.preprocessing == "in_model" and bundle.kind == "network"
-    return measure(bundle, limits, choose_golden(golden), folder, exports.write_raw if inside else None)
+    return measure(bundle, wanted, choose_golden(golden), folder, exports.write_raw if inside else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +169,7 @@ class TrainJob:
     golden: pd.DataFrame | None = None  # raw rows that the bundle is tried on, and measured with
     clocks: Clocks = CLOCKS
     kept_rows: str = ""  # fingerprint of the validation rows, where their predictions are kept
+    measures_first: bool = False  # the model before its training, too: see `Experiment.prunes_by_measures`
 
     def __call__(self, say: Say) -> Outcome:
         """Train.
@@ -186,6 +193,10 @@ class TrainJob:
             enough = answer == ENOUGH
             return bool(answer)
 
+        def on_built(bundle: Bundle) -> None:
+            assert self.golden is not None
+            report(measured=_measured(self.experiment, bundle, self.golden, None))
+
         try:
             result = self.run(
                 self.experiment,
@@ -197,6 +208,7 @@ class TrainJob:
                 deadline_s=self.deadline_s,
                 halvings=self.halvings,
                 on_resume=lambda epochs: report(behind=epochs),
+                **({"on_built": on_built} if self.measures_first else {}),
             )
             outcome = Outcome.of(result, self.kept_rows)
             if enough and outcome.state == "pruned":  # to the training both are one
@@ -206,7 +218,7 @@ class TrainJob:
                 assert self.golden is not None
                 with contextlib.nullcontext() if self.needed else contextlib.suppress(BundleError, OSError):
                     result.bundle.save(self.keep, self.golden)
-            if self.experiment.constraints.limits and outcome.state == "finished":
+            if self.experiment.measures and outcome.state == "finished":
                 assert self.golden is not None
                 measured = _measured(self.experiment, result.bundle, self.golden, self.keep)
                 outcome = dataclasses.replace(outcome, measured=measured)
@@ -240,6 +252,7 @@ class Monitor:
     wish: Interrupted | None = None  # to stop
     error: Exception | None = None  # went wrong in here
     seen: dict[int, float] = field(default_factory=dict)  # the objective by 0-based epoch
+    measured: dict[str, float] = field(default_factory=dict)  # of the model before its training
 
     def __call__(self, progress: Progress) -> bool | str | None:
         """Log an epoch and answer whether to prune, `STOP` or `ENOUGH`; to a checkpoint, why it cannot be kept."""
@@ -252,6 +265,7 @@ class Monitor:
             return None
         if self.account is not None:
             self.account.charge(progress.seconds, progress.cpu_s, behind=progress.behind, ended=progress.ended)
+        self.measured |= progress.measured
         if progress.epoch is None:
             return None
         self.seen[progress.epoch] = progress.metrics[self.context.experiment.objective.metric]
@@ -273,7 +287,9 @@ class Monitor:
     def _report(self, asked: Asked, epoch: int, metrics: dict[str, float]) -> bool | str:
         context = self.context
         context.tell("epoch", number=asked.number, epoch=epoch + FIRST_EPOCH, metrics=metrics)
-        prune = context.study.report(asked.number, epoch, metrics[context.experiment.objective.metric])
+        objective, known = context.experiment.objective, {**metrics, **self.measured}
+        further = {name: known[name] for name in objective.names[1:] if name in known}
+        prune = context.study.report(asked.number, epoch, metrics[objective.metric], further)
         context.budget.completed(asked.number, epoch)
         if prune or epoch + 1 >= context.experiment.study.epochs:
             return prune
