@@ -12,6 +12,7 @@
     python -m benchmarks outlook         # what ten more trials were said to gain, and what they gave
     python -m benchmarks warm            # time to a validation AUC, with and without an earlier sweep
     python -m benchmarks curves          # a pruner that extrapolates learning curves against ours
+    python -m benchmarks pareto          # pruning with several objectives: epochs saved, hypervolume kept
     python -m benchmarks calibrate       # the targets of `target`, to be put into benchmarks/target.py
 
 Each side runs in a process of its own, on a store of its own. Imports are not counted; the start of worker processes
@@ -39,6 +40,7 @@ from benchmarks import (
     memory,
     outlook,
     overhead,
+    pareto,
     suggestions,
     target,
     trials,
@@ -156,6 +158,13 @@ def do_curves(asked: argparse.Namespace) -> Results:
     return dict(found)
 
 
+def do_pareto(asked: argparse.Namespace) -> Results:
+    """Pruning with several objectives."""
+    found = pareto.measure(asked.curve_problems, asked.pareto_seeds, asked.trials or pareto.TRIALS)
+    pareto.show(found)
+    return dict(found)
+
+
 def do_warm(asked: argparse.Namespace) -> Results:
     """Does a warm start pay?"""
     found: Results = {}
@@ -186,6 +195,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Results]] = {
     "coverage": do_coverage,
     "outlook": do_outlook,
     "curves": do_curves,
+    "pareto": do_pareto,
     "warm": do_warm,
     "calibrate": do_calibrate,
 }
@@ -221,7 +231,8 @@ def parser() -> argparse.ArgumentParser:
     add("--rows", nargs="+", type=int, default=list(coverage.ROWS), help="of validation, for coverage")
     add("--splits", type=int, default=coverage.SPLITS, help="for coverage")
     add("--warm-seeds", type=int, default=5, help="for warm, whose median is shown")
-    add("--curve-problems", nargs="+", choices=PROBLEMS, default=["shapes", "credit"], help="for curves")
+    add("--curve-problems", nargs="+", choices=PROBLEMS, default=["shapes", "credit"], help="and pareto")
+    add("--pareto-seeds", type=int, default=pareto.SEEDS, help="of each problem, for pareto")
     add("--set", nargs="+", default=[], help="overrides of the quickstart, for backends, such as study.n_trials=2")
     add("--json", type=Path, help="file for all figures")
     return made

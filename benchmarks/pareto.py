@@ -1,7 +1,7 @@
 """Does pruning with several objectives pay? Time saved, and the hypervolume of what is found, over several seeds.
 
-A grid of configurations is trained to its end once, with every metric of every epoch. Sweeps then search the recorded
-grid through `forge_sweep.study`, as if they trained: the same suggestions, reports and prunings, at the price of
+A grid of configurations is trained once, until it stops early, with every metric of every epoch. Sweeps then search it
+through `forge_sweep.study`, as if they trained: the same suggestions, reports and prunings, at the price of
 nothing. Time is counted in epochs.
 """
 
@@ -27,7 +27,7 @@ GRID: dict[str, list[Any]] = {
     "dropout": [0.0, 0.3],
     "learning_rate": [1e-4, 5e-4, 2e-3, 1e-2],
 }
-EPOCHS, TRIALS, SEEDS = 24, 40, 5
+EPOCHS, PATIENCE, TRIALS, SEEDS = 40, 8, 40, 5
 OBJECTIVES = (("val_auc", "parameters"), ("val_auc", "val_log_loss", "parameters"))
 PRUNERS = ("none", "dominated")
 
@@ -45,7 +45,7 @@ def train(problem: str, data: str, epochs: int) -> list[dict[str, Any]]:
     from forge_sweep.bundle import measure
     from forge_sweep.experiment import parse
 
-    study = {"epochs": epochs, "patience": epochs}
+    study = {"epochs": epochs, "patience": PATIENCE}
     spec = parse(experiment_of(Work(problem, data, store="", trials=2), study=study), root=Path())
     training.select_backend("tensorflow")
     rows, found = sources.load(spec.data, root=Path(), seed=0), []
@@ -82,7 +82,7 @@ def search(
             "data": {"source": "file", "path": "rows.csv", "target": "y", "task": "binary"},
             "model": {"search": {name: {"type": "categorical", "choices": each} for name, each in GRID.items()}},
             "objective": {"metrics": list(objectives)},
-            "study": {"n_trials": trials, "epochs": len(recorded[0]["curve"]), "pruner": pruner},
+            "study": {"n_trials": trials, "epochs": EPOCHS, "pruner": pruner},
         },
         root=Path(),
     )

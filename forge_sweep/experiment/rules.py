@@ -100,6 +100,9 @@ def study_fits_objectives(objective: ObjectiveSpec, study: StudySpec, ensemble: 
     if study.plateau_trials is not None:
         hint = "remove it: a trial may add to the front without a gain of the first objective"
         yield wrong("study.plateau_trials", study.plateau_trials, f"nothing, {since}", hint)
+    if study.audit_pruned:
+        hint = "remove it: an audited trial is compared by the first objective alone"
+        yield wrong("study.audit_pruned", study.audit_pruned, f"0, {since}", hint)
     if ensemble.ship == "better" and "ship" in ensemble.model_fields_set:
         hint = "remove it: an average of models is no point of the front, and none is made"
         yield wrong("ensemble.ship", ensemble.ship, f'"never", {since}', hint)
