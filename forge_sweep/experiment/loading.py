@@ -175,8 +175,8 @@ def _with_defaults(tables: dict[str, Any]) -> str:
 def _with_first_objective(tables: dict[str, Any]) -> Iterator[Mistake]:
     """Fill in ``metric`` from ``metrics``, and the pruner that several objectives have."""
     objective = tables.get("objective")
-    names = objective.get("metrics") if isinstance(objective, dict) else None
-    if not (isinstance(objective, dict) and isinstance(names, list) and names and isinstance(names[0], str)):
+    names = as_tuple(objective.get("metrics")) if isinstance(objective, dict) else None
+    if not (isinstance(objective, dict) and isinstance(names, tuple) and names and isinstance(names[0], str)):
         return
     if objective.setdefault("metric", names[0]) != names[0]:
         expected = f"the first of objective.metrics, {as_toml(names[0])}"

@@ -219,7 +219,9 @@ class StudySpec(Section):
         0.0, ge=0, description="A finished trial is a gain where it is better than the last gain by more than this."
     )
     trial_timeout_s: Seconds | None = Field(None, description="Seconds after which a trial fails as `time-out`.")
-    startup_trials: int = Field(5, ge=0, le=MANY, description="Trials before median and percentile pruning begins.")
+    startup_trials: int = Field(
+        5, ge=0, le=MANY, description="Trials before median, percentile and dominated pruning begins."
+    )
     warmup_epochs: int = Field(5, ge=0, le=MANY, description="Epochs of a trial before it may be pruned.")
     percentile: float = Field(25.0, gt=0, lt=100, description="The share kept by the percentile pruner, in percent.")
     audit_pruned: float = Field(
