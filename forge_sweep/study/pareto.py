@@ -120,14 +120,14 @@ class Track:
 def margins(finished: Iterable[Track], step: int) -> Point | None:
     """By how much the difference of two trials still moves after so many epochs, for each objective.
 
-    The standard deviation, over the finished trials, of what they gained from there to their end, times the square root
-    of 2 for the two of them: learning curves that cross, a row that took longer. None where fewer than `LEAST` are
-    known.
+    The standard deviation, over the finished trials that were still trained then, of what they gained from there to
+    their end, times the square root of 2 for the two of them: learning curves that cross, a row that took longer. None
+    where they are fewer than `LEAST`.
     """
     gains = [
         tuple(end - now for end, now in zip(track.final, point, strict=True))
         for track in finished
-        if track.final is not None and (point := track.at(step)) is not None
+        if track.final is not None and max(track.points, default=0) >= step and (point := track.at(step)) is not None
     ]
     if len(gains) < LEAST:
         return None
