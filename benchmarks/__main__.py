@@ -160,7 +160,7 @@ def do_curves(asked: argparse.Namespace) -> Results:
 
 def do_pareto(asked: argparse.Namespace) -> Results:
     """Pruning with several objectives."""
-    found = pareto.measure(asked.curve_problems, asked.pareto_seeds, asked.trials or pareto.TRIALS)
+    found = pareto.measure(asked.curve_problems, asked.trials or pareto.TRIALS)
     pareto.show(found)
     return dict(found)
 
@@ -231,8 +231,7 @@ def parser() -> argparse.ArgumentParser:
     add("--rows", nargs="+", type=int, default=list(coverage.ROWS), help="of validation, for coverage")
     add("--splits", type=int, default=coverage.SPLITS, help="for coverage")
     add("--warm-seeds", type=int, default=5, help="for warm, whose median is shown")
-    add("--curve-problems", nargs="+", choices=PROBLEMS, default=["shapes", "credit"], help="and pareto")
-    add("--pareto-seeds", type=int, default=pareto.SEEDS, help="of each problem, for pareto")
+    add("--curve-problems", nargs="+", choices=PROBLEMS, default=["shapes", "credit"], help="for curves and pareto")
     add("--set", nargs="+", default=[], help="overrides of the quickstart, for backends, such as study.n_trials=2")
     add("--json", type=Path, help="file for all figures")
     return made

@@ -170,7 +170,7 @@ def test_pruning_among_several_objectives_is_measured_on_recorded_configurations
         measured = {"parameters": float(params["width"] ** params["depth"])}
         recorded.append({"params": params, "curve": curve, "measured": measured})
     monkeypatch.setattr(pareto, "OBJECTIVES", pareto.OBJECTIVES[:1])
-    found = pareto.compare(recorded, seeds=1, trials=16)
+    found = pareto.compare(recorded, seeds=[1], trials=16)
     assert [row["objectives"] for row in found] == [["val_auc", "parameters"]]
     for row in found:
         assert row["none"]["epochs"] == 160 > row["dominated"]["epochs"] and row["dominated"]["pruned"] > 0

@@ -102,8 +102,8 @@ def test_what_several_finished_trials_beat_in_every_objective_is_hopeless() -> N
     assert beaten_by(line(0.5, 12.0), FINISHED, 5) == (0, 1, 2, 3)
     assert beaten_by(line(0.5, 9.0), FINISHED, 5) == (), "it is smaller than all of them"
     assert beaten_by(line(0.05, 99.0), FINISHED, 5) == (), "it is better than all of them"
-    assert beaten_by(line(0.105, 12.0), FINISHED, 5) == (), "one alone is better"
-    assert BEATEN_BY == 2 and beaten_by(line(0.115, 12.0), FINISHED, 5) == (0, 1)
+    assert beaten_by(line(0.115, 12.0), FINISHED, 5) == (), "two alone are better"
+    assert BEATEN_BY == 3 and beaten_by(line(0.125, 12.0), FINISHED, 5) == (0, 1, 2)
 
 
 def test_equals_are_not_hopeless() -> None:

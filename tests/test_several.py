@@ -55,8 +55,8 @@ class Trade(fake_run):
 
         def told(epoch: int, metrics: dict[str, float]) -> bool:
             rise, noise = 1 - 0.3 ** (epoch + 1), (seed % 997) / 1e6
-            metrics["val_auc"] = height(params) * rise + noise
-            metrics["val_accuracy"] = (0.9 - 0.5 * share - 0.3 * float(params["dropout"])) * rise + noise
+            metrics["val_auc"] = (height(params) - 0.2 * share - 0.4 * float(params["dropout"])) * rise + noise
+            metrics["val_accuracy"] = (0.9 - 0.1 * share - 0.6 * float(params["dropout"])) * rise + noise
             return bool(on_epoch(epoch, metrics))
 
         return super().__call__(experiment, splits, params, seed, told, **options)
@@ -122,7 +122,7 @@ def tell(study: Study, asked: Asked) -> str:
     wide, deep = float(asked.params["width"]) / 256, float(asked.params["depth"]) / 4
     for epoch in range(8):
         rise = 1 - 0.5 ** (epoch + 1)
-        auc, size = (0.5 + 0.4 * wide - 0.2 * float(asked.params["dropout"])) * rise, 10 * wide + deep
+        auc, size = (0.6 + 0.1 * wide - 0.8 * float(asked.params["dropout"])) * rise, wide + deep
         if study.report(asked.number, epoch, auc, {"parameters": size}):
             study.tell(asked.number, "pruned", auc, further={"parameters": size})
             return "pruned"

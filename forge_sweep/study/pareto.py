@@ -20,8 +20,8 @@ Point = tuple[float, ...]
 TAIL = 5
 """Last epochs of a trial that say by how much its objective moves from epoch to epoch."""
 
-BEATEN_BY = 2
-"""Finished trials that have to be better than one that is pruned: a single one may have been lucky."""
+BEATEN_BY = 3
+"""Finished trials that have to be better than one that is pruned: one or two may have been lucky."""
 
 LEAST = 3
 """Finished trials below which it is not known how much curves still move."""
