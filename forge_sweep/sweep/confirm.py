@@ -323,11 +323,11 @@ def choice_of(context: Context, confirmed: Sequence[Confirmed]) -> Choice | None
     chosen = by_rule(points, margin)[0]
     first, second, *_ = ways
     told = ", ".join(f"{name} {figure(value)}" for name, value in means[chosen].items())
+    of = f"Of {len(networks)} confirmed network{'s' * (len(networks) != 1)} {networks[chosen].contender.words}"
     least = "least" if ways[second] == "minimize" else "most"
     return Choice(
         networks[chosen].contender.label,
-        f"Of {len(networks)} confirmed networks {networks[chosen].contender.words} is chosen ({told}): the one with "
-        f"the {least} {second} of those whose {first} is at most {figure(margin)} ({how}) from the best",
+        f"{of} is chosen ({told}): the one with the {least} {second} of those whose {first} is at most {figure(margin)} ({how}) from the best",
     )
 
 
