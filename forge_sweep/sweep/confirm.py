@@ -327,7 +327,8 @@ def choice_of(context: Context, confirmed: Sequence[Confirmed]) -> Choice | None
     least = "least" if ways[second] == "minimize" else "most"
     return Choice(
         networks[chosen].contender.label,
-        f"{of} is chosen ({told}): the one with the {least} {second} of those whose {first} is at most {figure(margin)} ({how}) from the best",
+        f"{of} is chosen ({told}): the one with the {least} {second} of those whose {first} is at most "
+        f"{figure(margin)} ({how}) from the best",
     )
 
 
