@@ -13,6 +13,7 @@
     python -m benchmarks folds           # the registered model, chosen by one split and by five folds, on ten tables
     python -m benchmarks warm            # time to a validation AUC, with and without an earlier sweep
     python -m benchmarks curves          # a pruner that extrapolates learning curves against ours
+    python -m benchmarks pareto          # pruning with several objectives: epochs saved, hypervolume kept
     python -m benchmarks calibrate       # the targets of `target`, to be put into benchmarks/target.py
 
 Each side runs in a process of its own, on a store of its own. Imports are not counted; the start of worker processes
@@ -41,6 +42,7 @@ from benchmarks import (
     memory,
     outlook,
     overhead,
+    pareto,
     suggestions,
     target,
     trials,
@@ -158,6 +160,13 @@ def do_curves(asked: argparse.Namespace) -> Results:
     return dict(found)
 
 
+def do_pareto(asked: argparse.Namespace) -> Results:
+    """Pruning with several objectives."""
+    found = pareto.measure(asked.curve_problems, asked.trials or pareto.TRIALS)
+    pareto.show(found)
+    return dict(found)
+
+
 def do_warm(asked: argparse.Namespace) -> Results:
     """Does a warm start pay?"""
     found: Results = {}
@@ -195,6 +204,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Results]] = {
     "coverage": do_coverage,
     "outlook": do_outlook,
     "curves": do_curves,
+    "pareto": do_pareto,
     "warm": do_warm,
     "folds": do_folds,
     "calibrate": do_calibrate,
@@ -235,7 +245,7 @@ def parser() -> argparse.ArgumentParser:
     add("--fold-seeds", type=int, default=3, help="of split and search, for folds")
     add("--fold-s", type=float, default=60.0, help="seconds of each sweep, for folds")
     add("--networks", action="store_true", help="for folds: no trees among the baselines")
-    add("--curve-problems", nargs="+", choices=PROBLEMS, default=["shapes", "credit"], help="for curves")
+    add("--curve-problems", nargs="+", choices=PROBLEMS, default=["shapes", "credit"], help="for curves and pareto")
     add("--set", nargs="+", default=[], help="overrides of the quickstart, for backends, such as study.n_trials=2")
     add("--json", type=Path, help="file for all figures")
     return made

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from forge_sweep.exports import Exported
     from forge_sweep.predictions import Kept, Pair
     from forge_sweep.study import Shared, TrialRow
+    from forge_sweep.study.pareto import Front
     from forge_sweep.study.replay import Replayed
     from forge_sweep.sweep import Joined, NullSweep, Reconciled, SweepResult, Watch
 
@@ -341,12 +342,14 @@ class Sweep:
 
         Columns: ``state``, ``value`` (the objective at the best epoch; NaN while a trial runs and where it failed),
         ``epochs``, ``seconds``, ``cpu_s``, ``gpu_s``, ``attempt``, ``failure``, ``cause``, ``imported`` (the trial that
-        a fork took it from), ``findings``, ``params_<name>`` for each hyperparameter, and, where ``[constraints]``
-        limits them, ``latency_ms``, ``parameters`` and ``bundle_mb``.
+        a fork took it from), ``findings``, ``params_<name>`` for each hyperparameter, where models are measured
+        ``latency_ms``, ``parameters`` and ``bundle_mb``, and with several objectives each of the further ones by its
+        name and ``front``, whether a trial is on the Pareto front.
         """
         import pandas as pd
 
-        rows = self._study().rows()
+        study = self._study()
+        rows, front = study.rows(), study.front()
         totals = [None if row.cost is None else row.cost.total for row in rows]
         columns: dict[str, list[Any]] = {
             "number": [row.number for row in rows],
@@ -364,6 +367,11 @@ class Sweep:
         }
         names = dict.fromkeys(name for row in rows for name in row.measured)
         columns |= {name: [row.measured.get(name) for row in rows] for name in names}
+        for at, name in enumerate(study.directions):
+            if at and name not in names:
+                columns[name] = [row.values[at] if row.values else None for row in rows]
+        if front is not None:
+            columns["front"] = [row.number in front.points for row in rows]
         names = dict.fromkeys(name for row in rows for name in row.params)
         columns |= {f"params_{name}": [row.params.get(name) for row in rows] for name in names}
         numbers = dict.fromkeys(("value", "seconds", "cpu_s", "gpu_s"), float)  # also where all are missing
@@ -373,6 +381,11 @@ class Sweep:
     def best(self) -> TrialRow | None:
         """The trial with the best single score so far; None before the first. `winner` is what was confirmed."""
         return self._study().best()
+
+    @property
+    def front(self) -> Front | None:
+        """The Pareto front of the finished trials; None with one objective, and before the first."""
+        return self._study().front()
 
     @property
     def winner(self) -> dict[str, Any] | None:

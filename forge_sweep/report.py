@@ -71,6 +71,12 @@ single scores, which is optimistic{% if final.optimism %}: {{ final.optimism.wor
 {% endfor %}</table>{% endif %}
 <p class="muted">Each code has a section of its name in docs/failures.md;
 <code>forge-sweep diagnose {{ experiment.name }}</code> shows what was seen of each trial.</p>{% endif %}
+{% if front %}<h2>Pareto front</h2>
+<p>{{ front.words }}. The rule: {{ front.rule }}.</p>
+<div class="scroll"><table><tr><th>trial</th>{% for name in front.directions %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for number_, values in front.points.items() %}<tr><td>{{ number_ }}{{ " (chosen)" if number_ == front.chosen }}</td>
+{% for value in values %}<td>{{ number(value) }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>{% endif %}
 {% if baselines %}<h2>Baselines</h2>
 {% if budget %}<p class="muted">Budget of the search: {{ budget }}.</p>{% endif %}
 <table><tr><th>model</th><th>{{ metric }}</th></tr>
@@ -120,6 +126,7 @@ COSTS = ("seconds", "CPU s", "GPU s", "lost s")
 
 TITLES = {
     "history": "History",
+    "front": "Pareto front of the trials",
     "epochs": "Curves of the objective",
     "importances": "Importance of the hyperparameters",
     "parallel_coordinate": "Parallel coordinates",
@@ -159,6 +166,7 @@ def write_report(study: StudyView, path: Path) -> None:
         tested=side_by_side(final["evaluation"]) if final and final.get("evaluation") else None,
         findings=study.findings(),
         audit=study.audit(),
+        front=study.front(),
         said=dict(sorted(said.items(), key=lambda item: -len(item[1]))),
         baselines=dict(best_first),
         budget=sides_words(budget) if budget["baselines"]["tuned"] else "",

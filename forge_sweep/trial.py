@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
@@ -150,6 +151,7 @@ def run(
     on_inner: OnInner = parts.say_nothing,
     final: bool = False,
     part: Part | None = None,
+    on_built: Callable[[Bundle], None] | None = None,
 ) -> TrialResult:
     """Train one network and score it on the validation split; the test split stays untouched.
 
@@ -170,6 +172,7 @@ def run(
         final: the model may be registered: with folds ``data.split.final`` says what it is, and less of the rows is not
             tried first.
         part: this training is one of several of a trial.
+        on_built: called with the network before it is trained, as a bundle to be measured.
 
     Raises:
         TrialFailed: the trial cannot give a score; its ``failure`` says of which kind.
@@ -191,6 +194,9 @@ def run(
         precision, said = training.precision_of(experiment.precision)
         model = training.reuse(build(experiment, prepared, used, precision))
         _refuse_too_large(experiment, model)
+        if on_built is not None:
+            about = {"experiment": experiment.resolved(), **prepared.origin, "params": used, "seed": seed}
+            on_built(Bundle(model, prepared.preprocessor, prepared.task, 0.5, about, code=experiment.code))
         # A checkpoint is used by the same training only; its batch may be halved since.
         named = {"contract": experiment.contract(search=False), "params": params, "seed": seed, **prepared.origin}
         named |= {} if precision == "float32" else {"precision": precision}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import curves, diagnosis, memory, outlook, suggestions, tables, target
+from benchmarks import curves, diagnosis, memory, outlook, pareto, suggestions, tables, target
 from benchmarks.problems import PROBLEMS, Work, experiment_of, prepare
 from benchmarks.running import ROOT, SideFailed, call
 from benchmarks.sides import SIDES
@@ -155,3 +156,24 @@ def test_a_warm_start_is_compared_with_a_cold_one(prepared: Work, tmp_path: Path
     asked = {**prepared.to_dict(), "store": str(tmp_path), "target": 0.0, "cap_s": 30.0, "trials": 1}
     found = call("warm:run", way="warm", trials_before=2, **asked)
     assert found["reached_s"] > 0 and found["trials"] == 1, "any AUC is above none"
+
+
+def test_pruning_among_several_objectives_is_measured_on_recorded_configurations(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every configuration of the grid, with curves of a known shape; seeds do not change what was recorded."""
+    recorded = []
+    for values in itertools.product(*pareto.GRID.values()):
+        params = dict(zip(pareto.GRID, values, strict=True))
+        top = 0.6 + params["width"] / 400 - params["dropout"] / 3
+        curve = [{"val_auc": top - 0.2 * 0.5**at, "val_log_loss": 1 - top} for at in range(10)]
+        measured = {"parameters": float(params["width"] ** params["depth"])}
+        recorded.append({"params": params, "curve": curve, "measured": measured})
+    monkeypatch.setattr(pareto, "OBJECTIVES", pareto.OBJECTIVES[:1])
+    found = pareto.compare(recorded, seeds=[1], trials=16)
+    assert [row["objectives"] for row in found] == [["val_auc", "parameters"]]
+    for row in found:
+        assert row["none"]["epochs"] == 160 > row["dominated"]["epochs"] and row["dominated"]["pruned"] > 0
+        assert 0 < row["dominated"]["share"] <= row["whole"] <= 1 and min(row["to_level"]) > 0
+    pareto.show({"small": found})
+    assert "fewer epochs to the same hypervolume" in capsys.readouterr().out

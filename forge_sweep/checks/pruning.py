@@ -67,7 +67,7 @@ def _never_prunes(trials: Sequence[Tried], study: Mapping[str, Any], metric: str
     pruner, warmup, startup = study["pruner"], study["warmup_epochs"], study["startup_trials"]
     if study.get("trainings", 1) > 1:  # judged from the first fold or rung on
         warmup, study = 1, {**study, "epochs": study["trainings"]}
-    by_rank = pruner in ("median", "percentile")
+    by_rank = pruner in ("median", "percentile", "dominated")
     scored = [trial for trial in trials if trial.state in ("finished", "pruned")]
     if pruner == "none" or len(scored) < ENOUGH_JUDGED or any(trial.state == "pruned" for trial in scored):
         return None

@@ -207,7 +207,7 @@ def schema() -> None:
 
 def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
     """Show progress: trials by state, best score, cost, exhausted budget, time per phase, and whether more pays."""
-    from forge_sweep.cli.watchers import searched, winner_words
+    from forge_sweep.cli.watchers import print_front, searched, winner_words
     from forge_sweep.study import infeasible_words, phases_words
 
     study = find(experiment, store)
@@ -230,6 +230,8 @@ def status(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> 
         say(f"winner: {winner_words(final['winner'], objective)}; {final['model']}")
     if best is not None:
         say(f"best in the search: {searched(best, objective)}")
+    if (front := study.front()) is not None:
+        print_front(front.to_dict())
     if over is not None:
         say(over.text)
     if phases:
@@ -278,14 +280,18 @@ def trials(
         return
     from forge_sweep.report import COSTS, costs_of, tenths, varying
 
-    names = varying(rows)
-    cells = []
+    names, further = varying(rows), list(study.directions)[1:]
+    front = study.front()
+    on_front, cells = {} if front is None else front.points, []
     for row in rows:
         params = (row.params.get(name) for name in names)
         said = ", ".join(each.code for each in row.findings) or "-"
         figures = (row.value, *(values[row.number] for values in scored.values()))
-        cells.append((str(row.number), row.state, *figures, row.epochs, *params, *map(tenths, costs_of(row)), said))
-    print_table(("trial", "state", "value", *scored, f"{study.step}s", *names, *COSTS, "findings"), cells)
+        others = [*(row.values[1:] or [None] * len(further)), "yes" if row.number in on_front else "-"]
+        about = (row.epochs, *params, *map(tenths, costs_of(row)), said)
+        cells.append((str(row.number), row.state, *figures, *(others if further else ()), *about))
+    titles = ("trial", "state", "value", *scored, *further, *(["front"] if further else ()), f"{study.step}s")
+    print_table((*titles, *names, *COSTS, "findings"), cells)
     print_costs(study.costs_by_state())
     for row in rows:
         for remark in row.remarks:
@@ -383,6 +389,8 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
 
 def best(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> None:
     """Show the confirmed winner, the registered model, and the best trial of the search."""
+    from forge_sweep.cli.watchers import print_front
+
     study = find(experiment, store)
     row, final = study.best(), study.final()
     if row is None and final is None:
@@ -391,6 +399,7 @@ def best(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> No
     if as_json:
         winner = None if final is None else final["winner"]
         found = {"study": study.name, "winner": winner, "best": None if row is None else row.to_dict()}
+        found |= {} if (front := study.front()) is None else {"front": front.to_dict()}
         emit({**found, "final": final, "gone": gone})
     elif gone:
         complain(gone)
@@ -398,6 +407,8 @@ def best(experiment: Name, store: Store = MLRUNS, as_json: AsJson = False) -> No
         raise typer.Exit(1)
     if not as_json:
         _print_best(row, final, study.resolved["objective"]["metric"])
+        if (front := study.front()) is not None:
+            print_front(front.to_dict())
 
 
 def _print_best(row: TrialRow | None, final: dict[str, Any] | None, objective: str) -> None:

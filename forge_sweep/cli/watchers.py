@@ -149,7 +149,8 @@ def _trial_line(data: Mapping[str, Any], pace: Pace) -> str:
     best = "" if data["best"] is None else f"  best {figure(data['best'])}"
     delta = "" if data["delta"] is None else f"  vs. baseline {data['delta']:+.4f}"
     cost = f"{data['epochs']} {pace.step}{'s' * (data['epochs'] != 1)}, {data['seconds']:.1f} s"
-    parts = [f"  trial {data['number']:<4} {data['state']:<8} {figure(data['value'])}{best}{delta}", cost]
+    further = "".join(f"  {name} {figure(value)}" for name, value in data.get("further", {}).items())
+    parts = [f"  trial {data['number']:<4} {data['state']:<8} {figure(data['value'])}{further}{best}{delta}", cost]
     return "  ".join([*parts, *(f"({words})" for words in (pace.words,) if words), *([params] if params else [])])
 
 
@@ -294,6 +295,8 @@ def print_result(name: str, result: SweepResult) -> None:
     if result.evaluation is None:
         say("test      " + ", ".join(f"{name} {figure(value)}" for name, value in result.test.items()))
     say(f"search    best in the search: {searched(result.best, result.objective)}")
+    if result.front is not None:
+        print_front(result.front)
     if result.optimism is not None:
         say(f"optimism  {result.optimism['words']}")
     say(f"trials    {counts}{ended}")
@@ -308,6 +311,18 @@ def print_result(name: str, result: SweepResult) -> None:
     say(f"run       {result.run_id}")
     say(f"model     {result.model}")
     echo(f"open      forge-sweep ui {name}, then {result.link}")  # a wrapped link could not be clicked
+
+
+def print_front(front: Mapping[str, Any]) -> None:
+    """Print a Pareto front, as `Front.to_dict` gives it: a table of its trials, the chosen one first, and the rule."""
+    names = list(front["objectives"])
+    rows = [
+        (f"{each['number']}{' (chosen)' * (each['number'] == front['chosen'])}", *(figure(each[n]) for n in names))
+        for each in front["trials"]
+    ]
+    print_table(("on the Pareto front", *names), rows)
+    say(f"front     {front['words']}")
+    say(f"rule      {front['rule']}")
 
 
 def winner_words(winner: Mapping[str, Any], objective: str) -> str:

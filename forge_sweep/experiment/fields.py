@@ -68,7 +68,7 @@ Precision = Literal["float32", "mixed_float16", "mixed_bfloat16", "auto"]
 Scaler = Literal["standard", "minmax", "robust", "robust_smooth", "quantile", "none"]
 BaselineKind = Literal["constant", "random_forest", "hist_gradient_boosting", "xgboost"]
 Sampler = Annotated[str, AfterValidator(_sampler), WithJsonSchema(_SAMPLER_SCHEMA)]
-Pruner = Literal["none", "median", "percentile", "hyperband", "successive_halving", "wilcoxon"]
+Pruner = Literal["none", "median", "percentile", "hyperband", "successive_halving", "wilcoxon", "dominated"]
 Schedule = Literal["plateau", "none"]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 

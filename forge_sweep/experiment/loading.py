@@ -87,6 +87,7 @@ def parse(
         data.setdefault("task", "joint")
         if isinstance(baselines := tables.setdefault("baselines", {}), dict):
             baselines.setdefault("kinds", ["constant"])
+    mistakes += _with_first_objective(tables)
     code: Code | None = None
     builder = _with_defaults(tables)
     hyperparameters: Mapping[str, Hyperparameter] | None = hyperparameters_of(builder)
@@ -126,8 +127,10 @@ def parse(
         raise ExperimentError(source, list(dict.fromkeys(mistakes)))
     experiment = Experiment.model_validate({**tables, "root": root, "overrides": tuple(overrides)})
     objective = experiment.objective
-    better = {**objective.metrics(experiment.data), "loss": "minimize"}[objective.metric.removeprefix("val_")]
-    resolved = {"direction": better}
+    better = {**objective.known(experiment.data), "loss": "minimize"}[objective.metric.removeprefix("val_")]
+    resolved: dict[str, Any] = {"direction": better}
+    if len(objective.metrics) == 1:
+        resolved["metrics"] = ()
     update: dict[str, Any] = {"objective": experiment.objective.model_copy(update=resolved)}
     if code is not None:
         update |= {"code": code, "model": experiment.model.model_copy(update={"code": code.digest})}
@@ -167,6 +170,19 @@ def _with_defaults(tables: dict[str, Any]) -> str:
     if known.scaler != "standard" and isinstance(preprocessing, dict) and "scaler" not in model.get("search", {}):
         tables["preprocessing"] = {"scaler": known.scaler, **preprocessing}
     return builder
+
+
+def _with_first_objective(tables: dict[str, Any]) -> Iterator[Mistake]:
+    """Fill in ``metric`` from ``metrics``, and the pruner that several objectives have."""
+    objective = tables.get("objective")
+    names = as_tuple(objective.get("metrics")) if isinstance(objective, dict) else None
+    if not (isinstance(objective, dict) and isinstance(names, tuple) and names and isinstance(names[0], str)):
+        return
+    if objective.setdefault("metric", names[0]) != names[0]:
+        expected = f"the first of objective.metrics, {as_toml(names[0])}"
+        yield wrong("objective.metric", objective["metric"], expected, "leave it out, or put it first")
+    if len(names) > 1 and isinstance(study := tables.setdefault("study", {}), dict):
+        study.setdefault("pruner", "dominated")
 
 
 def _targets_of_heads(heads: Any) -> list[Any]:

@@ -12,7 +12,15 @@ from forge_sweep.experiment.data import DataSpec
 from forge_sweep.experiment.fields import is_of_hub
 from forge_sweep.experiment.networks import NETWORKS
 from forge_sweep.experiment.space import Dimension, Hyperparameter, Scalar
-from forge_sweep.experiment.spec import ModelSpec, ObjectiveSpec, PreprocessingSpec, StudySpec, WorkersSpec
+from forge_sweep.experiment.spec import (
+    MEASURES,
+    EnsembleSpec,
+    ModelSpec,
+    ObjectiveSpec,
+    PreprocessingSpec,
+    StudySpec,
+    WorkersSpec,
+)
 from forge_sweep.experiment.words import Mistakes, as_toml, missing, nearest, wrong
 from forge_sweep.task import check_pairing, pairings
 
@@ -22,7 +30,7 @@ def objective_is_of_validation(objective: ObjectiveSpec) -> Mistakes:
     path, metric = "objective.metric", objective.metric
     if metric.startswith("test_"):
         yield wrong(path, metric, "a validation metric", "the test split is evaluated once, at the end")
-    elif not metric.startswith("val_"):
+    elif not metric.startswith("val_") and not (objective.metrics and metric in MEASURES):  # said of all of them
         yield wrong(path, metric, "a metric of the validation split", f'did you mean "val_{metric}"?')
 
 
@@ -36,7 +44,7 @@ def objective_fits_task(objective: ObjectiveSpec, data: DataSpec) -> Mistakes:
         yield from mistakes
         if mistakes:
             return
-    known = {f"val_{name}": better for name, better in objective.metrics(data).items()} | {"val_loss": "minimize"}
+    known = {f"val_{name}": better for name, better in objective.known(data).items()} | {"val_loss": "minimize"}
     if not metric.startswith("val_"):
         return
     if metric not in known:
@@ -50,12 +58,63 @@ def objective_fits_task(objective: ObjectiveSpec, data: DataSpec) -> Mistakes:
         yield wrong("objective.direction", objective.direction, expected, "leave it out: it follows from the metric")
 
 
+def further_objectives_are_known(objective: ObjectiveSpec, data: DataSpec) -> Mistakes:
+    """Each is there once, and is a validation metric of the task or a measure of the model."""
+    path, names = "objective.metrics", objective.metrics
+    if len(names) < 2 and objective.tolerance is not None:
+        expected = "nothing with one objective, whose best model is registered"
+        yield wrong("objective.tolerance", objective.tolerance, expected, "remove it, or give objective.metrics")
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        yield wrong(path, twice[0], "each objective once")
+    try:
+        of_task = objective.known(data)
+    except ValueError:
+        return  # said already
+    known = [*(f"val_{name}" for name in of_task), "val_loss", *MEASURES]
+    for name in (each for each in dict.fromkeys(names[1:]) if each not in known):
+        hint = nearest(name, known, 0.6)
+        if name.startswith("test_"):
+            hint = "the test split is evaluated once, at the end"
+        elif name in of_task:
+            hint = f'did you mean "val_{name}"?'
+        yield wrong(path, name, f"validation metrics of the task, or {', '.join(MEASURES)}: {', '.join(known)}", hint)
+    if names and names[0] in MEASURES:
+        hint = f'put a validation metric first, such as metrics = ["val_loss", {as_toml(names[0])}]'
+        yield wrong(path, names[0], "a validation metric first: trials stop early and are judged by it", hint)
+
+
+def study_fits_objectives(objective: ObjectiveSpec, study: StudySpec, ensemble: EnsembleSpec) -> Mistakes:
+    """What only one objective, or only several, can have."""
+    several = len(objective.metrics) > 1
+    if not several:
+        if study.pruner == "dominated":
+            hint = 'take "median", or give objective.metrics'
+            yield wrong("study.pruner", study.pruner, "another pruner: with one objective nothing is dominated", hint)
+        return
+    since = f"since there are {len(objective.metrics)} objectives"
+    if study.pruner not in ("dominated", "none"):
+        hint = "leave it out: `dominated` prunes what a finished trial beats in every objective"
+        yield wrong("study.pruner", study.pruner, f'"dominated" or "none", {since}', hint)
+    if study.sampler == "cmaes":
+        hint = "leave it out for tpe"
+        yield wrong("study.sampler", study.sampler, f"tpe, gp, random, qmc or grid, {since}", hint)
+    if study.plateau_trials is not None:
+        hint = "remove it: a trial may add to the front without a gain of the first objective"
+        yield wrong("study.plateau_trials", study.plateau_trials, f"nothing, {since}", hint)
+    if study.audit_pruned:
+        hint = "remove it: an audited trial is compared by the first objective alone"
+        yield wrong("study.audit_pruned", study.audit_pruned, f"0, {since}", hint)
+    if ensemble.ship == "better" and "ship" in ensemble.model_fields_set:
+        hint = "remove it: an average of models is no point of the front, and none is made"
+        yield wrong("ensemble.ship", ensemble.ship, f'"never", {since}', hint)
+
+
 def _sum_fits_heads(objective: ObjectiveSpec, data: DataSpec) -> Mistakes:
     """The terms of a weighted sum are metrics of heads, and more of it is better or worse."""
     if not data.heads:
         yield Mistake("objective.sum", as_toml(objective.sum), "nothing without [data.heads]", "remove it")
         return
-    known = objective.model_copy(update={"sum": {}}).metrics(data)
+    known = objective.model_copy(update={"sum": {}}).known(data)
     for name, weight in objective.sum.items():
         if name not in known:
             yield wrong(f"objective.sum.{name}", weight, f"one of {', '.join(known)}", nearest(name, known))
@@ -65,7 +124,7 @@ def _sum_fits_heads(objective: ObjectiveSpec, data: DataSpec) -> Mistakes:
         yield wrong("objective.metric", objective.metric, "a name of your own for the sum, such as val_both")
     elif all(name in known for name in objective.sum):
         try:
-            objective.metrics(data)
+            objective.known(data)
         except ValueError:
             errors = [name for name in objective.sum if known[name] == "minimize"]
             hint = f"give errors ({', '.join(errors)}) a negative weight beside metrics of which more is better"
@@ -422,6 +481,8 @@ RULES: tuple[tuple[Callable[..., Mistakes], tuple[str, ...]], ...] = (
     (data_rules.heads_have_no_trees, ("data", "baselines")),
     (objective_is_of_validation, ("objective",)),
     (objective_fits_task, ("objective", "data")),
+    (further_objectives_are_known, ("objective", "data")),
+    (study_fits_objectives, ("objective", "study", "ensemble")),
     (head_fits_task, ("data", "model")),
     (search_values_are_known, ("model", "hyperparameters")),
     (builder_gets_what_it_needs, ("model", "code")),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Discriminator, Field, SkipValidation, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, SkipValidation, Tag
 from pydantic.fields import FieldInfo
 
 from forge_sweep import plugins
@@ -53,6 +53,7 @@ BUDGET_FIELDS = (
     "study.plateau_trials",
     "study.plateau_delta",
     "study.audit_pruned",
+    "objective.tolerance",
     "baselines.timeout_s",
     "baselines.tune",
     "model.preprocessing",
@@ -118,10 +119,35 @@ class ModelSpec(Section):
     )
 
 
+MEASURES: dict[str, Direction] = {"latency_ms": "minimize", "parameters": "minimize", "bundle_mb": "minimize"}
+"""What a model costs: what ``[constraints]`` limits, and what may be a further objective."""
+
+
+def _with_metrics_alone(schema: dict[str, Any]) -> None:
+    """For editors: the first of ``metrics`` stands for ``metric``."""
+    schema["anyOf"] = [{"required": [name]} for name in ("metric", "metrics")]
+    schema.pop("required")
+
+
 class ObjectiveSpec(Section):
     """``[objective]``: what the sweep optimises."""
 
-    metric: str = Field(description="A validation metric, such as val_auc.")
+    model_config = ConfigDict(json_schema_extra=_with_metrics_alone)
+
+    metric: str = Field(description="A validation metric, such as val_auc; with `metrics` its first.")
+    metrics: Annotated[Names, Later([])] = Field(
+        (),
+        description="Several objectives: `metric` first, which baselines, early stopping and the verdict go by, then "
+        "other validation metrics, or `latency_ms`, `parameters` and `bundle_mb` of the trained model (as under "
+        "[constraints]).",
+    )
+    tolerance: Annotated[float | None, Later(None)] = Field(
+        None,
+        ge=0,
+        description="With `metrics`: how much of `metric` may be given up, in its own unit. Of the models that are no "
+        "further from the best, the one that is best by the second objective is confirmed and registered. Default: the "
+        "noise of `metric` over epochs and seeds.",
+    )
     direction: Direction | None = Field(None, description="Follows from the metric; stating another one is refused.")
     sum: Annotated[dict[str, float], Later({})] = Field(
         default_factory=dict,
@@ -130,11 +156,16 @@ class ObjectiveSpec(Section):
     )
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """All objectives, ``metric`` first."""
+        return self.metrics or (self.metric,)
+
+    @property
     def sums(self) -> dict[str, dict[str, float]]:
         """The weighted sum under its own name, where there is one."""
         return {self.metric.removeprefix("val_"): dict(self.sum)} if self.sum else {}
 
-    def metrics(self, data: DataSpec) -> dict[str, Direction]:
+    def known(self, data: DataSpec) -> dict[str, Direction]:
         """What models of these data are scored by, with the direction that is better; ValueError for a sum of none.
 
         Of a validation metric the name follows ``val_``; ``loss`` is one besides.
@@ -165,7 +196,11 @@ class StudySpec(Section):
         description="Folder that has `samplers/NAME` in the place of OptunaHub's registry, relative to this file: your "
         "own samplers, or a copy.",
     )
-    pruner: Pruner = Field("median", description="Which pruner stops hopeless trials.")
+    pruner: Pruner = Field(
+        "median",
+        description="Which pruner stops hopeless trials. With several objectives `dominated`, which is the default "
+        "then, or `none`.",
+    )
     n_trials: Count = Field(40, description="Trials in total, over interruptions.")
     epochs: Count = Field(60, description="Most epochs of one trial.")
     fidelity: Annotated[Literal["epochs", "rows"], Later("epochs")] = Field(
@@ -211,7 +246,9 @@ class StudySpec(Section):
         0.0, ge=0, description="A finished trial is a gain where it is better than the last gain by more than this."
     )
     trial_timeout_s: Seconds | None = Field(None, description="Seconds after which a trial fails as `time-out`.")
-    startup_trials: int = Field(5, ge=0, le=MANY, description="Trials before median and percentile pruning begins.")
+    startup_trials: int = Field(
+        5, ge=0, le=MANY, description="Trials before median, percentile and dominated pruning begins."
+    )
     warmup_epochs: int = Field(5, ge=0, le=MANY, description="Epochs of a trial before it may be pruned.")
     percentile: float = Field(25.0, gt=0, lt=100, description="The share kept by the percentile pruner, in percent.")
     audit_pruned: float = Field(
@@ -480,6 +517,24 @@ class Experiment(Section):
     def step(self) -> str:
         """What trials report after: ``epoch``, ``fold`` or ``rung``."""
         return "rung" if self.study.fidelity == "rows" else "epoch" if self.trainings == 1 else "fold"
+
+    @property
+    def directions(self) -> dict[str, Direction]:
+        """Of all objectives, by name, the one of ``metric`` first."""
+        further = self.objective.names[1:]
+        known = {f"val_{name}": better for name, better in self.objective.known(self.data).items()} if further else {}
+        known |= {"val_loss": "minimize", **MEASURES}
+        return {self.objective.metric: self.direction, **{name: known[name] for name in further}}
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What is measured of a trained model: what is limited, and what is an objective."""
+        return tuple(name for name in MEASURES if name in {*self.constraints.limits, *self.objective.names})
+
+    @property
+    def prunes_by_measures(self) -> bool:
+        """Whether trials are measured before they are trained, for the pruner."""
+        return self.study.pruner == "dominated" and any(name in MEASURES for name in self.objective.names)
 
     @property
     def baseline_timeout_s(self) -> float:

@@ -44,7 +44,8 @@ def _findings(view: StudyView, study: optuna.Study, final: Mapping[str, Any]) ->
     )
     ended = [row for row in rows if row.state == "failed" or row.value is not None]
     baselines = {key.removeprefix("baseline:"): note for key, note in view.notes("baseline:").items()}
-    imported = any(row.imported for row in rows)  # they stand in for the random ones
+    # Imported trials stand in for the random ones; with several objectives the first is not what is looked for alone.
+    imported = any(row.imported for row in rows)
     enough = sum(row.state == "finished" for row in ended) >= ENOUGH_FOR_INFLUENCE
     seen = Searched(
         trials=[_tried(row) for row in ended],
@@ -59,7 +60,7 @@ def _findings(view: StudyView, study: optuna.Study, final: Mapping[str, Any]) ->
             if note["value"] is not None
         },
         outcome=final.get("outcome", ""),
-        startup=None if imported else STARTUP.get(resolved["study"]["sampler"]),
+        startup=None if imported or len(view.directions) > 1 else STARTUP.get(resolved["study"]["sampler"]),
         influence=influences(study) if enough else {},
     )
     found = audit(view)

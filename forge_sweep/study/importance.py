@@ -37,12 +37,12 @@ def influences(study: optuna.Study) -> Mapping[str, Influence]:
     random: list[float] = []
     for seed in range(RANDOM):
         stream = np.random.default_rng(seed)
-        beside = optuna.create_study(direction=study.direction)
+        beside = optuna.create_study(direction=study.directions[0])
         for trial in finished:
             params = {name: trial.params[name] for name in names}
             ranges = {name: trial.distributions[name] for name in names}
             params[_RANDOM], ranges[_RANDOM] = float(stream.random()), FloatDistribution(0.0, 1.0)
-            beside.add_trial(create_trial(value=trial.value, params=params, distributions=ranges))
+            beside.add_trial(create_trial(value=trial.values[0], params=params, distributions=ranges))
         with warnings.catch_warnings(action="ignore"):
             forest = MeanDecreaseImpurityImportanceEvaluator(n_trees=TREES, seed=seed)
             found = get_param_importances(beside, evaluator=forest)

@@ -35,7 +35,7 @@ def make(spec: StudySpec) -> pruners.BasePruner:
     early = {"n_startup_trials": startup, "n_warmup_steps": warmup, "interval_steps": 1, "n_min_trials": 1}
     rungs = {"min_resource": _first_rung(spec), "reduction_factor": _reduction(spec), "bootstrap_count": 0}
     match spec.pruner:
-        case "none":
+        case "none" | "dominated":  # Optuna's pruners take one objective; see `pareto.beaten_by`
             return pruners.NopPruner()
         case "median":
             return pruners.MedianPruner(**early)
@@ -64,7 +64,7 @@ def has_a_say(spec: StudySpec, before: int, step: int) -> bool:
     Hyperband and successive halving judge a trial once at each rung that it has reached, median and percentile after
     the warm-up; asked at other steps, they read the study for nothing.
     """
-    if spec.pruner in ("median", "percentile"):
+    if spec.pruner in ("median", "percentile", "dominated"):
         return step >= spec.warmup_epochs
     if spec.pruner not in ("hyperband", "successive_halving"):
         return spec.pruner != "none"

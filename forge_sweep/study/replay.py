@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from forge_sweep.study.trials import StudyView, TrialRow
     from forge_sweep.task import Direction
 
-PRUNERS: tuple[str, ...] = get_args(Pruner)
+PRUNERS = tuple(name for name in get_args(Pruner) if name != "dominated")
+"""Those that read one objective."""
 
 SETTINGS = ("startup_trials", "warmup_epochs", "percentile")
 """What may be set for a replay, beside the pruner itself."""
@@ -213,6 +214,9 @@ def replay_study(
         ExperimentError: a setting has a value that it cannot have.
     """
     settings = settings or {}
+    if len(view.directions) > 1:
+        hint = f"see what pruned each trial: forge-sweep trials {view.resolved['name']}"
+        raise InputError(f"{view.name} has several objectives, and these pruners read one", hint=hint)
     names, resolved = chosen(wanted, settings), view.resolved
     if view.step != "epoch":
         raise InputError(

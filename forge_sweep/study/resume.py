@@ -32,6 +32,7 @@ DATA = {"digest": "content of the data", "split_digest": "split of the rows"}
 
 COMPARABLE = (
     "objective.metric",
+    "objective.metrics",
     "data.task",
     "data.target",
     "data.positive",
@@ -301,7 +302,7 @@ def _create(
     import optuna
 
     name = _free_name(storage, experiment.name)
-    study = optuna.create_study(study_name=name, storage=storage, direction=experiment.direction)
+    study = optuna.create_study(study_name=name, storage=storage, directions=list(experiment.directions.values()))
     study.set_user_attr("forge.contract", experiment.contract())
     study.set_user_attr(Attr.RESOLVED, experiment.resolved())
     study.set_user_attr(Attr.CODE, _files(experiment))
@@ -375,14 +376,15 @@ def _imported(trial: FrozenTrial, study_name: str, space: Space) -> FrozenTrial:
     params = trial.user_attrs[Attr.PARAMS]
     searched = distributions(space, params)
     attrs = {Attr.PARAMS: params, Attr.IMPORTED: trial.user_attrs.get(Attr.IMPORTED, f"{study_name}#{trial.number}")}
-    attrs |= {name: attrs_of(trial)[name] for name in (Attr.VALUE, "measured") if name in attrs_of(trial)}
+    kept = (Attr.VALUE, Attr.VALUES, Attr.POINTS, "measured")
+    attrs |= {name: attrs_of(trial)[name] for name in kept if name in attrs_of(trial)}
     return optuna.trial.create_trial(
         state=trial.state,
-        value=trial.value,
+        values=trial.values,
         params={name: params[name] for name in searched},
         distributions=searched,
         user_attrs=attrs,
-        intermediate_values=curve(trial),
+        intermediate_values={} if Attr.POINTS in attrs else curve(trial),  # of several Optuna takes none
     )
 
 
@@ -398,5 +400,5 @@ def _study(storage: Database, url: str, name: str, experiment: Experiment, store
     study = optuna.load_study(study_name=name, storage=storage, pruner=pruners.make(experiment.steps))
     if study.metric_names is None:  # what optuna-dashboard calls the value
         with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
-            study.set_metric_names([experiment.objective.metric])
+            study.set_metric_names(list(experiment.objective.names))
     return Study(study, storage, url, experiment, store)

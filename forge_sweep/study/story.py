@@ -92,6 +92,9 @@ def _end(view: StudyView, row: TrialRow, metric: str, curve: dict[int, float]) -
     others = [view.reports(other.number).get(at - 1) for other in view.rows()[: row.number]]
     known = [value for value in others if value is not None and math.isfinite(value)]
     said = f'pruned after {epochs} by study.pruner = "{study["pruner"]}"'
+    if row.beaten_by:
+        few = ", ".join(map(str, row.beaten_by[:5])) + ", ..." * (len(row.beaten_by) > 5)
+        return f"{said}: after as many epochs trials {few} were better in every objective, and by more than that moves"
     if not (at and known):
         return said
     middle = figure(statistics.median(known))
@@ -110,6 +113,11 @@ def _beside(view: StudyView, row: TrialRow, metric: str, names: list[str]) -> st
         return ""
     sign = -1 if view.direction == "maximize" else 1
     finished = [each for each in view.rows() if each.state == "finished" and not each.imported]
+    if (front := view.front()) is not None and row.state == "finished":
+        if row.number not in front.points:
+            return f"it is not on the Pareto front of {len(front.points)} trials; the rule chooses {front.choice}"
+        chosen = f"; the rule chooses {front.choice}" if row.number != front.chosen else ", and the rule chooses it"
+        return f"it is one of {len(front.points)} on the Pareto front of {front.finished} trials{chosen}"
     if row.number == best.number:
         return f"it is the best of {_times(len(finished), 'finished trial')} in the search"
     other = {name: best.params.get(name) for name in names if best.params.get(name) != row.params.get(name)}

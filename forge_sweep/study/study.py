@@ -17,6 +17,7 @@ from forge_sweep.experiment import Experiment, Params
 from forge_sweep.experiment.fields import is_of_hub
 from forge_sweep.jsons import plain
 from forge_sweep.study import leases
+from forge_sweep.study.pareto import Track, beaten_by, turned
 from forge_sweep.study.repeats import AVERAGE
 from forge_sweep.study.space import configurations, key_of, suggest
 from forge_sweep.study.storage import held, holding, locks_of
@@ -29,6 +30,7 @@ from forge_sweep.study.trials import (
     TrialCost,
     attrs_of,
     curve,
+    points_of,
     recorded,
 )
 
@@ -140,13 +142,14 @@ class Shared(StudyView):
 
     def status(self) -> dict[str, Any]:
         """How far the sweep is, what it cost, and whether a process runs it (``carried``), as JSON values."""
-        best, over, audit, ahead = self.best(), self.ended_by(), self.audit(), self.outlook()
+        best, over, audit, ahead, front = self.best(), self.ended_by(), self.audit(), self.outlook(), self.front()
         return {
             "study": self.name,
             "trials": self.counts(),
             "done": self.n_done,
             "n_trials": self.n_trials,
             "best": None if best is None else best.to_dict(),
+            **({} if front is None else {"front": front.to_dict()}),
             "cost": [cost.to_dict() for cost in self.costs_by_state()],
             "searched_s": round(self.wall_s(), 3),
             "phases": self.phases(),
@@ -213,6 +216,7 @@ class _Running:
     trial: optuna.Trial
     reported: dict[int, float]  # the objective by completed epochs
     sent: set[int]  # completed epochs whose reports Optuna has
+    points: dict[int, tuple[float, ...]]  # with several objectives, all of them by completed epochs
     judged: int = 0  # completed epochs that the pruner was last asked at
 
 
@@ -257,6 +261,7 @@ class Study(Shared):
         storage.averages = self._repeats == AVERAGE
         self._kept_size = attrs.get(Attr.SIZE)
         self._look(attrs.get(Attr.SPACES, ()))
+        self._tracks: dict[int, Track] = {}  # of finished trials, with several objectives
         self._running: dict[int, _Running] = {}
         self._send_again = -math.inf
         self._news = Requeued((), ())
@@ -485,10 +490,11 @@ class Study(Shared):
             params = suggest(trial, self._experiment.space)
             trial.set_user_attr(Attr.PARAMS, params)
         attrs: dict[str, Any] = {}
-        running = self._running[trial.number] = _Running(trial, {}, set())
+        running = self._running[trial.number] = _Running(trial, {}, set(), {})
         if (before := waiting.get(trial.number)) is not None:
             attrs = attrs_of(before)
             running.reported, running.sent = curve(before), set(before.intermediate_values)
+            running.points = points_of(before)
         cost = TrialCost.of(attrs[Attr.COST]) if Attr.COST in attrs else NO_COST
         made = 0.0 if Attr.PARAMS in attrs else asked_at
         return Asked(trial.number, params, attrs.get(Attr.ATTEMPT, 1), cost, made, attrs.get(Attr.WARM, ""))
@@ -504,12 +510,14 @@ class Study(Shared):
             news, self._news = self._news, Requeued((), ())
             return news
 
-    def report(self, number: int, epoch: int, value: float) -> bool:
+    def report(self, number: int, epoch: int, value: float, further: Mapping[str, float] | None = None) -> bool:
         """Report the objective after an epoch (from 0) and ask whether to prune. Optuna's step is ``epoch + 1``.
 
         A trial that is run again reports epochs a second time; the first report of an epoch stands, and pruning is
         asked from the last reported epoch on. It is never pruned after the last epoch, when nothing is left to save,
         nor while the database does not answer: reports wait then, and the trial goes on.
+
+        ``further`` are the other objectives of several, as far as they are known, by name.
 
         Raises:
             TrialTaken: another process took the trial over; drop it.
@@ -522,6 +530,10 @@ class Study(Shared):
             if step < last:
                 return False
             reported.setdefault(step, value)
+            if len(self._ways) > 1:
+                known = {**(further or {}), self._experiment.objective.metric: value}
+                point = tuple(known.get(name, math.nan) for name in self._experiment.objective.names)
+                self._running[number].points.setdefault(step, point)
             if time.monotonic() < self._send_again:
                 return False
             try:
@@ -544,6 +556,8 @@ class Study(Shared):
             return True
         if not pruners.has_a_say(spec, running.judged, step):
             return False
+        if len(self._ways) > 1:  # of which Optuna takes no reports
+            return self._judge_among_several(number, step)
         steps = sorted(running.reported) if pruners.reads_every_report(spec) else [step]
         for unsent in (each for each in steps if each <= step and each not in running.sent):
             running.trial.report(running.reported[unsent], unsent)
@@ -555,12 +569,30 @@ class Study(Shared):
             running.trial.set_user_attr(Attr.PRUNED_AT, step)
         return prune
 
+    def _judge_among_several(self, number: int, step: int) -> bool:
+        """Keep what was reported, and say whether finished trials make it hopeless; see `pareto.beaten_by`."""
+        running = self._running[number]
+        self._write(number, {Attr.POINTS: _plain_points(running.points)})
+        finished = [trial for trial in self._study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+        finished = [trial for trial in finished if Attr.FAILURE not in attrs_of(trial)]
+        for trial in (trial for trial in finished if trial.number not in self._tracks):
+            points = {at: turned(point, self._ways) for at, point in points_of(trial).items()}
+            self._tracks[trial.number] = Track(points, turned(trial.values, self._ways))
+        if len(finished) < self._experiment.study.startup_trials:
+            return False
+        track = Track({at: turned(point, self._ways) for at, point in running.points.items()})
+        better = beaten_by(track, {trial.number: self._tracks[trial.number] for trial in finished}, step)
+        if better:
+            self._write(number, {Attr.BEATEN_BY: list(better), Attr.PRUNED_AT: step})
+        return bool(better)
+
     def tell(
         self,
         number: int,
         state: Literal["finished", "pruned", "failed"],
         value: float | None = None,
         *,
+        further: Mapping[str, float] | None = None,
         failure: Failure | Literal[""] = "",
         cause: str = "",
         attrs: Mapping[str, Any] | None = None,
@@ -572,6 +604,8 @@ class Study(Shared):
             number: as `ask` gave it.
             state: how it ended; ``finished`` with a value that is NaN or infinite is recorded as failed, ``diverged``.
             value: the objective at the best epoch; None for a failed trial, but for an infeasible one that was trained.
+            further: the other objectives of several, at that epoch and of that model, by name; a finished trial has
+                all of them.
             failure: class of the failure.
             cause: in one line.
             attrs: JSON values to keep with the trial.
@@ -589,25 +623,39 @@ class Study(Shared):
             if state == "finished" and (value is None or not math.isfinite(value)):
                 cause = f"{self._experiment.objective.metric} is {value} at the best epoch"
                 state, failure, value = "failed", "diverged", None
+            names = self._experiment.objective.names
+            values = [value, *((further or {}).get(name) for name in names[1:])]
+            whole = [each for each in values if each is not None and math.isfinite(each)]
+            if state == "finished" and len(whole) < len(names):
+                lacking = next(name for name, each in zip(names, values, strict=True) if each not in whole)
+                cause = f"{lacking} is {dict(zip(names, values, strict=True))[lacking]} at the best epoch"
+                state, failure, value = "failed", "diverged", None
             own: dict[str, Any] = {Attr.FAILURE: failure, Attr.CAUSE: cause} if state == "failed" else {}
             if value is not None and math.isfinite(value):
                 own[Attr.VALUE] = value
+                if len(names) > 1 and len(whole) == len(names):
+                    own[Attr.VALUES] = whole
             self._keep(number, {**(attrs or {}), **own})
             if constraints := {MEMORY: 1.0} if failure == "out-of-memory" else dict(excess or {}):
                 known = self._study.get_trials(deepcopy=False)[number].constraints  # from an attempt that died here
                 for name in constraints.keys() - known.keys():
                     self._running[number].trial.set_constraint(name, constraints[name])
-            scored, infeasible = Attr.VALUE in own, failure in ("out-of-memory", "infeasible")
+            scored = Attr.VALUE in own and len(whole) == len(names)
+            infeasible = failure in ("out-of-memory", "infeasible")
             ends = OPTUNA_STATES["finished" if infeasible and scored else "pruned" if infeasible else state]
             # `optuna.Study.tell` would put the last report in the place of a pruned trial's value.
-            self._end(number, ends, [own[Attr.VALUE]] if scored and (infeasible or state != "failed") else None)
+            # Of several it takes all or none: a pruned trial has none, and says so where not to go.
+            told = scored and (infeasible or state != "failed") and (len(names) == 1 or ends == "COMPLETE")
+            self._end(number, ends, whole if told else None)
             self._forget(number)
 
     def _keep(self, number: int, attrs: Mapping[str, Any]) -> None:
         """Write in one transaction what is known of a trial."""
         reported = self._running[number].reported.items()
         reports = {step: value if math.isfinite(value) else str(value) for step, value in reported}
-        self._write(number, {Attr.RESULT: {**attrs, Attr.CURVE: reports} if reports else dict(attrs)})
+        points = {Attr.POINTS: _plain_points(kept)} if (kept := self._running[number].points) else {}
+        curves = {Attr.CURVE: reports, **points} if reports else {}
+        self._write(number, {Attr.RESULT: {**attrs, **curves}})
 
     def _check_reported(self, number: int) -> None:
         pruner, metric = self._experiment.study.pruner, self._experiment.objective.metric
@@ -652,3 +700,8 @@ class Study(Shared):
 
     def _forget(self, number: int) -> None:
         self._running.pop(number, None)
+
+
+def _plain_points(points: Mapping[int, Sequence[float]]) -> dict[int, list[float | str]]:
+    """What JSON can hold of them."""
+    return {step: [v if math.isfinite(v) else str(v) for v in values] for step, values in points.items()}

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from forge_sweep.checks.pruning import PruningAudit
     from forge_sweep.study.outlook import Outlook
+    from forge_sweep.study.pareto import Front
 
 TrialState = Literal["finished", "pruned", "failed", "running", "waiting", "outside"]
 PREFIX = "forge."  # of every attribute that this package keeps for itself
@@ -57,10 +58,13 @@ class Attr:
     PARAMS = "forge.params"
     ATTEMPT = "forge.attempt"
     PRUNED_AT = "forge.pruned_at"
+    BEATEN_BY = "forge.beaten_by"  # with several objectives: the trials because of which one was pruned
     RESULT = "forge.result"  # the others, in one transaction: what a trial has cost and reported so far, how it ended
     COST = "forge.cost"
     CURVE = "forge.curve"
+    POINTS = "forge.points"  # with several objectives, all of them by completed epochs; see `pareto.Track`
     VALUE = "forge.value"
+    VALUES = "forge.values"  # with several objectives, all of them at the end
     FAILURE = "forge.failure"
     CAUSE = "forge.cause"
 
@@ -182,6 +186,8 @@ class TrialRow:
     seeds: int = 1  # finished trials with its configuration, where these are averaged; see `mean`
     mean: float | None = None  # of the objective over these; None with one seed
     outside: str = ""  # why it counts no more since the search space changed, and how it had ended
+    values: tuple[float, ...] = ()  # with several objectives, those of a finished trial, in their order
+    beaten_by: tuple[int, ...] = ()  # with several objectives: the trials because of which it was pruned
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -190,7 +196,7 @@ class TrialRow:
 
     @property
     def measured(self) -> dict[str, float]:
-        """What ``[constraints]`` limits, of a trained model, by name; empty where there is no limit."""
+        """What was measured of a trained model, by name: what ``[constraints]`` limits, and what is an objective."""
         return dict(self.attrs.get("measured", {}))
 
     @property
@@ -206,6 +212,9 @@ class TrialRow:
             said.append(f"has a configuration of {self.seeds} seeds, on average {self.mean:.6g}")
         if self.outside:
             said.append(f"lies outside of the search space of now: {self.outside}")
+        if self.beaten_by:
+            few = ", ".join(map(str, self.beaten_by[:5])) + ", ..." * (len(self.beaten_by) > 5)
+            said.append(f"was pruned after epoch {self.epochs}: trials {few} were better in every objective then")
         if ended is not None:
             said.append(f"was ended after epoch {ended}, for the time of the whole sweep")
         return tuple(said)
@@ -216,7 +225,8 @@ class TrialRow:
         names = (*told, "imported", "warm", "seeds", "mean", "outside", "measured")
         cost = None if self.cost is None else self.cost.to_dict()
         codes = [each.code for each in self.findings]
-        return {**{name: getattr(self, name) for name in names}, "cost": cost, "findings": codes}
+        several = {"values": list(self.values)} if self.values else {}
+        return {**{name: getattr(self, name) for name in names}, **several, "cost": cost, "findings": codes}
 
 
 @dataclass(frozen=True)
@@ -247,16 +257,18 @@ class StudyView:
     Attributes:
         name: the experiment's, or ``<experiment>-2`` and so on for a fork.
         url: of its database. It may hold a password: do not log it.
-        direction: whether the objective is maximised or minimised.
+        direction: whether the objective is maximised or minimised; of several the first.
     """
 
     def __init__(self, study: optuna.Study, url: str) -> None:
         self._study = study
         self.name = study.study_name
         self.url = url
-        self.direction: Literal["maximize", "minimize"] = (
-            "maximize" if study.direction.name == "MAXIMIZE" else "minimize"
-        )
+        ways: list[Literal["maximize", "minimize"]] = [
+            "maximize" if each.name == "MAXIMIZE" else "minimize" for each in study.directions
+        ]
+        self.direction = ways[0]
+        self._ways = ways
 
     @property
     def resolved(self) -> dict[str, Any]:
@@ -274,6 +286,31 @@ class StudyView:
         """See `Experiment.step`."""
         by_rows = self.resolved["study"].get("fidelity") == "rows"
         return "rung" if by_rows else "epoch" if self.trainings == 1 else "fold"
+
+    @property
+    def directions(self) -> dict[str, Literal["maximize", "minimize"]]:
+        """Of each objective by its name; with several the first is the one that trials are judged by."""
+        objective = self.resolved["objective"]
+        return dict(zip(objective.get("metrics") or [objective["metric"]], self._ways, strict=True))
+
+    def front(self) -> Front | None:
+        """The Pareto front of the finished trials, imported ones aside; None with one objective, and before the first.
+
+        Infeasible trials, which are above a limit of ``[constraints]``, count as failed.
+        """
+        if len(self._ways) == 1:
+            return None
+        from forge_sweep.study.pareto import Front
+
+        finished = {
+            trial.number: trial
+            for trial in self._own_trials()
+            if _state(trial) == "finished" and Attr.VALUES in attrs_of(trial)
+        }
+        values = {number: attrs_of(trial)[Attr.VALUES] for number, trial in finished.items()}
+        tolerance = self.resolved["objective"].get("tolerance")
+        curves = [list(curve(trial).values()) for trial in finished.values()] if tolerance is None else []
+        return Front.of(values, self.directions, tolerance, curves)
 
     def findings(self, final: Mapping[str, Any] | None = None) -> tuple[Finding, ...]:
         """What the trials say together; see `checks.search`. ``final``: how the sweep ended, if not noted yet."""
@@ -508,7 +545,7 @@ class StudyView:
         """Each figure that the trials allow, by name; see `figures.draw`."""
         from forge_sweep.study.figures import draw
 
-        return draw(self._study, self.rows(), self.resolved["objective"]["metric"], curve, self.step)
+        return draw(self._study, self.rows(), self.resolved["objective"]["metric"], curve, self.step, self.front())
 
     def figures_html(self) -> dict[str, str]:
         """The same as parts of an HTML page; the first one carries the plotting library (5 MB) for all."""
@@ -551,7 +588,14 @@ def attrs_of(trial: FrozenTrial) -> dict[str, Any]:
 def curve(trial: FrozenTrial) -> dict[int, float]:
     """What a trial reported, by completed epochs."""
     kept = {int(step): float(value) for step, value in attrs_of(trial).get(Attr.CURVE, {}).items()}
-    return dict(sorted({**kept, **trial.intermediate_values}.items()))
+    of_several = {step: point[0] for step, point in points_of(trial).items()}
+    return dict(sorted({**of_several, **kept, **trial.intermediate_values}.items()))
+
+
+def points_of(trial: FrozenTrial) -> dict[int, tuple[float, ...]]:
+    """With several objectives, all that a trial reported of them, by completed epochs; NaN for what is not known."""
+    kept = attrs_of(trial).get(Attr.POINTS, {})
+    return {int(step): tuple(map(float, values)) for step, values in kept.items()}
 
 
 def _row(trial: FrozenTrial) -> TrialRow:
@@ -578,6 +622,8 @@ def _row(trial: FrozenTrial) -> TrialRow:
         seeds=(seeds := attrs.get(Attr.SEEDS, 1)),
         mean=trial.value if seeds > 1 else None,
         outside=_outside(trial, attrs),
+        values=tuple(attrs.get(Attr.VALUES, ())) if state == "finished" else (),
+        beaten_by=tuple(attrs.get(Attr.BEATEN_BY, ())) if state == "pruned" else (),
     )
 
 
@@ -609,5 +655,6 @@ def _state(trial: FrozenTrial) -> TrialState:
 
 def _value(trial: FrozenTrial) -> float | None:
     """The objective at the best epoch."""
-    value: float | None = attrs_of(trial).get(Attr.VALUE, trial.value)
+    kept = attrs_of(trial)
+    value: float | None = kept[Attr.VALUE] if Attr.VALUE in kept else (trial.values or [None])[0]
     return value

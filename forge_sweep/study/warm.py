@@ -44,7 +44,7 @@ def enqueue(
         done = [trial for trial in trials if trial.state.name == "COMPLETE" and Attr.PARAMS in trial.user_attrs]
         ended = [trial for trial in done if Attr.FAILURE not in attrs_of(trial)]  # an infeasible one has a value, too
         sign = -1 if experiment.direction == "maximize" else 1
-        ended.sort(key=lambda trial: (sign * float(trial.value or 0.0), trial.number))
+        ended.sort(key=lambda trial: (sign * float((trial.values or [0.0])[0]), trial.number))
         fitting = [trial for trial in ended if fits(trial.user_attrs[Attr.PARAMS], experiment.space)]
         ranked.append([(f"{name}#{trial.number}", trial.user_attrs[Attr.PARAMS]) for trial in fitting])
         if not fitting:

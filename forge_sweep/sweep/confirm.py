@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import statistics
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from forge_sweep.bundle import Bundle
 from forge_sweep.errors import SweepStopped, TrialFailed
 from forge_sweep.experiment import Params, derived_seed
 from forge_sweep.study import END_S, TrialRow, key_of
+from forge_sweep.study.pareto import by_rule, turned
 from forge_sweep.sweep.context import Context, baseline_values, finish, finish_failed, finite, rank, stop_if_asked
 from forge_sweep.sweep.jobs import Monitor, Outcome, infeasible, of_baseline
 from forge_sweep.sweep.kept import keep
 from forge_sweep.sweep.pool import WorkerPool, forget_progress
 from forge_sweep.sweep.tuning import configuration
 from forge_sweep.task import Direction
+from forge_sweep.task.words import figure
 from forge_sweep.tracking import Run
 from forge_sweep.training import FileCheckpoint, classify
 from forge_sweep.workers import Worker, WorkerUnfit
@@ -65,6 +68,7 @@ class Confirmed:
     seeds: tuple[int, ...]
     direction: Direction
     epochs: int = 1  # the most that one of the trainings could choose among; 1 for a baseline
+    further: dict[str, float] = field(default_factory=dict)  # means of the other objectives of several, by name
 
     @property
     def mean(self) -> float:
@@ -98,6 +102,7 @@ class Confirmed:
             "spread": self.spread,
             "values": list(self.values),
             "gap": self.mean - self.contender.searched,
+            **({"further": self.further} if self.further else {}),
         }
 
 
@@ -132,9 +137,12 @@ def _sizes(context: Context) -> tuple[int, int]:
 
 
 def _contenders(context: Context, most: int) -> tuple[Contender, ...]:
-    """The ``most`` best finished trials and the best baseline."""
+    """The ``most`` best finished trials, of several objectives those by the rule, and the best baseline."""
+    ranked, front = context.study.ranked(), context.study.front()
+    if front is not None:
+        ranked.sort(key=lambda row: front.order.index(row.number))
     distinct: dict[str, TrialRow] = {}
-    for row in context.study.ranked():
+    for row in ranked:
         distinct.setdefault(key_of(row.params), row)
     best = list(distinct.values())[:most]
     top = [
@@ -165,6 +173,7 @@ class Confirmation:
         self.seeds = tuple(range(1, seeds + 1))
         self._left = deque((contender, s) for contender in self.contenders for s in self.seeds)
         self._found: dict[tuple[str, int], float | None] = {}
+        self._figures: dict[tuple[str, int], dict[str, float]] = {}
         self._why: dict[str, str] = {}  # it failed under another seed, by label
         context.tell("confirming", runs=len(self._left))
 
@@ -199,6 +208,7 @@ class Confirmation:
         if note is None or (note["value"] is not None and not _is_kept(self.context, name)):
             return False
         self._found[contender.label, s] = None if note["value"] is None else float(note["value"])
+        self._figures[contender.label, s] = {**note.get("metrics", {}), **note.get("measured", {})}
         if "cause" in note:
             self._why[contender.label] = note["cause"]
         self.context.tell("confirm", name=name, words=contender.words, seed=s, value=note["value"])
@@ -244,15 +254,17 @@ class Confirmation:
             finish(run, "interrupted", "KILLED")
             raise
         value = self._found[contender.label, s] = outcome.value
-        context.study.note(
-            key,
-            {"value": value, "metrics": finite(outcome.metrics), "epochs": outcome.longest, "seconds": outcome.seconds},
-        )
+        self._figures[contender.label, s] = finite(outcome.figures)
+        note = {"value": value, "metrics": finite(outcome.metrics), "epochs": outcome.longest}
+        measured = {"measured": outcome.measured} if outcome.measured else {}
+        context.study.note(key, {**note, "seconds": outcome.seconds, **measured})
         forget_progress(checkpoint)  # last: its state is kept until the bundle is in the folder and noted
         context.tell("confirm", name=name, words=contender.words, seed=s, value=value)
 
     def result(self) -> tuple[Confirmed, ...]:
         """The contenders with their objectives, the best mean first; call it after the workers are done.
+
+        With several objectives the network that the rule chooses comes first of all; see `choice_of`.
 
         A configuration that fails with one of the seeds is left out: in production it would fail as often.
         """
@@ -265,12 +277,62 @@ class Confirmation:
                 context.warn(f"{contender.words} failed under another seed{why}; left out")
                 continue
             epochs = 1 if contender.baseline else _most_epochs(context, contender)
-            confirmed.append(Confirmed(contender, kept, self.seeds, context.experiment.direction, epochs))
+            further = self._further(contender)
+            confirmed.append(Confirmed(contender, kept, self.seeds, context.experiment.direction, epochs, further))
         if not confirmed:
             hint = "see forge.cause of the confirm runs"
             raise SweepStopped("every candidate failed under another seed", hint=hint)
         confirmed.sort(key=lambda c: (rank(context, c.mean), not c.contender.baseline))
+        if (choice := choice_of(context, confirmed)) is not None:
+            confirmed.sort(key=lambda c: c.contender.label != choice.label)
         return tuple(confirmed)
+
+    def _further(self, contender: Contender) -> dict[str, float]:
+        """The other objectives of several, as means over the seeds; trees have no parameters."""
+        found = {}
+        for name in self.context.experiment.objective.names[1:]:
+            values = [self._figures[contender.label, s].get(name) for s in self.seeds]
+            if None not in values:
+                found[name] = statistics.fmean(value for value in values if value is not None)
+        return found
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which confirmed network the rule chooses among several objectives."""
+
+    label: str
+    words: str  # without a full stop
+
+
+def choice_of(context: Context, confirmed: Sequence[Confirmed]) -> Choice | None:
+    """The rule of `pareto.by_rule` on the means over seeds; None with one objective, or without a network.
+
+    What may be given up is ``objective.tolerance``, or else one standard error of a mean, pooled over the networks (the
+    rule of Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3); with one seed the noise over
+    epochs.
+    """
+    front, networks = context.study.front(), [each for each in confirmed if not each.contender.baseline]
+    if front is None or not networks:
+        return None
+    ways, seeds = context.experiment.directions, len(networks[0].values)
+    margin, how = front.tolerance, "objective.tolerance" if front.given else "the noise over epochs"
+    if not front.given and seeds > 1:
+        pooled = statistics.fmean(statistics.variance(each.values) for each in networks)
+        margin, how = (pooled / seeds) ** 0.5, "one standard error over seeds"
+    worst = {name: math.inf if way == "minimize" else -math.inf for name, way in ways.items()}
+    means = [{**worst, context.experiment.objective.metric: each.mean, **each.further} for each in networks]
+    points = {at: turned([each[name] for name in ways], ways.values()) for at, each in enumerate(means)}
+    chosen = by_rule(points, margin)[0]
+    first, second, *_ = ways
+    told = ", ".join(f"{name} {figure(value)}" for name, value in means[chosen].items())
+    of = f"Of {len(networks)} confirmed network{'s' * (len(networks) != 1)} {networks[chosen].contender.words}"
+    least = "least" if ways[second] == "minimize" else "most"
+    return Choice(
+        networks[chosen].contender.label,
+        f"{of} is chosen ({told}): the one with the {least} {second} of those whose {first} is at most "
+        f"{figure(margin)} ({how}) from the best",
+    )
 
 
 def log_end(context: Context, run: Run, outcome: Outcome) -> None:

@@ -47,6 +47,7 @@ def is_on(context: Context) -> bool:
     if context.dataset.folds:
         return False
     wanted = context.experiment.ensemble.ship == "better" and knows_ensembles(context.study)
+    wanted = wanted and len(context.experiment.objective.names) == 1  # an average is no point of a front
     return wanted and len(context.dataset.valid.rows) >= LEAST_ROWS
 
 

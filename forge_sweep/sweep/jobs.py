@@ -54,6 +54,7 @@ class Progress:
     part: str = ""  # of several trainings that are the epochs of the job: ``epoch`` is one within it
     metrics: dict[str, float] = field(default_factory=dict)  # of that epoch
     behind: int = 0  # epochs that were there already when the job began, and are reported again
+    measured: dict[str, float] = field(default_factory=dict)  # of the model before its training; in a report of its own
     checkpoint: bytes | None = None  # for the driver to keep, from a job on another machine
     ended: bool = False  # the job is over, however it ended
 
@@ -79,9 +80,14 @@ class Outcome:
     loss: float | None = None  # on the training rows at the best epoch; None for a baseline
     ended_after: int | None = None  # epochs after which `ENOUGH` ended what would have gone on
     predictions: bytes | None = field(default=None, repr=False)  # of the validation rows; see `forge_sweep.predictions`
-    measured: dict[str, float] = field(default_factory=dict)  # what ``[constraints]`` limits; of a finished one
+    measured: dict[str, float] = field(default_factory=dict)  # `Experiment.measures`; of a finished one
     longest: int = 0  # epochs that its best one was chosen among, of several trainings in the longest
     out_of_fold: np.ndarray | None = field(default=None, repr=False, compare=False)  # of a model that is kept
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Metrics and measures by name: what may be an objective."""
+        return {**self.metrics, **self.measured}
 
     @property
     def tags(self) -> dict[str, str]:
@@ -138,20 +144,20 @@ def infeasible(experiment: Experiment, outcome: Outcome) -> TrialFailed | None:
 
 
 def of_baseline(context: Context, result: TrialResult, folder: Path | None = None) -> Outcome:
-    """The outcome of a baseline, measured where there are limits; ``folder``: where its bundle was saved."""
+    """The outcome of a baseline, measured where models are; ``folder``: where its bundle was saved."""
     outcome, golden = Outcome.of(result, context.kept_rows), context.dataset.learned_from.features
     return dataclasses.replace(outcome, measured=_measured(context.experiment, result.bundle, golden, folder))
 
 
 def _measured(experiment: Experiment, bundle: Bundle, golden: pd.DataFrame, folder: Path | None) -> dict[str, float]:
-    """What ``[constraints]`` limits, of a model in the form in which it would be registered."""
-    if not (limits := experiment.constraints.limits):
+    """What is limited or an objective, of a model in the form in which it would be registered."""
+    if not (wanted := experiment.measures):
         return {}
     if isinstance(bundle.model, Ensemble) and bundle.kinds[0] == "network" and experiment.averaged == 1:
         one = bundle.model.members[0]  # of a trial's folds, in whose place one network would be registered
         bundle, folder = dataclasses.replace(bundle, model=one.model, preprocessor=one.preprocessor), None
     inside = experiment.model.preprocessing == "in_model" and bundle.kind == "network"
-    return measure(bundle, limits, choose_golden(golden), folder, exports.write_raw if inside else None)
+    return measure(bundle, wanted, choose_golden(golden), folder, exports.write_raw if inside else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,6 +177,7 @@ class TrainJob:
     golden: pd.DataFrame | None = None  # raw rows that the bundle is tried on, and measured with
     clocks: Clocks = CLOCKS
     kept_rows: str = ""  # fingerprint of the validation rows, where their predictions are kept
+    measures_first: bool = False  # the model before its training, too: see `Experiment.prunes_by_measures`
 
     def __call__(self, say: Say) -> Outcome:
         """Train.
@@ -198,9 +205,15 @@ class TrainJob:
             enough = answer == ENOUGH
             return bool(answer)
 
+        def on_built(bundle: Bundle) -> None:
+            assert self.golden is not None
+            report(measured=_measured(self.experiment, bundle, self.golden, None))
+
         folded, more = self.experiment.data.split.folds > 1, dict[str, Any]()
         if self.experiment.trainings > 1:
             more = {"on_inner": on_inner, "final": self.needed and self.keep is not None}
+        if self.measures_first:
+            more["on_built"] = on_built
         try:
             result = self.run(
                 self.experiment,
@@ -224,7 +237,7 @@ class TrainJob:
                     result.bundle.save(self.keep, self.golden)
                 if folded:
                     outcome = dataclasses.replace(outcome, out_of_fold=result.scores)
-            if self.experiment.constraints.limits and outcome.state == "finished":
+            if self.experiment.measures and outcome.state == "finished":
                 assert self.golden is not None
                 measured = _measured(self.experiment, result.bundle, self.golden, self.keep)
                 outcome = dataclasses.replace(outcome, measured=measured)
@@ -258,6 +271,7 @@ class Monitor:
     wish: Interrupted | None = None  # to stop
     error: Exception | None = None  # went wrong in here
     seen: dict[int, float] = field(default_factory=dict)  # the objective by 0-based epoch
+    measured: dict[str, float] = field(default_factory=dict)  # of the model before its training
 
     def __call__(self, progress: Progress) -> bool | str | None:
         """Log an epoch and answer whether to prune, `STOP` or `ENOUGH`; to a checkpoint, why it cannot be kept."""
@@ -270,6 +284,7 @@ class Monitor:
             return None
         if self.account is not None:
             self.account.charge(progress.seconds, progress.cpu_s, behind=progress.behind, ended=progress.ended)
+        self.measured |= progress.measured
         if progress.epoch is None:
             return None
         if not progress.part:
@@ -310,7 +325,9 @@ class Monitor:
         if several and context.experiment.study.pruner == "wilcoxon":
             # It compares fold by fold: what this one alone gave, of the means with it and without it.
             value = (epoch + 1) * value - epoch * self.seen.get(epoch - 1, 0.0)
-        prune = context.study.report(asked.number, epoch, value)
+        objective, known = context.experiment.objective, {**metrics, **self.measured}
+        further = {name: known[name] for name in objective.names[1:] if name in known}
+        prune = context.study.report(asked.number, epoch, value, further)
         context.budget.completed(asked.number, epoch)
         if prune or epoch + 1 >= context.experiment.steps.epochs:
             return prune

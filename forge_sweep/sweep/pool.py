@@ -120,7 +120,7 @@ class WorkerPool:
             WorkerLost: its process died, or lost its GPU.
         """
         experiment, dataset, golden = self.context.experiment, self.context.dataset, None
-        if keep is not None or experiment.constraints.limits:  # to a process goes no more than a bundle keeps
+        if keep is not None or experiment.measures:  # to a process goes no more than a bundle keeps
             features = dataset.learned_from.features
             golden = features if self.arrays is None else choose_golden(features)
         limit = experiment.study.trial_timeout_s
@@ -141,6 +141,7 @@ class WorkerPool:
                 golden=golden,
                 clocks=budget.CLOCKS,
                 kept_rows=self.context.kept_rows,
+                measures_first=monitor.asked is not None and experiment.prunes_by_measures,
             )
             try:
                 with contextlib.nullcontext() if monitor.account is None else monitor.account.job():

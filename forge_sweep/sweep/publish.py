@@ -14,8 +14,9 @@ from forge_sweep.checks.audit import Audit, histograms_html
 from forge_sweep.errors import BundleError
 from forge_sweep.experiment import Experiment, derived_seed
 from forge_sweep.study import StudyView, infeasible_words, sides, sides_words, warm_words
+from forge_sweep.study.pareto import Front
 from forge_sweep.sweep import ensemble, kept
-from forge_sweep.sweep.confirm import Confirmed, judged_scores, waiting_bundle
+from forge_sweep.sweep.confirm import Confirmed, choice_of, judged_scores, waiting_bundle
 from forge_sweep.sweep.context import Context, baseline_values, finish, finite
 from forge_sweep.sweep.trials import trial_name
 from forge_sweep.sweep.tuning import configuration, tuning
@@ -26,6 +27,9 @@ from forge_sweep.training import classify
 
 if TYPE_CHECKING:
     import numpy as np
+
+FRONT_NOTE = "sweep:front"
+"""Of the trials whose runs have been tagged as of the front."""
 
 
 def final_key(experiment: Experiment, study: StudyView) -> str:
@@ -43,9 +47,11 @@ def _end_key(experiment: Experiment, study: StudyView) -> str:
     confirm = experiment.confirm
     tune = tuning(experiment, study)
     tuned = "" if tune is None else f":tuned{tune.trials}"
+    objective = experiment.objective
+    within = f":within{objective.tolerance:g}" if len(objective.names) > 1 and objective.tolerance is not None else ""
     single = ":single" if experiment.ensemble.ship == "never" and ensemble.knows_ensembles(study) else ""
     grown = f":space{len(spaces) - 1}" if (spaces := study.spaces()) else ""
-    return f"final:{study.n_done}:{confirm.top}x{confirm.seeds}:{experiment.model_name}{tuned}{single}{grown}"
+    return f"final:{study.n_done}:{confirm.top}x{confirm.seeds}:{experiment.model_name}{tuned}{single}{grown}{within}"
 
 
 def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> dict[str, Any]:
@@ -71,6 +77,11 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
     words = in_words(context, verdict, evaluation if whole is None else None, metric)
     if chosen is not None:
         words += chosen.words + ("" if whole is None else _ensemble_on_test(evaluation, winner, metric))
+    front = context.study.front()
+    if front is not None:
+        choice = choice_of(context, confirmed)
+        words += f" {choice.words}." if choice else ""
+        words += f" In the search {front.words}."
     if (over := context.budget.over()) is not None:
         words += f" The search ended with {context.study.n_done} of {context.study.n_trials} trials: {over.text}."
     elif tried := context.study.all_tried:
@@ -96,9 +107,12 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
         "test": on_test["metrics"],
         "evaluation": None if evaluation is None else evaluation.to_dict(),
         "optimism": kept.optimism(context),
+        **({} if front is None else {"front": front.to_dict()}),
         **({ensemble.NAME: chosen.about} if chosen else {}),
     }
     _log_summary(context, parent, final, metric)
+    if front is not None:
+        _log_front(context, parent, front)
     ready = context.checkpoints / "winner"
     about = {**bundle.metadata, "sweep": context.key, "verdict": words, "outcome": verdict.outcome}
     about |= {"confirmed": winner.figures(), "test": on_test["metrics"]}
@@ -117,6 +131,19 @@ def _choose(
     except Exception as error:
         context.warn(f"no ensemble was looked for: {classify(error).message}")
         return None
+
+
+def _log_front(context: Context, parent: Run, front: Front) -> None:
+    """The front on the parent run, and a tag on each run that is on it; one that was and is no more, says so."""
+    parent.log_metrics({"front_trials": len(front.points), "front_hypervolume": front.hypervolume})
+    listed = "; ".join(f"trial {number} ({front.figures(number)})" for number in front.points)
+    parent.set_tags({"forge.front": listed, "forge.front_rule": front.rule})
+    parent.log_text(jsons.dumps(front.to_dict(), indent=2), "front.json")
+    before = context.study.notes(FRONT_NOTE).get(FRONT_NOTE, [])
+    for number in dict.fromkeys([*before, *front.points]):
+        said = "chosen" if number == front.chosen else "yes" if number in front.points else "no longer"
+        context.tracker.existing(f"{context.key}/{trial_name(number)}").set_tags({"forge.front": said})
+    context.study.note(FRONT_NOTE, sorted({*before, *front.points}))
 
 
 def _log_ensemble(context: Context, chosen: ensemble.Chosen) -> None:

@@ -46,6 +46,7 @@ class SweepResult:
         optimism: what the best trial of the search is worth once corrected for having been chosen, in figures and in
             ``words``; None where predictions were not kept. See `forge_sweep.predictions.optimism`.
         audit: what the audit of pruned trials found; None without ``study.audit_pruned``. See `PruningAudit`.
+        front: with several objectives the Pareto front of the search; None with one. See `StudyView.front`.
     """
 
     study: str
@@ -70,6 +71,7 @@ class SweepResult:
     findings: list[dict[str, Any]] = field(default_factory=list)
     audit: dict[str, Any] | None = None
     optimism: dict[str, Any] | None = None
+    front: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""

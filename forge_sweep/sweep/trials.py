@@ -309,9 +309,11 @@ def _end_scored(context: Context, asked: Asked, run: Run, result: Outcome) -> di
     if result.measured:
         attrs["measured"] = result.measured
     excess = context.experiment.constraints.excess(result.measured)
-    context.study.tell(asked.number, state, result.value, attrs=attrs, excess=excess, **why)
+    context.study.tell(asked.number, state, result.value, further=result.figures, attrs=attrs, excess=excess, **why)
     context.budget.settle(asked.number, result.value if state == "finished" else None, counts=not missed)
     shown = {"state": state, "value": result.value, "delta": delta, "epochs": result.epochs, **why}
+    further = context.experiment.objective.names[1:]
+    shown |= {"further": {name: result.figures[name] for name in further if name in result.figures}} if further else {}
     return {**shown, "seconds": cost.total.seconds, "metrics": attrs["metrics"]}
 
 

@@ -146,6 +146,7 @@ def in_words(context: Context, verdict: Verdict, evaluation: Evaluation | None, 
     """The verdict for people; ``metric`` is the objective on any split, such as ``auc``."""
     objective, winner = context.experiment.objective.metric, verdict.winner
     network, baseline, judgement = verdict.network, verdict.baseline, verdict.judgement
+    best = "best" if len(context.experiment.objective.names) == 1 else "chosen"
     if judgement is None or network is None or baseline is None:
         mean = figure(winner.mean)
         if verdict.nothing_learned:
@@ -153,7 +154,7 @@ def in_words(context: Context, verdict: Verdict, evaluation: Evaluation | None, 
             return f"{objective}: nothing was learned; {none}no model beats the constant predictor, {mean}."
         if network is None:
             return f"{objective}: no network could be confirmed; ship the baseline {winner.contender.words} {mean}."
-        said = f"{objective}: the best network ({winner.contender.words}) {mean}; no baseline to compare with"
+        said = f"{objective}: the {best} network ({winner.contender.words}) {mean}; no baseline to compare with"
         interval, chance = verdict.intervals[winner.contender.label], verdict.chance
         assert chance is not None
         behind = interval.low <= chance if context.experiment.direction == "maximize" else interval.high >= chance
@@ -162,7 +163,7 @@ def in_words(context: Context, verdict: Verdict, evaluation: Evaluation | None, 
                 f", and it is not shown to beat the constant predictor ({_between(interval)} against {figure(chance)})"
             )
         return f"{said}."
-    own = f"the best network ({network.contender.words}) {figure(network.mean)}"
+    own = f"the {best} network ({network.contender.words}) {figure(network.mean)}"
     other = f"{baseline.contender.words} {figure(baseline.mean)}"
     how = (
         f"{LEVEL:.0%} over {judgement.rows:,} validation rows and {judgement.seeds} "
