@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import curves, diagnosis, memory, outlook, pareto, suggestions, tables, target
+from benchmarks import curves, diagnosis, folds, memory, outlook, pareto, suggestions, tables, target
 from benchmarks.problems import PROBLEMS, Work, experiment_of, prepare
 from benchmarks.running import ROOT, SideFailed, call
 from benchmarks.sides import SIDES
@@ -177,3 +177,15 @@ def test_pruning_among_several_objectives_is_measured_on_recorded_configurations
         assert 0 < row["dominated"]["share"] <= row["whole"] <= 1 and min(row["to_level"]) > 0
     pareto.show({"small": found})
     assert "fewer epochs to the same hypervolume" in capsys.readouterr().out
+
+
+def test_one_split_and_folds_are_ranked_by_pairs_and_equal_scores_share_a_rank(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def pair(one: float, other: float) -> dict[str, dict[str, float]]:
+        return {"one split": {"score": one, "trials": 9}, "five folds": {"score": other, "trials": 2}}
+
+    folds.show({"MASS/fgl": [pair(2.0, 1.0), pair(1.0, 1.0)], "AER/CPS1985": [pair(3.0, 1.0), pair(1.0, 2.0)]}, 60.0)
+    said = capsys.readouterr().out
+    assert "| MASS/fgl | log_loss | 1.5 | 1 | 1 of 2 | 9 / 2 |" in said
+    assert "Mean rank over 4 pairs: one split 1.62, five folds 1.38." in said

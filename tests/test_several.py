@@ -78,6 +78,7 @@ class Trade(fake_run):
         ({"objective": {"metric": "val_auc", "tolerance": 0.1}}, "objective.tolerance = 0.1: expected nothing"),
         ({"objective": {**TWO, "tolerance": -0.1}}, "objective.tolerance = -0.1: expected 0.0 or more"),
         ({"study": {"sampler": "cmaes"}}, 'study.sampler = "cmaes": expected tpe, gp, random, qmc or grid'),
+        ({"study": {"repeats": "average"}}, 'study.repeats = "average": expected true or false, since there are'),
         ({"study": {"pruner": "median"}}, 'study.pruner = "median": expected "dominated" or "none"'),
         ({"study": {"plateau_trials": 3}}, "study.plateau_trials = 3"),
         ({"study": {"audit_pruned": 0.5}}, "study.audit_pruned = 0.5"),

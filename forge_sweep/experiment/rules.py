@@ -95,6 +95,9 @@ def study_fits_objectives(objective: ObjectiveSpec, study: StudySpec, ensemble: 
     if study.pruner not in ("dominated", "none"):
         hint = "leave it out: `dominated` prunes what a finished trial beats in every objective"
         yield wrong("study.pruner", study.pruner, f'"dominated" or "none", {since}', hint)
+    if study.repeats == "average":
+        hint = "repeats = true, or one objective: the mean over seeds is of one"
+        yield wrong("study.repeats", study.repeats, f"true or false, {since}", hint)
     if study.sampler == "cmaes":
         hint = "leave it out for tpe"
         yield wrong("study.sampler", study.sampler, f"tpe, gp, random, qmc or grid, {since}", hint)
