@@ -119,9 +119,12 @@ def _module(said: str, package: str, ref: str, folder: Path | None) -> ModuleTyp
     try:
         import optunahub  # which looks for the program git
 
-        if folder is None:
-            return cast("ModuleType", optunahub.load_module(package, ref=ref))
-        return cast("ModuleType", optunahub.load_local_module(package, registry_root=str(folder)))
+        found: ModuleType = (
+            optunahub.load_module(package, ref=ref)
+            if folder is None
+            else optunahub.load_local_module(package, registry_root=str(folder))
+        )
+        return found
     except FileNotFoundError as error:
         where = f"OptunaHub at {ref}" if folder is None else str(folder)
         known = (
