@@ -1,15 +1,8 @@
-"""A trial over folds: which rows, what is learned from which, predictions out of fold, pruning, resuming, the model.
-
-Run as a script it is the example, killed after its second fold: `python -m tests.test_folds STORE OVERRIDES`.
-"""
+"""A trial over folds: which rows, what is learned from which, predictions out of fold, pruning, resuming, the model."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +23,7 @@ from forge_sweep.sources.assemble import assemble
 from forge_sweep.study.story import story
 from forge_sweep.sweep import Event
 from forge_sweep.training import FileCheckpoint
+from tests.killed import kill
 from tests.test_sweep import run, runs, study_of
 
 EXAMPLE = Path(__file__).parents[1] / "experiments/folds.toml"
@@ -490,8 +484,7 @@ def test_the_example_is_killed_goes_on_and_its_model_is_made_again(tmp_path: Pat
         *("study.epochs=6", "study.n_trials=2", "confirm.top=1", "confirm.seeds=1", "model.search.learning_rate=0.01"),
         *("model.search.width=16", "study.repeats=true", 'baselines.kinds=["constant"]', "baselines.tune=false"),
     ]
-    killed = subprocess.run([sys.executable, "-m", "tests.test_folds", str(tmp_path), *short])
-    assert killed.returncode == -signal.SIGKILL
+    kill("folds", tmp_path, "part", 0, 2, short)
     seen: list[Event] = []
     result = sweep.run(load(EXAMPLE, short), store=tmp_path, watch=seen.append)
     rows_of = study_of(tmp_path, "folds").rows()
@@ -500,13 +493,3 @@ def test_the_example_is_killed_goes_on_and_its_model_is_made_again(tmp_path: Pat
     assert reproduce.reproduce(result.model, store=tmp_path).verdict.word == "exact"
     first = next(each for each in runs(tmp_path, "trial") if each.info.run_name == "trial-0000")
     assert reproduce.reproduce(first.info.run_id, store=tmp_path).verdict.word == "exact"
-
-
-def die(event: Event) -> None:
-    """As by `kill -9`."""
-    if event.kind == "part" and event.data["part"] == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    sweep.run(load(EXAMPLE, sys.argv[2:]), store=Path(sys.argv[1]), watch=die)

@@ -14,6 +14,7 @@ from forge_sweep import reproduce, sweep
 from forge_sweep.errors import ExperimentError, InputError, MissingExtra, ResumeRefused
 from forge_sweep.experiment import Experiment, load
 from forge_sweep.study import find_study, join_study
+from tests.killed import kill
 from tests.surface import experiment as on_surface
 from tests.surface import fake_run
 from tests.test_study import DATASET, MIXED, drive, embedded_store, experiment, opened, swept
@@ -191,9 +192,11 @@ def test_a_whole_sweep_tags_its_run_with_the_sampler(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("hub")
 def test_the_example_of_a_sampler_of_ones_own(tmp_path: Path) -> None:
-    """experiments/own_sampler.toml, whose sampler lies beside it."""
+    """experiments/own_sampler.toml, whose sampler lies beside it, killed in its second trial."""
     words = ["study.n_trials=3", "study.epochs=2", "confirm.top=1", "confirm.seeds=1", 'baselines.kinds=["constant"]']
+    kill("own_sampler", tmp_path, "epoch", 1, 2, words)
     result = sweep.run(load(ROOT / "experiments/own_sampler.toml", words), store=tmp_path)
     assert sum(result.trials.values()) == 3
+    assert [row.attempt for row in find_study("own_sampler", tmp_path).rows()] == [1, 2, 1]
     (last,) = (child for child in runs(tmp_path, "trial") if child.info.run_name == "trial-0002")
     assert reproduce.reproduce(last.info.run_id, store=tmp_path).verdict.word == "exact"

@@ -15,6 +15,7 @@ from forge_sweep.experiment import Experiment, load
 from forge_sweep.study import Study, find_study, join_study, key_of
 from forge_sweep.sweep import Event
 from forge_sweep.trial import TrialResult
+from tests.killed import kill
 from tests.surface import experiment as on_surface
 from tests.surface import fake_run
 from tests.test_study import DATASET, embedded_store, experiment, opened
@@ -157,13 +158,15 @@ def test_the_configurations_with_the_best_means_are_confirmed(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_the_example_of_averaged_repeats(tmp_path: Path) -> None:
-    """experiments/averaged.toml on a small budget, and a repeated training made again, bit by bit."""
+    """experiments/averaged.toml on a small budget, killed in its fourth trial; a repeated one is made again."""
     words = ["study.n_trials=5", "study.epochs=2", "confirm.top=1", "confirm.seeds=1", 'baselines.kinds=["constant"]']
     words += ["model.search.width=8", "model.search.depth={ type = 'int', low = 1, high = 2 }"]
+    kill("averaged", tmp_path, "epoch", 3, 1, words)
     sweep.run(load(ROOT / "experiments/averaged.toml", words), store=tmp_path)
     rows = study_of(tmp_path, "averaged").rows()
     assert {row.seeds for row in rows} <= {1, 2, 3, 4} and sum(row.mean is not None for row in rows) >= 4
     assert len({row.value for row in rows}) == 5  # each with a seed of its own
+    assert [row.attempt for row in rows] == [1, 1, 1, 2, 1]
     again = next(row for row in reversed(rows) if row.mean is not None)
     ids = {child.info.run_name: child.info.run_id for child in runs(tmp_path, "trial")}
     assert reproduce.reproduce(ids[f"trial-{again.number:04d}"], store=tmp_path).verdict.word == "exact"

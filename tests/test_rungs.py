@@ -1,15 +1,8 @@
-"""Fidelity by rows: nested parts of the training rows, a trial that climbs them, and the better half that goes on.
-
-Run as a script it is the example, killed after its first rung: `python -m tests.test_rungs STORE OVERRIDES`.
-"""
+"""Fidelity by rows: nested parts of the training rows, a trial that climbs them, and the better half that goes on."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +18,8 @@ from forge_sweep.experiment import ROW_SHARES, Experiment, load, parse
 from forge_sweep.sources.rungs import rungs
 from forge_sweep.study.replay import replay_study
 from forge_sweep.study.story import story
-from forge_sweep.sweep import Event
 from forge_sweep.training import FileCheckpoint
+from tests.killed import kill
 from tests.test_folds import made
 from tests.test_sweep import run, runs, study_of
 
@@ -198,21 +191,10 @@ def test_the_example_is_killed_goes_on_in_processes_and_its_model_is_made_again(
         *("study.epochs=3", "study.n_trials=3", "confirm.top=1", "confirm.seeds=1", "model.search.width=16"),
         *("model.search.depth=1", 'baselines.kinds=["constant"]'),
     ]
-    killed = subprocess.run([sys.executable, "-m", "tests.test_rungs", str(tmp_path), *short])
-    assert killed.returncode == -signal.SIGKILL
+    kill("fewer_rows", tmp_path, "part", 0, 1, short)
     result = sweep.run(load(EXAMPLE, [*short, "workers.kind=processes", "workers.n=1"]), store=tmp_path)
     rows_of = study_of(tmp_path, "fewer_rows").rows()
     assert len(rows_of) == 3 and rows_of[0].epochs == 3 and rows_of[0].attempt == 2
     assert reproduce.reproduce(result.model, store=tmp_path).verdict.word == "exact"
     first = next(each for each in runs(tmp_path, "trial") if each.info.run_name == "trial-0000")
     assert reproduce.reproduce(first.info.run_id, store=tmp_path).verdict.word == "exact"
-
-
-def die(event: Event) -> None:
-    """As by `kill -9`."""
-    if event.kind == "part":
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    sweep.run(load(EXAMPLE, sys.argv[2:]), store=Path(sys.argv[1]), watch=die)
