@@ -1,15 +1,8 @@
-"""What a model may cost: one above a limit is infeasible, says by how much, and is never registered.
-
-Run as a script it is the example, killed in its first epoch: `python -m tests.test_constraints STORE OVERRIDES`.
-"""
+"""What a model may cost: one above a limit is infeasible, says by how much, and is never registered."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +22,7 @@ from forge_sweep.study.story import story
 from forge_sweep.sweep import Event
 from forge_sweep.sweep.run import identity
 from forge_sweep.trial import TrialResult
+from tests.killed import kill
 from tests.surface import experiment, fake_run, height
 from tests.test_ensemble import cancer, one_tree
 from tests.test_preflight import made, rows
@@ -355,8 +349,7 @@ def test_the_example_is_killed_goes_on_and_its_model_is_made_again(tmp_path: Pat
         *("study.epochs=2", "study.pruner=none", "study.n_trials=3", "confirm.top=1", "confirm.seeds=1"),
         *('baselines.kinds=["constant"]', "constraints.parameters=1100"),
     ]
-    killed = subprocess.run([sys.executable, "-m", "tests.test_constraints", str(tmp_path), *short])
-    assert killed.returncode == -signal.SIGKILL
+    kill("constraints", tmp_path, "epoch", 0, 1, short)
     result = sweep.run(load(EXAMPLE, short), store=tmp_path)
     rows = study_of(tmp_path, "constraints").rows()
     above = [row for row in rows if row.failure]
@@ -367,13 +360,3 @@ def test_the_example_is_killed_goes_on_and_its_model_is_made_again(tmp_path: Pat
             row.attrs["measured"]["parameters"] <= 1100 and {"latency_ms", "bundle_mb"} <= row.attrs["measured"].keys()
         )
     assert reproduce.reproduce(result.model, store=tmp_path).verdict.word == "exact"
-
-
-def die(event: Event) -> None:
-    """As by `kill -9`."""
-    if event.kind == "epoch":
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    sweep.run(load(EXAMPLE, sys.argv[2:]), store=Path(sys.argv[1]), watch=die)

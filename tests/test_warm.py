@@ -1,14 +1,7 @@
-"""A sweep that begins with what earlier ones found: their best configurations come first, and are trained again.
-
-Run as a script it is the example, killed in its first epoch: `python -m tests.test_warm STORE OVERRIDES`.
-"""
+"""A sweep that begins with what earlier ones found: their best configurations come first, and are trained again."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +15,7 @@ from forge_sweep.study import key_of, open_study, warm_words
 from forge_sweep.study.storage import open_storage, storage_url
 from forge_sweep.study.warm import MOST
 from forge_sweep.sweep import Event
+from tests.killed import kill
 from tests.surface import experiment as surface
 from tests.surface import fake_run
 from tests.test_study import DATASET, experiment, opened, params_of
@@ -133,8 +127,7 @@ def test_the_example_begins_with_what_the_quickstart_found_is_killed_and_made_ag
     short = ["study.epochs=2", "study.pruner=none", "confirm.top=1", "confirm.seeds=1", 'baselines.kinds=["constant"]']
     short += ["model.search.width=32", "model.search.depth=2"]  # one shape is compiled once in each process
     sweep.run(load(EXPERIMENTS / "quickstart.toml", [*short, "study.n_trials=3"]), store=tmp_path)
-    killed = subprocess.run([sys.executable, "-m", "tests.test_warm", str(tmp_path), *short])
-    assert killed.returncode == -signal.SIGKILL
+    kill("warm_start", tmp_path, "epoch", 0, 1, [*short, "study.n_trials=4"])
     before = study_of(tmp_path, "warm_start").rows()
     result = sweep.run(load(EXPERIMENTS / "warm_start.toml", [*short, "study.n_trials=4"]), store=tmp_path)
     rows = study_of(tmp_path, "warm_start").rows()
@@ -159,14 +152,3 @@ def test_what_a_warm_start_gave_is_told_in_either_direction(tmp_path: Path) -> N
     assert warm_words(rows[:2], "maximize") == f"{best}; none of the 1 other finished trials is as good."
     assert warm_words(rows[:1], "maximize") == f"{best}; there is no other trial."
     assert warm_words(rows[1:], "maximize") == ""
-
-
-def die(event: Event) -> None:
-    """As by `kill -9`."""
-    if event.kind == "epoch":
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    words = [*sys.argv[2:], "study.n_trials=4"]
-    sweep.run(load(EXPERIMENTS / "warm_start.toml", words), store=Path(sys.argv[1]), watch=die)
