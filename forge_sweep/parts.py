@@ -88,13 +88,15 @@ def train(
         left = None if deadline_s is None else deadline_s - spent
         try:
             if left is not None and left <= 0:
-                text = f"the {word}s before took longer than the trial's {deadline_s:g} s"
-                raise TrialFailed("time-out", text, hint="raise study.trial_timeout_s")
+                raise TrialFailed("time-out", "")
             results.append(one(fold.rows, seed, on_epoch_within, name, left))
         except TrialFailed as failure:
-            # What is too large is so whatever the rows are.
-            said = f"{word} {number}: {failure.message}" if failure.failure != "infeasible" else failure.message
-            known: dict[str, Any] = {"findings": failure.findings, "excess": failure.excess, "hint": failure.hint}
+            said, hint = f"{word} {number}: {failure.message}", failure.hint
+            if failure.failure == "infeasible":  # whatever the rows are
+                said = failure.message
+            elif failure.failure == "time-out":  # alike, wherever the time ended
+                said, hint = f"its {word}s took longer than {deadline_s:g} s together", "raise study.trial_timeout_s"
+            known: dict[str, Any] = {"findings": failure.findings, "excess": failure.excess, "hint": hint}
             raise TrialFailed(failure.failure, said, **known) from failure
         spent += results[-1].seconds
         kept.finished(number)
@@ -164,10 +166,11 @@ def combined(
         pruned: not all folds were trained.
     """
     first, history = results[0], tuple(means(results[: n + 1]) for n in range(len(results)))
-    task, scores, threshold = first.bundle.task, None, first.bundle.threshold
+    task, scores, threshold, repeated = first.bundle.task, None, first.bundle.threshold, None
     if not pruned:
-        scores = out_of_fold(folds, [r.scores for r in results if r.scores is not None])
-        threshold = task.best_threshold(out_of_fold(folds, targets), scores)
+        repeated = out_of_fold(folds, [r.scores for r in results if r.scores is not None])
+        scores = repeated[0]
+        threshold = task.best_threshold(out_of_fold(folds, targets)[0], scores)
     found: dict[str, Any] = {}
     for result in results:
         for each in result.findings:
@@ -192,22 +195,24 @@ def combined(
         findings=tuple(found.values()),
         shares={name: statistics.fmean(r.shares[name] for r in results) for name in first.shares},
         scores=scores,
+        repeated=repeated,
         longest=max(len(result.history) for result in results),
     )
 
 
 def out_of_fold(folds: Sequence[Fold[Any]], values: Sequence[np.ndarray]) -> np.ndarray:
-    """What each row of `Dataset.judged` got in the folds that validated it, (n,) or (n, units): the mean over repeats.
+    """What each row of `Dataset.judged` got in the folds that validated it, (repeats, n) or (repeats, n, units).
 
-    ``values`` are those of the validation rows of each fold.
+    No mean over repeats: that of several models is better than what one of them says, and than one that is trained
+    again. ``values`` are those of the validation rows of each fold, the folds of one repeat after those of another.
     """
     rows = 1 + max(int(fold.at.max()) for fold in folds)
-    total, often = np.zeros((rows, *values[0].shape[1:])), np.zeros(rows)
-    for fold, its in zip(folds, values, strict=True):
-        total[fold.at] += its
-        often[fold.at] += 1
-    mean = total / often.reshape(-1, *[1] * (total.ndim - 1))
-    return mean.astype(values[0].dtype, copy=False)
+    repeats = sum(len(fold.at) for fold in folds) // rows
+    found = np.empty((repeats, rows, *values[0].shape[1:]), values[0].dtype)
+    each = len(folds) // repeats
+    for number, (fold, its) in enumerate(zip(folds, values, strict=True)):
+        found[number // each, fold.at] = its
+    return found
 
 
 def refit(results: Sequence[TrialResult]) -> Part:

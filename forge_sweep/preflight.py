@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from forge_sweep.experiment import GENERAL, Code, Dimension, Experiment, Params,
 from forge_sweep.preprocessing import Schema, Spec, mapped
 from forge_sweep.sources import Dataset
 from forge_sweep.task import Task
+from forge_sweep.task.metrics import Gap
 from forge_sweep.trial import Prepared, Recipe
 
 Which = Literal["smallest", "largest"]
@@ -56,7 +57,7 @@ class Outline:
     n_numbers: int
     spec: Spec
     held: int
-    y_valid: np.ndarray
+    validated: tuple[np.ndarray, ...]  # targets of the validation rows, with folds of each
 
 
 def preflight(experiment: Experiment, dataset: Dataset) -> tuple[Finding, ...]:
@@ -124,7 +125,7 @@ def corner_params(experiment: Experiment, which: Which, **fixed: Scalar) -> Para
 def _outline(experiment: Experiment, dataset: Dataset) -> Outline:
     """What the arrays will be like, from targets, categories and missing values alone."""
     train, recipe = dataset.train, Recipe.of(experiment, "none")
-    task = recipe.learn_task(train.targets)
+    task = recipe.learn_task(dataset.learned_from.targets)
     # Which columns come out is up to the schema alone, so that fitting on no rows gives them all.
     schema = Schema.learn(train.features, dataset.categorical)
     fitted = recipe.fit(train.features.iloc[:0], schema)
@@ -133,7 +134,8 @@ def _outline(experiment: Experiment, dataset: Dataset) -> Outline:
     held = sum(each.size for name, each in spec.items() if name not in in_file)
     n_numbers = sum(column.kind != "categorical" for column in schema.tabular)
     rows = len(train.features) + len(dataset.valid.features)
-    return Outline(task, rows, n_numbers, spec, held, task.encode(dataset.valid.targets))
+    splits = [fold.rows for fold in dataset.folds] or [dataset]
+    return Outline(task, rows, n_numbers, spec, held, tuple(task.encode(each.valid.targets) for each in splits))
 
 
 def _try(experiment: Experiment, dataset: Dataset, fitting: Sequence[Which]) -> tuple[Finding, ...]:
@@ -254,10 +256,15 @@ def _inside(experiment: Experiment, dataset: Dataset, prepared: Prepared) -> Ite
 
 def _defined(experiment: Experiment, outline: Outline) -> Iterator[Finding]:
     """Whether the objective, and every other metric, has a value on these rows, whatever a model predicts."""
-    objective, rows = experiment.objective.metric, len(outline.y_valid)
-    for gap in outline.task.gaps(outline.y_valid):
+    objective, several = experiment.objective.metric, len(outline.validated) > 1
+    some: dict[tuple[Any, ...], tuple[Gap, int, int]] = {}
+    for number, encoded in enumerate(outline.validated, start=1):
+        for gap in outline.task.gaps(encoded):
+            some.setdefault((gap.metrics, gap.whole, gap.seen * (not several)), (gap, number, len(encoded)))
+    for gap, number, n in some.values():
+        rows = f"{n} validation rows" + (f" of fold {number}" if several else "")
         if objective.removeprefix("val_") in gap.metrics:
-            seen = f"{objective} is not defined on the {rows} validation rows: {gap.seen}"
+            seen = f"{objective} is not defined on the {rows}: {gap.seen}"
             expected = "validation rows that define it" if gap.whole else "validation rows of every class and label"
             fix = (
                 "give validation more rows under [data.split] (stratify keeps shares), or set another objective.metric"

@@ -78,6 +78,7 @@ class TrialResult:
         precision: in what it was trained; the bundle computes in float32.
         shares: of its time, such as ``cost/setup_share``; see `checks.diagnose.Times`.
         scores: (n, units) of the validation rows, as `Task.to_scores` gives them, at the best epoch.
+        repeated: with folds, (repeats, n, units) of each repeat; ``scores`` are those of the first.
         longest: of several trainings, the epochs of the longest fold, or of the last rung; 0 of one.
     """
 
@@ -95,6 +96,7 @@ class TrialResult:
     precision: str = "float32"
     shares: dict[str, float] = field(default_factory=dict)
     scores: np.ndarray | None = field(default=None, repr=False, compare=False)
+    repeated: np.ndarray | None = field(default=None, repr=False, compare=False)
     longest: int = 0
 
 

@@ -24,6 +24,7 @@ from forge_sweep.study.story import story
 from forge_sweep.sweep import Event
 from forge_sweep.training import FileCheckpoint
 from tests.killed import kill
+from tests.test_study import opened
 from tests.test_sweep import run, runs, study_of
 
 EXAMPLE = Path(__file__).parents[1] / "experiments/folds.toml"
@@ -148,6 +149,9 @@ def test_too_few_rows_of_a_class_groups_or_moments_are_refused_with_a_number_tha
     groups = table(60, g=np.repeat(np.arange(6), 10))
     with pytest.raises(DataError, match=r"there are \d groups in column 'g' among the rows that train and validate"):
         made(groups, kind="group", group="g", folds=6)
+    late = table(60, t=np.arange(60)).assign(y=lambda frame: (frame.index > 25).astype(int))
+    with pytest.raises(DataError, match=r"fold 1 trains on \d+ rows, and none has class 1"):
+        made(late, kind="time", time="t", folds=3)
     with pytest.raises(DataError, match=r"3 different times after the oldest in column 't'.*\n.*folds = 3 under"):
         made(table(60, t=np.repeat(np.arange(5), 12)), kind="time", time="t", folds=4)
 
@@ -162,12 +166,13 @@ def test_too_few_rows_of_a_class_groups_or_moments_are_refused_with_a_number_tha
         ({"folds": 3}, {"study": {"pruner": "hyperband"}}, "a pruner that can judge whole folds"),
         ({"folds": 3}, {"model": {"preprocessing": "in_model"}}, "the average of the folds' models is registered"),
         ({"folds": 1.5}, {}, "data.split.folds = 1.5"),
+        ({"folds": 3}, {"objective": {"metrics": ["val_auc", "parameters"]}}, "since there are 2 objectives"),
     ],
 )
 def test_what_goes_with_no_folds_is_refused(split: dict[str, Any], more: dict[str, Any], said: str) -> None:
     data = {"source": "file", "path": "rows.csv", "target": "y", "task": "binary", "split": split}
     with pytest.raises(ExperimentError, match=said.replace(".", r"\.")):
-        parse({"name": "x", "data": data, "objective": {"metric": "val_auc"}, **more}, root=Path())
+        parse({"name": "x", "data": data, **{"objective": {"metric": "val_auc"}, **more}}, root=Path())
 
 
 def test_a_sweep_that_was_begun_before_there_were_folds_is_the_same_one() -> None:
@@ -207,12 +212,14 @@ def test_a_trial_is_the_mean_over_folds_and_predicts_each_row_by_a_model_that_ha
         dataclasses.replace(result.bundle, model=member.model, preprocessor=member.preprocessor)
         for member in result.bundle.model.members
     ]
-    values, sums = [], np.zeros_like(result.scores)
+    assert result.repeated is not None
+    values, opinions = [], np.zeros_like(result.repeated)
     for member, fold in zip(members, data.folds, strict=True):
         scores = member.scores(fold.rows.valid.features)
-        sums[fold.at] += scores / 2  # each row is validated twice
+        opinions[len(values) // 3, fold.at] = scores
         values.append(member.task.score(member.task.encode(fold.rows.valid.targets), scores)["log_loss"])
-    assert np.allclose(sums, result.scores, atol=1e-6)
+    assert np.allclose(opinions, result.repeated, atol=1e-6) and opinions.shape[0] == 2
+    assert np.array_equal(result.scores, result.repeated[0])  # the second opinion is no part of what is kept and shown
     assert result.metrics["val_log_loss"] == pytest.approx(np.mean(values), abs=1e-6)
     assert [row["val_log_loss"] for row in result.history] == pytest.approx(
         [np.mean(values[: n + 1]) for n in range(6)], abs=1e-6
@@ -266,7 +273,7 @@ def test_the_time_of_a_trial_is_that_of_all_its_folds() -> None:
 
     lefts: list[float | None] = []
     three = rows(experiment()).folds
-    with pytest.raises(TrialFailed, match="fold 3: the folds before took longer than the trial's 5 s") as failed:
+    with pytest.raises(TrialFailed, match=r"^its folds took longer than 5 s together") as failed:
         parts.train(three, one, parts.Checkpoints(None), [1, 2, 3], parts.go_on, parts.say_nothing, 5.0)
     assert failed.value.failure == "time-out" and lefts == [5.0, 2.0]
 
@@ -391,6 +398,61 @@ def test_a_pruned_trial_has_the_folds_that_it_had() -> None:
     assert last.state == "finished"  # after the last fold nothing is left to prune
 
 
+def studied(folds: int = 5, **study: Any) -> Experiment:
+    """An experiment whose trials are told to the study by hand."""
+    spec = experiment(folds=folds)
+    return spec.model_copy(update={"study": spec.study.model_copy(update={"n_trials": 9, **study})})
+
+
+def begun(study: Any) -> int:
+    """The number of the next trial."""
+    asked = study.ask()
+    assert asked is not None
+    return int(asked.number)
+
+
+@pytest.mark.parametrize("pruner", ["median", "percentile"])
+def test_a_trial_is_compared_after_as_many_folds_and_an_easy_first_one_protects_none(
+    pruner: str, tmp_path: Path
+) -> None:
+    """Optuna's own pruners take the best that a trial has had so far, here the mean over its easiest folds."""
+    study = opened(tmp_path, studied(startup_trials=3, pruner=pruner, percentile=50.0))
+    with study.hold():
+        for _ in range(3):
+            number = begun(study)
+            assert not any(study.report(number, fold, mean) for fold, mean in enumerate([0.3, 0.4, 0.45, 0.49, 0.5]))
+            study.tell(number, "finished", 0.5)
+        number = begun(study)
+        assert not study.report(number, 0, 0.29)
+        assert study.report(number, 1, 1.1)  # the first fold was the best of all
+        assert study.report(number, 1, 1.1)  # asked again after a kill
+        study.tell(number, "pruned", 1.1)
+    assert study.rows()[-1].epochs == 2
+
+
+def test_wilcoxons_test_gets_single_folds_and_the_study_keeps_the_means(tmp_path: Path) -> None:
+    study = opened(tmp_path, studied(pruner="wilcoxon"))
+    with study.hold():
+        number = begun(study)
+        for fold, mean in enumerate([0.9, 0.8, 0.85]):
+            study.report(number, fold, mean)
+        study.tell(number, "finished", 0.85)
+        assert study.reports(number) == pytest.approx({0: 0.9, 1: 0.8, 2: 0.85})
+        frozen = study._study.get_trials(deepcopy=False)[0]
+        assert frozen.intermediate_values == pytest.approx({1: 0.9, 2: 0.7, 3: 0.95})
+
+
+def test_a_fork_takes_no_means_over_folds_for_epochs(tmp_path: Path) -> None:
+    study = opened(tmp_path, studied(3))
+    with study.hold():
+        number = begun(study)
+        study.report(number, 0, 0.4)
+        study.tell(number, "finished", 0.5)
+    for other, said in ((studied(4), "data.split.folds: 3 -> 4"), (studied(1), "data.split.folds: 4 -> 1")):
+        fork = opened(tmp_path, other, fork=True)
+        assert fork.imported == 0 and said in fork.skipped
+
+
 # A sweep
 
 
@@ -450,7 +512,7 @@ def test_the_verdict_takes_predictions_out_of_fold_and_never_those_of_the_model_
 
     def by_heart(*args: Any, **more: Any) -> Any:
         result = Hilly(real, [])(*args, **more)
-        return dataclasses.replace(result, scores=noise)
+        return dataclasses.replace(result, scores=noise, repeated=noise[None])
 
     result = run(spec, tmp_path, by_heart)
     kept = predictions.read(study_of(tmp_path, "folded"), tmp_path)

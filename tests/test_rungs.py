@@ -89,6 +89,14 @@ def test_too_few_rows_or_a_class_that_is_too_rare_are_refused() -> None:
         rungs(made(rare), ("y",), ROW_SHARES, 0)
 
 
+def test_a_small_table_is_refused_before_there_is_a_study(tmp_path: Path) -> None:
+    small = parse({**experiment().resolved(), "data": {**experiment().resolved()["data"], "name": "wine"}}, root=Path())
+    for begin in (sweep.check, sweep.run):
+        with pytest.raises(DataError, match="the smallest part of the 124 training rows has 14"):
+            begin(small, store=tmp_path)
+    assert not (tmp_path / "optuna.db").exists()
+
+
 @pytest.mark.parametrize(
     ("study", "split", "said"),
     [

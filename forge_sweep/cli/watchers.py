@@ -299,7 +299,7 @@ def print_result(name: str, result: SweepResult) -> None:
         print_front(result.front)
     if result.optimism is not None:
         say(f"optimism  {result.optimism['words']}")
-    say(f"trials    {counts}{ended}")
+    say(f"trials    {counts or 'none'}{ended}")
     if result.audit is not None:
         say(f"pruning   {result.audit['words']}")
     if result.phases:

@@ -456,6 +456,18 @@ def rows_fit_the_rest(data: DataSpec, study: StudySpec) -> Mistakes:
         yield wrong("study.pruner", study.pruner, expected, 'pruner = "successive_halving" under [study]')
 
 
+def objectives_fit_trainings(objective: ObjectiveSpec, data: DataSpec, study: StudySpec) -> Mistakes:
+    """Several objectives are pruned by their curves over epochs, which a trial of several trainings has not."""
+    if len(objective.metrics) < 2:
+        return
+    hint = "give one objective.metric, and limits under [constraints] for what a model may cost"
+    expected = f"{{}}, since there are {len(objective.metrics)} objectives, whose curves over epochs are compared"
+    if data.split.folds > 1:
+        yield wrong("data.split.folds", data.split.folds, expected.format("1"), hint)
+    if study.fidelity == "rows":
+        yield wrong("study.fidelity", study.fidelity, expected.format('"epochs"'), hint)
+
+
 def folds_fit_the_rest(data: DataSpec, model: ModelSpec, study: StudySpec) -> Mistakes:
     """A pruner that judges whole folds, few enough of them, and one model where one is asked for."""
     split = data.split
@@ -504,5 +516,6 @@ RULES: tuple[tuple[Callable[..., Mistakes], tuple[str, ...]], ...] = (
     (plateau_is_whole, ("study",)),
     (folds_fit_the_rest, ("data", "model", "study")),
     (rows_fit_the_rest, ("data", "study")),
+    (objectives_fit_trainings, ("objective", "data", "study")),
 )
 """Each rule with the sections that it takes; it is left out where one of them could not be read."""

@@ -283,8 +283,8 @@ class ConstraintsSpec(Section):
     parameters: Annotated[int | None, Later(None)] = Field(
         None,
         ge=1,
-        description="Most parameters of a network, known before it is trained; of an ensemble, of all its networks "
-        "together. Trees have none.",
+        description="Most parameters of a network, known before it is trained; of an ensemble, and of the average of "
+        "folds, of all its networks together. Trees have none.",
     )
     bundle_mb: Annotated[float | None, Later(None)] = Field(
         None, gt=0, description="Most megabytes (10^6 bytes) of the saved model with its preprocessing and golden rows."

@@ -39,9 +39,17 @@ def positions(frame: pd.DataFrame, spec: DataSpec, roles: np.ndarray, seed: int)
         return ()
     pool = np.concatenate([np.flatnonzero(roles == TRAIN), np.flatnonzero(roles == VALID)])
     rows = frame.iloc[pool]
-    if split.kind == "time":
-        return _by_time(rows[split.time], split.folds)
+    found = _by_time(rows[split.time], split.folds) if split.kind == "time" else _divided(rows, spec, seed)
+    for head in (each for each in spec.tasks.values() if each.task in ("binary", "multiclass")):
+        _refuse_untaught(rows[list(head.target)], found)
+    return found
+
+
+def _divided(rows: pd.DataFrame, spec: DataSpec, seed: int) -> tuple[Positions, ...]:
+    """At random, or by groups."""
     from sklearn import model_selection
+
+    split, pool = spec.split, rows.index
 
     codes, groups = np.zeros(len(pool), np.int64), None
     heads = [list(head.target) for head in spec.tasks.values() if head.task in ("binary", "multiclass")]
@@ -93,6 +101,19 @@ def _refuse_rare(codes: np.ndarray, labels: list[str], folds: int) -> None:
             f"{len(codes)} rows that train and validate; expected at least one for each fold",
             hint=f"set {fewer}, give more rows of the class, or set {Key('data.split.stratify', 'false')}",
         )
+
+
+def _refuse_untaught(targets: pd.DataFrame, folds: tuple[Positions, ...]) -> None:
+    """Raise DataError for a fold that has no training row of a class: its model could not know it."""
+    codes, labels = class_numbers(targets)
+    usable = ~without_target(targets)
+    for number, (train, _) in enumerate(folds, start=1):
+        if unknown := set(codes[usable].tolist()) - set(codes[train][usable[train]].tolist()):
+            raise DataError(
+                f"{Key('data.split.folds', str(len(folds))):is}: fold {number} trains on {len(train)} rows, and none "
+                f"has class {labels[min(unknown)]}",
+                hint="set fewer folds, or another data.split.kind; with one split the same rows may do",
+            )
 
 
 def _refuse_few(found: int, folds: int, what: str, column: str) -> None:

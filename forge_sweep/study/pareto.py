@@ -124,11 +124,12 @@ def margins(finished: Iterable[Track], step: int) -> Point | None:
     their end, times the square root of 2 for the two of them: learning curves that cross, a row that took longer. None
     where they are fewer than `LEAST`.
     """
-    gains = [
+    known = [
         tuple(end - now for end, now in zip(track.final, point, strict=True))
         for track in finished
         if track.final is not None and max(track.points, default=0) >= step and (point := track.at(step)) is not None
     ]
+    gains = [each for each in known if all(map(math.isfinite, each))]
     if len(gains) < LEAST:
         return None
     return tuple(math.sqrt(2) * statistics.pstdev(of_one) for of_one in zip(*gains, strict=True))

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from optuna import pruners
 from optuna.exceptions import ExperimentalWarning
 
 if TYPE_CHECKING:
     from forge_sweep.experiment import StudySpec
+    from forge_sweep.task import Direction
 
 REDUCTION_FACTOR = 3
 """Of Hyperband and successive halving; the value of Li et al. 2018 (https://arxiv.org/abs/1603.06560)."""
@@ -52,6 +54,19 @@ def make(spec: StudySpec) -> pruners.BasePruner:
 
 def _reduction(spec: StudySpec) -> int:
     return HALVES if spec.fidelity == "rows" else REDUCTION_FACTOR
+
+
+def is_behind(value: float, others: Sequence[float], spec: StudySpec, direction: Direction) -> bool:
+    """Whether ``median`` or ``percentile`` prunes a trial over folds or rungs, by what ``others`` had after as many.
+
+    Optuna's own compare the best that a trial has had so far, which of means over folds is the mean over the easiest of
+    them. NaN is behind any.
+    """
+    if len(others) < max(spec.startup_trials, 1):
+        return False
+    kept = 50.0 if spec.pruner == "median" else spec.percentile
+    cut = float(np.nanpercentile(others, kept if direction == "minimize" else 100 - kept))
+    return not (value <= cut if direction == "minimize" else value >= cut)
 
 
 def _first_rung(spec: StudySpec) -> int:

@@ -32,6 +32,7 @@ from forge_sweep.study.trials import (
     curve,
     points_of,
     recorded,
+    state_of,
 )
 
 if TYPE_CHECKING:
@@ -558,9 +559,17 @@ class Study(Shared):
             return False
         if len(self._ways) > 1:  # of which Optuna takes no reports
             return self._judge_among_several(number, step)
+        if self._experiment.trainings > 1 and spec.pruner in ("median", "percentile"):
+            rows = (trial for trial in self._study.get_trials(deepcopy=False) if state_of(trial) == "finished")
+            others = [curve(trial).get(step, math.nan) for trial in rows]
+            known = [value for value in others if math.isfinite(value)]
+            prune = pruners.is_behind(running.reported[step], known, spec, self.direction)
+            if prune:
+                running.trial.set_user_attr(Attr.PRUNED_AT, step)
+            return prune
         steps = sorted(running.reported) if pruners.reads_every_report(spec) else [step]
         for unsent in (each for each in steps if each <= step and each not in running.sent):
-            running.trial.report(running.reported[unsent], unsent)
+            running.trial.report(self._for_optuna(number, unsent), unsent)
             running.sent.add(unsent)
         running.judged = step
         with pruners.quiet():
@@ -568,6 +577,13 @@ class Study(Shared):
         if prune:  # kept, since successive halving lets a trial pass that it has judged before
             running.trial.set_user_attr(Attr.PRUNED_AT, step)
         return prune
+
+    def _for_optuna(self, number: int, step: int) -> float:
+        """What was reported at a step; to Wilcoxon's test over folds, what that fold alone gave."""
+        reported = self._running[number].reported
+        if self._experiment.trainings == 1 or self._experiment.study.pruner != "wilcoxon":
+            return reported[step]
+        return step * reported[step] - (step - 1) * reported.get(step - 1, 0.0)  # of means, with it and without it
 
     def _judge_among_several(self, number: int, step: int) -> bool:
         """Keep what was reported, and say whether finished trials make it hopeless; see `pareto.beaten_by`."""

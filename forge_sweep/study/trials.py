@@ -305,7 +305,7 @@ class StudyView:
         finished = {
             trial.number: trial
             for trial in self._own_trials()
-            if _state(trial) == "finished" and Attr.VALUES in attrs_of(trial)
+            if state_of(trial) == "finished" and Attr.VALUES in attrs_of(trial)
         }
         values = {number: attrs_of(trial)[Attr.VALUES] for number, trial in finished.items()}
         tolerance = self.resolved["objective"].get("tolerance")
@@ -370,7 +370,7 @@ class StudyView:
 
         Imported ones and those outside of the search space are not among them.
         """
-        states = [_state(trial) for trial in self._own_trials()]
+        states = [state_of(trial) for trial in self._own_trials()]
         return {state: states.count(state) for state in OPTUNA_STATES if state in states}
 
     def rows(self) -> list[TrialRow]:
@@ -404,7 +404,7 @@ class StudyView:
         sign, seen = -1 if self.direction == "maximize" else 1, set[str]()
         for trial in self._own_trials():
             value = trial.value if Attr.SEEDS in trial.user_attrs else _value(trial)
-            if _state(trial) != "finished" or value is None:
+            if state_of(trial) != "finished" or value is None:
                 continue
             if Attr.SEEDS in trial.user_attrs:
                 key = key_of(trial.user_attrs[Attr.PARAMS])
@@ -450,7 +450,7 @@ class StudyView:
 
     def objectives(self) -> list[tuple[int, float | None]]:
         """Number and objective of each finished trial, None for a pruned one, in the order in which they ended."""
-        states = [(trial, _state(trial)) for trial in self._ended()]
+        states = [(trial, state_of(trial)) for trial in self._ended()]
         scored = [(trial, state) for trial, state in states if state in ("finished", "pruned")]
         return [(trial.number, _value(trial) if state == "finished" else None) for trial, state in scored]
 
@@ -589,7 +589,7 @@ def curve(trial: FrozenTrial) -> dict[int, float]:
     """What a trial reported, by completed epochs."""
     kept = {int(step): float(value) for step, value in attrs_of(trial).get(Attr.CURVE, {}).items()}
     of_several = {step: point[0] for step, point in points_of(trial).items()}
-    return dict(sorted({**of_several, **kept, **trial.intermediate_values}.items()))
+    return dict(sorted({**of_several, **trial.intermediate_values, **kept}.items()))
 
 
 def points_of(trial: FrozenTrial) -> dict[int, tuple[float, ...]]:
@@ -600,7 +600,7 @@ def points_of(trial: FrozenTrial) -> dict[int, tuple[float, ...]]:
 
 def _row(trial: FrozenTrial) -> TrialRow:
     attrs = attrs_of(trial)
-    state = _state(trial)
+    state = state_of(trial)
     cost = TrialCost.of(attrs[Attr.COST]) if Attr.COST in attrs else None
     seconds = None if cost is None else cost.total.seconds
     if cost is None and trial.duration is not None:
@@ -646,7 +646,7 @@ def _outside(trial: FrozenTrial, attrs: Mapping[str, Any]) -> str:
     return f"{attrs[Attr.OUTSIDE]['why']} ({how})"
 
 
-def _state(trial: FrozenTrial) -> TrialState:
+def state_of(trial: FrozenTrial) -> TrialState:
     """One that ran out of memory, or is above a limit, ended well for Optuna, as infeasible; for people it failed."""
     if Attr.OUTSIDE in trial.user_attrs:
         return "outside"

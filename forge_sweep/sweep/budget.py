@@ -61,6 +61,7 @@ class Account:
         self._gpus = gpus
         self._clock = clock
         self._epoch: int | None = None  # the last one of this job
+        self._goes_on = False  # within one of several trainings: what an attempt that is put back has is kept
         self._behind = 0  # epochs that this job was taken up with; they are reported again, not trained
         self._at_epoch = earlier.total
         self._ended = True
@@ -97,9 +98,15 @@ class Account:
         if self._clock() - self._saved_at >= SAVE_EVERY_S:
             self._save()
 
+    def went_on(self) -> None:
+        """An epoch within one of several trainings was completed; these are the epochs of the trial."""
+        self._goes_on = True
+        if self._clock() - self._saved_at >= SAVE_EVERY_S:
+            self._save()
+
     def broke_off(self, *, died: bool) -> None:
         """This attempt ended before the trial did; ``died``: what came after its last whole epoch gave nothing."""
-        if died or self._epoch is None:
+        if died or (self._epoch is None and not self._goes_on):
             self.cost = replace(self.cost, lost=self.cost.lost + self.cost.total - self._at_epoch)
         self._save()
 
@@ -240,6 +247,12 @@ class Budget:
     def completed(self, number: int, epoch: int) -> None:
         """Put down an epoch of a trial, and now and then how long this process has been searching."""
         self._accounts[number].completed(epoch)
+        if self._clock() - self._noted_at >= SAVE_EVERY_S:
+            self._note_session()
+
+    def went_on(self, number: int) -> None:
+        """The same of an epoch within one of several trainings."""
+        self._accounts[number].went_on()
         if self._clock() - self._noted_at >= SAVE_EVERY_S:
             self._note_session()
 

@@ -363,7 +363,7 @@ def _train_baseline(context: Context, contender: Contender, seed: int, folder: P
         raise classify(error) from error
     result.bundle.save(folder, context.dataset.learned_from.features)
     outcome = of_baseline(context, result, folder)
-    return replace(outcome, out_of_fold=result.scores) if context.dataset.folds else outcome
+    return replace(outcome, out_of_fold=result.repeated) if context.dataset.folds else outcome
 
 
 def bundle_folder(context: Context, name: str) -> Path:
@@ -381,10 +381,13 @@ def _is_kept(context: Context, name: str) -> bool:
 
 
 def judged_scores(context: Context, name: str) -> np.ndarray:
-    """(n, units): what a confirmed contender says of the rows of `Dataset.judged`, none of which it was trained on."""
+    """(repeats, n, units): what a contender says of the rows of `Dataset.judged`, none of which it was trained on.
+
+    With folds of each repeat; else there is one.
+    """
     if context.dataset.folds:
         return np.asarray(np.load(_out_of_fold(context, name), allow_pickle=False))
-    return waiting_bundle(context, name).scores(context.dataset.judged.features)
+    return waiting_bundle(context, name).scores(context.dataset.judged.features)[None]
 
 
 SMALL = 30_000_000

@@ -236,7 +236,7 @@ class TrainJob:
                 with contextlib.nullcontext() if self.needed else contextlib.suppress(BundleError, OSError):
                     result.bundle.save(self.keep, self.golden)
                 if folded:
-                    outcome = dataclasses.replace(outcome, out_of_fold=result.scores)
+                    outcome = dataclasses.replace(outcome, out_of_fold=result.repeated)
             if self.experiment.measures and outcome.state == "finished":
                 assert self.golden is not None
                 measured = _measured(self.experiment, result.bundle, self.golden, self.keep)
@@ -312,6 +312,7 @@ class Monitor:
         if self.asked is not None:
             at = {"number": self.asked.number, "part": part, "epoch": epoch + FIRST_EPOCH}
             self.context.tell("epoch", **at, metrics=metrics)
+            self.context.budget.went_on(self.asked.number)
             if self.context.budget.is_over():
                 raise BudgetOver
         named = {f"{part}/{name}": value for name, value in metrics.items()}
@@ -322,9 +323,6 @@ class Monitor:
         step = {"part": epoch + FIRST_EPOCH} if several else {"epoch": epoch + FIRST_EPOCH}
         context.tell("part" if several else "epoch", number=asked.number, metrics=metrics, **step)
         value = metrics[context.experiment.objective.metric]
-        if several and context.experiment.study.pruner == "wilcoxon":
-            # It compares fold by fold: what this one alone gave, of the means with it and without it.
-            value = (epoch + 1) * value - epoch * self.seen.get(epoch - 1, 0.0)
         objective, known = context.experiment.objective, {**metrics, **self.measured}
         further = {name: known[name] for name in objective.names[1:] if name in known}
         prune = context.study.report(asked.number, epoch, value, further)

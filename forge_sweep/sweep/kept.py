@@ -75,7 +75,10 @@ def optimism(context: Context) -> dict[str, Any] | None:
     if not context.kept_rows:
         return None
     try:
-        return predictions.optimism(context.study, context.store)
+        found = predictions.optimism(context.study, context.store)
+        if found is not None and context.dataset.folds:  # one figure of all rows, where the value is a mean over folds
+            found["words"] += ", by the predictions of all folds together"
+        return found
     except ForgeSweepError as error:
         context.warn(f"how optimistic the best of the trials is, is not known: {error}")
         return None

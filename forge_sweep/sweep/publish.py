@@ -116,7 +116,7 @@ def publish(context: Context, parent: Run, confirmed: tuple[Confirmed, ...]) -> 
     ready = context.checkpoints / "winner"
     about = {**bundle.metadata, "sweep": context.key, "verdict": words, "outcome": verdict.outcome}
     about |= {"confirmed": winner.figures(), "test": on_test["metrics"]}
-    scores = judged_scores(context, winner.name) if context.dataset.folds else None
+    scores = judged_scores(context, winner.name)[0] if context.dataset.folds else None
     _save_with_card(context, dataclasses.replace(bundle, metadata=about), on_test, ready, scores)
     version = register(context, bundle, ready, f"{context.key}/{run_name}")
     return {**final, "model": f"models:/{context.experiment.model_name}/{version}", "version": version}

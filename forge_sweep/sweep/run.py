@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from forge_sweep import environment, jsons, sources, training, workers
+from forge_sweep import environment, jsons, sources, training, trial, workers
 from forge_sweep.addresses import refuse_unwritable
 from forge_sweep.checks.audit import Audit
 from forge_sweep.checks.audit import audit as audit_dataset
@@ -288,6 +288,7 @@ def try_models(experiment: Experiment, dataset: Dataset, watch: Watch) -> tuple[
     if experiment.code is not None:
         files = ", ".join(map(file_name, experiment.code.files))
         message(watch, f"{experiment.model.builder} is read from {files}; digest {experiment.model.code}")
+    trial.several(experiment, dataset)  # refused before there is a study, where there are too few rows for it
     training.load_backend()
     training.fix_operations(experiment.deterministic)
     findings = preflight(experiment, dataset)

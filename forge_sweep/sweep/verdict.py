@@ -132,14 +132,17 @@ def _scored_again(context: Context, confirmed: Confirmed) -> Seeds:
     values, drawn = [], []
     for s in confirmed.seeds:
         name = confirm_name(confirmed.contender.label, s)
-        task, answers = waiting_bundle(context, name).task, Answers(judged_scores(context, name), SEARCHED_AT)
+        task = waiting_bundle(context, name).task
         encoded = task.encode(judged.targets)
-        value, over = resampled(task, encoded, answers, metric, resamples=resamples)
-        values.append(sign * value)
-        drawn.append(sign * over)
+        found = [
+            resampled(task, encoded, Answers(scores, SEARCHED_AT), metric, resamples=resamples)
+            for scores in judged_scores(context, name)
+        ]
+        values.append(sign * float(np.mean([value for value, _ in found])))
+        drawn.append(sign * np.mean([over for _, over in found], axis=0))
     # Search and confirmation recorded both by the same arithmetic: their distance is that of two trainings.
     searched = values[0] + sign * (confirmed.contender.searched - confirmed.values[0])
-    return Seeds(np.array(values), np.stack(drawn), searched, confirmed.epochs, context.experiment.data.split.trainings)
+    return Seeds(np.array(values), np.stack(drawn), searched, confirmed.epochs, context.experiment.data.split.folds)
 
 
 def in_words(context: Context, verdict: Verdict, evaluation: Evaluation | None, metric: str) -> str:
@@ -165,8 +168,9 @@ def in_words(context: Context, verdict: Verdict, evaluation: Evaluation | None, 
         return f"{said}."
     own = f"the {best} network ({network.contender.words}) {figure(network.mean)}"
     other = f"{baseline.contender.words} {figure(baseline.mean)}"
+    rows = "validation rows" if not context.dataset.folds else "rows, each judged by a fold that had not seen it,"
     how = (
-        f"{LEVEL:.0%} over {judgement.rows:,} validation rows and {judgement.seeds} "
+        f"{LEVEL:.0%} over {judgement.rows:,} {rows} and {judgement.seeds} "
         f"seed{'s' * (judgement.seeds != 1)}; seen were {figure(judgement.apparent)}, "
         f"of which choosing among {judgement.configurations} configurations and {judgement.epochs} epochs gives "
         f"{figure(judgement.optimism)}"
