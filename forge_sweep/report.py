@@ -34,7 +34,8 @@ th { font-weight: 600; } .failed { color: #b3261e; } .pruned { color: #777; } .m
 {{ counts }}. Objective: {{ metric }} ({{ study.direction }}).</p>
 {% if final %}<p class="verdict">{{ final.verdict }}</p>
 <p>Winner: <strong>{{ final.winner.words }}</strong>, {{ metric }} {{ number(final.winner["mean"]) }} over
-{% set n = final.winner["values"] | length %}{{ n }} seed{{ "s" if n != 1 }}{% for name, value in winner_params.items() %}; {{ name }}
+{% set n = final.winner["values"] | length %}{{ n }} seed{{ "s" if n != 1 }}
+{%- for name, value in winner_params.items() %}; {{ name }}
 {{ number(value) }}{% endfor %}. Registered as <code>{{ final.model }}</code>.</p>
 {% if final.evaluation %}<div class="scroll"><table>
 <tr>{% for title in tested[0] %}<th>{{ title }}</th>{% endfor %}</tr>
