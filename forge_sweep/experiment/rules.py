@@ -64,12 +64,14 @@ def further_objectives_are_known(objective: ObjectiveSpec, data: DataSpec) -> Mi
     if len(names) < 2 and objective.tolerance is not None:
         expected = "nothing with one objective, whose best model is registered"
         yield wrong("objective.tolerance", objective.tolerance, expected, "remove it, or give objective.metrics")
+    if len(names) < 2:
+        return
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         yield wrong(path, twice[0], "each objective once")
     try:
         of_task = objective.known(data)
-    except ValueError:
-        return  # said already
+    except (KeyError, ValueError):  # of heads or of a sum: said already
+        return
     known = [*(f"val_{name}" for name in of_task), "val_loss", *MEASURES]
     for name in (each for each in dict.fromkeys(names[1:]) if each not in known):
         hint = nearest(name, known, 0.6)

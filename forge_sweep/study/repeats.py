@@ -6,11 +6,13 @@ import copy
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-
-from optuna.trial import FrozenTrial, TrialState
+from typing import TYPE_CHECKING
 
 from forge_sweep.study.space import key_of
 from forge_sweep.study.trials import Attr, attrs_of
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 AVERAGE = "average"
 """The value of ``study.repeats`` with which trials are shown so."""
@@ -27,7 +29,7 @@ def averaged(trials: Sequence[FrozenTrial], keys: dict[int, str] | None = None) 
     for trial in trials:
         attrs = attrs_of(trial)
         counts = Attr.PARAMS in attrs and not {Attr.FAILURE, Attr.IMPORTED} & attrs.keys()
-        if trial.state == TrialState.COMPLETE and trial.value is not None and counts:
+        if trial.state.name == "COMPLETE" and trial.value is not None and counts:
             if trial.number not in keys:
                 keys[trial.number] = key_of(attrs[Attr.PARAMS])
             alike[keys[trial.number]].append(trial)
