@@ -260,7 +260,7 @@ FAULTS: tuple[Fault, ...] = (
         lay=_raw_amounts,
         code="unscaled-range",
         when="audit",
-        fixed=Fixed("val_auc"),
+        fixed=Fixed("val_auc", seeds=(1, 2, 3, 4, 5)),
     ),
     Fault(
         name="scaler on all rows",

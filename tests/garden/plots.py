@@ -55,10 +55,12 @@ class Fixed:
     Attributes:
         metric: on validation, such as ``val_auc``; the higher the better, unless it is a loss or an error.
         over: ``baseline``: better than the constant baseline; ``itself``: better than the experiment with the fault.
+        seeds: of the trainings that are compared; more where the fault makes some of them unlucky, and others not.
     """
 
     metric: str
     over: Literal["baseline", "itself"] = "itself"
+    seeds: tuple[int, ...] = SEEDS
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,17 +219,17 @@ def gain(fault: Fault, folder: Path, line: Sequence[str]) -> tuple[np.ndarray, n
     """
     assert fault.fixed is not None
     path = fault.lay(folder, True)
-    metric = fault.fixed.metric
+    metric, seeds = fault.fixed.metric, fault.fixed.seeds
     sign = -1.0 if any(word in metric for word in ("loss", "rmse", "mae", "mse", "brier")) else 1.0
     declared = load(path, line)
     rows = sources.load(declared.data, root=declared.root, seed=declared.seed, code=declared.source_code)
-    after = [train(declared, rows, seed).metrics[metric] for seed in SEEDS]
+    after = [train(declared, rows, seed).metrics[metric] for seed in seeds]
     if fault.fixed.over == "baseline":
-        before = [trial.run_baseline(declared, rows, "constant", SEEDS[0]).metrics[metric]] * len(SEEDS)
+        before = [trial.run_baseline(declared, rows, "constant", seeds[0]).metrics[metric]] * len(seeds)
     else:
         faulty = load(path)
         rows = sources.load(faulty.data, root=faulty.root, seed=faulty.seed, code=faulty.source_code)
-        before = [train(faulty, rows, seed).metrics[metric] for seed in SEEDS]
+        before = [train(faulty, rows, seed).metrics[metric] for seed in seeds]
     return sign * np.array(before), sign * np.array(after)
 
 
