@@ -25,7 +25,7 @@ def averaged(trials: Sequence[FrozenTrial], keys: dict[int, str] | None = None) 
     ``keys`` of their configurations, by number, are kept there from call to call.
     """
     keys = {} if keys is None else keys
-    alike = defaultdict[str, list[FrozenTrial]](list)
+    alike: defaultdict[str, list[FrozenTrial]] = defaultdict(list)
     for trial in trials:
         attrs = attrs_of(trial)
         counts = Attr.PARAMS in attrs and not {Attr.FAILURE, Attr.IMPORTED} & attrs.keys()
