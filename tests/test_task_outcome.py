@@ -225,11 +225,11 @@ def test_with_one_seed_a_lead_is_possible_and_no_tie_is_claimed(monkeypatch: pyt
     }
     network = Confirmed(Contender("0001", 0.5, {}), (0.9,), (1,), "maximize")
     tree = Confirmed(Contender("xgboost", 0.85, {}, "xgboost"), (0.85,), (1,), "maximize")
-    objective = SimpleNamespace(metric="val_auc")
+    objective = SimpleNamespace(metric="val_auc", names=("val_auc",))
     context: Any = SimpleNamespace(
         experiment=SimpleNamespace(direction="maximize", objective=objective, model=SimpleNamespace(code=None)),
         study=SimpleNamespace(rows=list, ranked=list, notes=lambda prefix: {}),
-        dataset=SimpleNamespace(valid=SimpleNamespace(targets=pd.DataFrame({"y": np.arange(500) % 2}))),
+        dataset=SimpleNamespace(judged=SimpleNamespace(targets=pd.DataFrame({"y": np.arange(500) % 2})), folds=()),
         checkpoints=Path(),
     )
     monkeypatch.setattr(verdicts, "_scored_again", lambda context, each: scores[each.contender.label])

@@ -258,11 +258,8 @@ class Dataset:
 def _joined(one: Split, other: Split) -> Split:
     import pandas as pd
 
-    def both(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-        return pd.concat([first, second])
-
-    rows = np.concatenate([one.rows, other.rows])
-    return Split(both(one.features, other.features), both(one.targets, other.targets), rows)
+    features, targets = pd.concat([one.features, other.features]), pd.concat([one.targets, other.targets])
+    return Split(features, targets, np.concatenate([one.rows, other.rows]))
 
 
 def _taken(split: Split, positions: np.ndarray) -> Split:
